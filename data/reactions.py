@@ -1,0 +1,230 @@
+"""Elementary reactions and the npz file that holds many of them.
+
+The file concatenates the atoms of all reactions; reaction k occupies rows `ptr[k]:ptr[k+1]`:
+
+    id (R,)            name or number of the reaction
+    split (R,)         'train', 'val', ... any names
+    ptr (R+1,)         offsets into the atom arrays
+    z (A,)             atomic numbers, the same order on every side of a reaction
+    r, ts, p (A, 3)    reactant, transition state and product, Angstrom; a ts of NaNs says that none is known
+    p_frag (A,)        product fragment of each atom; r_frag (A,) likewise for the reactant, optional (default one fragment)
+    charge, spin (R,)  total charge and number of unpaired electrons, optional (default 0)
+
+Other keys (smiles, barrier_kcal, ...) are ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from molgen.errors import InputError
+
+_REQUIRED = ("id", "split", "ptr", "z", "r", "ts", "p", "p_frag")
+
+
+@dataclass(frozen=True, eq=False)
+class Reaction:
+    """One elementary reaction; atom i is the same atom on every side. Construction does not validate.
+
+    Attributes:
+        numbers: (N,) int64 atomic numbers.
+        reactant, product: (N, 3) float64 Angstrom, each in its own frame. On a side of several fragments their relative
+            placement carries no information.
+        product_fragments, reactant_fragments: (N,) int64, the fragment of each atom, counted from 0.
+        charge: total charge, e.
+        spin: number of unpaired electrons.
+        name: shown to people, need not be unique.
+        ts: (N, 3) float64 Angstrom, where known.
+    """
+
+    numbers: np.ndarray
+    reactant: np.ndarray
+    product: np.ndarray
+    product_fragments: np.ndarray
+    reactant_fragments: np.ndarray
+    charge: int = 0
+    spin: int = 0
+    name: str = ""
+    ts: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Number of atoms."""
+        return len(self.numbers)
+
+    @property
+    def reversed(self) -> Reaction:
+        """The reaction product -> reactant, through the same transition state."""
+        return Reaction(
+            numbers=self.numbers,
+            reactant=self.product,
+            product=self.reactant,
+            product_fragments=self.reactant_fragments,
+            reactant_fragments=self.product_fragments,
+            charge=self.charge,
+            spin=self.spin,
+            name=self.name,
+            ts=self.ts,
+        )
+
+
+def load_npz(path: str | os.PathLike, split: str | None = None) -> list[Reaction]:
+    """Reactions of an npz file (format: see the module), all of them or those of one split, in file order.
+
+    The arrays of a Reaction are read-only views of the file's arrays.
+
+    Raises:
+        InputError: no such file, not an npz, missing keys, inconsistent shapes, non-finite coordinates, unknown split.
+    """
+    arrays = _read(Path(path))
+    where = str(path)
+    _check(arrays, where)
+    ptr = arrays["ptr"].astype(np.int64)
+    splits = arrays["split"].astype(str)
+    chosen = np.arange(len(splits))
+    if split is not None:
+        chosen = np.flatnonzero(splits == split)
+        if not len(chosen):
+            names = ", ".join(f"'{s}' ({n})" for s, n in zip(*np.unique(splits, return_counts=True), strict=True))
+            raise InputError(f"no reaction of split '{split}'", where=where, expected=f"one of {names or 'none'}")
+    z = _frozen(arrays["z"], np.int64)
+    r, ts, p = (_frozen(arrays[key], np.float64) for key in ("r", "ts", "p"))
+    p_frag = _frozen(arrays["p_frag"], np.int64)
+    r_frag = _frozen(arrays.get("r_frag", np.zeros(len(z))), np.int64)
+    names = arrays["id"].astype(str).tolist()
+    charges = arrays.get("charge", np.zeros(len(names))).astype(int).tolist()
+    spins = arrays.get("spin", np.zeros(len(names))).astype(int).tolist()
+    known = np.isfinite(ts[ptr[:-1], 0]).tolist() if len(names) else []
+    bounds = ptr.tolist()
+    reactions = []
+    for k in chosen.tolist():
+        a = slice(bounds[k], bounds[k + 1])
+        reactions.append(
+            Reaction(
+                z[a], r[a], p[a], p_frag[a], r_frag[a], charges[k], spins[k], names[k], ts[a] if known[k] else None
+            )
+        )
+    return reactions
+
+
+def save_npz(path: str | os.PathLike, reactions: Sequence[Reaction], splits: Sequence[str] | str) -> None:
+    """Write `reactions` in the format of `load_npz`; coordinates as float32. The file appears whole or not at all.
+
+    Args:
+        path: file to write; replaced if it exists.
+        reactions: any number of them.
+        splits: the split of each reaction, or one name for all.
+
+    Raises:
+        InputError: as many splits as reactions are needed.
+    """
+    path = Path(path)
+    splits = [splits] * len(reactions) if isinstance(splits, str) else list(splits)
+    if len(splits) != len(reactions):
+        raise InputError(
+            f"{len(splits)} splits for {len(reactions)} reactions", where=str(path), expected="one split a reaction"
+        )
+
+    def rows(values, dtype, shape):
+        return np.concatenate([np.zeros(shape, dtype), *(np.asarray(v, dtype) for v in values)])
+
+    names = [r.name for r in reactions]
+    whole = all(n.isdecimal() and str(int(n)) == n and int(n) < 2**31 for n in names)
+    arrays = {
+        "id": np.array(names, dtype=np.int32 if whole else str),
+        "split": np.array(splits, dtype=str),
+        "ptr": np.concatenate([[0], np.cumsum([len(r) for r in reactions], dtype=np.int64)]).astype(np.int64),
+        "z": rows((r.numbers for r in reactions), np.int8, 0),
+        "r": rows((r.reactant for r in reactions), np.float32, (0, 3)),
+        "ts": rows((np.full((len(r), 3), np.nan) if r.ts is None else r.ts for r in reactions), np.float32, (0, 3)),
+        "p": rows((r.product for r in reactions), np.float32, (0, 3)),
+        "p_frag": rows((r.product_fragments for r in reactions), np.int16, 0),
+        "r_frag": rows((r.reactant_fragments for r in reactions), np.int16, 0),
+        "charge": np.array([r.charge for r in reactions], dtype=np.int16),
+        "spin": np.array([r.spin for r in reactions], dtype=np.int16),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as out:
+        part = Path(out.name)
+        try:
+            np.savez_compressed(out, **arrays)
+        except BaseException:
+            part.unlink()
+            raise
+    part.chmod(0o644)
+    part.replace(path)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of the file that a Reaction needs; long text columns are left on disk."""
+    where = str(path)
+    if not path.is_file():
+        raise InputError("no such file", where=where, expected="an npz of reactions", remedy="check the path")
+    wanted = (*_REQUIRED, "r_frag", "charge", "spin")
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            missing = [key for key in _REQUIRED if key not in data]
+            arrays = {key: data[key] for key in wanted if key in data}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise InputError(
+            f"not a readable npz file ({error})",
+            where=where,
+            expected="an npz of plain arrays",
+            remedy="download it again",
+        ) from error
+    if missing:
+        raise InputError(
+            f"missing keys: {', '.join(missing)}",
+            where=where,
+            expected=f"the keys {', '.join(_REQUIRED)}",
+            remedy="write it with molgen.data.save_npz",
+        )
+    return arrays
+
+
+def _check(arrays: dict[str, np.ndarray], where: str) -> None:
+    """Shapes and values, all reactions at once."""
+    count = len(np.atleast_1d(arrays["id"]))
+    ptr = arrays["ptr"]
+    if ptr.shape != (count + 1,) or ptr[0] != 0 or (np.diff(ptr) <= 0).any():
+        raise InputError(
+            f"ptr of shape {ptr.shape} for {count} reactions",
+            where=where,
+            expected=f"ptr ({count + 1},) rising from 0, one offset more than reactions",
+        )
+    atoms = int(ptr[-1])
+    shapes = {
+        "split": (count,),
+        "z": (atoms,),
+        "p_frag": (atoms,),
+        "r_frag": (atoms,),
+        "charge": (count,),
+        "spin": (count,),
+    }
+    shapes |= {key: (atoms, 3) for key in ("r", "ts", "p")}
+    for key, shape in shapes.items():
+        if key in arrays and arrays[key].shape != shape:
+            raise InputError(f"{key} has shape {arrays[key].shape}", where=where, expected=f"{shape}")
+    row_of = np.repeat(np.arange(count), np.diff(ptr))
+    for key in ("r", "p", "ts"):
+        bad = ~np.isfinite(arrays[key]).all(axis=1)
+        if key == "ts":  # a ts that is all NaN is an unknown one
+            unknown = np.bincount(row_of, weights=np.isnan(arrays[key]).all(axis=1), minlength=count) == np.diff(ptr)
+            bad &= ~unknown[row_of]
+        if bad.any():
+            k = int(row_of[np.argmax(bad)])
+            raise InputError(
+                f"{key} has a non-finite coordinate", where=f"{where}, reaction {k} (id {arrays['id'][k]})"
+            )
+
+
+def _frozen(array: np.ndarray, dtype) -> np.ndarray:
+    array = np.ascontiguousarray(array, dtype=dtype)
+    array.flags.writeable = False
+    return array
