@@ -1,0 +1,101 @@
+"""Files that are whole or absent: atomic writes, strict JSON, digests. Used by checkpoints and run directories."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from molgen.errors import InputError
+
+_REMEDIES = {
+    errno.ENOSPC: ("no space left on the device", "free some space, or write to another disk with --out"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, or write to another disk with --out"),
+    errno.EACCES: ("permission denied", "choose a folder you may write to with --out"),
+    errno.EPERM: ("operation not permitted", "choose a folder you may write to with --out"),
+    errno.EROFS: ("read-only file system", "choose a folder you may write to with --out"),
+}
+
+
+@contextlib.contextmanager
+def explained(path: Path):
+    """Turn an `OSError` of writing `path` into an `InputError` that says which file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        what, remedy = _REMEDIES.get(error.errno or 0, (error.strerror or str(error), "choose another --out"))
+        raise InputError(f"cannot write: {what}", where=str(path), remedy=remedy) from error
+
+
+def write_atomic(path: str | Path, data: str | bytes) -> Path:
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
+
+    Parent folders are made. Text is UTF-8.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    payload = data.encode() if isinstance(data, str) else data
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The same folder, hence the same file system: only there is os.replace atomic.
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(payload)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would lock colleagues out of shared results
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+    return path
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented, standard JSON (RFC 8259) with a final newline.
+
+    NumPy and torch scalars and arrays become numbers and lists, paths become strings, and non-finite numbers become
+    null, because JSON has none.
+
+    Raises:
+        TypeError: `value` holds something that is not data (names the type).
+    """
+    return json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256 digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # NumPy and torch, without importing either
+        return _plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
