@@ -1,0 +1,233 @@
+"""A run directory: what was asked (`manifest.json`), what came out, and how it went (`summary.json`).
+
+with Run(out, "ts", settings, seed=0, device="cpu") as run:
+    run.write_text("ts.xyz", frames)
+    run.results.append({"verdict": "intended"})      # kept even if the user presses Ctrl-C here
+    summary = run.finish("ok", energy_calls=61)
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from molgen import __version__
+from molgen.errors import InputError, MolgenError
+from molgen.files import explained, json_text, write_atomic
+
+MANIFEST, SUMMARY = "manifest.json", "summary.json"
+# Keys every summary has, so that scripts need not ask which command wrote it; null where a command has no such thing.
+_FIGURES = ("checkpoint_hash", "energy_calls", "validity", "rejections")
+
+
+class Run:
+    """One run and the directory that holds it.
+
+    Every file appears whole or not at all. Files are listed in the manifest, so `overwrite` removes what an earlier run
+    wrote and nothing else.
+
+    Args:
+        directory: output folder, made if absent.
+        command: subcommand, e.g. "ts".
+        settings: JSON-ready options that decide the result; a resumed run must have the same.
+        seed: random seed.
+        device: torch device name; may differ when resuming.
+        overwrite: replace an earlier run in `directory`.
+        resume: continue an earlier run in `directory`; a fresh start where there is none.
+
+    Attributes:
+        results: list that `finish` writes when it is given no other; fill it as results arrive.
+        figures: summary entries collected so far (see `record`).
+        resumed: True when this continues an earlier run.
+
+    Raises:
+        InputError: the directory holds files and neither `overwrite` nor `resume` was asked; it is not a run directory
+            of this command (resume); a setting changed (resume); it cannot be written.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        command: str,
+        settings: Mapping[str, Any],
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        overwrite: bool = False,
+        resume: bool = False,
+    ):
+        self.directory = Path(directory)
+        self.command, self.seed, self.device = command, int(seed), str(device)
+        self.results: list[Any] = []
+        self.figures: dict[str, Any] = {}
+        self.resumed = False
+        self._settings = json.loads(json_text(dict(settings)))
+        self._files: list[str] = []
+        self._earlier_seconds = 0.0
+        self._finished = False
+        self._begin = time.monotonic()
+        self._open(overwrite, resume)
+        self._write_manifest()
+
+    def path(self, name: str) -> Path:
+        """Path of output `name`, listed in the manifest; for writers that need a path (they write atomically themselves).
+
+        Raises:
+            ValueError: `name` points outside the run directory.
+        """
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or path == Path("."):
+            raise ValueError(f"{name!r} is not a path inside the run directory")
+        if name not in self._files:
+            self._files.append(name)
+            self._write_manifest()
+        return self.directory / path
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Write `data` to output `name` atomically."""
+        return write_atomic(self.path(name), data)
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write `text` (UTF-8) to output `name` atomically."""
+        return write_atomic(self.path(name), text)
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write `value` to output `name` atomically (NumPy values welcome, non-finite numbers become null)."""
+        return write_atomic(self.path(name), json_text(value))
+
+    def record(self, **figures: Any) -> None:
+        """Keep `figures` for the summary, also for that of an interrupted run."""
+        self.figures.update(figures)
+
+    def finish(self, status: str, results: list[Any] | None = None, **figures: Any) -> dict[str, Any]:
+        """Write `summary.json` and return its content.
+
+        Args:
+            status: "ok", "gate_failed", "partial", "interrupted" or "failed".
+            results: list of results; default `self.results`.
+            figures: `checkpoint_hash`, `energy_calls`, `validity`, `rejections` (reason -> count) and whatever the
+                command measures besides.
+        """
+        figures = {**dict.fromkeys(_FIGURES), **self.figures, **figures}
+        summary = {
+            "status": status,
+            "command": self.command,
+            "molgen_version": __version__,
+            "seed": self.seed,
+            "device": self.device,
+            "wall_seconds": round(self._earlier_seconds + time.monotonic() - self._begin, 3),
+            **figures,
+            "results": self.results if results is None else results,
+        }
+        text = json_text(summary)
+        write_atomic(self.path(SUMMARY), text)
+        self._finished = True
+        return json.loads(text)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        """Leave a summary whatever happened; the exception goes on to the caller."""
+        if error is None:
+            if not self._finished:
+                self.finish("ok")
+            return
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        try:
+            self.finish(status, error=str(error) or type(error).__name__)
+        except MolgenError as second:
+            error.add_note(f"and no {SUMMARY} could be written: {second}")  # the first fault is the one to report
+
+    def _open(self, overwrite: bool, resume: bool) -> None:
+        where = str(self.directory)
+        if overwrite and resume:
+            raise InputError("--overwrite and --resume exclude each other", where=where, remedy="give one of the two")
+        if self.directory.exists() and not self.directory.is_dir():
+            raise InputError("is a file", where=where, expected="an output folder", remedy="choose another --out")
+        with explained(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            empty = not any(self.directory.iterdir())
+        if empty:
+            return
+        if resume:
+            self._continue()
+        elif overwrite:
+            self._clear()
+        else:
+            raise InputError(
+                "the output folder is not empty",
+                where=where,
+                expected="an empty or new folder",
+                remedy="give --overwrite to replace the earlier run, or another --out",
+            )
+
+    def _continue(self) -> None:
+        manifest = self._read(MANIFEST)
+        if manifest is None:
+            raise InputError(
+                f"nothing to resume: no {MANIFEST}",
+                where=str(self.directory),
+                expected="the folder of an earlier run",
+                remedy="check --out, or leave out --resume",
+            )
+        before = {"command": manifest.get("command"), "seed": manifest.get("seed")}
+        now: dict[str, Any] = {"command": self.command, "seed": self.seed}
+        before |= manifest.get("settings", {})
+        now |= self._settings
+        for key in {**before, **now}:
+            if before.get(key) != now.get(key):
+                raise InputError(
+                    f"cannot resume: '{key}' was {before.get(key)!r} and is now {now.get(key)!r}",
+                    where=str(self.directory / MANIFEST),
+                    expected="the settings of the earlier run",
+                    remedy=f"set '{key}' back, or start afresh in another --out",
+                )
+        self._files = [str(name) for name in manifest.get("files", [])]
+        self._earlier_seconds = float((self._read(SUMMARY) or {}).get("wall_seconds") or 0.0)
+        self.resumed = True
+
+    def _clear(self) -> None:
+        """Remove what the earlier run listed as its own; a folder that is no run loses nothing."""
+        root = self.directory.resolve()
+        with explained(self.directory):
+            for name in (self._read(MANIFEST) or {}).get("files", []):
+                path = self.directory / str(name)
+                if root not in path.resolve().parents:  # a manifest edited by hand must not reach outside
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def _write_manifest(self) -> None:
+        manifest = {
+            "command": self.command,
+            "settings": self._settings,
+            "seed": self.seed,
+            "device": self.device,
+            "molgen_version": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "files": self._files,
+        }
+        write_atomic(self.directory / MANIFEST, json_text(manifest))
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.directory / name
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(
+                f"not valid JSON ({error})", where=str(path), remedy="remove the file, or choose another --out"
+            ) from error
+        return content if isinstance(content, dict) else None

@@ -1,0 +1,179 @@
+"""Run directories: never half-written, never silently overwritten, partial results kept."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import molgen
+from molgen.errors import InputError, MolgenError
+from molgen.files import json_text, write_atomic
+from molgen.run import Run
+
+SETTINGS = {"samples": 8, "calculator": "gfn2", "reactant": Path("r.xyz"), "fmax": np.float64(0.02)}
+
+
+def listing(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def read(directory, name):
+    return json.loads((directory / name).read_text())
+
+
+def test_summary_has_what_scripts_rely_on(tmp_path):
+    with Run(tmp_path / "out", "ts", SETTINGS, seed=5, device="cpu") as run:
+        run.write_text("ts.xyz", "3\n")
+        run.write_json("modes.json", {"cm": np.array([-1200.5, np.nan]), "n": np.int64(3)})
+        run.write_bytes("plots/barrier.png", b"\x89PNG")
+        run.record(checkpoint_hash="abc")
+        summary = run.finish("ok", [{"verdict": "intended"}], energy_calls=61, rejections={"half": 2})
+    out = tmp_path / "out"
+    assert summary == read(out, "summary.json")
+    assert summary.pop("wall_seconds") >= 0
+    assert summary == {
+        "status": "ok",
+        "command": "ts",
+        "molgen_version": molgen.__version__,
+        "seed": 5,
+        "device": "cpu",
+        "checkpoint_hash": "abc",
+        "energy_calls": 61,
+        "validity": None,
+        "rejections": {"half": 2},
+        "results": [{"verdict": "intended"}],
+    }
+    manifest = read(out, "manifest.json")
+    assert manifest["settings"] == {"samples": 8, "calculator": "gfn2", "reactant": "r.xyz", "fmax": 0.02}
+    assert manifest["files"] == ["ts.xyz", "modes.json", "plots/barrier.png", "summary.json"]
+    assert read(out, "modes.json") == {"cm": [-1200.5, None], "n": 3}
+    assert listing(out) == ["manifest.json", "modes.json", "plots", "summary.json", "ts.xyz"]
+
+
+def test_existing_output_is_refused_and_untouched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    message = r"the output folder is not empty\n  expected: an empty or new folder\n  remedy: give --overwrite"
+    with pytest.raises(InputError, match=message):
+        Run(tmp_path, "ts", {})
+    assert listing(tmp_path) == ["thesis.tex"]
+
+
+def test_output_that_is_a_file(tmp_path):
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(InputError, match=r"out: is a file\n  expected: an output folder"):
+        Run(tmp_path / "out", "ts", {}, overwrite=True)
+
+
+def test_overwrite_removes_the_earlier_run_and_nothing_else(tmp_path):
+    with Run(tmp_path, "ts", {}) as run:
+        run.write_text("guesses.xyz", "old")
+        run.write_text("checkpoint/model.safetensors", "old")
+        run.path("checkpoint")
+    (tmp_path / "notes.txt").write_text("mine")
+    Run(tmp_path, "ts", {"samples": 2}, overwrite=True)
+    assert listing(tmp_path) == ["manifest.json", "notes.txt"]
+
+
+def test_overwrite_never_reaches_outside(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    out = tmp_path / "out"
+    Run(out, "ts", {})
+    manifest = read(out, "manifest.json") | {"files": ["../precious", ".", str(tmp_path / "precious")]}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    Run(out, "ts", {}, overwrite=True)
+    assert (tmp_path / "precious").read_text() == "x" and listing(out) == ["manifest.json"]
+    for name in ("../precious", "/etc/precious", "."):
+        with pytest.raises(ValueError, match="not a path inside the run directory"):
+            Run(out, "ts", {}, overwrite=True).path(name)
+
+
+def test_resume_continues_and_adds_up(tmp_path):
+    with Run(tmp_path, "train", SETTINGS, seed=1) as run:
+        run.write_text("log.csv", "1\n")
+        run._begin -= 100  # as if it had worked for 100 s
+    again = Run(tmp_path, "train", SETTINGS, seed=1, device="cuda", resume=True)
+    assert again.resumed and (tmp_path / "log.csv").exists()
+    assert 100 <= again.finish("ok")["wall_seconds"] < 200
+    assert read(tmp_path, "manifest.json")["files"] == ["log.csv", "summary.json"]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"settings": SETTINGS | {"samples": 9}}, r"'samples' was 8 and is now 9(.|\n)*remedy: set 'samples' back"),
+    ({"settings": SETTINGS | {"charge": 1}}, r"'charge' was None and is now 1"),
+    ({"seed": 2}, r"'seed' was 1 and is now 2"),
+    ({"command": "ts"}, r"'command' was 'train' and is now 'ts'"),
+])  # fmt: skip
+def test_resume_refuses_changed_settings(tmp_path, change, message):
+    Run(tmp_path, "train", SETTINGS, seed=1)
+    asked = {"command": "train", "settings": SETTINGS, "seed": 1} | change
+    with pytest.raises(InputError, match=message):
+        Run(tmp_path, resume=True, **asked)
+
+
+def test_resume_without_a_run(tmp_path):
+    assert not Run(tmp_path / "new", "train", {}, resume=True).resumed
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+    with pytest.raises(InputError, match=r"nothing to resume: no manifest\.json"):
+        Run(tmp_path / "other", "train", {}, resume=True)
+    with pytest.raises(InputError, match=r"exclude each other"):
+        Run(tmp_path / "new", "train", {}, resume=True, overwrite=True)
+
+
+def test_interrupt_keeps_partial_results(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Run(tmp_path, "ts", {}) as run:
+        run.results.append({"verdict": "intended"})
+        run.record(energy_calls=17)
+        raise KeyboardInterrupt
+    summary = read(tmp_path, "summary.json")
+    assert summary["status"] == "interrupted"
+    assert summary["results"] == [{"verdict": "intended"}] and summary["energy_calls"] == 17
+
+
+def test_failure_is_recorded_and_goes_on(tmp_path):
+    with pytest.raises(MolgenError, match="SCF"), Run(tmp_path, "ts", {}):
+        raise MolgenError("SCF did not converge")
+    assert read(tmp_path, "summary.json")["status"] == "failed"
+    assert read(tmp_path, "summary.json")["error"] == "SCF did not converge"
+
+
+def full_disk(monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_disk_full_is_explained_and_leaves_the_old_file(tmp_path, monkeypatch):
+    run = Run(tmp_path, "ts", {})
+    run.write_text("ts.xyz", "first")
+    full_disk(monkeypatch)
+    with pytest.raises(InputError, match=r"ts\.xyz: cannot write: no space left(.|\n)*remedy: free some space"):
+        run.write_text("ts.xyz", "second")
+    assert (tmp_path / "ts.xyz").read_text() == "first"
+    assert listing(tmp_path) == ["manifest.json", "ts.xyz"]
+
+
+def test_the_first_fault_is_reported_when_the_summary_fails_too(tmp_path, monkeypatch):
+    with pytest.raises(MolgenError, match="SCF") as caught, Run(tmp_path, "ts", {}):
+        full_disk(monkeypatch)
+        raise MolgenError("SCF did not converge")
+    assert "no space left" in caught.value.__notes__[0]
+
+
+def test_write_atomic_respects_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        assert write_atomic(tmp_path / "a.txt", "a").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
+
+
+def test_json_refuses_what_is_not_data():
+    with pytest.raises(TypeError, match="builtin_function_or_method cannot be written as JSON"):
+        json_text({"f": len})
