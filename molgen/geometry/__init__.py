@@ -1,0 +1,1 @@
+"""Geometry without learning: superposition, bonds, atom mapping, handedness, embedding of distances."""

@@ -1,0 +1,62 @@
+"""Handedness of a geometry: signed volumes of tetrahedral centres, and whether a prediction is the mirror image."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from molgen.geometry.align import rmsd
+
+# A tetrahedral carbon's normalised volume is 0.51 (unit vectors to the neighbours); below half of it a centre is too flat,
+# as in an umbrella inversion, for its handedness to mean anything.
+_FLAT = 0.25
+
+
+def tetrahedral_quadruples(bonds: np.ndarray) -> np.ndarray:
+    """(Q, 4) neighbours, ascending, of every atom with exactly four neighbours in `bonds` (N, N).
+
+    Intersect two connectivities first (`bonds_a & bonds_b`) for the centres that both sides share.
+    """
+    centres = np.flatnonzero(np.asarray(bonds).sum(axis=1) == 4)
+    return np.array([np.flatnonzero(bonds[c]) for c in centres], dtype=np.int64).reshape(-1, 4)
+
+
+def signed_volumes(positions, quadruples) -> np.ndarray:
+    """(..., Q) signed volumes, Angstrom^3, of the tetrahedra a, b, c, d of each quadruple: (b-a) . ((c-a) x (d-a)) / 6.
+
+    Args:
+        positions: (..., N, 3) Angstrom.
+        quadruples: (Q, 4) atom indices.
+
+    The sign changes under reflection and under exchange of two atoms, and under nothing else.
+    """
+    a, b, c, d = (np.asarray(positions, dtype=float)[..., np.asarray(quadruples)[:, k], :] for k in range(4))
+    return np.einsum("...i,...i->...", b - a, np.cross(c - a, d - a)) / 6.0
+
+
+def inverted_centres(positions_a, positions_b, quadruples) -> np.ndarray:
+    """(Q,) whether a tetrahedral centre has opposite handedness in two geometries; centres flat in either do not count."""
+    a, b = _normalised(positions_a, quadruples), _normalised(positions_b, quadruples)
+    return (a * b < 0) & (np.abs(a) > _FLAT) & (np.abs(b) > _FLAT)
+
+
+def wrong_handedness(pred, true, quadruples=None) -> bool:
+    """Whether `pred` (N, 3) has the wrong handedness for `true` (N, 3), atoms in the same order.
+
+    It has if its mirror image fits much better than itself: RMSD with reflection below half of the RMSD by proper rotation,
+    and by more than 0.1 Angstrom; or if any tetrahedral centre among `quadruples` (Q, 4) is inverted (signed volumes of
+    opposite sign, both at least half of an ideal tetrahedron's).
+    """
+    a, b = (torch.as_tensor(np.asarray(x, dtype=float)) for x in (pred, true))
+    proper, either = float(rmsd(a, b)), float(rmsd(a, b, reflect=True))
+    if either < 0.5 * proper and proper - either > 0.1:
+        return True
+    return quadruples is not None and len(quadruples) > 0 and bool(inverted_centres(pred, true, quadruples).any())
+
+
+def _normalised(positions, quadruples) -> np.ndarray:
+    """Signed volumes with the four corners moved to unit distance from their mean: 0.51 for any regular tetrahedron."""
+    corners = np.asarray(positions, dtype=float)[np.asarray(quadruples)]
+    corners = corners - corners.mean(axis=1, keepdims=True)
+    corners = corners / np.linalg.norm(corners, axis=-1, keepdims=True)
+    return signed_volumes(corners.reshape(-1, 3), np.arange(len(corners) * 4).reshape(-1, 4))
