@@ -1,0 +1,50 @@
+# make demo   install, then find and verify a transition state for an example reaction
+# make test   install with the development tools, then run the whole test suite
+# make lint   style, format and types
+# make bench  every benchmark
+#
+# Variables: PYTHON=python3.12   the interpreter that makes .venv (3.11 or newer)
+#            PIP_FLAGS="--index-url https://download.pytorch.org/whl/cpu"   for torch alone: a CPU build, without CUDA
+#            JOBS=8              test processes
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+JOBS ?= 2
+BENCHMARKS ?= $(wildcard benchmarks/*.py)
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+SOURCES := molgen tests benchmarks examples
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/.installed
+	$(BIN)/molgen ts examples/hcn/reactant.xyz examples/hcn/product.xyz --out runs/demo --overwrite
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: .venv/.installed
+	@for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+clean:
+	rm -rf .venv build dist molgen.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# Stamps: installing again only when the requirements changed.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("molgen needs Python 3.11 or newer; try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@echo "Installing molgen into .venv (a few minutes the first time)"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) $(PIP_FLAGS) torch          # first and alone: whatever build this machine or PIP_FLAGS offers is the one kept
+	$(PIP) setuptools wheel
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
