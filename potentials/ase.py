@@ -106,8 +106,9 @@ def calculator_from_spec(
     try:
         calculator = factory(**kwargs)
     except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
         raise errors.CalculatorError(
-            f"{class_name}({', '.join(f'{k}={v!r}' for k, v in kwargs.items())}) raised {type(error).__name__}: {error}",
+            f"{class_name}({given}) raised {type(error).__name__}: {error}",
             where=where,
             remedy="check --calculator-kwargs against the calculator's documentation",
         ) from error
