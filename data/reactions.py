@@ -7,7 +7,8 @@ The file concatenates the atoms of all reactions; reaction k occupies rows `ptr[
     ptr (R+1,)         offsets into the atom arrays
     z (A,)             atomic numbers, the same order on every side of a reaction
     r, ts, p (A, 3)    reactant, transition state and product, Angstrom; a ts of NaNs says that none is known
-    p_frag (A,)        product fragment of each atom; r_frag (A,) likewise for the reactant, optional (default one fragment)
+    p_frag (A,)        product fragment of each atom
+    r_frag (A,)        reactant fragment of each atom, optional (default one fragment)
     charge, spin (R,)  total charge and number of unpaired electrons, optional (default 0)
 
 Other keys (smiles, barrier_kcal, ...) are ignored.
@@ -207,7 +208,7 @@ def _check(arrays: dict[str, np.ndarray], where: str) -> None:
         "charge": (count,),
         "spin": (count,),
     }
-    shapes |= {key: (atoms, 3) for key in ("r", "ts", "p")}
+    shapes |= dict.fromkeys(("r", "ts", "p"), (atoms, 3))
     for key, shape in shapes.items():
         if key in arrays and arrays[key].shape != shape:
             raise InputError(f"{key} has shape {arrays[key].shape}", where=where, expected=f"{shape}")

@@ -1,4 +1,4 @@
-"""Who is bonded to whom, from geometry alone: connectivity, fragments, bond orders, and how two connectivities differ."""
+"""Who is bonded to whom, from geometry alone: connectivity, fragments, bond orders, bonds broken and formed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from ase.data import covalent_radii
 from scipy.sparse.csgraph import connected_components
 
-# Slack over the sum of covalent radii, Angstrom. Chosen on RDB7 (train) against the bonds of the atom-mapped SMILES: 0.2 to
-# 0.3 is a plateau with 0.5 to 1 % of the geometries differing in any bond (a factor of 1.2 to 1.3: 1.3 to 6 %, because H2
-# needs more than strained rings allow). Of the plateau, the least that still bonds F2.
+# Slack over the sum of covalent radii, Angstrom. Chosen on RDB7 (train) against the bonds of the atom-mapped SMILES:
+# 0.2 to 0.3 is a plateau with 0.5 to 1 % of the geometries differing in any bond (a factor of 1.2 to 1.3: 1.3 to 6 %,
+# because H2 needs more than strained rings allow). Of the plateau, the least that still bonds F2.
 TOLERANCE = 0.28
 
 
 def radius_sums(numbers) -> np.ndarray:
-    """(N, N) sums of single-bond covalent radii in Angstrom (Cordero et al., Dalton Trans. 2832 (2008), via ase.data)."""
+    """(N, N) sums of covalent radii, Angstrom (Cordero et al., Dalton Trans. 2832 (2008), via ase.data)."""
     radii = covalent_radii[np.asarray(numbers)]
     return radii[:, None] + radii[None, :]
 
@@ -31,7 +31,8 @@ def bond_graph(numbers, positions, tolerance: float = TOLERANCE) -> np.ndarray:
 
     Args:
         numbers: (N,) atomic numbers.
-        positions: (..., N, 3) Angstrom, near equilibrium; half-broken bonds of a transition state are a matter of taste.
+        positions: (..., N, 3) Angstrom, near equilibrium; half-broken bonds of a transition state are a matter of
+            taste.
         tolerance: Angstrom.
     """
     bonds = distance_matrix(positions) < radius_sums(numbers) + tolerance
@@ -43,7 +44,8 @@ def bond_graph(numbers, positions, tolerance: float = TOLERANCE) -> np.ndarray:
 def bond_orders(numbers, positions) -> np.ndarray:
     """Smooth bond orders (..., N, N) from distances: exp((sum of radii - d) / 0.3), at most 3, 0 on the diagonal.
 
-    Source: Pauling, J. Am. Chem. Soc. 69, 542 (1947): d(n) = d(1) - 0.71 log10(n), that is 0.31 Angstrom for a factor e.
+    Source: Pauling, J. Am. Chem. Soc. 69, 542 (1947): d(n) = d(1) - 0.71 log10(n), that is 0.31 Angstrom for a factor
+        e.
     """
     excess = radius_sums(numbers) - distance_matrix(positions)
     order = np.minimum(np.exp(np.minimum(excess, 1.0) / 0.3), 3.0)
@@ -82,17 +84,20 @@ def compare_bonds(before: np.ndarray, after: np.ndarray) -> BondChanges:
 
 
 def atom_classes(numbers, bonds: np.ndarray, rounds: int | None = None) -> list[list[int]]:
-    """Invariant colours of the atoms after 0, 1, ... rounds of neighbourhood refinement; equal colour = same surroundings.
+    """Invariant colours of the atoms after 0, 1, ... rounds of neighbourhood refinement; equal colour = same
+    surroundings.
 
-    The colours are comparable between molecules within a process. Without `rounds` the refinement runs until it splits no
-    further class. Source: Morgan, J. Chem. Doc. 5, 107 (1965); Weisfeiler & Leman (1968).
+    The colours are comparable between molecules within a process. Without `rounds` the refinement runs until it
+    splits no further class. Source: Morgan, J. Chem. Doc. 5, 107 (1965); Weisfeiler & Leman (1968).
     """
     neighbours = [np.flatnonzero(row).tolist() for row in bonds]
     history = [[int(z) for z in numbers]]
     limit = len(history[0]) if rounds is None else rounds
     for _ in range(limit):
         colour = history[-1]
-        refined = [hash((c, tuple(sorted(colour[j] for j in near)))) for c, near in zip(colour, neighbours, strict=True)]
+        refined = [
+            hash((c, tuple(sorted(colour[j] for j in near)))) for c, near in zip(colour, neighbours, strict=True)
+        ]
         history.append(refined)
         if rounds is None and len(set(refined)) == len(set(colour)):
             break

@@ -7,8 +7,8 @@ import torch
 
 from molgen.geometry.align import rmsd
 
-# A tetrahedral carbon's normalised volume is 0.51 (unit vectors to the neighbours); below half of it a centre is too flat,
-# as in an umbrella inversion, for its handedness to mean anything.
+# A tetrahedral carbon's normalised volume is 0.51 (unit vectors to the neighbours); below half of it a centre is too
+# flat, as in an umbrella inversion, for its handedness to mean anything.
 _FLAT = 0.25
 
 
@@ -35,7 +35,7 @@ def signed_volumes(positions, quadruples) -> np.ndarray:
 
 
 def inverted_centres(positions_a, positions_b, quadruples) -> np.ndarray:
-    """(Q,) whether a tetrahedral centre has opposite handedness in two geometries; centres flat in either do not count."""
+    """(Q,) whether a centre has opposite handedness in two geometries; a centre flat in either does not count."""
     a, b = _normalised(positions_a, quadruples), _normalised(positions_b, quadruples)
     return (a * b < 0) & (np.abs(a) > _FLAT) & (np.abs(b) > _FLAT)
 
@@ -43,9 +43,9 @@ def inverted_centres(positions_a, positions_b, quadruples) -> np.ndarray:
 def wrong_handedness(pred, true, quadruples=None) -> bool:
     """Whether `pred` (N, 3) has the wrong handedness for `true` (N, 3), atoms in the same order.
 
-    It has if its mirror image fits much better than itself: RMSD with reflection below half of the RMSD by proper rotation,
-    and by more than 0.1 Angstrom; or if any tetrahedral centre among `quadruples` (Q, 4) is inverted (signed volumes of
-    opposite sign, both at least half of an ideal tetrahedron's).
+    It has if its mirror image fits much better than itself: RMSD with reflection below half of the RMSD by proper
+    rotation, and by more than 0.1 Angstrom; or if any tetrahedral centre among `quadruples` (Q, 4) is inverted
+    (signed volumes of opposite sign, both at least half of an ideal tetrahedron's).
     """
     a, b = (torch.as_tensor(np.asarray(x, dtype=float)) for x in (pred, true))
     proper, either = float(rmsd(a, b)), float(rmsd(a, b, reflect=True))

@@ -1,0 +1,268 @@
+"""What a user has, made into a Reaction: any atom order, any frame, fragments anywhere; xyz files written safely."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+from ase.formula import Formula
+
+from molgen.data.reactions import Reaction
+from molgen.errors import InputError
+from molgen.files import write_atomic
+from molgen.geometry.bonds import bond_graph, distance_matrix, fragments
+from molgen.geometry.mapping import Mapping, given_mapping
+from molgen.geometry.mapping import map_atoms as find_mapping
+from molgen.smiles import SmilesSide, embed_reaction
+from molgen.structures import MAX_ATOMS, Structure, read_side
+
+_SAME = 0.05  # Angstrom; sides that differ by less, with the same bonds, are one structure
+
+
+def load_reaction(
+    reactant: Any = None,
+    product: Any = None,
+    *,
+    smiles: str | None = None,
+    charge: int = 0,
+    spin: int | None = None,
+    map_atoms: bool = True,
+) -> tuple[Reaction, list[str]]:
+    """A Reaction from whatever describes its two sides, and notes on what was decided on the way.
+
+    The product comes out in the reactant's atom order. A given order with the same elements is kept unless another
+    mapping changes fewer bonds, or as few and inverts fewer tetrahedral centres; atom-mapped SMILES are always kept.
+
+    Args:
+        reactant, product: each a path (xyz, extxyz, pdb, sdf, mol, ...), ase.Atoms, or a list of these, one a fragment.
+        smiles: "reactant>>product" instead of both, atom-mapped or plain.
+        charge: total charge, e; with `smiles` its formal charges are used.
+        spin: number of unpaired electrons; None for the lowest that the electron count allows.
+        map_atoms: False to trust the given order blindly.
+
+    Raises:
+        InputError: unreadable or impossible input (says where, what was expected and what to do).
+    """
+    if smiles is not None:
+        if reactant is not None or product is not None:
+            raise InputError("both files and SMILES given", where="--smiles", expected="one or the other")
+        r, p, mapping, charge = _from_smiles(smiles, charge)
+        name = smiles
+    else:
+        if reactant is None or product is None:
+            missing = "reactant" if reactant is None else "product"
+            raise InputError("nothing given", where=missing, expected="a reactant and a product, or --smiles r>>p")
+        r, p = read_side(reactant, "reactant"), read_side(product, "product")
+        _check_pair(r, p)
+        mapping = _choose_mapping(r, p, map_atoms)
+        name = f"{_label(reactant, 'reactant')} -> {_label(product, 'product')}"
+    notes = [*r.notes, *p.notes]
+    spin = _spin(r.numbers, charge, spin)
+    if not mapping.bond_changes and mapping.displacement < _SAME:
+        raise InputError(
+            f"reactant and product are the same structure (RMSD {mapping.displacement:.3f} Angstrom, same bonds)",
+            where=f"{r.where} and {p.where}",
+            expected="two different minima",
+        )
+    notes += _describe(r, p, mapping, asked=map_atoms and smiles is None)
+    positions = p.positions[mapping.permutation]
+    reaction = Reaction(
+        numbers=r.numbers,
+        reactant=r.positions,
+        product=positions,
+        product_fragments=fragments(bond_graph(r.numbers, positions)),
+        reactant_fragments=fragments(bond_graph(r.numbers, r.positions)),
+        charge=charge,
+        spin=spin,
+        name=name,
+    )
+    return reaction, notes
+
+
+def write_extxyz(path: str | os.PathLike, frames: Iterable[Atoms]) -> Path:
+    """Write `frames` with their `info` as extxyz; the file appears whole or not at all.
+
+    An `info` entry that is not finite (an energy nobody knows) is left out; an absent key says the same and reads back.
+
+    Raises:
+        InputError: a coordinate is not finite, or the file cannot be written.
+    """
+    from ase.io.extxyz import write_xyz
+
+    clean = []
+    for k, frame in enumerate(frames):
+        if not np.isfinite(frame.positions).all():
+            raise InputError("a coordinate is not finite", where=f"{path}, frame {k}", expected="finite Angstrom")
+        frame = frame.copy()  # without the calculator: only `info` is written
+        frame.info = {key: value for key, value in frame.info.items() if not _is_nonfinite(value)}
+        clean.append(frame)
+    text = io.StringIO()
+    write_xyz(text, clean)
+    return write_atomic(Path(path), text.getvalue())
+
+
+def _is_nonfinite(value: Any) -> bool:
+    return value is None or (isinstance(value, (float, np.floating)) and not math.isfinite(value))
+
+
+def formula(numbers: Iterable[int]) -> str:
+    """Hill formula, such as C2H4O."""
+    return Formula.from_list([chemical_symbols[int(z)] for z in numbers]).format("hill")
+
+
+def _check_pair(r: Structure, p: Structure) -> None:
+    if not np.array_equal(np.sort(r.numbers), np.sort(p.numbers)):
+        raise InputError(
+            f"reactant is {formula(r.numbers)}, product is {formula(p.numbers)}",
+            where=f"{r.where} and {p.where}",
+            expected="the same atoms on both sides",
+            remedy="add the missing fragment (a side may be several files), or the missing hydrogens",
+        )
+    if len(r.numbers) < 2:
+        raise InputError("one atom cannot react", where=r.where, expected=f"2 to {MAX_ATOMS} atoms")
+
+
+def _spin(numbers: np.ndarray, charge: int, spin: int | None) -> int:
+    """Unpaired electrons: as asked if possible, else the fewest."""
+    electrons = int(numbers.sum()) - charge
+    if electrons < 1:
+        raise InputError(
+            f"charge {charge} leaves {electrons} electrons", where="--charge", expected="a possible charge"
+        )
+    if spin is None:
+        return electrons % 2
+    if spin < 0 or spin > electrons or (electrons - spin) % 2:
+        kind = "odd" if electrons % 2 else "even"
+        raise InputError(
+            f"{electrons} electrons ({formula(numbers)}, charge {charge}) cannot have {spin} unpaired",
+            where="--spin",
+            expected=f"an {kind} number of unpaired electrons",
+            remedy="correct --charge or --spin (unpaired electrons, not the multiplicity)",
+        )
+    return int(spin)
+
+
+def _choose_mapping(r: Structure, p: Structure, search: bool) -> Mapping:
+    """The given order if it stands up to the best mapping, else that one."""
+    given = given_mapping(r.numbers, r.positions, p.numbers, p.positions)
+    if not search:
+        if given is None:
+            raise InputError(
+                "the atoms of the product are in another order",
+                where=p.where,
+                expected="the reactant's order, since atom mapping is off",
+                remedy="turn atom mapping on",
+            )
+        return given
+    best = find_mapping(r.numbers, r.positions, p.numbers, p.positions)
+    if given is not None and (given.bond_changes, given.inverted) <= (best.bond_changes, best.inverted):
+        return given
+    return best
+
+
+def _from_smiles(smiles: str, charge: int) -> tuple[Structure, Structure, Mapping, int]:
+    """Both sides, their mapping, and the charge, from a reaction SMILES."""
+    r, p = embed_reaction(smiles)
+    where = f"--smiles {smiles}"
+    if r.charge != p.charge or charge not in (0, r.charge):
+        raise InputError(
+            f"the formal charges are {r.charge} (reactant) and {p.charge} (product), --charge is {charge}",
+            where=where,
+            expected="one charge on both sides, and the same as --charge where that is given",
+        )
+    structures = [
+        Structure(side.numbers, side.conformers[0], f"--smiles, {name}", side.notes)
+        for side, name in ((r, "reactant"), (p, "product"))
+    ]
+    for structure in structures:
+        read_side(Atoms(structure.numbers, structure.positions), structure.where)  # size, coincidence
+    _check_pair(*structures)
+    heavy = _mapped_heavy(r, p)
+    first = find_mapping(r.numbers, r.conformers[0], p.numbers, p.conformers[0], heavy=heavy)
+    conformer = _most_alike(r, p, first.permutation)
+    product = Structure(p.numbers, conformer, structures[1].where, structures[1].notes)
+    full = _mapped_all(r, p)
+    if full is not None:
+        renumbered = given_mapping(r.numbers, r.conformers[0], p.numbers[full], conformer[full])
+        if renumbered is None:
+            raise InputError(
+                "an atom-map number changes its element", where=where, expected="the same atom on both sides"
+            )
+        mapping = Mapping(**{**vars(renumbered), "permutation": full})
+    else:
+        mapping = find_mapping(r.numbers, r.conformers[0], p.numbers, conformer, heavy=heavy)
+    return structures[0], product, mapping, r.charge
+
+
+def _mapped_heavy(r: SmilesSide, p: SmilesSide) -> np.ndarray | None:
+    """Product atom of each heavy reactant atom where the SMILES maps them all, else None."""
+    place = {int(label): k for k, label in enumerate(p.labels) if label}
+    labels = [int(label) for label, z in zip(r.labels, r.numbers, strict=True) if z > 1]
+    if not labels or not all(label in place for label in labels):
+        return None
+    images = np.array([place[label] for label in labels], dtype=np.int64)
+    if not np.array_equal(r.numbers[r.numbers > 1], p.numbers[images]):
+        raise InputError(
+            "an atom-map number changes its element", where="--smiles", expected="the same atom on both sides"
+        )
+    return images
+
+
+def _mapped_all(r: SmilesSide, p: SmilesSide) -> np.ndarray | None:
+    """Product atom of each reactant atom where the SMILES maps every atom, hydrogens too, else None."""
+    if not r.labels.all() or set(r.labels.tolist()) != set(p.labels.tolist()):
+        return None
+    return np.argsort(p.labels)[np.argsort(np.argsort(r.labels))]
+
+
+def _most_alike(r: SmilesSide, p: SmilesSide, permutation: np.ndarray) -> np.ndarray:
+    """The product conformer (N, 3) whose distances within fragments are most like the reactant's."""
+    before = distance_matrix(r.conformers[0])
+    after = distance_matrix(p.conformers)[:, permutation][:, :, permutation]
+    label_r = fragments(bond_graph(r.numbers, r.conformers[0]))
+    label_p = fragments(bond_graph(p.numbers, p.conformers[0]))[permutation]
+    together = (label_r[:, None] == label_r) & (label_p[:, None] == label_p)
+    return p.conformers[int((((after - before) ** 2) * together).sum(axis=(1, 2)).argmin())]
+
+
+def _describe(r: Structure, p: Structure, mapping: Mapping, asked: bool) -> list[str]:
+    """Notes on the mapping for people; atoms are counted from 1 in the reactant's order."""
+
+    def bonds(pairs: Sequence[tuple[int, int]]) -> str:
+        names = [f"{chemical_symbols[int(z)]}{k + 1}" for k, z in enumerate(r.numbers)]
+        return ", ".join(f"{names[i]}-{names[j]}" for i, j in pairs) or "none"
+
+    notes = []
+    if asked and mapping.changed:
+        given = given_mapping(r.numbers, r.positions, p.numbers, p.positions)
+        if given is None:
+            why = "the elements are in another order"
+        elif given.bond_changes > mapping.bond_changes:
+            why = f"the given order changes {given.bond_changes} bonds, this mapping {mapping.bond_changes}"
+        else:
+            why = f"the given order inverts {given.inverted} tetrahedral centres, this mapping {mapping.inverted}"
+        certain = "" if mapping.exact else "; a heuristic mapping: check it"
+        notes.append(f"product atoms re-ordered to the reactant's order ({why}{certain})")
+    elif asked:
+        notes.append("the given atom order is kept")
+    if mapping.bond_changes:
+        notes.append(f"bonds broken: {bonds(mapping.bonds_broken)}; formed: {bonds(mapping.bonds_formed)}")
+    else:
+        notes.append("no bond changes: a conformational change")
+    return notes
+
+
+def _label(source: Any, side: str) -> str:
+    """A short name of a side, for tables and titles."""
+    if isinstance(source, (str, os.PathLike)):
+        return Path(source).stem
+    if isinstance(source, Atoms):
+        return side
+    return "+".join(_label(part, side) for part in source)

@@ -1,0 +1,129 @@
+"""Geometries from a reaction SMILES, atom-mapped or plain: RDKit's distance geometry, relaxed by MMFF94 (or UFF)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from molgen.errors import InputError
+
+_CONFORMERS = 12
+_GAP = 10.0  # Angstrom between the fragments of a side
+
+
+@dataclass(frozen=True, eq=False)
+class SmilesSide:
+    """One side of a reaction SMILES in three dimensions.
+
+    Attributes:
+        numbers: (N,) atomic numbers, explicit hydrogens included.
+        conformers: (K, N, 3) Angstrom, lowest force-field energy first.
+        labels: (N,) atom-map numbers, 0 where there is none.
+        charge: sum of the formal charges.
+        notes: for the user.
+    """
+
+    numbers: np.ndarray
+    conformers: np.ndarray
+    labels: np.ndarray
+    charge: int
+    notes: tuple[str, ...]
+
+
+def embed_reaction(smiles: str, seed: int = 0) -> tuple[SmilesSide, SmilesSide]:
+    """Both sides of "reactant>>product" (fragments joined by dots) with hydrogens and coordinates; stereo labels are
+    kept.
+
+    Raises:
+        InputError: not a reaction, not valid, agents between the arrows, or no geometry could be built.
+    """
+    parts = smiles.strip().split(">")
+    if len(parts) != 3 or not parts[0] or not parts[2]:
+        raise InputError(
+            "not a reaction SMILES",
+            where=f"--smiles {smiles}",
+            expected="reactant>>product",
+            remedy="C=CO>>CC=O, for one",
+        )
+    if parts[1]:
+        raise InputError(
+            f"agents ({parts[1]}) are not supported",
+            where=f"--smiles {smiles}",
+            expected="reactant>>product",
+            remedy="put catalysts that take part on both sides, and leave the others out",
+        )
+    return _embed(parts[0], "reactant", seed), _embed(parts[2], "product", seed)
+
+
+def _embed(smiles: str, side: str, seed: int) -> SmilesSide:
+    from rdkit import Chem
+
+    where = f"--smiles, {side} {smiles}"
+    options = Chem.SmilesParserParams()
+    options.removeHs = False
+    molecule = _quietly(Chem.MolFromSmiles, smiles, options)
+    if molecule is None:
+        raise InputError(
+            "not a valid SMILES", where=where, expected="balanced brackets, closed rings, possible valences"
+        )
+    molecule = Chem.AddHs(molecule)
+    labels = np.array([atom.GetAtomMapNum() for atom in molecule.GetAtoms()], dtype=np.int64)
+    used = labels[labels > 0]
+    if len(set(used.tolist())) != len(used):
+        raise InputError("an atom-map number is used twice", where=where, expected="each number once on each side")
+    numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], dtype=np.int64)
+    if (numbers == 0).any():
+        raise InputError("a dummy atom (*) has no element", where=where, expected="a complete molecule")
+    indices: list[tuple[int, ...]] = []
+    fragments = Chem.GetMolFrags(molecule, asMols=True, fragsMolAtomMapping=indices)
+    conformers = np.zeros((_CONFORMERS, len(numbers), 3))
+    notes, edge = [], 0.0
+    for fragment, members in zip(fragments, indices, strict=True):
+        positions, relaxed = _conformers(fragment, where, seed)
+        if not relaxed:
+            notes.append(f"{side}: no force field covers {Chem.MolToSmiles(fragment)}; its geometry is only embedded")
+        radius = float(np.abs(positions).max())
+        positions = positions + np.array([edge + radius, 0.0, 0.0])
+        edge += 2 * radius + _GAP
+        for k in range(_CONFORMERS):
+            conformers[k, list(members)] = positions[k % len(positions)]
+    return SmilesSide(numbers, conformers, labels, int(Chem.GetFormalCharge(molecule)), tuple(notes))
+
+
+def _conformers(molecule, where: str, seed: int) -> tuple[np.ndarray, bool]:
+    """(K, n, 3) centred conformers of one fragment, lowest energy first, and whether a force field relaxed them.
+
+    Source: ETKDGv3 (Wang et al., J. Chem. Inf. Model. 60, 2044 (2020)); MMFF94 (Halgren, J. Comput. Chem. 17, 490
+        (1996)).
+    """
+    from rdkit.Chem import AllChem
+
+    if molecule.GetNumAtoms() == 1:
+        return np.zeros((1, 1, 3)), True
+    options = AllChem.ETKDGv3()
+    options.randomSeed = seed
+    made = list(_quietly(AllChem.EmbedMultipleConfs, molecule, _CONFORMERS, options))
+    if not made:
+        options.useRandomCoords = True
+        made = list(_quietly(AllChem.EmbedMultipleConfs, molecule, _CONFORMERS, options))
+    if not made:
+        raise InputError("no geometry could be built", where=where, remedy="give the two sides as xyz files")
+    if AllChem.MMFFHasAllMoleculeParams(molecule):
+        outcome = _quietly(AllChem.MMFFOptimizeMoleculeConfs, molecule, maxIters=2000)
+    elif AllChem.UFFHasAllMoleculeParams(molecule):
+        outcome = _quietly(AllChem.UFFOptimizeMoleculeConfs, molecule, maxIters=2000)
+    else:
+        outcome = []
+    energies = [energy for _, energy in outcome] or [0.0] * len(made)
+    positions = np.array([molecule.GetConformer(k).GetPositions() for k in made])
+    positions -= positions.mean(axis=1, keepdims=True)
+    return positions[np.argsort(energies, kind="stable")], bool(outcome)
+
+
+def _quietly(function, *args, **kwargs):
+    """Call RDKit without its log on stderr; what went wrong is said by the error that follows."""
+    from rdkit import rdBase
+
+    with rdBase.BlockLogs():
+        return function(*args, **kwargs)

@@ -1,0 +1,217 @@
+"""One side of a reaction, as the user has it (file, files, Atoms), read into numbers and positions and checked."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers as _NUMBER_OF
+
+from molgen.errors import InputError
+from molgen.geometry.bonds import distance_matrix
+
+MAX_ATOMS = 150
+_TOO_CLOSE = 0.3  # Angstrom; the shortest bond there is, H2's, is 0.74
+_GAP = 10.0  # Angstrom between the parts of a side that come from different files
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """`numbers` (N,) and `positions` (N, 3), Angstrom, of one side; `where` names its source; `notes` are for users."""
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    where: str
+    notes: tuple[str, ...] = ()
+
+
+def read_side(source: Any, side: str) -> Structure:
+    """Read and check one side of a reaction.
+
+    Args:
+        source: path (xyz, extxyz, or another format that ASE reads: pdb, sdf, mol, cif, ...), ase.Atoms, or a
+            sequence of
+            these, one a fragment; fragments are set apart, whatever their coordinates.
+        side: "reactant" or "product", for messages.
+
+    Raises:
+        InputError: missing, empty or unreadable file, unknown element, non-finite coordinates, coincident atoms, >
+            150 atoms.
+    """
+    parts = list(source) if isinstance(source, Sequence) and not isinstance(source, (str, Atoms)) else [source]
+    if not parts:
+        raise InputError("nothing given", where=side, expected="a file or ase.Atoms")
+    read = [_read_part(part, side) for part in parts]
+    for part in read:
+        _check(part)
+    if len(read) == 1:
+        return read[0]
+    placed, edge = [], 0.0
+    for part in read:
+        centred = part.positions - part.positions.mean(axis=0)
+        radius = float(np.abs(centred).max())
+        placed.append(centred + [edge + radius, 0.0, 0.0])
+        edge += 2 * radius + _GAP
+    whole = Structure(
+        numbers=np.concatenate([part.numbers for part in read]),
+        positions=np.concatenate(placed),
+        where=" + ".join(part.where for part in read),
+        notes=tuple(note for part in read for note in part.notes),
+    )
+    _check_size(len(whole.numbers), whole.where)
+    return whole
+
+
+def _read_part(source: Any, side: str) -> Structure:
+    if isinstance(source, Atoms):
+        periodic = (f"{side}: periodic boundaries are ignored",) if source.pbc.any() else ()
+        return Structure(
+            source.numbers.astype(np.int64), source.positions.astype(float), f"{side} (ase.Atoms)", periodic
+        )
+    if not isinstance(source, (str, os.PathLike)):
+        raise InputError(
+            f"cannot read a {type(source).__name__}", where=side, expected="a path, ase.Atoms, or a list of either"
+        )
+    path = Path(source)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(what, where=str(path), expected=f"the {side} as an xyz file", remedy="check the path")
+    if path.stat().st_size == 0:
+        raise InputError("the file is empty", where=str(path), expected=f"the {side} as an xyz file")
+    return _read_xyz(path) if path.suffix.lower() in {".xyz", ".extxyz"} else _read_with_ase(path)
+
+
+def _read_with_ase(path: Path) -> Structure:
+    from ase.io import read
+
+    try:
+        frames = read(path, index=":")
+    except Exception as error:  # ASE's readers raise whatever their parsing meets
+        raise InputError(
+            f"cannot be read ({type(error).__name__}: {error})",
+            where=str(path),
+            expected="a structure file that ASE knows",
+            remedy="convert it to xyz",
+        ) from error
+    if not frames:
+        raise InputError("holds no structure", where=str(path), expected="one molecule")
+    return Structure(
+        frames[-1].numbers.astype(np.int64), frames[-1].positions.astype(float), str(path), _last_of(path, len(frames))
+    )
+
+
+def _last_of(path: Path, frames: int) -> tuple[str, ...]:
+    return (f"{path}: the last of {frames} frames is used",) if frames > 1 else ()
+
+
+def _read_xyz(path: Path) -> Structure:
+    """The last frame of an xyz or extxyz file. Parsed here so that a message can name the line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError("is not text", where=str(path), expected="an xyz file") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    frames, at = 0, 0
+    numbers, positions = np.empty(0, np.int64), np.empty((0, 3))
+    while at < len(lines):
+        numbers, positions, at = _read_frame(lines, at, str(path))
+        frames += 1
+    if not frames:
+        raise InputError("the file is empty", where=str(path), expected="an xyz file")
+    return Structure(numbers, positions, str(path), _last_of(path, frames))
+
+
+def _read_frame(lines: list[str], at: int, path: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Numbers (N,), positions (N, 3) and the line after the frame that begins at line `at`."""
+    try:
+        count = int(lines[at])
+    except ValueError:
+        raise InputError(
+            f"'{lines[at].strip()}' is not a number of atoms",
+            where=f"{path}, line {at + 1}",
+            expected="xyz: number of atoms, a comment line, then 'element x y z' lines",
+        ) from None
+    if count < 1 or at + 2 + count > len(lines):
+        raise InputError(
+            f"{count} atoms announced, {max(0, len(lines) - at - 2)} found",
+            where=f"{path}, line {at + 1}",
+            expected="as many atom lines as the first line says",
+            remedy="correct the count, or fetch the file again: it may be cut short",
+        )
+    element, first = _columns(lines[at + 1], f"{path}, line {at + 2}")
+    numbers, positions = np.empty(count, np.int64), np.empty((count, 3))
+    for k in range(count):
+        number = at + 2 + k
+        where, fields = f"{path}, line {number + 1}", lines[number].split()
+        try:
+            positions[k] = [float(field) for field in fields[first : first + 3]]
+            symbol = fields[element]
+        except (ValueError, IndexError):
+            raise InputError(
+                f"'{lines[number].strip()}' is not an atom", where=where, expected="element x y z, Angstrom"
+            ) from None
+        numbers[k] = _number(symbol, where)
+    return numbers, positions, at + 2 + count
+
+
+def _columns(comment: str, where: str) -> tuple[int, int]:
+    """Columns of the element and of x; an extxyz comment may say so (Properties=species:S:1:pos:R:3)."""
+    _, found, text = comment.partition("Properties=")
+    if not found:
+        return 0, 1
+    fields = text.split()[0].strip("\"'").split(":") if text.split() else []
+    starts, column = {}, 0
+    for name, width in zip(fields[0::3], fields[2::3], strict=False):
+        starts[name] = column
+        column += int(width) if width.isdecimal() else 1
+    if "species" not in starts or "pos" not in starts:
+        raise InputError(
+            "Properties names no species or no pos", where=where, expected="Properties=species:S:1:pos:R:3"
+        )
+    return starts["species"], starts["pos"]
+
+
+def _number(symbol: str, where: str) -> int:
+    """Atomic number of a symbol in any case, or of a number."""
+    number = int(symbol) if symbol.isdecimal() else _NUMBER_OF.get(symbol.capitalize(), 0)
+    if not 1 <= number <= 118:
+        raise InputError(f"unknown element '{symbol}'", where=where, expected="an element symbol or an atomic number")
+    return number
+
+
+def _check(part: Structure) -> None:
+    numbers, positions = part.numbers, part.positions
+    _check_size(len(numbers), part.where)
+    for k, number in enumerate(numbers):
+        _number(str(int(number)), f"{part.where}, atom {k + 1}")
+    finite = np.isfinite(positions).all(axis=1)
+    if not finite.all():
+        k = int(np.argmin(finite))
+        bad = next(float(v) for v in positions[k] if not math.isfinite(v))
+        raise InputError(f"a coordinate is {bad}", where=f"{part.where}, atom {k + 1}", expected="finite Angstrom")
+    distances = distance_matrix(positions) + 1e3 * np.eye(len(numbers))
+    if distances.min() < _TOO_CLOSE:
+        i, j = divmod(int(distances.argmin()), len(numbers))
+        raise InputError(
+            f"atoms {i + 1} and {j + 1} coincide ({distances.min():.2f} Angstrom apart)",
+            where=part.where,
+            expected=f"no pair closer than {_TOO_CLOSE} Angstrom",
+            remedy="check for a duplicated atom, a 2-D drawing, or coordinates in other units than Angstrom",
+        )
+
+
+def _check_size(count: int, where: str) -> None:
+    if count > MAX_ATOMS:
+        raise InputError(
+            f"{count} atoms",
+            where=where,
+            expected=f"at most {MAX_ATOMS} atoms",
+            remedy="cut the system down to the reacting part",
+        )
