@@ -1,0 +1,1 @@
+"""The command line: one file a subcommand, each with `register(app)`; `main` is the console script."""

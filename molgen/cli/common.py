@@ -1,0 +1,160 @@
+"""What every subcommand shares: option types, streams, and how an error becomes a message and an exit code.
+
+Data and JSON go to stdout; logs and progress to stderr. Exit codes: 0 ok, 1 internal error, 2 bad input, 3 finished but
+the quality gate failed, 4 partial (some samples failed), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from molgen.errors import InputError, MolgenError
+from molgen.files import json_text
+
+if TYPE_CHECKING:
+    import torch
+    from rich.progress import Progress
+
+
+class ExitCode(IntEnum):
+    """What the shell sees."""
+
+    OK = 0
+    INTERNAL = 1
+    BAD_INPUT = 2
+    GATE_FAILED = 3
+    PARTIAL = 4
+    INTERRUPTED = 130
+
+
+Seed = Annotated[int, typer.Option("--seed", help="Random seed; the same seed gives the same samples.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="Precision of the model: float32 or float64.")]
+Out = Annotated[Path, typer.Option("--out", help="Output folder.", file_okay=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an earlier run in the output folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
+
+# width: a log file or CI has no terminal to ask; 120 keeps tables whole there.
+stderr = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+
+
+def log(message: str) -> None:
+    """A line for the person watching, on stderr; rich markup is not interpreted."""
+    stderr.print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """A warning on stderr."""
+    stderr.print(f"[yellow]warning:[/yellow] {_escaped(message)}")
+
+
+def print_json(value: Any) -> None:
+    """`value` as JSON on stdout, the only thing there when --json is given."""
+    sys.stdout.write(json_text(value))
+
+
+def progress() -> Progress:
+    """A progress bar on stderr that leaves nothing behind; silent when stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of `--device`; "auto" takes CUDA where there is one.
+
+    Raises:
+        InputError: unknown device, or one this machine does not have.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(
+            f"unknown device {name!r}", where="--device", expected="auto, cpu, cuda, cuda:1 or mps"
+        ) from error
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= present.get(device.type, 0):
+        raise InputError(
+            f"no device {name!r} on this machine",
+            where="--device",
+            expected="auto, or one that `molgen doctor` lists",
+            remedy="give --device cpu, or install a torch build for your accelerator",
+        )
+    return device
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """The torch dtype of `--dtype`.
+
+    Raises:
+        InputError: neither float32 nor float64.
+    """
+    import torch
+
+    known = {"float32": torch.float32, "float64": torch.float64}
+    if name not in known:
+        raise InputError(f"unknown precision {name!r}", where="--dtype", expected=" or ".join(known))
+    return known[name]
+
+
+class Group(TyperGroup):
+    """A command group that turns errors into a message on stderr and an exit code. For the outermost app only."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand; click's own exceptions (usage errors, --help) pass through."""
+        with error_to_exit(debug=bool(ctx.params.get("debug"))):
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def error_to_exit(debug: bool = False) -> Iterator[None]:
+    """Raise `typer.Exit` with the code an error deserves, after saying what happened.
+
+    Args:
+        debug: print the traceback too.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        stderr.print("interrupted; what was finished is kept")
+        raise typer.Exit(ExitCode.INTERRUPTED) from error
+    except MolgenError as error:
+        _report(str(error), error, debug)
+        raise typer.Exit(error.exit_code) from error
+    except Exception as error:
+        # typer's own control flow (Exit, Abort, usage errors), and a closed pipe, which typer ends quietly.
+        if isinstance(error, BrokenPipeError) or type(error).__module__.split(".")[0] in ("typer", "click"):
+            raise
+        advice = "" if debug else "\n  this is a fault in molgen; `molgen --debug ...` shows where, please report it"
+        _report(f"{type(error).__name__}: {error}{advice}", error, debug)
+        raise typer.Exit(ExitCode.INTERNAL) from error
+
+
+def _report(message: str, error: BaseException, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        stderr.print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
+    notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+    stderr.print(f"[bold red]error:[/bold red] {_escaped(message + notes)}", soft_wrap=True)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,215 @@
+"""`molgen doctor`: what is installed, whether it works, and what to do about what does not."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import typer
+
+import molgen
+from molgen.cli import common
+from molgen.errors import MolgenError
+
+OK, ABSENT, FAIL = "ok", "absent", "fail"
+_REINSTALL = "pip install --force-reinstall molgen"
+# Distribution, module to import, what it is for.
+_REQUIRED = (
+    ("torch", "torch", "the networks"),
+    ("e3nn", "e3nn", "irreps notation and reference tensor products"),
+    ("torch-geometric", "torch_geometric", "exchange of batches with PyG"),
+    ("ase", "ase", "structures, calculators and optimisers"),
+    ("rdkit", "rdkit.Chem", "SMILES input"),
+    ("tblite", "tblite.interface", "GFN1-xTB and GFN2-xTB, the default calculator"),
+    ("sella", "sella", "saddle search and IRC"),
+    ("openmm", "openmm", "force fields"),
+    ("h5py", "h5py", "importers of published reaction data"),
+    ("matplotlib", "matplotlib", "barrier plots"),
+    ("safetensors", "safetensors", "checkpoints"),
+)
+# Distribution, module, what it is for, extra.
+_OPTIONAL = (
+    ("pyscf", "pyscf", "DFT checks", "dft"),
+    ("mace-torch", "mace", "machine-learned potentials", "mlip"),
+    ("dask", "dask", "screening on several machines", "screen"),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report.
+
+    Attributes:
+        section: heading it stands under. name: what was looked at.
+        status: "ok", "absent" (optional, molgen works without) or "fail" (molgen does not work properly).
+        detail: version, measured value or fault. advice: what to do; empty when nothing is wrong.
+    """
+
+    section: str
+    name: str
+    status: str
+    detail: str
+    advice: str = ""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the subcommand to `app`."""
+    app.command(name="doctor")(doctor)
+
+
+def doctor(as_json: common.Json = False) -> None:
+    """Say what is installed and whether it works; exit 0 when molgen is usable, 3 when it is not."""
+    checks = []
+    for check in examine():
+        checks.append(check)
+        if not as_json:
+            _print(check, heading=len(checks) == 1 or check.section != checks[-2].section)
+    usable = all(check.status != FAIL for check in checks)
+    if as_json:
+        common.print_json({"usable": usable, "checks": [asdict(check) for check in checks]})
+    else:
+        typer.echo("\nmolgen is ready." if usable else "\nmolgen is not usable yet: follow the advice above.")
+    if not usable:
+        raise typer.Exit(common.ExitCode.GATE_FAILED)
+
+
+def examine() -> Iterator[Check]:
+    """All checks, one after another; a fault in one becomes a `Check` and never stops the others."""
+    yield Check("Versions", "molgen", OK, f"{molgen.__version__} in {Path(molgen.__file__).parent}")
+    yield Check("Versions", "python", OK, f"{platform.python_version()} on {platform.platform()}")
+    for distribution, module, purpose in _REQUIRED:
+        yield _package(distribution, module, purpose)
+    for distribution, module, purpose, extra in _OPTIONAL:
+        yield _package(distribution, module, purpose, extra)
+    yield from _section("Device", _device, _REINSTALL)
+    yield from _section("Device", _openmm_platforms, "pip install --force-reinstall openmm")
+    yield from _section("Weights", lambda: _weights(Path(molgen.__file__).parent / "weights"), _REINSTALL)
+    yield from _section("Self-check", _xtb_forces, "pip install --force-reinstall tblite")
+    yield from _section("Self-check", _trunk_equivariance, "pip install --force-reinstall torch")
+
+
+def _section(section: str, examiner: Callable[[], Iterator[Check]], advice: str) -> Iterator[Check]:
+    """The checks of `examiner`; whatever it raises is reported as a failed check."""
+    try:
+        yield from examiner()
+    except Exception as error:
+        yield Check(section, examiner.__name__.strip("_<>"), FAIL, f"{type(error).__name__}: {error}", advice)
+
+
+def _package(distribution: str, module: str, purpose: str, extra: str = "") -> Check:
+    install = f"pip install 'molgen[{extra}]'" if extra else f"pip install {distribution}"
+    try:
+        version = importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return Check("Versions", distribution, ABSENT if extra else FAIL, f"not installed ({purpose})", install)
+    if extra:  # heavy, and its absence would be no fault: not imported here
+        return Check("Versions", distribution, OK, version)
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken binary raises anything from ImportError to RuntimeError
+        fault = f"{version} cannot be imported ({type(error).__name__}: {error})"
+        return Check("Versions", distribution, FAIL, fault, install.replace("install", "install --force-reinstall"))
+    return Check("Versions", distribution, OK, version)
+
+
+def _device() -> Iterator[Check]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Check("Device", "cpu", OK, f"{cores} cores, {torch.get_num_threads()} torch threads")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+            yield Check("Device", f"cuda:{index}", OK, f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
+    else:
+        built = torch.version.cuda
+        why = (
+            f"torch {torch.__version__} was built for CUDA {built} and finds no GPU"
+            if built
+            else "a torch without CUDA"
+        )
+        yield Check("Device", "cuda", ABSENT, why, "only training needs a GPU; see https://pytorch.org/get-started")
+
+
+def _openmm_platforms() -> Iterator[Check]:
+    import openmm
+
+    names = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+    yield Check("Device", "openmm platforms", OK, ", ".join(names))
+
+
+def _weights(folder: Path) -> Iterator[Check]:
+    from molgen.checkpoint import CONFIG_FILE, load_checkpoint
+
+    found = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
+    if not found:
+        advice = f"{_REINSTALL}, or train your own: molgen train ts --help"
+        yield Check("Weights", "(none)", FAIL, f"no weights in {folder}; guesses come from interpolation only", advice)
+    for path in found:
+        try:
+            checkpoint = load_checkpoint(path)
+        except MolgenError as error:
+            yield Check("Weights", path.name, FAIL, error.what, error.remedy or _REINSTALL)
+            continue
+        count = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+        yield Check("Weights", path.name, OK, f"{count:,} numbers, SHA-256 {checkpoint.hash[:12]} as recorded")
+
+
+def _xtb_forces() -> Iterator[Check]:
+    """GFN2-xTB forces on a distorted water molecule against central differences of its energy."""
+    import numpy as np
+
+    from molgen.potentials.xtb import XtbPotential
+
+    water = np.array([[0.0, 0.0, 0.12], [0.05, 0.78, -0.47], [0.0, -0.74, -0.50]])
+    potential, step = XtbPotential([8, 1, 1]), 1e-3  # Angstrom
+    shifts = step * np.eye(9).reshape(9, 3, 3)
+    energy = potential.energy(np.concatenate([water + shifts, water - shifts]))
+    _, forces = potential.energy_and_forces(water[None])
+    error = float(np.abs((energy[9:] - energy[:9]) / (2 * step) - forces[0].ravel()).max())
+    passed = error < 1e-3  # NaN fails too
+    detail = f"largest force error {error:.1e} eV/A against finite differences of the energy (allowed 1e-3)"
+    yield Check("Self-check", "GFN2-xTB", OK if passed else FAIL, detail, "" if passed else "reinstall tblite")
+
+
+def _trunk_equivariance() -> Iterator[Check]:
+    """A rotated and reflected molecule must give rotated and reflected vectors, and the same scalars."""
+    import torch
+
+    from molgen.nn.trunk import Trunk, TrunkConfig
+
+    generator = torch.Generator().manual_seed(0)
+    config = TrunkConfig(time=False)
+    with torch.random.fork_rng(devices=[]):  # leave the caller's random stream as it was
+        torch.manual_seed(0)
+        trunk = Trunk(config).double().eval()
+    nodes = torch.randn(2, 9, config.node_inputs, generator=generator, dtype=torch.float64)
+    positions = 2 * torch.randn(2, 9, 3, generator=generator, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))[0]
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    with torch.no_grad():
+        scalars, vectors, _ = trunk(nodes, [positions], mask)
+        turned_scalars, turned_vectors, _ = trunk(nodes, [positions @ turn.T + 1.0], mask)
+    vectors = torch.einsum("ij,bnjv->bniv", turn, vectors)
+    error = max(float((scalars - turned_scalars).abs().max()), float((vectors - turned_vectors).abs().max()))
+    passed = error < 1e-8
+    detail = f"largest rotation error {error:.1e} in double precision (allowed 1e-8)"
+    yield Check("Self-check", "equivariance", OK if passed else FAIL, detail, "" if passed else "reinstall torch")
+
+
+def _print(check: Check, heading: bool) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if heading:
+        console.print(f"\n[bold]{check.section}[/bold]")
+    mark = {OK: "[green]ok[/green]    ", ABSENT: "[yellow]absent[/yellow]", FAIL: "[red]FAIL[/red]  "}[check.status]
+    console.print(f"  {mark} {check.name:<16}", end=" ")
+    console.print(check.detail, markup=False)
+    if check.advice:
+        console.print(f"{'':<26}-> {check.advice}", markup=False)

@@ -1,0 +1,51 @@
+"""`molgen`: the command line. Importing it is quick: subcommands import torch, RDKit and the rest when they run."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Annotated
+
+import typer
+
+import molgen
+import molgen.cli
+from molgen.cli.common import Group
+
+# In the order of `molgen --help`.
+COMMANDS = ("ts", "train", "evaluate", "doctor")
+
+app = typer.Typer(
+    name="molgen",
+    cls=Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"molgen {molgen.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Generative models propose molecular structures; physics verifies them."""
+
+
+_present = {module.name for module in pkgutil.iter_modules(molgen.cli.__path__)}
+for _name in COMMANDS:
+    if _name in _present:
+        importlib.import_module(f"molgen.cli.{_name}").register(app)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="molgen")
