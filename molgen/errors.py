@@ -1,0 +1,45 @@
+"""Every error molgen raises on purpose: what went wrong, where, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class MolgenError(Exception):
+    """Base of all molgen errors.
+
+    Args:
+        what: the fault, with the offending value ("coordinate is NaN").
+        where: file, index or option ("reactant.xyz, atom 3").
+        expected: what would have been right.
+        remedy: what the user can do now.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, expected: str | None = None, remedy: str | None = None):
+        self.what, self.where, self.expected, self.remedy = what, where, expected, remedy
+        parts = [f"{where}: {what}" if where else what]
+        if expected:
+            parts.append(f"expected: {expected}")
+        if remedy:
+            parts.append(f"remedy: {remedy}")
+        super().__init__("\n  ".join(parts))
+
+
+class InputError(MolgenError):
+    """The user's input cannot be used (exit code 2)."""
+
+    exit_code = 2
+
+
+class CheckpointError(InputError):
+    """A weights or training checkpoint is missing, truncated or not what it claims to be."""
+
+
+class CalculatorError(MolgenError):
+    """A calculator cannot be built, or failed on every sample."""
+
+    exit_code = 2
+
+
+class DependencyError(InputError):
+    """An optional dependency is not installed; the remedy names the extra."""

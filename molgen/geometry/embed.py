@@ -1,0 +1,124 @@
+"""Geometries from target distances: the guess that needs no learning, and the prior of TS-GEN.
+
+Target distance of a pair: sqrt(d_R d_P), weight 1/d^4; embedded by stress majorisation (SMACOF, de Leeuw 1977) from
+the midpoint of the superposed end points.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from molgen.geometry.align import superpose_fragments
+
+APART_STRETCH = 1.15  # a pair that is together on one side only: its target is that side's distance, stretched
+APART_WEIGHT = 0.25
+UNKNOWN_DISTANCE = 4.0  # Angstrom, pairs that are apart on both sides
+UNKNOWN_WEIGHT = 0.02
+
+
+def place_together(r: Tensor, p: Tensor, r_frag: Tensor, p_frag: Tensor) -> tuple[Tensor, Tensor]:
+    """Reactant and product in one frame, whatever the fragments' original placement.
+
+    The side with fewer fragments is the frame; every fragment of the other side is superposed on it. When both sides
+    have several fragments, the frame's smaller fragments are first brought next to the largest through the other side.
+
+    Args:
+        r, p: (B, N, 3) positions. r_frag, p_frag: (B, N) fragment indices, -1 for padding.
+    """
+    n_r, n_p = r_frag.amax(1), p_frag.amax(1)
+    swap = (n_r > n_p)[:, None, None]
+    frame, other = torch.where(swap, p, r), torch.where(swap, r, p)
+    frame_frag = torch.where(swap[..., 0], p_frag, r_frag)
+    other_frag = torch.where(swap[..., 0], r_frag, p_frag)
+    if int(torch.minimum(n_r, n_p).max()) > 0:
+        frame = _gather_fragments(frame, other, frame_frag, other_frag)
+    other = superpose_fragments(other, frame, other_frag)
+    return torch.where(swap, other, frame), torch.where(swap, frame, other)
+
+
+def _gather_fragments(frame: Tensor, other: Tensor, frame_frag: Tensor, other_frag: Tensor) -> Tensor:
+    """Move the frame's fragments to where the other side's bonds want them (largest first, then what touches it)."""
+    frame = frame.clone()
+    for b in torch.nonzero(frame_frag.amax(1) > 0)[:, 0].tolist():
+        f, o = frame_frag[b], other_frag[b]
+        sizes = torch.bincount(f[f >= 0])
+        placed = f == int(sizes.argmax())
+        position = frame[b].clone()
+        while bool((~placed & (f >= 0)).any()):
+            # the other side's fragment that holds placed and unplaced atoms, with the most placed ones
+            shared = [(int((placed & (o == k)).sum()), k) for k in o[~placed & (f >= 0)].unique().tolist()]
+            count, k = max(shared)
+            loose = ~placed & (o == k) & (f >= 0)
+            if count == 0:  # nothing connects: leave the rest where it is
+                break
+            anchor = (placed & (o == k)).to(frame.dtype)[None]
+            target = superpose_fragments(other[b : b + 1], position[None], torch.where(anchor > 0, 0, -1))
+            moved = _rigid_like(other[b : b + 1], target, anchor)[0]
+            for g in f[loose].unique().tolist():
+                members = f == g
+                fit = superpose_fragments(position[None], moved[None], torch.where(members & (o == k), 0, -1)[None])
+                position[members] = _rigid_like(position[None], fit, (members & (o == k)).to(frame.dtype)[None])[0][members]
+                placed = placed | members
+        frame[b] = position
+    return frame
+
+
+def _rigid_like(mobile: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    from molgen.geometry.align import superpose
+
+    return superpose(mobile, target, weights)
+
+
+def target_distances(r: Tensor, p: Tensor, same_r: Tensor, same_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Target distances and weights (B, N, N) from both sides' distances; `same_*` (B, N, N): pair in one fragment."""
+    d_r, d_p = torch.cdist(r, r), torch.cdist(p, p)
+    both, only_r, only_p = same_r & same_p, same_r & ~same_p, same_p & ~same_r
+    target = torch.full_like(d_r, UNKNOWN_DISTANCE)
+    target = torch.where(only_r, APART_STRETCH * d_r, torch.where(only_p, APART_STRETCH * d_p, target))
+    target = torch.where(both, (d_r * d_p).clamp_min(1e-12).sqrt(), target)
+    scale = torch.where(both, 1.0, torch.where(only_r | only_p, APART_WEIGHT, UNKNOWN_WEIGHT)).to(target)
+    return target, scale / target.clamp_min(0.5) ** 4
+
+
+def embed_distances(start: Tensor, target: Tensor, weight: Tensor, mask: Tensor, iterations: int = 300) -> Tensor:
+    """Minimise sum w_ij (|x_i - x_j| - target_ij)^2 from `start` (B, N, 3) by SMACOF (Guttman transforms).
+
+    `mask` (B, N) marks real atoms. The number of iterations is fixed, so the result is the same whatever the batch.
+    """
+    n = start.shape[1]
+    pair = mask[:, :, None] & mask[:, None, :] & ~torch.eye(n, dtype=torch.bool, device=start.device)
+    w = torch.where(pair, weight, 0.0)
+    laplacian = torch.diag_embed(w.sum(-1)) - w
+    # the constant vector spans the Laplacian's null space: shift it, and give padding a unit diagonal
+    m = mask.to(start.dtype)
+    shift = m[:, :, None] * m[:, None, :] / m.sum(1)[:, None, None] * w.amax((1, 2))[:, None, None]
+    inverse = torch.linalg.inv(laplacian + shift + torch.diag_embed(1 - m))
+    x = (start - (start * m[..., None]).sum(1, keepdim=True) / m.sum(1)[:, None, None]) * m[..., None]
+    wt = w * target
+    for _ in range(iterations):
+        ratio = wt / torch.cdist(x, x).clamp_min(1e-6)
+        x_new = inverse @ (ratio.sum(-1, keepdim=True) * x - ratio @ x)
+        x = x_new * m[..., None]
+    return x
+
+
+def interpolation_guess(
+    r: Tensor, p: Tensor, r_frag: Tensor, p_frag: Tensor, iterations: int = 300
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sqrt-distance guess with both end points superposed on it.
+
+    Args:
+        r, p: (B, N, 3) float64 Angstrom, atoms mapped. r_frag, p_frag: (B, N) fragment index, -1 for padding.
+
+    Returns:
+        guess, reactant, product: (B, N, 3) each, one common frame, guess centred; each fragment of the reactant and of
+        the product is superposed on the guess by itself, so where the user put the fragments does not matter.
+    """
+    mask = r_frag >= 0
+    r0, p0 = place_together(r, p, r_frag, p_frag)
+    same_r = r_frag[:, :, None] == r_frag[:, None, :]
+    same_p = p_frag[:, :, None] == p_frag[:, None, :]
+    target, weight = target_distances(r, p, same_r, same_p)
+    guess = embed_distances((r0 + p0) / 2, target, weight, mask, iterations)
+    return guess, superpose_fragments(r0, guess, r_frag), superpose_fragments(p0, guess, p_frag)

@@ -1,0 +1,1 @@
+"""Equivariant building blocks shared by the three models."""

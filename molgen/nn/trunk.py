@@ -1,0 +1,261 @@
+"""The E(3)-equivariant network TS-GEN, Prose and the CV sampler share.
+
+Dense message passing between all pairs of atoms, over several geometries of the same atoms at once. Node features are
+scalars and vectors (`96x0e + 32x1o` in e3nn's notation), with optional parity-odd company (`0o`, `1e`) for tasks that must
+tell mirror images apart. A narrow pair state carries the geometry; attention over it moves node values, and its linear
+image weighs the pair directions. Related: PaiNN (Schuett 2021), Equiformer (Liao 2022), the triangle-free pair stack of
+AlphaFold's structure module (Jumper 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from molgen.nn.radial import FourierTime, GaussianRadial
+
+
+@dataclass(frozen=True)
+class TrunkConfig:
+    """Sizes of a trunk.
+
+    Attributes:
+        scalars, vectors: multiplicities of 0e and 1o.
+        odd: multiplicity of 0o and 1e each; 0 makes every output even under reflection (scalars) or polar (vectors).
+        pair: width of the pair state. heads: attention heads. layers: depth. radial: functions a geometry.
+        geometries: number of geometries; node_inputs, pair_inputs, vector_inputs, conditions: widths of the inputs.
+        time: whether a time in [0, 1] is an input. dropout: on the node update.
+    """
+
+    scalars: int = 96
+    vectors: int = 32
+    odd: int = 0
+    pair: int = 64
+    heads: int = 8
+    layers: int = 5
+    radial: int = 16
+    geometries: int = 1
+    node_inputs: int = 8
+    pair_inputs: int = 0
+    vector_inputs: int = 0
+    conditions: int = 0
+    time: bool = True
+    dropout: float = 0.0
+
+    @property
+    def irreps(self) -> str:
+        """The node features in e3nn notation."""
+        odd = f" + {self.odd}x0o + {self.odd}x1e" if self.odd else ""
+        return f"{self.scalars}x0e + {self.vectors}x1o{odd}"
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass
+class Pairs:
+    """What the layers need of every ordered pair (i receives, j sends).
+
+    Attributes:
+        mask: (B, N, N) true where j may send to i.
+        directions: (B, N, 3, N * G) unit vectors from i to j, zero where j may not send; last axis (j, geometry).
+        frames: (B, N, N, 3 * G + 1) the same vectors, zero only where the geometry has none, last axis (component,
+            geometry), with a final 1.
+    """
+
+    mask: Tensor
+    directions: Tensor
+    frames: Tensor
+
+
+class VectorNorm(nn.Module):
+    """Scale the vectors (B, N, 3, V) of a node to unit mean square; a learned gain a channel."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, v: Tensor) -> Tensor:
+        return v * torch.rsqrt(v.square().sum(-2, keepdim=True).mean(-1, keepdim=True) + 1e-2) * self.gain
+
+
+class TrunkLayer(nn.Module):
+    """One round: refresh the pair state, attend, collect directions, update the nodes."""
+
+    def __init__(self, c: TrunkConfig):
+        super().__init__()
+        self.c = c
+        s, v, p, g = c.scalars, c.vectors, c.pair, c.geometries
+        self.norm_s, self.norm_v = nn.LayerNorm(s), VectorNorm(v)
+        self.receive, self.send = nn.Linear(s, p), nn.Linear(s, p, bias=False)
+        self.probe_receive, self.probe_send = nn.Linear(v, g * p, bias=False), nn.Linear(v, g * p, bias=False)
+        self.pair_in, self.pair_out = nn.Linear(p, p, bias=False), nn.Linear(p, p)
+        self.logits, self.coefficients = nn.Linear(p, c.heads), nn.Linear(p, g * v)
+        self.value_s, self.value_v = nn.Linear(s, s), nn.Linear(v, v, bias=False)
+        self.mix_s, self.mix_v = nn.Linear(s, s), nn.Linear(v, v, bias=False)
+        self.left, self.right = nn.Linear(v, v, bias=False), nn.Linear(v, v, bias=False)
+        self.inner = nn.Linear(v, s)
+        o = c.odd
+        self.update = nn.Sequential(
+            nn.Linear(2 * s + v + o, 2 * s), nn.SiLU(), nn.Dropout(c.dropout), nn.Linear(2 * s, 2 * s + v + 2 * o)
+        )
+        if o:
+            self.norm_a = VectorNorm(o)
+            self.cross_left, self.cross_right = nn.Linear(v, o, bias=False), nn.Linear(v, o, bias=False)
+            self.axial_mix, self.polar_probe = nn.Linear(o, o, bias=False), nn.Linear(v, o, bias=False)
+            self.axial_to_polar = nn.Linear(o, v, bias=False)
+        nn.init.zeros_(self.pair_out.bias)
+        for last in (self.pair_out, self.update[-1], self.probe_receive, self.probe_send):
+            last.weight.data.mul_(0.3)
+
+    def forward(
+        self, s: Tensor, v: Tensor, odd: tuple[Tensor, Tensor] | None, e: Tensor, pairs: Pairs
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None, Tensor]:
+        c = self.c
+        b, n = s.shape[:2]
+        sn, vn = self.norm_s(s), self.norm_v(v)
+
+        # pair state: own features and angles (vectors of either atom along the directions between them), all linear, one
+        # bmm a side: [directions, 1] @ [vectors; scalars]
+        hidden = self.pair_in(e)
+        hidden = hidden + self._along_pairs(self.receive(sn), self.probe_receive(vn), pairs)
+        hidden = hidden + self._along_pairs(self.send(sn), self.probe_send(vn), pairs).transpose(1, 2)
+        e = e + self.pair_out(F.silu(hidden))
+
+        # softmax attention, normalised after the sum; an atom nobody may send to (first in a causal order) receives zero
+        weight = (self.logits(e).clamp(-20, 20).exp() * pairs.mask[..., None]).permute(0, 3, 1, 2).contiguous()
+        weight_sum = weight.sum(-1, keepdim=True) + 1e-9
+        values = torch.cat(
+            [
+                self.value_s(sn).view(b, n, c.heads, -1),
+                self.value_v(vn).view(b, n, 3, c.heads, -1).transpose(2, 3).reshape(b, n, c.heads, -1),
+            ],
+            dim=-1,
+        ).transpose(1, 2)
+        message = (weight @ values / weight_sum).transpose(1, 2)
+        per_s = c.scalars // c.heads
+        message_s = self.mix_s(message[..., :per_s].reshape(b, n, -1))
+        message_v = message[..., per_s:].reshape(b, n, c.heads, 3, -1).transpose(2, 3).reshape(b, n, 3, -1)
+        along = pairs.directions @ self.coefficients(e).view(b, n, n * c.geometries, c.vectors)
+        v = v + self.mix_v(message_v) + along / 4.0
+
+        left, right = self.left(v), self.right(v)
+        norm = (left.square().sum(-2) + 1e-6).sqrt()
+        features = [self.norm_s(s), message_s, norm]
+        if odd is not None:
+            pseudo, axial = odd
+            axial = axial + torch.linalg.cross(self.cross_left(vn), self.cross_right(vn), dim=-2)
+            pseudo = pseudo + (axial * self.polar_probe(vn)).sum(-2)
+            features.append(pseudo.square())
+        out = self.update(torch.cat(features, dim=-1))
+        ds, gate_s, gate_v, gate_odd = out.split([c.scalars, c.scalars, c.vectors, 2 * c.odd], dim=-1)
+        s = s + ds + gate_s * self.inner((left * right).sum(-2))
+        v = v + gate_v[..., None, :] * left
+        if odd is not None:
+            gate_p, gate_a = gate_odd.chunk(2, dim=-1)
+            pseudo = pseudo * torch.tanh(gate_p)
+            axial = self.norm_a(axial + gate_a[..., None, :] * self.axial_mix(axial))
+            v = v + self.axial_to_polar(axial * pseudo[..., None, :])
+            odd = (pseudo, axial)
+        return s, v, odd, e
+
+    @staticmethod
+    def _along_pairs(scalars: Tensor, vectors: Tensor, pairs: Pairs) -> Tensor:
+        """(B, N, N, P): scalars (B, N, P) of the row's atom + its vectors (B, N, 3, G * P) along the pair's directions."""
+        b, n, p = scalars.shape
+        return pairs.frames @ torch.cat([vectors.reshape(b, n, -1, p), scalars[:, :, None]], dim=2)
+
+
+class Trunk(nn.Module):
+    """Scalars and vectors for every atom from several geometries of one molecule.
+
+    Invariant to translation of each geometry, equivariant to one rotation or reflection of all of them, equivariant to
+    permutation of the atoms; padding changes nothing; with a causal `pair_mask`, no output depends on a later atom.
+    """
+
+    def __init__(self, config: TrunkConfig):
+        super().__init__()
+        c = self.config = config
+        if c.scalars % c.heads or c.vectors % c.heads:
+            raise ValueError(f"scalars ({c.scalars}) and vectors ({c.vectors}) must be multiples of heads ({c.heads})")
+        self.radial = GaussianRadial(c.radial)
+        self.time = FourierTime() if c.time else None
+        extra = c.conditions + (16 if c.time else 0)
+        self.embed_node = nn.Linear(c.node_inputs, c.scalars)
+        self.embed_condition = nn.Linear(extra, c.scalars) if extra else None
+        self.embed_pair = nn.Sequential(
+            nn.Linear(c.geometries * c.radial + c.pair_inputs, c.pair), nn.SiLU(), nn.Linear(c.pair, c.pair)
+        )
+        self.embed_vector = nn.Linear(c.vector_inputs, c.vectors, bias=False) if c.vector_inputs else None
+        self.layers = nn.ModuleList(TrunkLayer(c) for _ in range(c.layers))
+        self.final_s = nn.LayerNorm(c.scalars)
+
+    def forward(
+        self,
+        nodes: Tensor,
+        geometries: Sequence[Tensor],
+        mask: Tensor,
+        *,
+        geometry_masks: Sequence[Tensor | None] | None = None,
+        pair_mask: Tensor | None = None,
+        pair_features: Tensor | None = None,
+        vector_features: Tensor | None = None,
+        condition: Tensor | None = None,
+        time: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Run the network.
+
+        Args:
+            nodes: (B, N, node_inputs) invariant atom features.
+            geometries: G tensors (B, N, 3), Angstrom.
+            mask: (B, N) true for real atoms.
+            geometry_masks: for each geometry (B, N, N) true where its distance means something, or None for all pairs.
+            pair_mask: (B, N, N) true where j may send to i (causal order); None lets all real pairs talk.
+            pair_features: (B, N, N, pair_inputs). vector_features: (B, N, 3, vector_inputs), polar.
+            condition: (B, conditions). time: (B,) in [0, 1].
+
+        Returns:
+            scalars (B, N, scalars), vectors (B, N, 3, vectors) and, if `odd`, pseudoscalars (B, N, odd) and axial vectors
+            (B, N, 3, odd), else None.
+        """
+        c = self.config
+        b, n = nodes.shape[:2]
+        real = mask[:, :, None] & mask[:, None, :] & ~torch.eye(n, dtype=torch.bool, device=nodes.device)
+        allowed = real if pair_mask is None else real & pair_mask
+        radial, direction = [], []
+        for k, x in enumerate(geometries):
+            keep = None if geometry_masks is None else geometry_masks[k]
+            keep = (real if keep is None else real & keep)[..., None]
+            difference = x[:, None] - x[:, :, None]
+            distance = (difference.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+            radial.append(self.radial(distance[..., 0]) * keep)
+            direction.append(difference / distance * keep)
+        e = self.embed_pair(torch.cat(radial if pair_features is None else [*radial, pair_features], dim=-1))
+        unit = torch.stack(direction, dim=-1)  # (B, N, N, 3, G)
+        pairs = Pairs(
+            mask=allowed,
+            directions=(unit * allowed[..., None, None]).permute(0, 1, 3, 2, 4).reshape(b, n, 3, n * c.geometries),
+            frames=torch.cat([unit.flatten(3), unit.new_ones(b, n, n, 1)], dim=-1),
+        )
+
+        s = self.embed_node(nodes)
+        if self.embed_condition is not None:
+            parts = [] if condition is None else [condition]
+            if self.time is not None:
+                assert time is not None, "this trunk was built with a time input"
+                parts.append(self.time(time))
+            s = s + self.embed_condition(torch.cat(parts, dim=-1))[:, None]
+        if self.embed_vector is not None:
+            assert vector_features is not None, "this trunk was built with vector inputs"
+            v = self.embed_vector(vector_features)
+        else:
+            v = s.new_zeros(b, n, 3, c.vectors)
+        odd = (s.new_zeros(b, n, c.odd), s.new_zeros(b, n, 3, c.odd)) if c.odd else None
+        for layer in self.layers:
+            s, v, odd, e = layer(s, v, odd, e, pairs)
+        m = mask[..., None]
+        return self.final_s(s) * m, v * m[..., None], odd

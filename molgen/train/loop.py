@@ -1,0 +1,194 @@
+"""The one trainer: any model, any loss, by steps or by wall-clock budget, resumable from its own checkpoint.
+
+Everything random in a step follows from (seed, step), and the order of an epoch from (seed, epoch), so a run stopped
+anywhere continues as if it had not been. By steps the result is the same to the bit; by wall-clock budget the learning
+rate follows the clock.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from molgen.checkpoint import load_checkpoint, save_checkpoint
+from molgen.errors import InputError
+from molgen.rng import torch_generator
+
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train.
+
+    Attributes:
+        budget_seconds: stop after this much training time, all resumed parts counted; or
+        steps: stop after this many steps (exactly one of the two).
+        learning_rate: peak; linear warm-up over `warmup` steps, then half a cosine down to 1 % over the budget.
+        weight_decay: decoupled (AdamW). ema: decay of the averaged weights, which are the result.
+        checkpoint_seconds, validate_seconds: how often to save and to validate.
+    """
+
+    budget_seconds: float | None = None
+    steps: int | None = None
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    warmup: int = 200
+    ema: float = 0.999
+    seed: int = 0
+    checkpoint_seconds: float = 120.0
+    validate_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        if (self.budget_seconds is None) == (self.steps is None):
+            raise InputError("training needs a time budget or a number of steps, one of the two")
+
+
+class Trainer:
+    """Minimise `loss(model, batch, generator)`.
+
+    Args:
+        model: trained in place; afterwards it holds the averaged weights.
+        loss: returns the losses by name; the one called "loss" is minimised, all are logged.
+        epoch: epoch(generator) yields the batches of one pass over the data, in an order drawn from the generator.
+        validate: figures of the averaged model, by name; "score" (lower is better) selects what `best` holds.
+        directory: training state goes to `directory/state`, the best averaged weights to `directory/best`.
+        config: what :func:`molgen.checkpoint.load_checkpoint` shall find beside the weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Any, torch.Generator], dict[str, Tensor]],
+        epoch: Callable[[torch.Generator], Iterator[Any]],
+        validate: Callable[[nn.Module], dict[str, float]],
+        settings: TrainSettings,
+        directory: Path,
+        config: dict,
+        log: Log = lambda figures: None,
+    ):
+        self.model, self.loss, self.epoch, self.validate = model, loss, epoch, validate
+        self.settings, self.directory, self.config, self.log = settings, Path(directory), config, log
+        decay = [p for p in model.parameters() if p.ndim > 1]
+        plain = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.step = self.epoch_number = self.batch_number = 0
+        self.elapsed, self.best, self.norm = 0.0, math.inf, math.inf
+
+    def run(self, resume: bool = False) -> dict[str, float]:
+        """Train to the end of the budget; returns the last validation figures."""
+        if resume and (self.directory / "state").is_dir():
+            self._restore()
+        clock, saved = time.monotonic(), 0.0
+        validated, start = self.elapsed, self.elapsed
+        while self._progress() < 1:
+            order = torch_generator(self.settings.seed, 0, self.epoch_number)
+            for k, batch in enumerate(self.epoch(order)):
+                if k < self.batch_number:
+                    continue  # already done before the resume
+                figures = self._one_step(batch)
+                self.batch_number = k + 1
+                self.elapsed = start + time.monotonic() - clock
+                if self.step % 100 == 0:
+                    self.log({"step": self.step, "epoch": self.epoch_number, "seconds": self.elapsed, **figures})
+                if self.elapsed - validated > self.settings.validate_seconds:
+                    self._validate()
+                    self.elapsed = validated = start + time.monotonic() - clock
+                if self.elapsed - saved > self.settings.checkpoint_seconds:
+                    self._save()
+                    saved = self.elapsed
+                if self._progress() >= 1:
+                    break
+            else:
+                self.epoch_number, self.batch_number = self.epoch_number + 1, 0
+        figures = self._validate()
+        self._save()
+        self.model.load_state_dict(self.average)
+        return figures
+
+    def _progress(self) -> float:
+        s = self.settings
+        return self.step / s.steps if s.steps else self.elapsed / (s.budget_seconds or 1.0)
+
+    def _one_step(self, batch: Any) -> dict[str, float]:
+        s = self.settings
+        rate = s.learning_rate * min(1.0, (self.step + 1) / s.warmup)
+        rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, self._progress())))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        losses = self.loss(self.model, batch, torch_generator(s.seed, 1, self.step))
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        # clip at twice the running norm: rare broken batches must not undo a thousand good ones
+        limit = 2 * self.norm if math.isfinite(self.norm) else 10.0
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        self.step += 1
+        if math.isfinite(norm):
+            self.norm = min(norm, limit) if math.isinf(self.norm) else 0.98 * self.norm + 0.02 * min(norm, limit)
+            self.optimizer.step()
+        decay = min(s.ema, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            state = self.model.state_dict()
+            old = [v for v in self.average.values() if v.is_floating_point()]
+            new = [state[k] for k, v in self.average.items() if v.is_floating_point()]
+            torch._foreach_lerp_(old, new, 1 - decay)
+        return {k: float(v.detach()) for k, v in losses.items()} | {"lr": rate, "grad_norm": norm}
+
+    def _validate(self) -> dict[str, float]:
+        live = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        self.model.eval()
+        with torch.no_grad():
+            figures = self.validate(self.model)
+        if figures["score"] <= self.best:
+            self.best = figures["score"]
+            save_checkpoint(self.directory / "best", self.average, {**self.config, "validation": figures, "step": self.step})
+        self.model.load_state_dict(live)
+        self.log({"step": self.step, "epoch": self.epoch_number, "seconds": self.elapsed, **figures})
+        return figures
+
+    def _save(self) -> None:
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        counters = {k: getattr(self, k) for k in ("step", "epoch_number", "batch_number", "elapsed")}
+        counters |= {k: v if math.isfinite(v) else None for k, v in (("best", self.best), ("norm", self.norm))}
+        config = {**self.config, "settings": asdict(self.settings), "counters": counters}
+        save_checkpoint(self.directory / "state", tensors, config)
+
+    def _restore(self) -> None:
+        checkpoint = load_checkpoint(self.directory / "state")
+        for key, value in checkpoint.config.items():
+            if key in self.config and self.config[key] != value and key not in ("format", "molgen_version"):
+                raise InputError(
+                    f"'{key}' is {self.config[key]!r} but the saved training has {value!r}",
+                    where=str(self.directory / "state"),
+                    expected="the settings the run was started with",
+                    remedy="repeat them, or choose another --out",
+                )
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        for name, tensor in checkpoint.tensors.items():
+            part, key = name.split(".", 1)
+            parts[part][key] = tensor
+        self.model.load_state_dict(parts["model"])
+        for key, tensor in parts["average"].items():
+            self.average[key].copy_(tensor)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for key, value in checkpoint.config["counters"].items():
+            setattr(self, key, math.inf if value is None else value)

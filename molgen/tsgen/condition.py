@@ -1,0 +1,113 @@
+"""Reactions as the dense tensors TS-GEN reads: the interpolation guess with both end points superposed on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from ase.data import covalent_radii
+from torch import Tensor
+
+from molgen.data.reactions import Reaction
+from molgen.geometry.align import superpose
+from molgen.geometry.embed import interpolation_guess
+
+MAX_HOPS = 5  # graph distances beyond this are one class
+RADII = torch.tensor(covalent_radii, dtype=torch.float32)
+BOND_FACTOR = 1.3  # a bond for counting hops: d < 1.3 (r_i + r_j); a model input, not a verdict
+
+
+@dataclass
+class ReactionBatch:
+    """B reactions of up to N atoms, one frame each (the guess's), float32 Angstrom.
+
+    Attributes:
+        numbers: (B, N) int64 atomic numbers, 0 for padding.
+        guess: (B, N, 3) interpolation guess, centred.
+        reactant, product: (B, N, 3) end points, each fragment superposed on the guess.
+        r_frag, p_frag: (B, N) fragment index, -1 for padding.
+        hops: (B, N, N, 2) int8 bonds between the atoms in the reactant and the product, at most MAX_HOPS.
+        ts: (B, N, 3) transition state superposed on the guess, or None.
+    """
+
+    numbers: Tensor
+    guess: Tensor
+    reactant: Tensor
+    product: Tensor
+    r_frag: Tensor
+    p_frag: Tensor
+    hops: Tensor
+    ts: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, N) true for real atoms."""
+        return self.numbers > 0
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def swapped(self, which: Tensor | None = None) -> ReactionBatch:
+        """Reactant and product exchanged, in the reactions where `which` (B,) is true, or in all."""
+        w = torch.ones(len(self), dtype=torch.bool, device=self.numbers.device) if which is None else which
+        w1, w2, w3 = w[:, None], w[:, None, None], w[:, None, None, None]
+        return replace(
+            self,
+            reactant=torch.where(w2, self.product, self.reactant),
+            product=torch.where(w2, self.reactant, self.product),
+            r_frag=torch.where(w1, self.p_frag, self.r_frag),
+            p_frag=torch.where(w1, self.r_frag, self.p_frag),
+            hops=torch.where(w3, self.hops.flip(-1), self.hops),
+        )
+
+    def select(self, index: Tensor) -> ReactionBatch:
+        """Rows `index`, cropped to their largest molecule."""
+        n = int((self.numbers[index] > 0).sum(1).max())
+        out = {f.name: getattr(self, f.name) for f in fields(self)}
+        crop = {k: None if x is None else (x[index][:, :n, :n] if k == "hops" else x[index][:, :n]) for k, x in out.items()}
+        return ReactionBatch(**crop)
+
+    def to(self, device: torch.device | str) -> ReactionBatch:
+        return ReactionBatch(**{k: None if x is None else x.to(device) for k, x in vars(self).items()})
+
+
+def graph_hops(positions: Tensor, numbers: Tensor, fragments: Tensor) -> Tensor:
+    """Shortest paths (B, N, N) int8 over covalent-radius bonds within a fragment, MAX_HOPS where farther or none."""
+    radii = RADII[numbers]
+    same = (fragments[:, :, None] == fragments[:, None, :]) & (numbers > 0)[:, :, None]
+    bond = same & (torch.cdist(positions, positions) < BOND_FACTOR * (radii[:, :, None] + radii[:, None, :]))
+    step = bond.float()
+    reach = torch.eye(numbers.shape[1]).expand_as(step)
+    hops = torch.full(step.shape, MAX_HOPS, dtype=torch.int8)
+    for k in range(MAX_HOPS):
+        hops = torch.where((reach > 0) & (hops > k), k, hops).to(torch.int8)
+        reach = ((reach + reach @ step) > 0).float()
+    return hops
+
+
+def prepare(reactions: Sequence[Reaction], chunk: int = 256) -> ReactionBatch:
+    """Pad, superpose and embed reactions; the transition state comes along if every reaction has one."""
+    n = max(len(r.numbers) for r in reactions)
+    b = len(reactions)
+    numbers = np.zeros((b, n), dtype=np.int64)
+    frag = {"r": np.full((b, n), -1), "p": np.full((b, n), -1)}
+    xyz = {k: np.zeros((b, n, 3)) for k in ("r", "p", "ts")}
+    for i, reaction in enumerate(reactions):
+        m = len(reaction.numbers)
+        numbers[i, :m] = reaction.numbers
+        frag["r"][i, :m], frag["p"][i, :m] = reaction.reactant_fragments, reaction.product_fragments
+        xyz["r"][i, :m], xyz["p"][i, :m] = reaction.reactant, reaction.product
+        if reaction.ts is not None:
+            xyz["ts"][i, :m] = reaction.ts
+    z, r_frag, p_frag = torch.from_numpy(numbers), torch.from_numpy(frag["r"]), torch.from_numpy(frag["p"])
+    r, p, ts = (torch.from_numpy(xyz[k]) for k in ("r", "p", "ts"))
+    embedded = [interpolation_guess(*part) for part in zip(*(t.split(chunk) for t in (r, p, r_frag, p_frag)), strict=True)]
+    guess, reactant, product = (torch.cat(parts).float() for parts in zip(*embedded, strict=True))
+    mask = (z > 0)[..., None]
+    hops = torch.stack([graph_hops(r, z, r_frag), graph_hops(p, z, p_frag)], dim=-1)
+    batch = ReactionBatch(z, guess * mask, reactant * mask, product * mask, r_frag, p_frag, hops)
+    if all(reaction.ts is not None for reaction in reactions):
+        batch.ts = superpose(ts, guess.double(), (z > 0).double()).float() * mask
+    return batch

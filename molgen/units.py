@@ -1,0 +1,21 @@
+"""Physical constants and conversions; the one place that has them (CODATA 2018, via ase.units).
+
+Inside molgen: Angstrom, eV, amu, femtosecond, kelvin (ASE's conventions). People read kcal/mol or kJ/mol.
+"""
+
+from ase import units as _u
+
+KCAL_MOL = _u.kcal / _u.mol  # eV per kcal/mol
+KJ_MOL = _u.kJ / _u.mol  # eV per kJ/mol
+HARTREE = _u.Hartree  # eV
+BOHR = _u.Bohr  # Angstrom
+NM = _u.nm  # Angstrom
+KB = _u.kB  # eV/K
+AMU = _u._amu  # kg
+# sqrt(eV / (amu Angstrom^2)) as a wavenumber in cm^-1: nu = WAVENUMBER * sqrt(eigenvalue of the mass-weighted Hessian)
+WAVENUMBER = (_u._e / (_u._amu * 1e-20)) ** 0.5 / (2 * 3.141592653589793 * _u._c * 100)
+
+
+def kcal(energy_ev: float) -> float:
+    """eV -> kcal/mol."""
+    return energy_ev / KCAL_MOL
