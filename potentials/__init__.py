@@ -1,5 +1,9 @@
-"""Potentials: energies and forces of a batch of geometries behind one protocol, from xTB to any ASE calculator."""
+"""Potentials: energies and forces of a batch of geometries behind one protocol, from model systems to any calculator.
 
-from molgen.potentials.base import Potential
+Each kind is in the module of its name: xtb, ase, openmm, analytic, composite, parallel.
+"""
 
-__all__ = ["Potential"]
+from molgen.potentials.base import Potential, SamplewisePotential, check_electrons
+from molgen.potentials.conformance import Conformance, check_potential
+
+__all__ = ["Conformance", "Potential", "SamplewisePotential", "check_electrons", "check_potential"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import numpy as np
-from scipy.spatial.distance import pdist
 
 from molgen.errors import InputError
 
@@ -58,8 +57,8 @@ class Potential(ABC):
         positions = _batch_of(positions, len(self.numbers), type(self).__name__)
         energy = np.full(len(positions), np.nan)
         force = np.full(positions.shape, np.nan) if forces else None
-        reasons = {i: reason for i, x in enumerate(positions) if (reason := _unusable(x))}
-        usable = np.array([i for i in range(len(positions)) if i not in reasons], dtype=int)
+        reasons = {int(i): reason for i in _suspects(positions) if (reason := _unusable(positions[i]))}
+        usable = np.delete(np.arange(len(positions)), list(reasons))
         self.failures = {}  # from here until `_evaluate` returns: numbered as the samples it is given
         if len(usable):
             self.calls += len(usable)
@@ -134,12 +133,18 @@ def _batch_of(positions, atoms: int, where: str) -> np.ndarray:
     return positions
 
 
+def _suspects(positions: np.ndarray) -> np.ndarray:
+    """Samples that may be unusable: coincident atoms are neighbours in the sorted x, in y and in z alike."""
+    near = (np.diff(np.sort(positions, axis=1), axis=1) < COINCIDENT).any(1).all(1)
+    return np.flatnonzero(near | ~np.isfinite(positions).all((1, 2)))
+
+
 def _unusable(positions: np.ndarray) -> str | None:
     if not np.isfinite(positions).all():
         atom = int(np.flatnonzero(~np.isfinite(positions).all(1))[0])
         return f"coordinate of atom {atom} is not finite"
-    if len(positions) > 1 and (distances := pdist(positions)).min() < COINCIDENT:
-        i, j = np.triu_indices(len(positions), 1)
-        closest = int(distances.argmin())
-        return f"atoms {i[closest]} and {j[closest]} coincide ({distances[closest]:.1g} A apart)"
+    i, j = np.triu_indices(len(positions), 1)
+    distances = np.linalg.norm(positions[i] - positions[j], axis=1)
+    for pair in np.flatnonzero(distances < COINCIDENT)[:1]:
+        return f"atoms {i[pair]} and {j[pair]} coincide ({distances[pair]:.1g} A apart)"
     return None
