@@ -14,7 +14,6 @@ BENCHMARKS ?= $(wildcard benchmarks/*.py)
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SOURCES := molgen tests benchmarks examples
 
 .PHONY: demo test lint bench clean
 
@@ -35,12 +34,13 @@ bench: .venv/.installed
 clean:
 	rm -rf .venv build dist molgen.egg-info .pytest_cache .ruff_cache .hypothesis
 
-# Stamps: installing again only when the requirements changed.
+# Stamps: installing again only when the requirements changed. torch comes first and alone, so that the build this
+# machine or PIP_FLAGS offers is the one the rest is installed beside.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("molgen needs Python 3.11 or newer; try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@echo "Installing molgen into .venv (a few minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) $(PIP_FLAGS) torch          # first and alone: whatever build this machine or PIP_FLAGS offers is the one kept
+	$(PIP) $(PIP_FLAGS) torch
 	$(PIP) setuptools wheel
 	$(PIP) --no-build-isolation --editable .
 	@touch $@

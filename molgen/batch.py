@@ -106,15 +106,18 @@ class DenseBatch:
             graphs = list(data)
         else:
             graphs = data.to_data_list() if isinstance(data, Batch) else [data]
+        fields: dict[str, list[Tensor]] = {"pos": [], "z": []}
         for i, graph in enumerate(graphs):
-            for name in ("pos", "z"):
-                if getattr(graph, name, None) is None:
+            for name, tensors in fields.items():
+                tensor = getattr(graph, name, None)
+                if tensor is None:
                     raise InputError(
                         f"no '{name}'",
                         where=f"PyG graph {i}",
                         expected="'pos' (n, 3) in Angstrom and 'z' (n,) atomic numbers",
                     )
-        return cls.pad([graph.pos for graph in graphs], [graph.z for graph in graphs])
+                tensors.append(tensor)
+        return cls.pad(fields["pos"], fields["z"])
 
     def to_pyg(self) -> Batch:
         """A PyG batch with `pos`, `z` and no edges; padding is left out."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -158,3 +161,43 @@ def test_doctor_sees_wrong_forces(monkeypatch):
     )
     (check,) = doctor._xtb_forces()
     assert check.status == "fail" and check.advice
+
+
+def test_doctor_sees_broken_equivariance(monkeypatch):
+    from molgen.nn.trunk import Trunk
+
+    right = Trunk.forward
+
+    def leaning(self, *args, **kwargs):
+        scalars, vectors, odd = right(self, *args, **kwargs)
+        return scalars, vectors + 1e-6, odd  # a constant vector does not turn with the molecule
+
+    monkeypatch.setattr(Trunk, "forward", leaning)
+    (check,) = doctor._trunk_equivariance()
+    assert check.status == "fail" and check.advice
+
+
+WORK_AND_DIE = """
+import os, signal, sys
+from molgen.cli import main
+from molgen.run import Run
+
+@main.app.command()
+def work(out: str):
+    with Run(out, "work", {}) as run:
+        run.results.append("first")
+        os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
+        signal.pause()
+
+main.main()
+"""
+
+
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
+def test_ctrl_c_and_the_end_of_a_batch_job_keep_partial_results(tmp_path, signal):
+    command = [sys.executable, "-c", WORK_AND_DIE, "work", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SIGNAL": signal})
+    assert result.returncode == 130, result.stderr
+    assert "interrupted" in result.stderr and "Traceback" not in result.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["status"] == "interrupted" and summary["results"] == ["first"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import signal
 from typing import Annotated
 
 import typer
@@ -48,4 +49,6 @@ for _name in COMMANDS:
 
 def main() -> None:
     """The console script."""
+    # Batch systems end a job with SIGTERM: taken as Ctrl-C, it leaves partial results and a summary.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app(prog_name="molgen")
