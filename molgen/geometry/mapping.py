@@ -142,8 +142,7 @@ def _with_hydrogens(r: Side, p: Side, images: np.ndarray) -> list[np.ndarray]:
 
     Bond changes first; among equals the least squared displacement, measured either in the frame of the whole piece
     or, for a hydrogen that stays on its atom, in that of this atom and its neighbours. A skeleton that is a line or a
-    point leaves
-    the rotation open: several are tried. Each is refined with all atoms.
+    point leaves the rotation open: several are tried. Each is refined with all atoms.
     """
     permutation = np.empty(len(r.numbers), dtype=np.int64)
     permutation[r.heavy] = images

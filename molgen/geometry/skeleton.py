@@ -1,6 +1,6 @@
 """Mappings between the heavy-atom skeletons of two sides that change the fewest bonds.
 
-The cost of a skeleton mapping counts heavy-heavy bonds broken and formed, plus the differences in the number of hydrogens
+The cost of a skeleton mapping counts heavy-heavy bonds broken and formed, plus differences in the number of hydrogens
 on each atom: for terminal hydrogens that is the exact number of bonds that the best placement of the hydrogens changes.
 Depth-first branch and bound, deepened over the cost; the bound sums, over the atoms not yet placed, the least cost of
 their immediate surroundings (Riesen & Bunke, Image Vision Comput. 27, 950 (2009)), half of each bond to either end.
