@@ -9,12 +9,16 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 import molgen
 from molgen.cli import common
-from molgen.errors import MolgenError
+from molgen.errors import CheckpointError, MolgenError
+
+if TYPE_CHECKING:
+    from molgen.nn.trunk import Trunk
 
 OK, ABSENT, FAIL = "ok", "absent", "fail"
 _REINSTALL = "pip install --force-reinstall molgen"
@@ -178,31 +182,56 @@ def _xtb_forces() -> Iterator[Check]:
 
 
 def _trunk_equivariance() -> Iterator[Check]:
-    """A rotated and reflected molecule must give rotated and reflected vectors, and the same scalars."""
+    """A turned and mirrored molecule must give turned and mirrored vectors and the same scalars (shipped weights)."""
+    import torch
+
+    trunk, name = _shipped_trunk()
+    c, generator = trunk.config, torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def run(turn: torch.Tensor, shift: float) -> tuple[torch.Tensor, torch.Tensor]:
+        scalars, vectors, _ = trunk(
+            nodes,
+            [x @ turn.T + shift for x in geometries],
+            torch.ones(nodes.shape[:2], dtype=torch.bool),
+            pair_features=pairs if c.pair_inputs else None,
+            vector_features=turn @ arrows if c.vector_inputs else None,
+            condition=conditions if c.conditions else None,
+            time=torch.full((len(nodes),), 0.5, dtype=torch.float64) if c.time else None,
+        )
+        return scalars, vectors
+
+    nodes, pairs = random(2, 9, c.node_inputs), random(2, 9, 9, c.pair_inputs)
+    geometries, arrows = 2 * random(c.geometries, 2, 9, 3), random(2, 9, 3, c.vector_inputs)
+    conditions, turn = random(2, c.conditions), torch.linalg.qr(random(3, 3))[0]
+    with torch.no_grad():
+        scalars, vectors = run(torch.eye(3, dtype=torch.float64), 0.0)
+        turned_scalars, turned_vectors = run(turn, 1.0)
+    error = max(
+        float((a - b).abs().max() / a.abs().max())  # of vectors that are all zero this is NaN, which fails
+        for a, b in ((scalars, turned_scalars), (turn @ vectors, turned_vectors))
+    )
+    passed = error < 1e-8
+    detail = f"largest relative rotation error of {name} {error:.1e} in double precision (allowed 1e-8)"
+    yield Check("Self-check", "equivariance", OK if passed else FAIL, detail, "" if passed else "reinstall torch")
+
+
+def _shipped_trunk() -> tuple[Trunk, str]:
+    """The trunk of the shipped weights and their name; one with random weights where there are none to load."""
     import torch
 
     from molgen.nn.trunk import Trunk, TrunkConfig
+    from molgen.tsgen.weights import DEFAULT, load_model
 
-    generator = torch.Generator().manual_seed(0)
-    config = TrunkConfig(time=False)
-    with torch.random.fork_rng(devices=[]):  # leave the caller's random stream as it was
-        torch.manual_seed(0)
-        trunk = Trunk(config).double().eval()
-    nodes = torch.randn(2, 9, config.node_inputs, generator=generator, dtype=torch.float64)
-    positions = 2 * torch.randn(2, 9, 3, generator=generator, dtype=torch.float64)
-    turn = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))[0]
-    mask = torch.ones(2, 9, dtype=torch.bool)
-    with torch.no_grad():
-        scalars, vectors, _ = trunk(nodes, [positions], mask)
-        turned_scalars, turned_vectors, _ = trunk(nodes, [positions @ turn.T + 1.0], mask)
-    vectors = torch.einsum("ij,bnjv->bniv", turn, vectors)
-    error = max(
-        float((a - b).abs().max() / a.abs().max())  # of vectors that are all zero this is NaN, which fails
-        for a, b in ((scalars, turned_scalars), (vectors, turned_vectors))
-    )
-    passed = error < 1e-8
-    detail = f"largest relative rotation error {error:.1e} in double precision (allowed 1e-8)"
-    yield Check("Self-check", "equivariance", OK if passed else FAIL, detail, "" if passed else "reinstall torch")
+    try:
+        trunk, name = load_model().model.trunk, f"'{DEFAULT}'"
+    except CheckpointError:  # reported under Weights
+        with torch.random.fork_rng(devices=[]):  # leaves the caller's random stream as it was
+            torch.manual_seed(0)
+            trunk, name = Trunk(TrunkConfig()), "a trunk with random weights"
+    return trunk.double().eval(), name
 
 
 def _print(check: Check, heading: bool) -> None:
