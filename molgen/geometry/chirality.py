@@ -30,8 +30,8 @@ def signed_volumes(positions, quadruples) -> np.ndarray:
 
     The sign changes under reflection and under exchange of two atoms, and under nothing else.
     """
-    a, b, c, d = (np.asarray(positions, dtype=float)[..., np.asarray(quadruples)[:, k], :] for k in range(4))
-    return np.einsum("...i,...i->...", b - a, np.cross(c - a, d - a)) / 6.0
+    corners = np.asarray(positions, dtype=float)[..., np.asarray(quadruples), :]
+    return np.linalg.det(corners[..., 1:, :] - corners[..., :1, :]) / 6.0
 
 
 def inverted_centres(positions_a, positions_b, quadruples) -> np.ndarray:
@@ -59,4 +59,4 @@ def _normalised(positions, quadruples) -> np.ndarray:
     corners = np.asarray(positions, dtype=float)[np.asarray(quadruples)]
     corners = corners - corners.mean(axis=1, keepdims=True)
     corners = corners / np.linalg.norm(corners, axis=-1, keepdims=True)
-    return signed_volumes(corners.reshape(-1, 3), np.arange(len(corners) * 4).reshape(-1, 4))
+    return np.linalg.det(corners[:, 1:] - corners[:, :1]) / 6.0

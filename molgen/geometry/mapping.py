@@ -119,10 +119,19 @@ def _score(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> tuple[int
     inverted = int(inverted_centres(x, y, centres).sum()) if len(centres) else 0
     square = 0.0
     pieces = _pieces(r, p, atoms, images)
-    for piece in range(pieces.max() + 1):
+    for piece in range(int(pieces.max()) + 1):
         a, b = x[pieces == piece], y[pieces == piece]
-        square += float(((_move(a, b, b) - a) ** 2).sum())
+        square += _deviation(a, b)
     return int((bonds_r ^ bonds_p).sum()) // 2, inverted, float(np.sqrt(square / len(atoms)))
+
+
+def _deviation(a: np.ndarray, b: np.ndarray) -> float:
+    """Sum of squared deviations of a and b (n, 3) superposed by the best proper rotation (Kabsch 1978)."""
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    covariance = a.T @ b
+    s = np.linalg.svd(covariance, compute_uv=False)
+    overlap = s[0] + s[1] + (s[2] if np.linalg.det(covariance) > 0 else -s[2])
+    return max(0.0, float((a**2).sum() + (b**2).sum() - 2.0 * overlap))
 
 
 def _pieces(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -150,8 +159,8 @@ def _with_hydrogens(r: Side, p: Side, images: np.ndarray) -> list[np.ndarray]:
         return [permutation]
     bonds = _hydrogen_bond_cost(r, p, images)
     stays, local = _local_displacements(r, p, images)
-    results = []
-    for start, keep in product(_starts(r, p, images), (stays, np.zeros_like(stays))):
+    results = {}
+    for start, keep in product(_starts(r, p, images), (stays, np.zeros_like(stays)) if stays.any() else (stays,)):
         placed, previous = start, None
         for _ in range(4):
             square = np.full((len(r.light), len(p.light)), _FAR)
@@ -165,8 +174,8 @@ def _with_hydrogens(r: Side, p: Side, images: np.ndarray) -> list[np.ndarray]:
                 break
             previous = permutation.copy()
             placed = _frames(r, p, np.arange(len(permutation)), permutation)
-        results.append(permutation.copy())
-    return results
+        results[permutation.tobytes()] = permutation.copy()
+    return list(results.values())
 
 
 def _frames(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
@@ -250,6 +259,8 @@ def _local_displacements(r: Side, p: Side, images: np.ndarray) -> tuple[np.ndarr
 
 def _width(points: np.ndarray, weights: np.ndarray) -> float:
     """Extent, Angstrom, of weighted points across their longest axis; 0 for points on a line."""
+    if len(points) < 3:
+        return 0.0
     centred = points - (weights[:, None] * points).sum(0) / weights.sum()
     return float(np.linalg.svd(centred * np.sqrt(weights)[:, None], compute_uv=False)[1])
 
