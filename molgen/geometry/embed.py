@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from molgen.geometry.align import superpose_fragments
+from molgen.geometry.align import superpose, superpose_fragments
 
 APART_STRETCH = 1.15  # a pair that is together on one side only: its target is that side's distance, stretched
 APART_WEIGHT = 0.25
@@ -38,36 +38,25 @@ def place_together(r: Tensor, p: Tensor, r_frag: Tensor, p_frag: Tensor) -> tupl
 
 
 def _gather_fragments(frame: Tensor, other: Tensor, frame_frag: Tensor, other_frag: Tensor) -> Tensor:
-    """Move the frame's fragments to where the other side's bonds want them (largest first, then what touches it)."""
+    """Move the frame's fragments to where the other side's bonds want them: largest first, then what touches it."""
     frame = frame.clone()
-    for b in torch.nonzero(frame_frag.amax(1) > 0)[:, 0].tolist():
-        f, o = frame_frag[b], other_frag[b]
-        sizes = torch.bincount(f[f >= 0])
-        placed = f == int(sizes.argmax())
-        position = frame[b].clone()
-        while bool((~placed & (f >= 0)).any()):
-            # the other side's fragment that holds placed and unplaced atoms, with the most placed ones
-            shared = [(int((placed & (o == k)).sum()), k) for k in o[~placed & (f >= 0)].unique().tolist()]
-            count, k = max(shared)
-            loose = ~placed & (o == k) & (f >= 0)
-            if count == 0:  # nothing connects: leave the rest where it is
-                break
-            anchor = (placed & (o == k)).to(frame.dtype)[None]
-            target = superpose_fragments(other[b : b + 1], position[None], torch.where(anchor > 0, 0, -1))
-            moved = _rigid_like(other[b : b + 1], target, anchor)[0]
-            for g in f[loose].unique().tolist():
-                members = f == g
-                fit = superpose_fragments(position[None], moved[None], torch.where(members & (o == k), 0, -1)[None])
-                position[members] = _rigid_like(position[None], fit, (members & (o == k)).to(frame.dtype)[None])[0][members]
-                placed = placed | members
+    for b in torch.nonzero(torch.minimum(frame_frag.amax(1), other_frag.amax(1)) > 0)[:, 0].tolist():
+        mine, theirs, position = frame_frag[b], other_frag[b], frame[b].clone()
+        loose = mine >= 0
+        loose[mine == torch.bincount(mine[loose]).argmax()] = False
+        while loose.any():
+            bridges = [(int((~loose & (theirs == k)).sum()), k) for k in theirs[loose].unique().tolist()]
+            held, k = max(bridges)
+            if not held:
+                break  # nothing connects the rest to what is placed: it stays where it is
+            bridge = theirs == k
+            moved = superpose(other[b], position, (bridge & ~loose).to(frame.dtype))
+            for g in mine[bridge & loose].unique().tolist():
+                members = mine == g
+                position[members] = superpose(position, moved, (members & bridge).to(frame.dtype))[members]
+                loose = loose & ~members
         frame[b] = position
     return frame
-
-
-def _rigid_like(mobile: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    from molgen.geometry.align import superpose
-
-    return superpose(mobile, target, weights)
 
 
 def target_distances(r: Tensor, p: Tensor, same_r: Tensor, same_p: Tensor) -> tuple[Tensor, Tensor]:

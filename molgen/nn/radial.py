@@ -9,8 +9,7 @@ from torch import Tensor, nn
 class GaussianRadial(nn.Module):
     """`count` Gaussians on [start, stop] Angstrom, centres packed densely where chemistry happens.
 
-    Centres are uniform in log(1 + d), widths follow their spacing. Distances beyond `stop` are clamped: all far pairs look
-    alike. Input (...,), output (..., count).
+    Centres are uniform in log(1 + d), widths follow their spacing. Distances beyond `stop` are clamped: far pairs look alike. Input (...,), output (..., count).
     """
 
     centres: Tensor
@@ -37,7 +36,9 @@ class FourierTime(nn.Module):
 
     def __init__(self, count: int = 8):
         super().__init__()
-        self.register_buffer("frequencies", torch.pi * torch.arange(1, count + 1, dtype=torch.float32), persistent=False)
+        self.register_buffer(
+            "frequencies", torch.pi * torch.arange(1, count + 1, dtype=torch.float32), persistent=False
+        )
 
     def forward(self, t: Tensor) -> Tensor:
         phase = t[:, None] * self.frequencies

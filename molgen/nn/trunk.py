@@ -1,7 +1,7 @@
 """The E(3)-equivariant network TS-GEN, Prose and the CV sampler share.
 
 Dense message passing between all pairs of atoms, over several geometries of the same atoms at once. Node features are
-scalars and vectors (`96x0e + 32x1o` in e3nn's notation), with optional parity-odd company (`0o`, `1e`) for tasks that must
+scalars and vectors (`96x0e + 32x1o` in e3nn's notation), with optional parity-odd ones (`0o`, `1e`) for tasks that must
 tell mirror images apart. A narrow pair state carries the geometry; attention over it moves node values, and its linear
 image weighs the pair directions. Related: PaiNN (Schuett 2021), Equiformer (Liao 2022), the triangle-free pair stack of
 AlphaFold's structure module (Jumper 2021).
@@ -119,14 +119,14 @@ class TrunkLayer(nn.Module):
         b, n = s.shape[:2]
         sn, vn = self.norm_s(s), self.norm_v(v)
 
-        # pair state: own features and angles (vectors of either atom along the directions between them), all linear, one
-        # bmm a side: [directions, 1] @ [vectors; scalars]
+        # pair state: own features and angles (vectors of either atom along the directions between them), all linear,
+        # one bmm a side: [directions, 1] @ [vectors; scalars]
         hidden = self.pair_in(e)
         hidden = hidden + self._along_pairs(self.receive(sn), self.probe_receive(vn), pairs)
         hidden = hidden + self._along_pairs(self.send(sn), self.probe_send(vn), pairs).transpose(1, 2)
         e = e + self.pair_out(F.silu(hidden))
 
-        # softmax attention, normalised after the sum; an atom nobody may send to (first in a causal order) receives zero
+        # softmax attention, normalised after the sum; an atom nobody may send to (first in causal order) gets zero
         weight = (self.logits(e).clamp(-20, 20).exp() * pairs.mask[..., None]).permute(0, 3, 1, 2).contiguous()
         weight_sum = weight.sum(-1, keepdim=True) + 1e-9
         values = torch.cat(
@@ -165,7 +165,7 @@ class TrunkLayer(nn.Module):
 
     @staticmethod
     def _along_pairs(scalars: Tensor, vectors: Tensor, pairs: Pairs) -> Tensor:
-        """(B, N, N, P): scalars (B, N, P) of the row's atom + its vectors (B, N, 3, G * P) along the pair's directions."""
+        """(B, N, N, P): scalars (B, N, P) of the row's atom + its vectors (B, N, 3, G * P) along the pair."""
         b, n, p = scalars.shape
         return pairs.frames @ torch.cat([vectors.reshape(b, n, -1, p), scalars[:, :, None]], dim=2)
 
@@ -219,8 +219,8 @@ class Trunk(nn.Module):
             condition: (B, conditions). time: (B,) in [0, 1].
 
         Returns:
-            scalars (B, N, scalars), vectors (B, N, 3, vectors) and, if `odd`, pseudoscalars (B, N, odd) and axial vectors
-            (B, N, 3, odd), else None.
+            scalars (B, N, scalars), vectors (B, N, 3, vectors) and, if `odd`, pseudoscalars (B, N, odd) with axial
+            vectors (B, N, 3, odd), else None.
         """
         c = self.config
         b, n = nodes.shape[:2]

@@ -152,7 +152,9 @@ class Trainer:
             figures = self.validate(self.model)
         if figures["score"] <= self.best:
             self.best = figures["score"]
-            save_checkpoint(self.directory / "best", self.average, {**self.config, "validation": figures, "step": self.step})
+            save_checkpoint(
+                self.directory / "best", self.average, {**self.config, "validation": figures, "step": self.step}
+            )
         self.model.load_state_dict(live)
         self.log({"step": self.step, "epoch": self.epoch_number, "seconds": self.elapsed, **figures})
         return figures

@@ -29,7 +29,7 @@ def pair_distance_loss(predicted: Tensor, true: Tensor, weight: Tensor, delta: f
 
 
 def log_variance_loss(square: Tensor, log_variance: Tensor, mask: Tensor) -> Tensor:
-    """Mean Gaussian negative log-likelihood (B,) of per-atom errors (3 components); the errors themselves get no gradient."""
+    """Mean Gaussian negative log-likelihood (B,) of per-atom errors (3 components); no gradient to the errors."""
     nll = 0.5 * (square.detach() * torch.exp(-log_variance) + 3 * log_variance)
     return (nll * mask).sum(1) / mask.sum(1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -65,9 +65,11 @@ class ReactionBatch:
     def select(self, index: Tensor) -> ReactionBatch:
         """Rows `index`, cropped to their largest molecule."""
         n = int((self.numbers[index] > 0).sum(1).max())
-        out = {f.name: getattr(self, f.name) for f in fields(self)}
-        crop = {k: None if x is None else (x[index][:, :n, :n] if k == "hops" else x[index][:, :n]) for k, x in out.items()}
-        return ReactionBatch(**crop)
+
+        def crop(name: str, x: Tensor | None) -> Tensor | None:
+            return None if x is None else (x[index][:, :n, :n] if name == "hops" else x[index][:, :n])
+
+        return ReactionBatch(**{name: crop(name, x) for name, x in vars(self).items()})
 
     def to(self, device: torch.device | str) -> ReactionBatch:
         return ReactionBatch(**{k: None if x is None else x.to(device) for k, x in vars(self).items()})
@@ -103,7 +105,9 @@ def prepare(reactions: Sequence[Reaction], chunk: int = 256) -> ReactionBatch:
             xyz["ts"][i, :m] = reaction.ts
     z, r_frag, p_frag = torch.from_numpy(numbers), torch.from_numpy(frag["r"]), torch.from_numpy(frag["p"])
     r, p, ts = (torch.from_numpy(xyz[k]) for k in ("r", "p", "ts"))
-    embedded = [interpolation_guess(*part) for part in zip(*(t.split(chunk) for t in (r, p, r_frag, p_frag)), strict=True)]
+    embedded = [
+        interpolation_guess(*part) for part in zip(*(t.split(chunk) for t in (r, p, r_frag, p_frag)), strict=True)
+    ]
     guess, reactant, product = (torch.cat(parts).float() for parts in zip(*embedded, strict=True))
     mask = (z > 0)[..., None]
     hops = torch.stack([graph_hops(r, z, r_frag), graph_hops(p, z, p_frag)], dim=-1)

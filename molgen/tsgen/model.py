@@ -46,7 +46,7 @@ class TSModel(nn.Module):
         self.log_variance = nn.Sequential(nn.Linear(c.scalars, 32), nn.SiLU(), nn.Linear(32, 1))
 
     def forward(self, x_t: Tensor, t: Tensor, batch: ReactionBatch) -> tuple[Tensor, Tensor]:
-        """End point (B, N, 3) in Angstrom and log-variance (B, N) of each atom's position, from x_t (B, N, 3), t (B,)."""
+        """End point (B, N, 3), Angstrom, and log-variance (B, N) of each atom's position, from x_t (B, N, 3), t (B,)."""
         mask = batch.mask
         r, p = batch.reactant, batch.product
         same_r = batch.r_frag[:, :, None] == batch.r_frag[:, None, :]
@@ -75,7 +75,10 @@ class TSModel(nn.Module):
         bond_r = torch.sigmoid(12 * (1.3 - d_r / contact)) * same_r
         bond_p = torch.sigmoid(12 * (1.3 - d_p / contact)) * same_p
         ratio = torch.log((d_r + 0.1) / (d_p + 0.1))
-        bumps = torch.exp((-8 * (ratio[..., None] - self.log_centres).square()).clamp(min=-30.0)) * (same_r & same_p)[..., None]
+        bumps = (
+            torch.exp((-8 * (ratio[..., None] - self.log_centres).square()).clamp(min=-30.0))
+            * (same_r & same_p)[..., None]
+        )
         hops = F.one_hot(batch.hops.long(), MAX_HOPS + 1).flatten(-2).to(r.dtype)
         flags = torch.stack([bond_r, bond_p, same_r.to(r.dtype), same_p.to(r.dtype)], dim=-1)
         return torch.cat([hops, flags, bumps], dim=-1)

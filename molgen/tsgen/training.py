@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from molgen.data.importers import import_reactions
+from molgen.data.reactions import Reaction, load_npz
+from molgen.errors import InputError
+from molgen.flow.interpolant import straight_path
 from molgen.geometry.align import rmsd
+from molgen.rng import generator, sample_seed
+from molgen.train.loop import Trainer, TrainSettings
 from molgen.train.losses import aligned_rmsd_loss, log_variance_loss, pair_distance_loss
-from molgen.tsgen.condition import ReactionBatch
+from molgen.tsgen.condition import ReactionBatch, prepare
+from molgen.tsgen.model import CONFIGS, TSModel
+from molgen.tsgen.weights import load_model
 
 
 @dataclass(frozen=True)
@@ -37,12 +48,14 @@ def epoch(data: ReactionBatch, batch_size: int, generator: torch.Generator) -> I
         yield data.select(chunks[k])
 
 
-def flow_loss(model: nn.Module, batch: ReactionBatch, generator: torch.Generator, flow: FlowSettings) -> dict[str, Tensor]:
+def flow_loss(
+    model: nn.Module, batch: ReactionBatch, generator: torch.Generator, flow: FlowSettings
+) -> dict[str, Tensor]:
     """Conditional flow matching with endpoint prediction (Lipman 2023; TS-GEN, arXiv 2507.10530, with another prior).
 
     x_0 = interpolation guess + sigma noise, x_t = (1 - t) x_0 + t x_1. The loss compares end points: RMSD after
     superposition, pair distances (reacting and short ones weigh more), and the likelihood of the predicted variances.
-    Half the batch sees reactant and product exchanged. Reflections need no augmentation: the network is O(3)-equivariant.
+    Half the batch sees reactant and product exchanged; reflections need no augmentation, the network is equivariant.
     """
     assert batch.ts is not None
     device = batch.guess.device
@@ -62,7 +75,7 @@ def flow_loss(model: nn.Module, batch: ReactionBatch, generator: torch.Generator
     # most of the work is at the start of the path, where the guess is worst
     t = torch.rand(b, generator=generator).to(device) ** 2
     x_0 = (batch.guess + flow.sigma * draw(b, n, 3)) * m
-    x_t = torch.lerp(x_0, batch.ts, t[:, None, None])
+    x_t = straight_path(x_0, batch.ts, t)
     predicted, log_variance = model(x_t, t, noisy)
     deviation, square = aligned_rmsd_loss(predicted, batch.ts, mask)
     pair = pair_distance_loss(predicted, batch.ts, pair_weights(batch))
@@ -75,7 +88,9 @@ def pair_weights(batch: ReactionBatch) -> Tensor:
     """(B, N, N) weights 1 + 2 |d_R - d_P| of the real pairs, doubled below 2 A in the transition state."""
     assert batch.ts is not None
     n = batch.numbers.shape[1]
-    same = (batch.r_frag[:, :, None] == batch.r_frag[:, None, :]) & (batch.p_frag[:, :, None] == batch.p_frag[:, None, :])
+    same = (batch.r_frag[:, :, None] == batch.r_frag[:, None, :]) & (
+        batch.p_frag[:, :, None] == batch.p_frag[:, None, :]
+    )
     change = (torch.cdist(batch.reactant, batch.reactant) - torch.cdist(batch.product, batch.product)).abs()
     weight = 1 + 2 * torch.where(same, change, 0.5).clamp(max=2.0)
     weight = weight * torch.where(torch.cdist(batch.ts, batch.ts) < 2.0, 2.0, 1.0)
@@ -94,4 +109,102 @@ def validation_figures(model: nn.Module, data: ReactionBatch, batch_size: int = 
         both = (model(batch.guess, t, batch)[0] + model(batch.guess, t, batch.swapped())[0]) / 2
         values.append(rmsd(both, batch.ts, batch.mask))
     value = torch.cat(values)
-    return {"score": float(value.mean()), "val_rmsd_mean": float(value.mean()), "val_rmsd_median": float(value.median())}
+    return {
+        "score": float(value.mean()),
+        "val_rmsd_mean": float(value.mean()),
+        "val_rmsd_median": float(value.median()),
+    }
+
+
+def load_training_data(
+    path: Path, train_split: str = "train", val_split: str = "val", seed: int = 0
+) -> tuple[list[Reaction], list[Reaction]]:
+    """Training and validation reactions: the splits of an npz, or of a published set a random twentieth for validation.
+
+    Raises:
+        InputError: no such file or split, or a reaction without its transition state.
+    """
+    if Path(path).suffix == ".npz":
+        parts = load_npz(path, train_split), load_npz(path, val_split)
+    else:
+        reactions = list(import_reactions(path))
+        order = generator(seed, len(reactions)).permutation(len(reactions))
+        held = max(1, len(reactions) // 20)
+        parts = [reactions[k] for k in order[held:]], [reactions[k] for k in order[:held]]
+    for reaction in (r for part in parts for r in part):
+        if reaction.ts is None:
+            raise InputError(
+                "no transition state to learn from", where=f"{path}, reaction {reaction.name}", remedy="remove it"
+            )
+    return parts
+
+
+def train_tsgen(
+    data: Path,
+    directory: Path,
+    *,
+    config: str = "small",
+    budget_seconds: float | None = None,
+    steps: int | None = None,
+    init: str | None = None,
+    train_split: str = "train",
+    val_split: str = "val",
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    dropout: float = 0.05,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train TS-GEN; the best weights by validation go to `directory/best`, the figures of every step to `log.jsonl`.
+
+    Args:
+        data: npz of reactions or a published set, see :func:`load_training_data`.
+        config: a name in :data:`molgen.tsgen.model.CONFIGS`. init: start from these weights, whose sizes are kept.
+        budget_seconds, steps: one of the two, see :class:`molgen.train.loop.TrainSettings`.
+
+    Returns:
+        the last validation figures, `best_score`, `step` and `elapsed` seconds.
+    """
+    if config not in CONFIGS:
+        raise InputError(f"no model size {config!r}", where="--config", expected=" or ".join(CONFIGS))
+    torch.set_flush_denormal(True)  # Adam's moments of dead inputs decay into denormals, which are slow
+    torch.manual_seed(sample_seed(seed))
+    train, val = load_training_data(data, train_split, val_split, seed)
+    if init is None:
+        elements = sorted({int(z) for reaction in train for z in reaction.numbers})
+        model = TSModel(elements, **CONFIGS[config], dropout=dropout)
+    else:
+        model = load_model(init).model
+    model = model.to(device)
+    parameters = sum(p.numel() for p in model.parameters())
+    log(f"{len(train)} training and {len(val)} validation reactions, {parameters:,} parameters")
+    batches, held = prepare(train).to(device), prepare(val).to(device)
+    flow = FlowSettings(batch_size=batch_size)
+    settings = TrainSettings(budget_seconds, steps, learning_rate=learning_rate, seed=seed)
+    stream = (directory / "log.jsonl").open("a", encoding="utf-8")
+
+    def record(figures: dict[str, Any]) -> None:
+        stream.write(json.dumps(figures) + "\n")
+        stream.flush()
+        if "val_rmsd_mean" in figures:
+            log(
+                "step {step}, {seconds:.0f} s: validation RMSD {val_rmsd_median:.3f} / {val_rmsd_mean:.3f} A".format(
+                    **figures
+                )
+            )
+
+    trainer = Trainer(
+        model,
+        lambda m, batch, g: flow_loss(m, batch, g, flow),
+        lambda g: epoch(batches, batch_size, g),
+        lambda m: validation_figures(m, held),
+        settings,
+        directory,
+        {"model": "tsgen", "config": model.config, "flow": asdict(flow)},
+        record,
+    )
+    with stream:
+        figures = trainer.run(resume)
+    return {**figures, "best_score": trainer.best, "step": trainer.step, "elapsed": trainer.elapsed}

@@ -1,0 +1,1 @@
+"""Flow matching without chemistry: paths between distributions and the solvers that follow them."""

@@ -1,0 +1,99 @@
+"""Guesses of transition states: samples of the flow, averaged over both directions of the reaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from molgen.data.reactions import Reaction
+from molgen.flow.solvers import integrate
+from molgen.rng import torch_generator
+from molgen.tsgen.condition import ReactionBatch, prepare
+from molgen.tsgen.model import TSModel
+
+STEPS = 1
+SIGMA = 0.1
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """K guesses for one reaction of N atoms.
+
+    Attributes:
+        positions: (K, N, 3) float64 Angstrom.
+        deviation: (K, N) predicted error of each atom's position, Angstrom (root mean square).
+    """
+
+    positions: Tensor
+    deviation: Tensor
+
+    @property
+    def spread(self) -> float:
+        """Root-mean-square deviation of the guesses from the first, Angstrom; 0 for one guess."""
+        return float((self.positions - self.positions[:1]).square().sum(-1).mean().sqrt())
+
+
+@torch.no_grad()
+def flow_samples(model: TSModel, batch: ReactionBatch, noise: Tensor, steps: int = STEPS) -> tuple[Tensor, Tensor]:
+    """End points (B, N, 3) and predicted deviations (B, N) of the flow from `batch.guess + noise`, Angstrom.
+
+    Each prediction is the mean over the reaction and its reverse, which makes the flow exactly symmetric.
+    """
+    reverse, mask = batch.swapped(), batch.mask[..., None]
+    last_log_variance = torch.zeros_like(batch.guess[..., 0])
+
+    def endpoint(x: Tensor, t: float) -> Tensor:
+        nonlocal last_log_variance
+        time = x.new_full((len(x),), t)
+        (there, log_there), (back, log_back) = model(x, time, batch), model(x, time, reverse)
+        last_log_variance = torch.logaddexp(log_there, log_back) - torch.log(torch.tensor(2.0))
+        return (there + back) / 2
+
+    x_1 = integrate(endpoint, (batch.guess + noise) * mask, steps)
+    # the head's variance is per component
+    return x_1, (3 * last_log_variance.exp()).sqrt() * mask[..., 0]
+
+
+def generate(
+    model: TSModel,
+    reactions: Sequence[Reaction],
+    *,
+    samples: int = 1,
+    steps: int = STEPS,
+    sigma: float = SIGMA,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> list[Guesses]:
+    """Sample the flow for every reaction.
+
+    The first sample starts from the mode of the prior (no noise): it is deterministic and does not depend on the atom
+    order, the frames or the placement of fragments. Sample k > 0 of reaction i draws from its own generator.
+
+    Args:
+        reactions: atoms mapped; every element known to the model.
+        samples: K, guesses a reaction. steps: of the ODE solver. sigma: width of the prior, Angstrom.
+    """
+    device = next(model.parameters()).device
+    data = prepare(reactions)
+    jobs = [(i, k) for k in range(samples) for i in torch.argsort(data.mask.sum(1)).tolist()]
+    n = data.numbers.shape[1]
+    positions = torch.zeros(len(reactions), samples, n, 3, dtype=torch.float64)
+    deviation = torch.zeros(len(reactions), samples, n, dtype=torch.float64)
+    model.eval()
+    for start in range(0, len(jobs), batch_size):
+        rows = jobs[start : start + batch_size]
+        batch = data.select(torch.tensor([i for i, _ in rows]))
+        m = batch.numbers.shape[1]
+        noise = torch.zeros_like(batch.guess)
+        for row, (i, k) in enumerate(rows):
+            if k:
+                atoms = len(reactions[i].numbers)
+                noise[row, :atoms] = sigma * torch.randn(atoms, 3, generator=torch_generator(seed, i, k))
+        x, error = flow_samples(model, batch.to(device), noise.to(device), steps)
+        for row, (i, k) in enumerate(rows):
+            positions[i, k, :m], deviation[i, k, :m] = x[row].double().cpu(), error[row].double().cpu()
+    atoms = [len(reaction.numbers) for reaction in reactions]
+    return [Guesses(positions[i, :, :a], deviation[i, :, :a]) for i, a in enumerate(atoms)]
