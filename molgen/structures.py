@@ -208,6 +208,8 @@ def _check(part: Structure) -> None:
 
 
 def _check_size(count: int, where: str) -> None:
+    if not count:
+        raise InputError("holds no atoms", where=where, expected="one molecule")
     if count > MAX_ATOMS:
         raise InputError(
             f"{count} atoms",
