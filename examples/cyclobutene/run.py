@@ -1,0 +1,6 @@
+"""cyclobutene -> s-cis-butadiene, conrotatory ring opening; run from this folder."""
+
+import molgen
+
+result = molgen.find_ts("reactant.xyz", "product.xyz")
+print(result)

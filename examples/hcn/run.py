@@ -1,0 +1,6 @@
+"""HCN -> HNC; run from this folder."""
+
+import molgen
+
+result = molgen.find_ts("reactant.xyz", "product.xyz")
+print(result)
