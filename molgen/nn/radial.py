@@ -9,7 +9,8 @@ from torch import Tensor, nn
 class GaussianRadial(nn.Module):
     """`count` Gaussians on [start, stop] Angstrom, centres packed densely where chemistry happens.
 
-    Centres are uniform in log(1 + d), widths follow their spacing. Distances beyond `stop` are clamped: far pairs look alike. Input (...,), output (..., count).
+    Centres are uniform in log(1 + d), widths follow their spacing.
+    Distances beyond `stop` are clamped: far pairs look alike. Input (...,), output (..., count).
     """
 
     centres: Tensor

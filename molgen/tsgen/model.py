@@ -46,7 +46,7 @@ class TSModel(nn.Module):
         self.log_variance = nn.Sequential(nn.Linear(c.scalars, 32), nn.SiLU(), nn.Linear(32, 1))
 
     def forward(self, x_t: Tensor, t: Tensor, batch: ReactionBatch) -> tuple[Tensor, Tensor]:
-        """End point (B, N, 3), Angstrom, and log-variance (B, N) of each atom's position, from x_t (B, N, 3), t (B,)."""
+        """End point (B, N, 3), Angstrom, and log-variance (B, N) of each atom, from x_t (B, N, 3) and t (B,)."""
         mask = batch.mask
         r, p = batch.reactant, batch.product
         same_r = batch.r_frag[:, :, None] == batch.r_frag[:, None, :]

@@ -1,0 +1,110 @@
+"""`molgen ts`: a verified transition state between two structures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from molgen.cli import common
+from molgen.errors import InputError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the subcommand to `app`."""
+    app.command(name="ts")(ts)
+
+
+def ts(
+    reactant: Annotated[
+        str | None, typer.Argument(help="Reactant: xyz, extxyz, pdb, sdf; fragments joined by commas.")
+    ] = None,
+    product: Annotated[str | None, typer.Argument(help="Product, likewise. Any atom order and orientation.")] = None,
+    smiles: Annotated[str | None, typer.Option("--smiles", help='Instead of files: "reactant>>product".')] = None,
+    charge: Annotated[int, typer.Option("--charge", help="Total charge.")] = 0,
+    spin: Annotated[int | None, typer.Option("--spin", help="Unpaired electrons; default the fewest possible.")] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Guesses drawn from the model.")] = 8,
+    refine: Annotated[
+        bool, typer.Option("--refine/--no-refine", help="Refine guesses to saddles of the calculator.")
+    ] = True,
+    calculator: Annotated[
+        str, typer.Option("--calculator", help="gfn2, gfn1, or module:Class of an ASE calculator.")
+    ] = "gfn2",
+    calculator_kwargs: Annotated[
+        str | None, typer.Option("--calculator-kwargs", help="JSON, for module:Class.")
+    ] = None,
+    verify: Annotated[str, typer.Option("--verify", help="quick (modes, descents), irc, or none.")] = "quick",
+    map_atoms: Annotated[bool, typer.Option("--map/--no-map", help="Map atoms when the orders differ.")] = True,
+    weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "tsgen",
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Flow steps; default the weights' own.")] = None,
+    out: common.Out = Path("molgen-ts"),
+    overwrite: common.Overwrite = False,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    as_json: common.Json = False,
+) -> None:
+    """Transition state between REACTANT and PRODUCT: guessed, refined, verified.
+
+    Writes ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png and summary.json to OUT. Exit code 3 when no saddle was
+    proven to join the two, 4 when the calculator failed on some guesses.
+    """
+    from molgen.workflows.ts import find_ts
+
+    try:
+        kwargs: Any = json.loads(calculator_kwargs) if calculator_kwargs else {}
+        assert isinstance(kwargs, dict)
+    except (ValueError, AssertionError) as error:
+        raise InputError(
+            f"{calculator_kwargs!r} is not a JSON object",
+            where="--calculator-kwargs",
+            expected='such as \'{"method": "GFN1-xTB"}\'',
+        ) from error
+    torch_device = common.resolve_device(device)
+    with common.progress() as bar:
+        task = bar.add_task("guessing", total=None)
+        result = find_ts(
+            _side(reactant), _side(product), smiles=smiles, charge=charge, spin=spin, samples=samples, refine=refine,
+            calculator=calculator, calculator_kwargs=kwargs, verify=verify, out=out, overwrite=overwrite,
+            weights=weights, steps=steps, map_atoms=map_atoms, seed=seed, device=str(torch_device), log=common.log,
+            progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
+        )  # fmt: skip
+    if as_json:
+        typer.echo((out / "summary.json").read_text(), nl=False)
+    else:
+        typer.echo(report(result, out))
+    codes = {"ok": common.ExitCode.OK, "partial": common.ExitCode.PARTIAL, "gate_failed": common.ExitCode.GATE_FAILED}
+    raise typer.Exit(codes[result.status])
+
+
+def report(result: Any, out: Path) -> str:
+    """The result in words: verdict, barriers, mode, confidence, cost, files."""
+    best = result.best
+    lines = [f"verdict              {best.verdict.replace('_', ' ')}" + (f": {best.reason}" if best.reason else "")]
+    if best.barrier_forward_kcal is not None:
+        forward, back = best.barrier_forward_kcal, best.barrier_reverse_kcal
+        lines.append(f"barrier              {forward:.1f} kcal/mol forward, {back:.1f} back")
+    if best.imaginary_frequency_cm is not None:
+        lines.append(f"imaginary frequency  {abs(best.imaginary_frequency_cm):.0f}i cm-1")
+    if best.confidence is not None:
+        lines.append(f"confidence           {best.confidence:.0%} before verification")
+    lines.append(f"guess                {'TS-GEN' if best.source == 'flow' else 'sqrt-distance'}, sample {best.sample}")
+    lines.append(f"cost                 {result.gradient_calls} gradient calls, {result.seconds:.1f} s")
+    others = len(result.candidates) - 1
+    if others:
+        verdicts = ", ".join(c.verdict.replace("_", " ") for c in result.candidates[1:])
+        lines.append(f"other candidates     {others} ({verdicts})")
+    for reason, count in sorted(result.rejections.items()):
+        lines.append(f"set aside            {count} x {reason}")
+    files = sorted(path.name for path in out.iterdir() if path.suffix in (".xyz", ".png", ".json"))
+    lines.append(f"files                {out}/: {', '.join(files)}")
+    return "\n".join(lines)
+
+
+def _side(text: str | None) -> str | list[str] | None:
+    """One path, or several joined by commas."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return parts if len(parts) > 1 else text

@@ -1,0 +1,387 @@
+"""From reactant and product to a transition state that has been checked: guess, refine, verify, rank."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from molgen.data.reactions import Reaction
+from molgen.errors import CalculatorError, InputError
+from molgen.geometry.align import rmsd, superpose
+from molgen.io import load_reaction
+from molgen.potentials.ase import AsePotential, calculator_from_spec
+from molgen.potentials.base import Potential
+from molgen.saddle import Verification, reaction_direction, refine, verify
+from molgen.tsgen import Generator, load_model
+from molgen.tsgen.condition import prepare
+from molgen.tsgen.generate import generate
+from molgen.tsgen.rank import confidence, guess_features, refined_features
+from molgen.units import kcal
+
+VERDICTS = ("intended", "half", "unintended", "unverified", "not_a_saddle", "failed")
+SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
+SAME_SADDLE = 0.05  # Angstrom RMSD, with energies within SAME_ENERGY: one saddle
+SAME_ENERGY = 2e-3  # eV
+VERIFY_METHODS = ("quick", "irc", "none")
+
+
+@dataclass(eq=False)
+class Candidate:
+    """One guess and what became of it.
+
+    Attributes:
+        atoms: the saddle (the guess, if unrefined), energy and verdict in `atoms.info`.
+        source: "flow" (the model) or "interpolation" (sqrt-distance guess). sample: index among the guesses.
+        verdict: intended (the saddle joins R and P), half (one of them), unintended (neither), not_a_saddle, unverified
+            (nobody checked), failed (the calculator did). reason: in words.
+        confidence: calibrated probability, before verification, that this is the intended saddle; None without weights.
+        energy: eV, of the saddle. imaginary_frequency_cm: signed, negative.
+        barrier_forward_kcal, barrier_reverse_kcal: electronic energies above the two ends of the path, kcal/mol.
+        path_positions: (M, N, 3) from the reactant's end to the product's; path_energies: (M,) eV; ts_index: the frame
+            of the saddle.
+        gradient_calls: calculator calls spent on this candidate; refine_calls: those until the saddle.
+    """
+
+    atoms: Atoms
+    source: str
+    sample: int
+    verdict: str = "unverified"
+    reason: str = ""
+    confidence: float | None = None
+    energy: float | None = None
+    imaginary_frequency_cm: float | None = None
+    barrier_forward_kcal: float | None = None
+    barrier_reverse_kcal: float | None = None
+    path_positions: np.ndarray | None = None
+    path_energies: np.ndarray | None = None
+    ts_index: int | None = None
+    gradient_calls: int = 0
+    refine_calls: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """The figures `summary.json` lists."""
+        keys = (
+            "verdict", "confidence", "barrier_forward_kcal", "barrier_reverse_kcal", "imaginary_frequency_cm",
+            "gradient_calls", "refine_calls", "source", "sample", "energy", "reason",
+        )  # fmt: skip
+        return {key: getattr(self, key) for key in keys}
+
+
+@dataclass(eq=False)
+class TSResult:
+    """What :func:`find_ts` found.
+
+    Attributes:
+        candidates: distinct saddles, best first.
+        reaction: the mapped reaction. notes: what was decided about the input, and warnings.
+        guesses: the geometries the refinement started from.
+        gradient_calls: all calculator calls, failed candidates included. seconds: wall time, model and calculator.
+        rejections: reason -> count of guesses that came to nothing. checkpoint_hash: of the weights used, if any.
+    """
+
+    candidates: list[Candidate]
+    reaction: Reaction
+    notes: list[str]
+    guesses: list[Atoms]
+    gradient_calls: int = 0
+    seconds: float = 0.0
+    rejections: Counter = field(default_factory=Counter)
+    checkpoint_hash: str | None = None
+
+    @property
+    def best(self) -> Candidate:
+        """The best-ranked candidate."""
+        return self.candidates[0]
+
+    @property
+    def verified(self) -> bool:
+        """Whether the best candidate is a saddle proven to join this reactant and product."""
+        return self.best.verdict == "intended"
+
+    @property
+    def status(self) -> str:
+        """ "ok", "partial" (a calculator failure cost a guess) or "gate_failed" (nothing was verified)."""
+        if self.best.verdict not in ("intended", "unverified"):
+            return "gate_failed"
+        return "partial" if self.rejections.get("calculator failed") else "ok"
+
+    def __str__(self) -> str:
+        b = self.best
+        barrier = "" if b.barrier_forward_kcal is None else f", barrier {b.barrier_forward_kcal:.1f} kcal/mol forward"
+        barrier += "" if b.barrier_reverse_kcal is None else f", {b.barrier_reverse_kcal:.1f} back"
+        mode = "" if b.imaginary_frequency_cm is None else f", imaginary mode {abs(b.imaginary_frequency_cm):.0f}i cm-1"
+        return f"{b.verdict}{barrier}{mode} ({self.gradient_calls} gradient calls, {self.seconds:.1f} s)"
+
+
+def find_ts(
+    reactant: Any = None,
+    product: Any = None,
+    *,
+    smiles: str | None = None,
+    charge: int = 0,
+    spin: int | None = None,
+    samples: int = 8,
+    refine: bool = True,
+    calculator: Any = "gfn2",
+    calculator_kwargs: Mapping[str, Any] | None = None,
+    verify: str = "quick",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    weights: str | Path = "tsgen",
+    steps: int | None = None,
+    map_atoms: bool = True,
+    seed: int = 0,
+    device: str = "cpu",
+    log: Callable[[str], None] = lambda message: None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> TSResult:
+    """Find a transition state between two structures and check it.
+
+    The model proposes, the calculator disposes: every distinct guess is refined to a saddle, its modes counted,
+    and both sides followed down to see which molecules they are. When none of the model's guesses leads to the intended saddle,
+    or the weights do not know an element, the sqrt-distance guess is tried as well.
+
+    Args:
+        reactant, product: path (xyz, extxyz, pdb, sdf), ase.Atoms, or a list of these, one a fragment. Any atom
+            order, frame and placement. smiles: "reactant>>product" instead.
+        charge: e. spin: unpaired electrons; default the fewest possible.
+        samples: guesses drawn. refine: False keeps the raw guesses (then nothing is verified).
+        calculator: "gfn2", "gfn1", "module:Class", an ASE calculator, or a molgen Potential; calculator_kwargs: for
+            "module:Class".
+        verify: "quick" (modes, then descents), "irc" (intrinsic reaction coordinate), "none".
+        out: folder for ts.xyz, guesses.xyz, path.xyz, barrier.png, summary.json. overwrite: replace a run there.
+        weights: name or folder. steps: flow steps; default the weights' own. device: torch device of the model.
+        log: called with lines for people; progress: called with (stage, done, total).
+
+    Returns:
+        TSResult, whatever the verdict: look at `result.verified`.
+
+    Raises:
+        InputError: unusable input or options. CalculatorError: the calculator failed on every guess.
+    """
+    if samples < 1:
+        raise InputError(f"{samples} samples", where="--samples", expected="at least 1")
+    if verify not in VERIFY_METHODS:
+        raise InputError(f"unknown method {verify!r}", where="--verify", expected=", ".join(VERIFY_METHODS))
+    begin = time.monotonic()
+    reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
+    potential = _potential(calculator, calculator_kwargs, reaction)
+    generator = _generator(weights, reaction, device, notes)
+    for note in notes:
+        log(note)
+    search = _Search(reaction, potential, verify if refine else None, progress)
+    settings = {
+        "reactant": str(reactant), "product": str(product), "smiles": smiles, "charge": reaction.charge,
+        "spin": reaction.spin, "samples": samples, "refine": refine, "calculator": str(calculator),
+        "calculator_kwargs": dict(calculator_kwargs or {}), "verify": verify, "weights": str(weights), "steps": steps,
+    }  # fmt: skip
+
+    def work(write: Callable[[TSResult], None]) -> TSResult:
+        result = TSResult([], reaction, notes, [], checkpoint_hash=generator.hash if generator else None)
+
+        def publish() -> None:
+            result.candidates = search.ranked()
+            result.guesses = [search.guess_atoms(*start) for start in search.starts]
+            result.gradient_calls, result.rejections = potential.calls, search.rejections
+            result.seconds = time.monotonic() - begin
+            write(result)
+
+        if generator is not None:
+            search.propose_flow(generator, samples, steps or generator.steps, seed)
+        else:
+            search.propose_interpolation()
+        publish()
+        while search.advance():
+            publish()
+        if generator is not None and refine and verify != "none" and search.best_verdict() != "intended":
+            log("no guess of the model leads to the intended saddle: trying the sqrt-distance guess too")
+            search.propose_interpolation()
+            while search.advance():
+                publish()
+        if all(candidate.verdict == "failed" for candidate in result.candidates):
+            raise CalculatorError(
+                f"failed on every guess: {result.best.reason}",
+                where=f"calculator {calculator!r}",
+                remedy="check --charge and --spin, or choose another --calculator",
+            )
+        return result
+
+    if out is None:
+        return work(lambda result: None)
+    from molgen.run import Run
+    from molgen.workflows.ts_output import write_result
+
+    with Run(out, "ts", settings, seed=seed, device=device, overwrite=overwrite) as run:
+        result = work(lambda partial: write_result(run, partial, final=False))
+        write_result(run, result, final=True)
+    return result
+
+
+class _Search:
+    """Guesses waiting to be refined, and the candidates they became."""
+
+    def __init__(
+        self, reaction: Reaction, potential: Potential, method: str | None, progress: Callable[[str, int, int], None]
+    ):
+        self.reaction, self.potential, self.method, self.progress = reaction, potential, method, progress
+        self.starts: list[tuple[np.ndarray, str, int, dict[str, float] | None]] = []
+        self.candidates: list[Candidate] = []
+        self.rejections: Counter = Counter()
+        self.calibration: Mapping[str, Any] = {}
+        self.done = 0
+        self.sqrt_guess = prepare([reaction]).guess[0].double().numpy()
+
+    def propose_flow(self, generator: Generator, samples: int, steps: int, seed: int) -> None:
+        """Draw guesses from the model, most confident first after the deterministic one."""
+        self.calibration = generator.config.get("confidence", {})
+        guesses = generate(generator.model, [self.reaction], samples=samples, steps=steps, seed=seed)[0]
+        for k, (x, deviation) in enumerate(zip(guesses.positions.numpy(), guesses.deviation.numpy(), strict=True)):
+            features = guess_features(deviation, _rmsd(x, self.sqrt_guess))
+            self.starts.append((x, "flow", k, features))
+
+    def propose_interpolation(self) -> None:
+        self.starts.append((self.sqrt_guess, "interpolation", len(self.starts), None))
+
+    def advance(self) -> bool:
+        """Refine and verify the next distinct guess; False when none is left."""
+        total = len(self.starts)
+        while self.done < total:
+            k = self.done
+            self.progress("refining guesses", k, total)
+            self.done += 1
+            x, source, sample, features = self.starts[k]
+            if any(_rmsd(x, self.starts[j][0]) < SAME_GUESS for j in range(k)):
+                self.rejections["same guess as an earlier one"] += 1
+                continue
+            candidate = self._candidate(x, source, sample, features)
+            if candidate is not None:
+                self.candidates.append(candidate)
+            self.progress("refining guesses", self.done, total)
+            return True
+        return False
+
+    def ranked(self) -> list[Candidate]:
+        """Candidates, best first: by verdict, then confidence, then order of drawing; never by energy."""
+        return sorted(
+            self.candidates,
+            key=lambda c: (VERDICTS.index(c.verdict), -(c.confidence if c.confidence is not None else 0.5), c.sample),
+        )
+
+    def best_verdict(self) -> str:
+        return min((c.verdict for c in self.candidates), key=VERDICTS.index, default="failed")
+
+    def guess_atoms(self, x: np.ndarray, source: str, sample: int, features: dict[str, float] | None) -> Atoms:
+        atoms = Atoms(self.reaction.numbers, x)
+        atoms.info = {"source": source, "sample": sample}
+        value = confidence(features, self.calibration.get("guess")) if features else None
+        if value is not None:
+            atoms.info["confidence"] = round(value, 4)
+        return atoms
+
+    def _candidate(self, x: np.ndarray, source: str, sample: int, features: dict | None) -> Candidate | None:
+        """The candidate a guess becomes; None when it is a saddle already known."""
+        reaction, before = self.reaction, self.potential.calls
+        candidate = Candidate(self.guess_atoms(x, source, sample, features), source, sample)
+        candidate.confidence = candidate.atoms.info.get("confidence")
+        if self.method is None:
+            candidate.reason = "not refined"
+            return self._finish(candidate, before)
+        try:
+            saddle = refine(self.potential, x, reactant=reaction.reactant, product=reaction.product)
+        except CalculatorError as error:
+            self.rejections["calculator failed"] += 1
+            candidate.verdict, candidate.reason = "failed", error.what
+            return self._finish(candidate, before)
+        candidate.refine_calls = saddle.gradient_calls
+        candidate.atoms.positions, candidate.energy = saddle.positions, saddle.energy
+        if features is not None:
+            extra = refined_features(_rmsd(saddle.positions, x), self._overlap(saddle), saddle.gradient_calls)
+            candidate.confidence = confidence({**features, **extra}, self.calibration.get("refined"))
+        if not saddle.converged:
+            self.rejections["refinement did not converge"] += 1
+            candidate.verdict = "not_a_saddle"
+            candidate.reason = f"forces still {saddle.fmax:.2f} eV/A after {saddle.gradient_calls} gradient calls"
+            return self._finish(candidate, before)
+        for known in self.candidates:
+            same_energy = known.energy is not None and abs(known.energy - saddle.energy) < SAME_ENERGY
+            if same_energy and _rmsd(known.atoms.positions, saddle.positions) < SAME_SADDLE:
+                self.rejections["same saddle as an earlier guess"] += 1
+                return None
+        if self.method == "none":
+            candidate.reason = "refined, not verified (--verify none)"
+            return self._finish(candidate, before)
+        try:
+            checked = verify(self.potential, saddle.positions, reaction.reactant, reaction.product, method=self.method)
+            self._judge(candidate, checked)
+        except CalculatorError as error:
+            self.rejections["calculator failed"] += 1
+            candidate.verdict, candidate.reason = "failed", error.what
+        return self._finish(candidate, before)
+
+    def _judge(self, candidate: Candidate, checked: Verification) -> None:
+        candidate.verdict, candidate.reason = checked.verdict, checked.reason
+        candidate.imaginary_frequency_cm = checked.imaginary_frequency_cm
+        candidate.path_positions, candidate.path_energies = checked.path_positions, checked.path_energies
+        candidate.ts_index = checked.ts_index
+        if checked.barriers is not None:
+            candidate.barrier_forward_kcal, candidate.barrier_reverse_kcal = map(kcal, checked.barriers)
+
+    def _overlap(self, saddle: Any) -> float:
+        """|cosine| between the softest direction of the final quasi-Newton Hessian and the reaction direction."""
+        r = self.reaction
+        wanted = reaction_direction(r.numbers, saddle.positions, r.reactant, r.product)
+        if wanted is None:
+            return 0.0
+        mode = np.linalg.eigh(saddle.hessian)[1][:, 0]
+        return abs(float(mode @ wanted.ravel())) / max(float(np.linalg.norm(wanted)), 1e-12)
+
+    def _finish(self, candidate: Candidate, calls_before: int) -> Candidate:
+        candidate.gradient_calls = self.potential.calls - calls_before
+        info = {"verdict": candidate.verdict, "energy": candidate.energy, "confidence": candidate.confidence}
+        info |= {
+            key: getattr(candidate, key)
+            for key in ("imaginary_frequency_cm", "barrier_forward_kcal", "barrier_reverse_kcal")
+        }
+        candidate.atoms.info.update({key: value for key, value in info.items() if value is not None})
+        return candidate
+
+
+def _potential(calculator: Any, kwargs: Mapping[str, Any] | None, reaction: Reaction) -> Potential:
+    if isinstance(calculator, Potential):
+        return calculator
+    if isinstance(calculator, str):
+        return calculator_from_spec(calculator, dict(kwargs or {}), reaction.numbers, reaction.charge, reaction.spin)
+    return AsePotential(calculator, reaction.numbers, reaction.charge, reaction.spin)
+
+
+def _generator(weights: str | Path, reaction: Reaction, device: str, notes: list[str]) -> Generator | None:
+    """The model, or None with a warning when it does not know an element."""
+    from ase.data import chemical_symbols
+
+    generator = load_model(weights, device)
+    unknown = sorted(set(reaction.numbers.tolist()) - set(generator.model.elements))
+    if unknown:
+        names = ", ".join(chemical_symbols[z] for z in unknown)
+        notes.append(f"warning: the weights do not know {names}: using the sqrt-distance guess and physics only")
+        return None
+    if reaction.charge or reaction.spin:
+        notes.append("warning: the weights saw neutral closed-shell reactions only; the guesses may be worse")
+    return generator
+
+
+def _rmsd(a: np.ndarray, b: np.ndarray) -> float:
+    return float(rmsd(torch.from_numpy(np.asarray(a, dtype=float)), torch.from_numpy(np.asarray(b, dtype=float))))
+
+
+def aligned_path(path: np.ndarray, onto: np.ndarray) -> np.ndarray:
+    """Frames (M, N, 3) of a path, each superposed on `onto` (N, 3), so that a viewer does not see them tumble."""
+    target = torch.from_numpy(np.asarray(onto, dtype=float)).expand(len(path), -1, -1)
+    return superpose(torch.from_numpy(np.asarray(path, dtype=float)), target).numpy()

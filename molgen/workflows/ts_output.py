@@ -1,0 +1,74 @@
+"""What `molgen ts` leaves in its output folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from ase import Atoms
+
+from molgen.geometry.bonds import bond_graph, fragments
+from molgen.io import formula, write_extxyz
+from molgen.report.plots import barrier_profile
+from molgen.run import Run
+from molgen.units import kcal
+from molgen.workflows.ts import Candidate, TSResult, aligned_path
+
+
+def write_result(run: Run, result: TSResult, final: bool) -> None:
+    """Write guesses.xyz, ts.xyz (ranked), path.xyz and barrier.png of the best; `final`: summary.json too.
+
+    Called after every candidate, so that an interrupted run keeps what it has.
+    """
+    write_extxyz(run.path("guesses.xyz"), result.guesses)
+    run.results = [candidate.summary() for candidate in result.candidates]
+    run.record(
+        checkpoint_hash=result.checkpoint_hash,
+        energy_calls=result.gradient_calls,
+        validity=dict(Counter(c.verdict for c in result.candidates)),
+        rejections=dict(result.rejections),
+        notes=result.notes,
+    )
+    if not result.candidates:
+        return
+    write_extxyz(run.path("ts.xyz"), [candidate.atoms for candidate in result.candidates])
+    best = result.best
+    if best.path_positions is not None and best.path_energies is not None:
+        write_extxyz(run.path("path.xyz"), path_frames(result, best))
+        run.write_bytes("barrier.png", profile(result, best))
+    if final:
+        run.finish(result.status)
+
+
+def path_frames(result: TSResult, candidate: Candidate) -> list[Atoms]:
+    """The path as frames from the reactant's end to the product's, energies in eV and relative kcal/mol in `info`."""
+    assert candidate.path_positions is not None and candidate.path_energies is not None
+    frames = []
+    for x, energy in zip(
+        aligned_path(candidate.path_positions, candidate.atoms.positions), candidate.path_energies, strict=True
+    ):
+        frame = Atoms(result.reaction.numbers, x)
+        frame.info = {"energy": float(energy), "relative_kcal": round(kcal(energy - candidate.path_energies[0]), 4)}
+        frames.append(frame)
+    return frames
+
+
+def profile(result: TSResult, candidate: Candidate) -> bytes:
+    """The barrier picture: energy along the candidate's path, kcal/mol above its first frame."""
+    assert candidate.path_positions is not None and candidate.path_energies is not None
+    path = candidate.path_positions
+    length = np.concatenate([[0.0], np.cumsum(np.sqrt(np.square(np.diff(path, axis=0)).sum((1, 2))))])
+    energies = np.array([kcal(e - candidate.path_energies[0]) for e in candidate.path_energies])
+    z = result.reaction.numbers
+    ends = [_name(z, path[0]), _name(z, path[-1])]
+    title = f"{ends[0]} → {ends[1]}" if ends[0] != ends[1] else f"{ends[0]}: {result.reaction.name or 'rearrangement'}"
+    mode = candidate.imaginary_frequency_cm
+    parts = [candidate.verdict.replace("_", " ")]
+    parts += [] if mode is None else [f"imaginary mode {abs(mode):.0f}i cm⁻¹"]
+    return barrier_profile(length, energies, candidate.ts_index or 0, title=title, subtitle=", ".join(parts))
+
+
+def _name(numbers: np.ndarray, positions: np.ndarray) -> str:
+    """Formulae of the fragments of a geometry, such as "C2H4 + C4H6"."""
+    part = fragments(bond_graph(numbers, positions))
+    return " + ".join(sorted(formula(numbers[part == k]) for k in range(int(part.max()) + 1)))
