@@ -51,6 +51,7 @@ def test_rdb7_folder(tmp_path):
     assert reaction.name == "42"
     assert np.array_equal(reaction.numbers, numbers)
     np.testing.assert_allclose(reaction.reactant, r, atol=1e-7)
+    assert reaction.ts is not None
     np.testing.assert_allclose(reaction.ts, ts, atol=1e-7)
     np.testing.assert_allclose(reaction.product - reaction.product.mean(0), p - p.mean(0), atol=1e-7)
     assert sorted(np.bincount(reaction.product_fragments)) == [2, 6]
@@ -60,6 +61,7 @@ def test_rdb7_folder(tmp_path):
 def test_rdb7_with_a_file_for_each_product_is_mapped(tmp_path):
     (reaction,) = import_reactions(_rdb7(tmp_path, split_product=True))
     mapping = given_mapping(reaction.numbers, reaction.reactant, reaction.numbers, reaction.product)
+    assert mapping is not None
     assert (len(mapping.bonds_broken), len(mapping.bonds_formed)) == (2, 1)
     leaving = np.flatnonzero(np.bincount(reaction.product_fragments)[reaction.product_fragments] == 2)
     assert reaction.numbers[leaving].tolist() == [1, 1]
@@ -68,6 +70,7 @@ def test_rdb7_with_a_file_for_each_product_is_mapped(tmp_path):
 def test_rdb7_product_in_another_order_is_mapped(tmp_path):
     (reaction,) = import_reactions(_rdb7(tmp_path, order=np.array([7, 3, 1, 0, 6, 2, 5, 4])))
     mapping = given_mapping(reaction.numbers, reaction.reactant, reaction.numbers, reaction.product)
+    assert mapping is not None
     assert mapping.bond_changes == 3
 
 
@@ -127,7 +130,11 @@ def test_rgd1(tmp_path):
         (lambda d: d / "none", "auto", "no such file or folder"),
         (lambda d: d, "auto", "no rxn000000 folders"),
         (lambda d: d, "rdb8", "unknown kind 'rdb8'\n  expected: auto, rdb7, transition1x, rgd1"),
-        (lambda d: _transition1x(d / "x.h5", drop="product"), "auto", "x.h5, data/C2H6/rxn0001: no 'product/positions'"),
+        (
+            lambda d: _transition1x(d / "x.h5", drop="product"),
+            "auto",
+            "x.h5, data/C2H6/rxn0001: no 'product/positions'",
+        ),
         (lambda d: _rgd1(d / "x.h5", TSG=None), "rgd1", "x.h5, MR_100001_2: no 'TSG'"),
         (lambda d: _rgd1(d / "x.h5", TSG=None), "auto", "neither Transition1x nor RGD1"),
         (lambda d: _rgd1(d / "x.h5", PG=np.zeros((7, 3))), "auto", r"product of shape \(7, 3\)"),

@@ -51,7 +51,7 @@ def test_round_trip_keeps_everything_to_float32(tmp_path):
         np.testing.assert_allclose(b.reactant, a.reactant, rtol=1e-6)
         np.testing.assert_allclose(b.product, a.product, rtol=1e-6)
         assert (a.ts is None) == (b.ts is None)
-        if a.ts is not None:
+        if a.ts is not None and b.ts is not None:
             np.testing.assert_allclose(b.ts, a.ts, rtol=1e-6)
     assert [r.name for r in load_npz(path, "val")] == ["reaction 1"]
     assert [p.name for p in path.parent.iterdir()] == ["set.npz"]  # no temporary file is left
@@ -91,7 +91,7 @@ def test_shared_set_has_the_documented_counts(shared):
         ({"z": lambda a: a[:-1]}, r"z has shape \(14,\)"),
         ({"r": lambda a: a[:, :2]}, r"r has shape \(15, 2\)"),
         ({"split": lambda a: a[:1]}, r"split has shape \(1,\)"),
-        ({"p": lambda a: np.where(np.arange(15)[:, None] == 4, np.nan, a)}, r"reaction 1 \(id reaction 1\): p has a non"),
+        ({"p": lambda a: np.where(np.arange(15)[:, None] == 4, np.nan, a)}, r"reaction 1 \(id .*: p has a non"),
         ({"ts": lambda a: np.where(np.arange(15)[:, None] == 0, np.inf, a)}, "reaction 0.*ts has a non-finite"),
         ({"ts": lambda a: np.where(np.arange(15)[:, None] == 0, np.nan, a)}, "reaction 0.*ts has a non-finite"),
     ],

@@ -1,7 +1,8 @@
 """Atom mapping: which atom of the product is which atom of the reactant, from geometries in any order and orientation.
 
-Least bonds broken and formed first; then least inversion of tetrahedral centres; then least displacement after
-superposing each fragment by a proper rotation. Equivalent atoms, above all hydrogens, are told apart by the last two.
+In order of weight: fewest bonds broken and formed; fewest tetrahedral centres inverted; fewest bonds formed across
+rings of three or four; least displacement after superposing each fragment by a proper rotation. Equivalent atoms, above all
+hydrogens, are told apart by inversion and displacement.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _sides(numbers_r, positions_r, numbers_p, positions_p) -> tuple[Side, Side]:
 def _mapping(r: Side, p: Side, permutation: np.ndarray, exact: bool) -> Mapping:
     atoms = np.arange(len(permutation))
     changes = compare_bonds(r.bonds, p.bonds[np.ix_(permutation, permutation)])
-    _, inverted, displacement = _score(r, p, atoms, permutation)
+    _, inverted, _, displacement = _score(r, p, atoms, permutation)
     return Mapping(
         permutation=permutation.astype(np.int64),
         bonds_broken=changes.broken,
@@ -111,8 +112,8 @@ def _mapping(r: Side, p: Side, permutation: np.ndarray, exact: bool) -> Mapping:
     )
 
 
-def _score(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> tuple[int, int, float]:
-    """(bonds changed, centres inverted, displacement in Angstrom) of taking `atoms` of R for `images` of P."""
+def _score(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> tuple[int, int, int, float]:
+    """(bonds changed, centres inverted, tight rings, displacement in Angstrom) of `atoms` of R as `images` of P."""
     bonds_r, bonds_p = r.bonds[np.ix_(atoms, atoms)], p.bonds[np.ix_(images, images)]
     x, y = r.positions[atoms], p.positions[images]
     centres = tetrahedral_quadruples(bonds_r & bonds_p)
@@ -122,7 +123,24 @@ def _score(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> tuple[int
     for piece in range(int(pieces.max()) + 1):
         a, b = x[pieces == piece], y[pieces == piece]
         square += _deviation(a, b)
-    return int((bonds_r ^ bonds_p).sum()) // 2, inverted, float(np.sqrt(square / len(atoms)))
+    changes = int((bonds_r ^ bonds_p).sum()) // 2
+    tight = _tight_rings(r.numbers[atoms], bonds_r, bonds_p)
+    return changes, inverted, tight, float(np.sqrt(square / len(atoms)))
+
+
+def _tight_rings(numbers: np.ndarray, before: np.ndarray, after: np.ndarray) -> int:
+    """Heavy-atom bonds formed across a ring of three or four in which another bond breaks, as in a [1,3] shift.
+
+    Counting bonds cannot tell a [1,3] from a [3,3] shift; the wider cyclic transition state is the likelier.
+    """
+    heavy = numbers > 1
+    formed = np.triu(after & ~before) & heavy[:, None] & heavy[None, :]
+    if not formed.any():
+        return 0
+    broken = (before & ~after).astype(int)
+    kept = (before & after).astype(int)
+    short = broken @ kept + kept @ broken  # two or three bonds from end to end, one of which breaks
+    return int((formed & (short + short @ kept + kept @ short > 0)).sum())
 
 
 def _deviation(a: np.ndarray, b: np.ndarray) -> float:
