@@ -15,6 +15,7 @@ APART_STRETCH = 1.15  # a pair that is together on one side only: its target is 
 APART_WEIGHT = 0.25
 UNKNOWN_DISTANCE = 4.0  # Angstrom, pairs that are apart on both sides
 UNKNOWN_WEIGHT = 0.02
+LINEAR = 0.01  # second principal extent over the first, below which atoms count as collinear
 
 
 def place_together(r: Tensor, p: Tensor, r_frag: Tensor, p_frag: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,6 +93,24 @@ def embed_distances(start: Tensor, target: Tensor, weight: Tensor, mask: Tensor,
     return x
 
 
+def _unstretched(start: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Replace a start whose atoms lie on one line by classical scaling of the targets (Torgerson 1952).
+
+    A line stays a line under stress majorisation and under any equivariant network: HCN -> HNC would never bend.
+    """
+    weight = mask.to(start.dtype)[..., None]
+    centre = (start * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+    extent = torch.linalg.svdvals((start - centre) * weight)
+    start = start.clone()
+    for b in torch.nonzero(extent[:, 1] < LINEAR * extent[:, 0])[:, 0].tolist():
+        atoms = mask[b]
+        square = target[b][atoms][:, atoms].fill_diagonal_(0).square()
+        centred = square - square.mean(0) - square.mean(1, keepdim=True) + square.mean()
+        values, vectors = torch.linalg.eigh(-0.5 * centred)
+        start[b, atoms] = (vectors * values.clamp_min(0).sqrt())[:, -3:].flip(-1).to(start)
+    return start
+
+
 def interpolation_guess(
     r: Tensor, p: Tensor, r_frag: Tensor, p_frag: Tensor, iterations: int = 300
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,5 +128,6 @@ def interpolation_guess(
     same_r = r_frag[:, :, None] == r_frag[:, None, :]
     same_p = p_frag[:, :, None] == p_frag[:, None, :]
     target, weight = target_distances(r, p, same_r, same_p)
-    guess = embed_distances((r0 + p0) / 2, target, weight, mask, iterations)
+    start = _unstretched((r0 + p0) / 2, target, mask)
+    guess = embed_distances(start, target, weight, mask, iterations)
     return guess, superpose_fragments(r0, guess, r_frag), superpose_fragments(p0, guess, p_frag)

@@ -20,6 +20,7 @@ from molgen.io import load_reaction
 from molgen.potentials.ase import AsePotential, calculator_from_spec
 from molgen.potentials.base import Potential
 from molgen.saddle import Verification, reaction_direction, refine, verify
+from molgen.saddle.descent import relax
 from molgen.tsgen import Generator, load_model
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import generate
@@ -30,6 +31,7 @@ VERDICTS = ("intended", "half", "unintended", "unverified", "not_a_saddle", "fai
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 SAME_SADDLE = 0.05  # Angstrom RMSD, with energies within SAME_ENERGY: one saddle
 SAME_ENERGY = 2e-3  # eV
+END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls, for the wells the barriers are measured from
 VERIFY_METHODS = ("quick", "irc", "none")
 
 
@@ -145,8 +147,8 @@ def find_ts(
 ) -> TSResult:
     """Find a transition state between two structures and check it.
 
-    The model proposes, the calculator disposes: every distinct guess is refined to a saddle, its modes counted,
-    and both sides followed down to see which molecules they are. When none of the model's guesses leads to the intended saddle,
+    The model proposes, the calculator disposes: every distinct guess is refined to a saddle, its modes counted, and
+    both sides followed down to see which molecules they are. When no guess of the model leads to the intended saddle,
     or the weights do not know an element, the sqrt-distance guess is tried as well.
 
     Args:
@@ -206,6 +208,9 @@ def find_ts(
             search.propose_interpolation()
             while search.advance():
                 publish()
+        if refine and verify != "none":
+            search.relax_ends(search.ranked()[0])
+            publish()
         if all(candidate.verdict == "failed" for candidate in result.candidates):
             raise CalculatorError(
                 f"failed on every guess: {result.best.reason}",
@@ -333,6 +338,32 @@ class _Search:
         candidate.ts_index = checked.ts_index
         if checked.barriers is not None:
             candidate.barrier_forward_kcal, candidate.barrier_reverse_kcal = map(kcal, checked.barriers)
+
+    def relax_ends(self, candidate: Candidate) -> None:
+        """Relax the ends of a candidate's path tightly: verification stops as soon as it knows which wells they are."""
+        if candidate.path_positions is None or candidate.path_energies is None or candidate.ts_index is None:
+            return
+        before = self.potential.calls
+        x, energy = list(candidate.path_positions), list(candidate.path_energies)
+        top = energy[candidate.ts_index]
+        for end, barrier in ((0, "barrier_forward_kcal"), (-1, "barrier_reverse_kcal")):
+            self.progress("relaxing the ends", -end, 2)
+            try:
+                well = relax(self.potential, x[end], fmax=END_FMAX, max_calls=END_CALLS)
+            except CalculatorError as error:
+                self.rejections["calculator failed"] += 1
+                candidate.reason += f"; relaxing an end failed ({error.what})"
+                continue
+            if well.energy >= energy[end]:
+                continue
+            if end == 0:
+                x, energy = [well.positions, *x], [well.energy, *energy]
+                candidate.ts_index += 1
+            else:
+                x, energy = [*x, well.positions], [*energy, well.energy]
+            setattr(candidate, barrier, kcal(top - well.energy))
+        candidate.path_positions, candidate.path_energies = np.array(x), np.array(energy)
+        self._finish(candidate, before - candidate.gradient_calls)
 
     def _overlap(self, saddle: Any) -> float:
         """|cosine| between the softest direction of the final quasi-Newton Hessian and the reaction direction."""
