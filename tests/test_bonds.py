@@ -20,7 +20,7 @@ _BONDS = {
     "NH3": 3, "PH3": 3, "H2O2": 3, "BF3": 3, "BCl3": 3, "ClF3": 3, "NF3": 3, "COF2": 3, "C2H2": 3,
     "CH4": 4, "SiH4": 4, "SiF4": 4, "CF4": 4, "CCl4": 4, "CH3Cl": 4, "PF3": 3,
     "C2H4": 5, "CH3OH": 5, "CH3SH": 5, "Si2H6": 7, "C2H6": 7, "CH3CONH2": 8, "cyclobutene": 10, "cyclobutane": 12,
-    "bicyclobutane": 11, "C6H6": 12, "C4H4S": 9, "C5H5N": 11, "C2H4S": 7, "C2H6SO": 9, "CH3NO2": 6, "C3H9N": 12,
+    "bicyclobutane": 11, "C6H6": 12, "C4H4S": 9, "C5H5N": 11, "CH2SCH2": 7, "C2H6SO": 9, "CH3NO2": 6, "C3H9N": 12,
 }  # fmt: skip
 
 

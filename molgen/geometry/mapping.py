@@ -1,8 +1,8 @@
 """Atom mapping: which atom of the product is which atom of the reactant, from geometries in any order and orientation.
 
 In order of weight: fewest bonds broken and formed; fewest tetrahedral centres inverted; fewest bonds formed across
-rings of three or four; least displacement after superposing each fragment by a proper rotation. Equivalent atoms, above all
-hydrogens, are told apart by inversion and displacement.
+rings of three or four; least displacement after superposing each fragment by a proper rotation. Equivalent atoms,
+above all hydrogens, are told apart by inversion and displacement.
 """
 
 from __future__ import annotations
