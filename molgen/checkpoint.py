@@ -34,7 +34,7 @@ class Checkpoint:
 
     Attributes:
         tensors: name -> tensor, on the CPU.
-        config: the saved configuration, with `format`, `molgen_version`, `sha256` and `bytes` added by `save_checkpoint`.
+        config: the saved configuration; `save_checkpoint` adds `format`, `molgen_version`, `sha256` and `bytes`.
         hash: SHA-256 of `model.safetensors`, verified on loading.
     """
 

@@ -76,7 +76,7 @@ class Run:
         self._write_manifest()
 
     def path(self, name: str) -> Path:
-        """Path of output `name`, listed in the manifest; for writers that need a path (they write atomically themselves).
+        """Path of output `name`, listed in the manifest; for writers that need one (atomic writing is then theirs).
 
         Raises:
             ValueError: `name` points outside the run directory.

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import signal
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import molgen
-import molgen.cli
 from molgen.cli.common import Group
 
-# In the order of `molgen --help`.
+# Modules of molgen.cli, in the order of `molgen --help`.
 COMMANDS = ("ts", "train", "evaluate", "doctor")
+
+
+class _Ordered(Group):
+    """Typer would list plain commands before groups of commands."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=COMMANDS.index)
+
 
 app = typer.Typer(
     name="molgen",
-    cls=Group,
+    cls=_Ordered,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -41,10 +47,8 @@ def _options(
     """Generative models propose molecular structures; physics verifies them."""
 
 
-_present = {module.name for module in pkgutil.iter_modules(molgen.cli.__path__)}
 for _name in COMMANDS:
-    if _name in _present:
-        importlib.import_module(f"molgen.cli.{_name}").register(app)
+    importlib.import_module(f"molgen.cli.{_name}").register(app)
 
 
 def main() -> None:
