@@ -23,6 +23,7 @@ from molgen.geometry.mapping import map_atoms as find_mapping
 from molgen.smiles import SmilesSide, embed_reaction
 from molgen.structures import MAX_ATOMS, Structure, read_side
 
+_DEGENERATE = 0.2  # Angstrom; sides closer than this after re-ordering are one molecule: the order tells what reacts
 _SAME = 0.05  # Angstrom; sides that differ by less, with the same bonds, are one structure
 
 
@@ -162,6 +163,8 @@ def _choose_mapping(r: Structure, p: Structure, search: bool) -> Mapping:
             )
         return given
     best = find_mapping(r.numbers, r.positions, p.numbers, p.positions)
+    if given is not None and given.bond_changes and not best.bond_changes and best.displacement < _DEGENERATE:
+        return given  # a reaction into itself, such as a proton transfer: only the given order tells what reacts
     if given is not None and (given.bond_changes, given.inverted) <= (best.bond_changes, best.inverted):
         return given
     return best

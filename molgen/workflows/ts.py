@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ase import Atoms
 
 from molgen.data.reactions import Reaction
 from molgen.errors import CalculatorError, InputError
-from molgen.geometry.align import rmsd, superpose
+from molgen.geometry.align import rmsd
 from molgen.io import load_reaction
 from molgen.potentials.ase import AsePotential, calculator_from_spec
 from molgen.potentials.base import Potential
@@ -26,101 +25,14 @@ from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import generate
 from molgen.tsgen.rank import confidence, guess_features, refined_features
 from molgen.units import kcal
+from molgen.workflows.ts_result import VERDICTS, Candidate, TSResult
 
-VERDICTS = ("intended", "half", "unintended", "unverified", "not_a_saddle", "failed")
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 SAME_SADDLE = 0.05  # Angstrom RMSD, with energies within SAME_ENERGY: one saddle
 SAME_ENERGY = 2e-3  # eV
+REFINE_CALLS = 150  # a guess that needs more hardly ever leads to the intended saddle
 END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls, for the wells the barriers are measured from
 VERIFY_METHODS = ("quick", "irc", "none")
-
-
-@dataclass(eq=False)
-class Candidate:
-    """One guess and what became of it.
-
-    Attributes:
-        atoms: the saddle (the guess, if unrefined), energy and verdict in `atoms.info`.
-        source: "flow" (the model) or "interpolation" (sqrt-distance guess). sample: index among the guesses.
-        verdict: intended (the saddle joins R and P), half (one of them), unintended (neither), not_a_saddle, unverified
-            (nobody checked), failed (the calculator did). reason: in words.
-        confidence: calibrated probability, before verification, that this is the intended saddle; None without weights.
-        energy: eV, of the saddle. imaginary_frequency_cm: signed, negative.
-        barrier_forward_kcal, barrier_reverse_kcal: electronic energies above the two ends of the path, kcal/mol.
-        path_positions: (M, N, 3) from the reactant's end to the product's; path_energies: (M,) eV; ts_index: the frame
-            of the saddle.
-        gradient_calls: calculator calls spent on this candidate; refine_calls: those until the saddle.
-    """
-
-    atoms: Atoms
-    source: str
-    sample: int
-    verdict: str = "unverified"
-    reason: str = ""
-    confidence: float | None = None
-    energy: float | None = None
-    imaginary_frequency_cm: float | None = None
-    barrier_forward_kcal: float | None = None
-    barrier_reverse_kcal: float | None = None
-    path_positions: np.ndarray | None = None
-    path_energies: np.ndarray | None = None
-    ts_index: int | None = None
-    gradient_calls: int = 0
-    refine_calls: int = 0
-
-    def summary(self) -> dict[str, Any]:
-        """The figures `summary.json` lists."""
-        keys = (
-            "verdict", "confidence", "barrier_forward_kcal", "barrier_reverse_kcal", "imaginary_frequency_cm",
-            "gradient_calls", "refine_calls", "source", "sample", "energy", "reason",
-        )  # fmt: skip
-        return {key: getattr(self, key) for key in keys}
-
-
-@dataclass(eq=False)
-class TSResult:
-    """What :func:`find_ts` found.
-
-    Attributes:
-        candidates: distinct saddles, best first.
-        reaction: the mapped reaction. notes: what was decided about the input, and warnings.
-        guesses: the geometries the refinement started from.
-        gradient_calls: all calculator calls, failed candidates included. seconds: wall time, model and calculator.
-        rejections: reason -> count of guesses that came to nothing. checkpoint_hash: of the weights used, if any.
-    """
-
-    candidates: list[Candidate]
-    reaction: Reaction
-    notes: list[str]
-    guesses: list[Atoms]
-    gradient_calls: int = 0
-    seconds: float = 0.0
-    rejections: Counter = field(default_factory=Counter)
-    checkpoint_hash: str | None = None
-
-    @property
-    def best(self) -> Candidate:
-        """The best-ranked candidate."""
-        return self.candidates[0]
-
-    @property
-    def verified(self) -> bool:
-        """Whether the best candidate is a saddle proven to join this reactant and product."""
-        return self.best.verdict == "intended"
-
-    @property
-    def status(self) -> str:
-        """ "ok", "partial" (a calculator failure cost a guess) or "gate_failed" (nothing was verified)."""
-        if self.best.verdict not in ("intended", "unverified"):
-            return "gate_failed"
-        return "partial" if self.rejections.get("calculator failed") else "ok"
-
-    def __str__(self) -> str:
-        b = self.best
-        barrier = "" if b.barrier_forward_kcal is None else f", barrier {b.barrier_forward_kcal:.1f} kcal/mol forward"
-        barrier += "" if b.barrier_reverse_kcal is None else f", {b.barrier_reverse_kcal:.1f} back"
-        mode = "" if b.imaginary_frequency_cm is None else f", imaginary mode {abs(b.imaginary_frequency_cm):.0f}i cm-1"
-        return f"{b.verdict}{barrier}{mode} ({self.gradient_calls} gradient calls, {self.seconds:.1f} s)"
 
 
 def find_ts(
@@ -190,7 +102,7 @@ def find_ts(
         result = TSResult([], reaction, notes, [], checkpoint_hash=generator.hash if generator else None)
 
         def publish() -> None:
-            result.candidates = search.ranked()
+            result.candidates = ranked(search.candidates)
             result.guesses = [search.guess_atoms(*start) for start in search.starts]
             result.gradient_calls, result.rejections = potential.calls, search.rejections
             result.seconds = time.monotonic() - begin
@@ -209,7 +121,7 @@ def find_ts(
             while search.advance():
                 publish()
         if refine and verify != "none":
-            search.relax_ends(search.ranked()[0])
+            search.relax_ends(ranked(search.candidates)[0])
             publish()
         if all(candidate.verdict == "failed" for candidate in result.candidates):
             raise CalculatorError(
@@ -228,6 +140,14 @@ def find_ts(
         result = work(lambda partial: write_result(run, partial, final=False))
         write_result(run, result, final=True)
     return result
+
+
+def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Best first: by verdict, then confidence (unknown counts as one half), then order of drawing; never by energy."""
+    return sorted(
+        candidates,
+        key=lambda c: (VERDICTS.index(c.verdict), -(0.5 if c.confidence is None else c.confidence), c.sample),
+    )
 
 
 class _Search:
@@ -273,13 +193,6 @@ class _Search:
             return True
         return False
 
-    def ranked(self) -> list[Candidate]:
-        """Candidates, best first: by verdict, then confidence, then order of drawing; never by energy."""
-        return sorted(
-            self.candidates,
-            key=lambda c: (VERDICTS.index(c.verdict), -(c.confidence if c.confidence is not None else 0.5), c.sample),
-        )
-
     def best_verdict(self) -> str:
         return min((c.verdict for c in self.candidates), key=VERDICTS.index, default="failed")
 
@@ -300,7 +213,9 @@ class _Search:
             candidate.reason = "not refined"
             return self._finish(candidate, before)
         try:
-            saddle = refine(self.potential, x, reactant=reaction.reactant, product=reaction.product)
+            saddle = refine(
+                self.potential, x, reactant=reaction.reactant, product=reaction.product, max_calls=REFINE_CALLS
+            )
         except CalculatorError as error:
             self.rejections["calculator failed"] += 1
             candidate.verdict, candidate.reason = "failed", error.what
@@ -410,9 +325,3 @@ def _generator(weights: str | Path, reaction: Reaction, device: str, notes: list
 
 def _rmsd(a: np.ndarray, b: np.ndarray) -> float:
     return float(rmsd(torch.from_numpy(np.asarray(a, dtype=float)), torch.from_numpy(np.asarray(b, dtype=float))))
-
-
-def aligned_path(path: np.ndarray, onto: np.ndarray) -> np.ndarray:
-    """Frames (M, N, 3) of a path, each superposed on `onto` (N, 3), so that a viewer does not see them tumble."""
-    target = torch.from_numpy(np.asarray(onto, dtype=float)).expand(len(path), -1, -1)
-    return superpose(torch.from_numpy(np.asarray(path, dtype=float)), target).numpy()

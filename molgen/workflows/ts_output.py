@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import torch
 from ase import Atoms
 
+from molgen.geometry.align import superpose
 from molgen.geometry.bonds import bond_graph, fragments
 from molgen.io import formula, write_extxyz
 from molgen.report.plots import barrier_profile
 from molgen.run import Run
 from molgen.units import kcal
-from molgen.workflows.ts import Candidate, TSResult, aligned_path
+from molgen.workflows.ts_result import Candidate, TSResult
 
 
 def write_result(run: Run, result: TSResult, final: bool) -> None:
@@ -45,7 +47,7 @@ def path_frames(result: TSResult, candidate: Candidate) -> list[Atoms]:
     assert candidate.path_positions is not None and candidate.path_energies is not None
     frames = []
     for x, energy in zip(
-        aligned_path(candidate.path_positions, candidate.atoms.positions), candidate.path_energies, strict=True
+        _aligned(candidate.path_positions, candidate.atoms.positions), candidate.path_energies, strict=True
     ):
         frame = Atoms(result.reaction.numbers, x)
         frame.info = {"energy": float(energy), "relative_kcal": round(kcal(energy - candidate.path_energies[0]), 4)}
@@ -72,3 +74,9 @@ def _name(numbers: np.ndarray, positions: np.ndarray) -> str:
     """Formulae of the fragments of a geometry, such as "C2H4 + C4H6"."""
     part = fragments(bond_graph(numbers, positions))
     return " + ".join(sorted(formula(numbers[part == k]) for k in range(int(part.max()) + 1)))
+
+
+def _aligned(path: np.ndarray, onto: np.ndarray) -> np.ndarray:
+    """Frames (M, N, 3) of a path, each superposed on `onto` (N, 3), so that a viewer does not see them tumble."""
+    target = torch.from_numpy(np.asarray(onto, dtype=float)).expand(len(path), -1, -1)
+    return superpose(torch.from_numpy(np.asarray(path, dtype=float)), target).numpy()

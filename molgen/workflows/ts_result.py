@@ -1,0 +1,103 @@
+"""What the search for a transition state returns: candidates, best first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from molgen.data.reactions import Reaction
+
+# best first
+VERDICTS = ("intended", "half", "unintended", "unverified", "not_a_saddle", "failed")
+
+
+@dataclass(eq=False)
+class Candidate:
+    """One guess and what became of it.
+
+    Attributes:
+        atoms: the saddle (the guess, if unrefined), energy and verdict in `atoms.info`.
+        source: "flow" (the model) or "interpolation" (sqrt-distance guess). sample: index among the guesses.
+        verdict: intended (the saddle joins R and P), half (one of them), unintended (neither), not_a_saddle, unverified
+            (nobody checked), failed (the calculator did). reason: in words.
+        confidence: calibrated probability, before verification, that this is the intended saddle; None without weights.
+        energy: eV, of the saddle. imaginary_frequency_cm: signed, negative.
+        barrier_forward_kcal, barrier_reverse_kcal: electronic energies above the two ends of the path, kcal/mol.
+        path_positions: (M, N, 3) from the reactant's end to the product's; path_energies: (M,) eV; ts_index: the frame
+            of the saddle.
+        gradient_calls: calculator calls spent on this candidate; refine_calls: those until the saddle.
+    """
+
+    atoms: Atoms
+    source: str
+    sample: int
+    verdict: str = "unverified"
+    reason: str = ""
+    confidence: float | None = None
+    energy: float | None = None
+    imaginary_frequency_cm: float | None = None
+    barrier_forward_kcal: float | None = None
+    barrier_reverse_kcal: float | None = None
+    path_positions: np.ndarray | None = None
+    path_energies: np.ndarray | None = None
+    ts_index: int | None = None
+    gradient_calls: int = 0
+    refine_calls: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """The figures `summary.json` lists."""
+        keys = (
+            "verdict", "confidence", "barrier_forward_kcal", "barrier_reverse_kcal", "imaginary_frequency_cm",
+            "gradient_calls", "refine_calls", "source", "sample", "energy", "reason",
+        )  # fmt: skip
+        return {key: getattr(self, key) for key in keys}
+
+
+@dataclass(eq=False)
+class TSResult:
+    """What :func:`find_ts` found.
+
+    Attributes:
+        candidates: distinct saddles, best first.
+        reaction: the mapped reaction. notes: what was decided about the input, and warnings.
+        guesses: the geometries the refinement started from.
+        gradient_calls: all calculator calls, failed candidates included. seconds: wall time, model and calculator.
+        rejections: reason -> count of guesses that came to nothing. checkpoint_hash: of the weights used, if any.
+    """
+
+    candidates: list[Candidate]
+    reaction: Reaction
+    notes: list[str]
+    guesses: list[Atoms]
+    gradient_calls: int = 0
+    seconds: float = 0.0
+    rejections: Counter = field(default_factory=Counter)
+    checkpoint_hash: str | None = None
+
+    @property
+    def best(self) -> Candidate:
+        """The best-ranked candidate."""
+        return self.candidates[0]
+
+    @property
+    def verified(self) -> bool:
+        """Whether the best candidate is a saddle proven to join this reactant and product."""
+        return self.best.verdict == "intended"
+
+    @property
+    def status(self) -> str:
+        """ "ok", "partial" (a calculator failure cost a guess) or "gate_failed" (nothing was verified)."""
+        if self.best.verdict not in ("intended", "unverified"):
+            return "gate_failed"
+        return "partial" if self.rejections.get("calculator failed") else "ok"
+
+    def __str__(self) -> str:
+        b = self.best
+        barrier = "" if b.barrier_forward_kcal is None else f", barrier {b.barrier_forward_kcal:.1f} kcal/mol forward"
+        barrier += "" if b.barrier_reverse_kcal is None else f", {b.barrier_reverse_kcal:.1f} back"
+        mode = "" if b.imaginary_frequency_cm is None else f", imaginary mode {abs(b.imaginary_frequency_cm):.0f}i cm-1"
+        return f"{b.verdict}{barrier}{mode} ({self.gradient_calls} gradient calls, {self.seconds:.1f} s)"
