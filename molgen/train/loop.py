@@ -7,6 +7,7 @@ rate follows the clock.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +20,12 @@ from torch import Tensor, nn
 
 from molgen.checkpoint import load_checkpoint, save_checkpoint
 from molgen.errors import InputError
+from molgen.files import json_text
 from molgen.rng import torch_generator
 
 Log = Callable[[dict[str, Any]], None]
+# What a resumed run may set anew. A longer clock is fine because runs by the clock promise no equal bits.
+_MAY_CHANGE = ("budget_seconds", "checkpoint_seconds", "validate_seconds", "format", "molgen_version")
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,12 @@ class Trainer:
         self.elapsed, self.best, self.norm = 0.0, math.inf, math.inf
 
     def run(self, resume: bool = False) -> dict[str, float]:
-        """Train to the end of the budget; returns the last validation figures."""
+        """Train to the end of the budget; returns the last validation figures.
+
+        Raises:
+            InputError: no data, or a saved run of other settings (its time budget and intervals may differ).
+            CheckpointError: the saved run is damaged.
+        """
         if resume and (self.directory / "state").is_dir():
             self._restore()
         clock, saved = time.monotonic(), 0.0
@@ -109,6 +118,8 @@ class Trainer:
                 if self._progress() >= 1:
                     break
             else:
+                if not self.batch_number:
+                    raise InputError("the training data give no batch", expected="at least one sample")
                 self.epoch_number, self.batch_number = self.epoch_number + 1, 0
         figures = self._validate()
         self._save()
@@ -171,10 +182,11 @@ class Trainer:
 
     def _restore(self) -> None:
         checkpoint = load_checkpoint(self.directory / "state")
-        for key, value in checkpoint.config.items():
-            if key in self.config and self.config[key] != value and key not in ("format", "molgen_version"):
+        saved = {**checkpoint.config.pop("settings"), **checkpoint.config}
+        for key, value in json.loads(json_text({**asdict(self.settings), **self.config})).items():
+            if key not in _MAY_CHANGE and key in saved and saved[key] != value:
                 raise InputError(
-                    f"'{key}' is {self.config[key]!r} but the saved training has {value!r}",
+                    f"'{key}' is {value!r} but the saved training has {saved[key]!r}",
                     where=str(self.directory / "state"),
                     expected="the settings the run was started with",
                     remedy="repeat them, or choose another --out",
