@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .PHONY: demo test lint bench clean
 
 demo: .venv/.installed
-	$(BIN)/molgen ts examples/hcn/reactant.xyz examples/hcn/product.xyz --out runs/demo --overwrite
+	$(BIN)/molgen ts examples/claisen/reactant.xyz examples/claisen/product.xyz --out runs/demo --overwrite
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS)

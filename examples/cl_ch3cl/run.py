@@ -2,5 +2,5 @@
 
 import molgen
 
-result = molgen.find_ts("reactant.xyz", "product.xyz", charge=-1, map_atoms=False)
+result = molgen.find_ts("reactant.xyz", "product.xyz", charge=-1)
 print(result)
