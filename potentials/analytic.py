@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import numpy as np
-from scipy.special import logsumexp
+from numpy.typing import ArrayLike
 
 from molgen.errors import InputError
 from molgen.potentials.base import Potential
@@ -36,7 +36,7 @@ class Harmonic(AnalyticPotential):
         numbers: (N,) atomic numbers; hydrogens by default.
     """
 
-    def __init__(self, centre, stiffness=1.0, numbers=None):
+    def __init__(self, centre, stiffness: ArrayLike = 1.0, numbers=None):
         self.centre = np.asarray(centre, dtype=float)
         super().__init__(np.ones(len(self.centre)) if numbers is None else numbers)
         self.stiffness = np.broadcast_to(np.asarray(stiffness, dtype=float), self.centre.shape)
@@ -180,7 +180,7 @@ class MuellerBrown(AnalyticPotential):
 
         def marginal(u):
             u = u[:, None]
-            return logsumexp(-self.surface((v - u) / 2, (v + u) / 2) / kt + log_weight, axis=1) - np.log(2)
+            return _log_sum(-self.surface((v - u) / 2, (v + u) / 2) / kt + log_weight) - np.log(2)
 
         return _log_integral(marginal, self.DIVIDE, 7.5), _log_integral(marginal, -3.5, self.DIVIDE)
 
@@ -198,7 +198,9 @@ class GaussianMixture(AnalyticPotential):
         log_total: ln Z of the unnormalised density.
     """
 
-    def __init__(self, means, covariances=0.1, weights=None, temperature: float = 300.0, log_total: float = 0.0):
+    def __init__(
+        self, means, covariances: ArrayLike = 0.1, weights=None, temperature: float = 300.0, log_total: float = 0.0
+    ):
         self.means = np.asarray(means, dtype=float)
         components, atoms, _ = self.means.shape
         super().__init__(np.ones(atoms))
@@ -216,7 +218,7 @@ class GaussianMixture(AnalyticPotential):
         shift = (positions[:, None] - self.means).reshape(len(positions), len(self.means), -1)
         pull = np.einsum("kij,bkj->bki", self._precisions, shift)
         logs = self._log_heights - 0.5 * (shift * pull).sum(-1)
-        log_density = logsumexp(logs, axis=1)
+        log_density = _log_sum(logs)
         share = np.exp(logs - log_density[:, None])
         kt = KB * self.temperature
         return -kt * log_density, -kt * np.einsum("bk,bki->bi", share, pull).reshape(positions.shape)
@@ -247,6 +249,11 @@ class GaussianMixture(AnalyticPotential):
         return self.means[which] + spread.reshape(count, *self.means.shape[1:])
 
 
+def _log_sum(logs) -> np.ndarray:
+    """ln sum exp over the last axis."""
+    return np.logaddexp.reduce(logs, axis=-1)
+
+
 def _nodes(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     """Gauss-Legendre nodes and log weights on [low, high]."""
     nodes, weights = np.polynomial.legendre.leggauss(ORDER)
@@ -256,4 +263,4 @@ def _nodes(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _log_integral(log_density, low: float, high: float) -> float:
     nodes, log_weights = _nodes(low, high)
-    return float(logsumexp(log_density(nodes) + log_weights))
+    return float(_log_sum(log_density(nodes) + log_weights))

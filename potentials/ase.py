@@ -38,6 +38,7 @@ class AsePotential(SamplewisePotential):
             )
         if not ((self.numbers > 0) & (self.numbers < len(chemical_symbols))).all():
             raise errors.InputError(f"no such elements: {self.numbers.tolist()}", where="atomic numbers")
+        self.calculator = calculator
         self.atoms = Atoms(self.numbers, info={"charge": self.charge, "spin": self.spin + 1}, calculator=calculator)
         # All on the first atom, so that the sums calculators take are exact.
         if self.charge:
@@ -51,7 +52,7 @@ class AsePotential(SamplewisePotential):
             given = self.atoms.get_forces() if forces else None
             return self.atoms.get_potential_energy(), given
         except Exception:
-            self.atoms.calc.reset()  # nothing half-finished may answer for the next sample
+            self.calculator.reset()  # nothing half-finished may answer for the next sample
             raise
 
 
@@ -129,14 +130,16 @@ class PotentialCalculator(Calculator):
 
     def calculate(self, atoms=None, properties=("energy", "forces"), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
-        if not np.array_equal(self.atoms.numbers, self.potential.numbers):
+        molecule = self.atoms  # the copy that `super` made
+        assert molecule is not None
+        if not np.array_equal(molecule.numbers, self.potential.numbers):
             raise errors.InputError(
-                f"atoms {self.atoms.get_chemical_formula()} are not the molecule this potential was built for",
+                f"atoms {molecule.get_chemical_formula()} are not the molecule this potential was built for",
                 where="PotentialCalculator",
                 expected=f"{Atoms(self.potential.numbers).get_chemical_formula()}, in the same order",
             )
         # Forces always: optimisers ask for both in turn, and this way they cost one call.
-        energy, forces = self.potential.energy_and_forces(self.atoms.positions[None])
+        energy, forces = self.potential.energy_and_forces(molecule.positions[None])
         if self.potential.failures:
             raise CalculatorError(self.potential.failures[0])
         self.results = {"energy": float(energy[0]), "free_energy": float(energy[0]), "forces": forces[0]}

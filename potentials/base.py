@@ -135,7 +135,8 @@ def _batch_of(positions, atoms: int, where: str) -> np.ndarray:
 
 def _suspects(positions: np.ndarray) -> np.ndarray:
     """Samples that may be unusable: coincident atoms are neighbours in the sorted x, in y and in z alike."""
-    near = (np.diff(np.sort(positions, axis=1), axis=1) < COINCIDENT).any(1).all(1)
+    gaps = np.diff(np.sort(positions, axis=1), axis=1)
+    near = np.all(np.any(gaps < COINCIDENT, axis=1), axis=1)
     return np.flatnonzero(near | ~np.isfinite(positions).all((1, 2)))
 
 

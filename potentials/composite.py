@@ -89,17 +89,15 @@ class DistanceRestraint(Potential):
                 expected=f"pairs of two different atoms, 0 to {len(self.numbers) - 1}",
             )
         self.distances, self.stiffness = distances, stiffness
+        one_hot = np.eye(len(self.numbers))
+        self._incidence = one_hot[self.pairs[:, 0]] - one_hot[self.pairs[:, 1]]  # (P, N): x_i - x_j of each pair
 
     def _evaluate(self, positions, forces):
-        i, j = self.pairs.T
-        apart = positions[:, i] - positions[:, j]
+        apart = self._incidence @ positions
         length = np.linalg.norm(apart, axis=-1)
         stretch = length - self.distances
         energy = 0.5 * (self.stiffness * stretch**2).sum(-1)
         if not forces:
             return energy, None
         pull = (self.stiffness * stretch / length)[..., None] * apart
-        force = np.zeros_like(positions)
-        np.subtract.at(force, (slice(None), i), pull)
-        np.add.at(force, (slice(None), j), pull)
-        return energy, force
+        return energy, -self._incidence.T @ pull

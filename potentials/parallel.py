@@ -80,7 +80,7 @@ class ParallelPotential(Potential):
                 for connection in wait(list(busy)):
                     worker, sample = busy.pop(connection)
                     try:
-                        energy[sample], given, reason = connection.recv()
+                        energy[sample], given, reason = worker.connection.recv()
                     except (EOFError, ConnectionResetError):
                         self._pool.remove(worker)
                         given, reason = np.nan, worker.end()
@@ -117,7 +117,7 @@ class _Worker:
         """Close the pipe, which ends a living worker; how the process ended, in words."""
         self.connection.close()
         self.process.join()
-        code = self.process.exitcode
+        code = self.process.exitcode or 0
         return f"worker process died ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
 
 

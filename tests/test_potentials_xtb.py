@@ -124,6 +124,7 @@ class Moody(Calculator):
 
     def calculate(self, atoms=None, properties=None, system_changes=None):
         super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
         x = self.atoms.positions
         self.results = {"energy": 0.5 * (x**2).sum() * (np.nan if x[0, 0] > 20 else 1), "forces": -x}
         if x[0, 0] > 30:
