@@ -100,17 +100,17 @@ class TrunkLayer(nn.Module):
         self.left, self.right = nn.Linear(v, v, bias=False), nn.Linear(v, v, bias=False)
         self.inner = nn.Linear(v, s)
         o = c.odd
-        self.update = nn.Sequential(
-            nn.Linear(2 * s + v + o, 2 * s), nn.SiLU(), nn.Dropout(c.dropout), nn.Linear(2 * s, 2 * s + v + 2 * o)
-        )
+        update_out = nn.Linear(2 * s, 2 * s + v + 2 * o)
+        self.update = nn.Sequential(nn.Linear(2 * s + v + o, 2 * s), nn.SiLU(), nn.Dropout(c.dropout), update_out)
         if o:
             self.norm_a = VectorNorm(o)
             self.cross_left, self.cross_right = nn.Linear(v, o, bias=False), nn.Linear(v, o, bias=False)
             self.axial_mix, self.polar_probe = nn.Linear(o, o, bias=False), nn.Linear(v, o, bias=False)
             self.axial_to_polar = nn.Linear(o, v, bias=False)
         nn.init.zeros_(self.pair_out.bias)
-        for last in (self.pair_out, self.update[-1], self.probe_receive, self.probe_send):
-            last.weight.data.mul_(0.3)
+        with torch.no_grad():  # a near-identity start
+            for last in (self.pair_out, update_out, self.probe_receive, self.probe_send):
+                last.weight.mul_(0.3)
 
     def forward(
         self, s: Tensor, v: Tensor, odd: tuple[Tensor, Tensor] | None, e: Tensor, pairs: Pairs

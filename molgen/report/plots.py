@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 INK, CURVE, ACCENT, QUIET = "#1f2933", "#2563a8", "#c2410c", "#7b8794"
 
 
 def barrier_profile(
-    coordinate: Sequence[float],
-    energies: Sequence[float],
+    coordinate: ArrayLike,
+    energies: ArrayLike,
     ts_index: int,
     *,
     title: str,

@@ -152,7 +152,7 @@ class Trainer:
             state = self.model.state_dict()
             old = [v for v in self.average.values() if v.is_floating_point()]
             new = [state[k] for k, v in self.average.items() if v.is_floating_point()]
-            torch._foreach_lerp_(old, new, 1 - decay)
+            torch._foreach_lerp_(old, new, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         return {k: float(v.detach()) for k, v in losses.items()} | {"lr": rate, "grad_norm": norm}
 
     def _validate(self) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,14 +65,29 @@ class ReactionBatch:
     def select(self, index: Tensor) -> ReactionBatch:
         """Rows `index`, cropped to their largest molecule."""
         n = int((self.numbers[index] > 0).sum(1).max())
-
-        def crop(name: str, x: Tensor | None) -> Tensor | None:
-            return None if x is None else (x[index][:, :n, :n] if name == "hops" else x[index][:, :n])
-
-        return ReactionBatch(**{name: crop(name, x) for name, x in vars(self).items()})
+        return self._each(lambda x: x[index][:, :n], lambda hops: hops[index][:, :n, :n])
 
     def to(self, device: torch.device | str) -> ReactionBatch:
-        return ReactionBatch(**{k: None if x is None else x.to(device) for k, x in vars(self).items()})
+        """A copy on another device."""
+        return self._each(lambda x: x.to(device), lambda hops: hops.to(device))
+
+    def _each(self, atoms: Callable[[Tensor], Tensor], pairs: Callable[[Tensor], Tensor]) -> ReactionBatch:
+        return ReactionBatch(
+            *(atoms(x) for x in (self.numbers, self.guess, self.reactant, self.product, self.r_frag, self.p_frag)),
+            hops=pairs(self.hops),
+            ts=None if self.ts is None else atoms(self.ts),
+        )
+
+    @property
+    def true_ts(self) -> Tensor:
+        """`ts`, where the caller needs one.
+
+        Raises:
+            ValueError: the reactions came without.
+        """
+        if self.ts is None:
+            raise ValueError("these reactions have no transition state")
+        return self.ts
 
 
 def graph_hops(positions: Tensor, numbers: Tensor, fragments: Tensor) -> Tensor:

@@ -29,8 +29,7 @@ def deviations(guess: Tensor, reactions: Sequence[Reaction], batch: ReactionBatc
     `dmae` is the mean absolute error over the pair distances of a reaction. The handedness is judged as a whole and at
     the tetrahedral centres that reactant, transition state and product share.
     """
-    assert batch.ts is not None
-    true, guess = batch.ts.double(), guess.double()
+    true, guess = batch.true_ts.double(), guess.double()
     pair = torch.triu(batch.mask[:, :, None] & batch.mask[:, None, :], diagonal=1)
     error = (torch.cdist(guess, guess) - torch.cdist(true, true)).abs() * pair
     wrong = []
@@ -89,8 +88,7 @@ def evaluate(
     guesses = generate(model, reactions, steps=steps, batch_size=batch_size, seed=seed)
     seconds = (time.perf_counter() - begin) / len(reactions)
     batch = prepare(reactions)
-    assert batch.ts is not None
-    predicted = torch.zeros_like(batch.ts)
+    predicted = torch.zeros_like(batch.true_ts)
     for i, guess in enumerate(guesses):
         predicted[i, : guess.positions.shape[1]] = guess.positions[0].float()
     errors = deviations(predicted, reactions, batch)

@@ -26,7 +26,9 @@ class TSModel(nn.Module):
         trunk: sizes of the shared trunk, see :class:`TrunkConfig`.
     """
 
-    RADII: Tensor
+    lookup: Tensor
+    radii: Tensor
+    log_centres: Tensor
 
     def __init__(self, elements: Sequence[int], **trunk):
         super().__init__()
@@ -35,7 +37,7 @@ class TSModel(nn.Module):
         lookup = torch.full((119,), len(self.elements))
         lookup[torch.tensor(self.elements)] = torch.arange(len(self.elements))
         self.register_buffer("lookup", lookup, persistent=False)
-        self.register_buffer("RADII", RADII, persistent=False)
+        self.register_buffer("radii", RADII, persistent=False)
         self.register_buffer("log_centres", torch.linspace(-1.0, 1.0, 8), persistent=False)
         c = TrunkConfig(
             geometries=3, vector_inputs=2, node_inputs=len(self.elements) + 3, pair_inputs=PAIR_FEATURES, **trunk
@@ -70,7 +72,7 @@ class TSModel(nn.Module):
     def pair_features(self, r: Tensor, p: Tensor, same_r: Tensor, same_p: Tensor, batch: ReactionBatch) -> Tensor:
         """(B, N, N, PAIR_FEATURES): hops, soft bond orders, one fragment or two, log(d_R / d_P)."""
         d_r, d_p = _distance(r), _distance(p)
-        radii = self.RADII[batch.numbers]
+        radii = self.radii[batch.numbers]
         contact = radii[:, :, None] + radii[:, None, :]
         bond_r = torch.sigmoid(12 * (1.3 - d_r / contact)) * same_r
         bond_p = torch.sigmoid(12 * (1.3 - d_p / contact)) * same_p

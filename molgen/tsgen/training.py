@@ -57,7 +57,6 @@ def flow_loss(
     superposition, pair distances (reacting and short ones weigh more), and the likelihood of the predicted variances.
     Half the batch sees reactant and product exchanged; reflections need no augmentation, the network is equivariant.
     """
-    assert batch.ts is not None
     device = batch.guess.device
     b, n = batch.numbers.shape
 
@@ -75,10 +74,10 @@ def flow_loss(
     # most of the work is at the start of the path, where the guess is worst
     t = torch.rand(b, generator=generator).to(device) ** 2
     x_0 = (batch.guess + flow.sigma * draw(b, n, 3)) * m
-    x_t = straight_path(x_0, batch.ts, t)
+    x_t = straight_path(x_0, batch.true_ts, t)
     predicted, log_variance = model(x_t, t, noisy)
-    deviation, square = aligned_rmsd_loss(predicted, batch.ts, mask)
-    pair = pair_distance_loss(predicted, batch.ts, pair_weights(batch))
+    deviation, square = aligned_rmsd_loss(predicted, batch.true_ts, mask)
+    pair = pair_distance_loss(predicted, batch.true_ts, pair_weights(batch))
     nll = log_variance_loss(square, log_variance, mask)
     loss = (deviation + 0.5 * pair + 0.01 * nll).mean()
     return {"loss": loss, "rmsd": deviation.mean(), "pair": pair.mean(), "nll": nll.mean()}
@@ -86,14 +85,13 @@ def flow_loss(
 
 def pair_weights(batch: ReactionBatch) -> Tensor:
     """(B, N, N) weights 1 + 2 |d_R - d_P| of the real pairs, doubled below 2 A in the transition state."""
-    assert batch.ts is not None
     n = batch.numbers.shape[1]
     same = (batch.r_frag[:, :, None] == batch.r_frag[:, None, :]) & (
         batch.p_frag[:, :, None] == batch.p_frag[:, None, :]
     )
     change = (torch.cdist(batch.reactant, batch.reactant) - torch.cdist(batch.product, batch.product)).abs()
     weight = 1 + 2 * torch.where(same, change, 0.5).clamp(max=2.0)
-    weight = weight * torch.where(torch.cdist(batch.ts, batch.ts) < 2.0, 2.0, 1.0)
+    weight = weight * torch.where(torch.cdist(batch.true_ts, batch.true_ts) < 2.0, 2.0, 1.0)
     pair = batch.mask[:, :, None] & batch.mask[:, None, :]
     return weight * (pair & ~torch.eye(n, dtype=torch.bool, device=weight.device))
 
@@ -101,13 +99,12 @@ def pair_weights(batch: ReactionBatch) -> Tensor:
 @torch.no_grad()
 def validation_figures(model: nn.Module, data: ReactionBatch, batch_size: int = 64) -> dict[str, float]:
     """One-step error from the noiseless guess, averaged over both directions; "score" is the mean RMSD."""
-    assert data.ts is not None
     values = []
     for index in torch.argsort(data.mask.sum(1)).split(batch_size):
         batch = data.select(index)
         t = batch.guess.new_zeros(len(batch))
         both = (model(batch.guess, t, batch)[0] + model(batch.guess, t, batch.swapped())[0]) / 2
-        values.append(rmsd(both, batch.ts, batch.mask))
+        values.append(rmsd(both, batch.true_ts, batch.mask))
     value = torch.cat(values)
     return {
         "score": float(value.mean()),

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ SAME_SADDLE = 0.05  # Angstrom RMSD, with energies within SAME_ENERGY: one saddl
 SAME_ENERGY = 2e-3  # eV
 REFINE_CALLS = 150  # a guess that needs more hardly ever leads to the intended saddle
 END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls, for the wells the barriers are measured from
-VERIFY_METHODS = ("quick", "irc", "none")
+Method = Literal["quick", "irc", "none"]
 
 
 def find_ts(
@@ -83,15 +83,15 @@ def find_ts(
     """
     if samples < 1:
         raise InputError(f"{samples} samples", where="--samples", expected="at least 1")
-    if verify not in VERIFY_METHODS:
-        raise InputError(f"unknown method {verify!r}", where="--verify", expected=", ".join(VERIFY_METHODS))
+    if verify not in get_args(Method):
+        raise InputError(f"unknown method {verify!r}", where="--verify", expected=", ".join(get_args(Method)))
     begin = time.monotonic()
     reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
     potential = _potential(calculator, calculator_kwargs, reaction)
     generator = _generator(weights, reaction, device, notes)
     for note in notes:
         log(note)
-    search = _Search(reaction, potential, verify if refine else None, progress)
+    search = _Search(reaction, potential, cast(Method, verify) if refine else None, progress)
     settings = {
         "reactant": str(reactant), "product": str(product), "smiles": smiles, "charge": reaction.charge,
         "spin": reaction.spin, "samples": samples, "refine": refine, "calculator": str(calculator),
@@ -154,9 +154,10 @@ class _Search:
     """Guesses waiting to be refined, and the candidates they became."""
 
     def __init__(
-        self, reaction: Reaction, potential: Potential, method: str | None, progress: Callable[[str, int, int], None]
+        self, reaction: Reaction, potential: Potential, method: Method | None, progress: Callable[[str, int, int], None]
     ):
-        self.reaction, self.potential, self.method, self.progress = reaction, potential, method, progress
+        self.reaction, self.potential, self.progress = reaction, potential, progress
+        self.method: Method | None = method
         self.starts: list[tuple[np.ndarray, str, int, dict[str, float] | None]] = []
         self.candidates: list[Candidate] = []
         self.rejections: Counter = Counter()
@@ -302,6 +303,17 @@ class _Search:
 
 def _potential(calculator: Any, kwargs: Mapping[str, Any] | None, reaction: Reaction) -> Potential:
     if isinstance(calculator, Potential):
+        for name, given, wanted in (
+            ("atomic numbers", calculator.numbers.tolist(), reaction.numbers.tolist()),
+            ("charge", calculator.charge, reaction.charge),
+            ("spin", calculator.spin, reaction.spin),
+        ):
+            if given != wanted:
+                raise InputError(
+                    f"was made for {name} {given}",
+                    where=type(calculator).__name__,
+                    expected=f"{wanted}, as the reactant",
+                )
         return calculator
     if isinstance(calculator, str):
         return calculator_from_spec(calculator, dict(kwargs or {}), reaction.numbers, reaction.charge, reaction.spin)
