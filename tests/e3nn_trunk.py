@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from molgen.nn.trunk import Trunk, TrunkConfig, TrunkLayer, VectorNorm
 
 
-def linear(dense: nn.Linear, parity: str = "1o") -> o3.Linear:
+def linear(dense: nn.Module, parity: str = "1o") -> o3.Linear:
     """An o3.Linear with the weights of a bias-free `dense`; e3nn stores (inputs, outputs), scaled by sqrt(inputs)."""
+    assert isinstance(dense, nn.Linear) and dense.bias is None
     out = o3.Linear(f"{dense.in_features}x{parity}", f"{dense.out_features}x{parity}")
     out.weight.data = (dense.weight.detach().T * dense.in_features**0.5).flatten().clone()
     return out
@@ -68,16 +69,16 @@ def vector_norm(norm: VectorNorm, v: Tensor) -> Tensor:
 class E3nnLayer(nn.Module):
     """A TrunkLayer of the same weights."""
 
-    def __init__(self, layer: TrunkLayer, products: Products):
+    def __init__(self, layer: nn.Module, products: Products):
         super().__init__()
+        assert isinstance(layer, TrunkLayer)
         self.layer, self.products = layer, products
-        for name in ("probe_receive", "probe_send", "value_v", "mix_v", "left", "right"):
-            setattr(self, name, linear(getattr(layer, name)))
+        polar = ["probe_receive", "probe_send", "value_v", "mix_v", "left", "right"]
         if layer.c.odd:
-            for name in ("cross_left", "cross_right", "polar_probe"):
-                setattr(self, name, linear(getattr(layer, name)))
-            self.axial_mix = linear(layer.axial_mix, "1e")
-            self.axial_to_polar = linear(layer.axial_to_polar)
+            polar += ["cross_left", "cross_right", "polar_probe", "axial_to_polar"]
+        self.linear = nn.ModuleDict({name: linear(layer.get_submodule(name)) for name in polar})
+        if layer.c.odd:
+            self.linear["axial_mix"] = linear(layer.axial_mix, "1e")
 
     def forward(self, s: Tensor, v: Tensor, odd, e: Tensor, i: Tensor, j: Tensor, unit: Tensor):
         """s (M, S), v (M, V * 3), e (E, P), receivers i and senders j (E,), unit (E, G * 3) from i to j."""
@@ -85,7 +86,11 @@ class E3nnLayer(nn.Module):
         sn, vn = layer.norm_s(s), vector_norm(layer.norm_v, v)
 
         hidden = layer.pair_in(e) + layer.receive(sn)[i] + layer.send(sn)[j]
-        hidden = hidden + tp.angle(self.probe_receive(vn)[i], unit) - tp.angle(self.probe_send(vn)[j], unit)
+        hidden = (
+            hidden
+            + tp.angle(self.linear["probe_receive"](vn)[i], unit)
+            - tp.angle(self.linear["probe_send"](vn)[j], unit)
+        )
         e = e + layer.pair_out(F.silu(hidden))
 
         weight = layer.logits(e).clamp(-20, 20).exp()
@@ -99,18 +104,18 @@ class E3nnLayer(nn.Module):
             ],
             dim=1,
         )
-        values = torch.cat([layer.value_s(sn), self.value_v(vn), s.new_ones(len(s), 1)], dim=1)
+        values = torch.cat([layer.value_s(sn), self.linear["value_v"](vn), s.new_ones(len(s), 1)], dim=1)
         edges = tp.message(values[j], torch.cat([unit.new_ones(len(unit), 1), unit], dim=1), per_edge)
         gathered = edges.new_zeros(len(s), edges.shape[1]).index_add(0, i, edges)
         message_s, message_v, along = gathered.split([c.scalars, 3 * c.vectors, 3 * c.vectors], dim=1)
-        v = v + self.mix_v(message_v) + along
+        v = v + self.linear["mix_v"](message_v) + along
 
-        left, right = self.left(v), self.right(v)
+        left, right = self.linear["left"](v), self.linear["right"](v)
         features = [layer.norm_s(s), layer.mix_s(message_s), (tp.dot(left, left) + 1e-6).sqrt()]
         if odd is not None:
             pseudo, axial = odd
-            axial = axial + tp.cross(self.cross_left(vn), self.cross_right(vn))
-            pseudo = pseudo + tp.pseudo(axial, self.polar_probe(vn))
+            axial = axial + tp.cross(self.linear["cross_left"](vn), self.linear["cross_right"](vn))
+            pseudo = pseudo + tp.pseudo(axial, self.linear["polar_probe"](vn))
             features.append(pseudo.square())
         out = layer.update(torch.cat(features, dim=-1))
         ds, gate_s, gate_v, gate_odd = out.split([c.scalars, c.scalars, c.vectors, 2 * c.odd], dim=-1)
@@ -119,8 +124,8 @@ class E3nnLayer(nn.Module):
         if odd is not None:
             gate_p, gate_a = gate_odd.chunk(2, dim=-1)
             pseudo = pseudo * torch.tanh(gate_p)
-            axial = vector_norm(layer.norm_a, axial + tp.gate_axial(gate_a, self.axial_mix(axial)))
-            v = v + self.axial_to_polar(tp.to_polar(pseudo, axial))
+            axial = vector_norm(layer.norm_a, axial + tp.gate_axial(gate_a, self.linear["axial_mix"](axial)))
+            v = v + self.linear["axial_to_polar"](tp.to_polar(pseudo, axial))
             odd = (pseudo, axial)
         return s, v, odd, e
 

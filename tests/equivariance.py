@@ -8,10 +8,12 @@ det(R) R), `x` position (turns and moves). Vectors have their three components o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 Function = Callable[[list[Tensor], list[Tensor]], Sequence[Tensor]]
 
 
@@ -88,7 +90,7 @@ def shift_vectors(positions: Sequence[Tensor], seed: int) -> list[Tensor]:
     return [3 * torch.randn(len(x), 1, 3, generator=generator, dtype=torch.float64).to(x) for x in positions]
 
 
-def randomised(model: nn.Module, seed: int = 0, scale: float = 0.7) -> nn.Module:
+def randomised(model: Network, seed: int = 0, scale: float = 0.7) -> Network:
     """The model with every parameter drawn anew, larger than at the start of training (root mean square
     `scale` / sqrt(inputs), there 0.58 and less), no bias zero; in eval mode.
 

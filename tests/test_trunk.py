@@ -90,7 +90,7 @@ def kinds(config: TrunkConfig) -> tuple[str, ...]:
 
 
 def network(config: TrunkConfig, dtype: torch.dtype = torch.float64) -> Trunk:
-    return randomised(Trunk(config).double()).to(dtype)  # type: ignore[return-value]
+    return randomised(Trunk(config).double()).to(dtype)
 
 
 def inputs(config: TrunkConfig, dtype: torch.dtype = torch.float64, seed: int = 0) -> Inputs:
@@ -199,7 +199,7 @@ def test_padding_is_inert(config: TrunkConfig) -> None:
     for clean, dirty in zip(given.call(trunk), outputs, strict=True):
         assert relative_error(dirty, clean) <= 1e-12
         assert dirty[pad].abs().max() == 0
-    for gradient in torch.autograd.grad(sum(x.square().sum() for x in outputs), leaves):
+    for gradient in torch.autograd.grad(torch.stack([x.square().sum() for x in outputs]).sum(), leaves):
         assert gradient.isfinite().all()
         assert gradient[pad].abs().max() == 0 < gradient[given.mask].abs().max()
 
@@ -258,7 +258,7 @@ def test_gradient_against_finite_differences(config: TrunkConfig) -> None:
 
     def scalar(positions: Tensor) -> Tensor:
         out = replace(given, positions=list(positions)).call(trunk)
-        return sum((w * x).sum() for w, x in zip(weights, out, strict=True))  # type: ignore[return-value]
+        return torch.stack([(w * x).sum() for w, x in zip(weights, out, strict=True)]).sum()
 
     positions = torch.stack(given.positions).requires_grad_()  # (G, B, N, 3)
     (gradient,) = torch.autograd.grad(scalar(positions), positions)
@@ -288,7 +288,7 @@ def test_equals_e3nn(config: TrunkConfig, causal: bool) -> None:
     ours, theirs = given.call(trunk), given.call(reference)
     for kind, a, b in zip(kinds(config), ours, theirs, strict=True):
         assert b.abs().max() > 1e-2 and relative_error(a, b) <= 1e-6, kind
-    sums = [sum(x.square().mean() for x in out) for out in (ours, theirs)]
+    sums = [torch.stack([x.square().mean() for x in out]).sum() for out in (ours, theirs)]
     for a, b in zip(*(torch.autograd.grad(x, positions) for x in sums), strict=True):
         assert relative_error(a, b) <= 1e-6
 
