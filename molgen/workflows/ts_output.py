@@ -63,7 +63,8 @@ def profile(result: TSResult, candidate: Candidate) -> bytes:
     energies = np.array([kcal(e - candidate.path_energies[0]) for e in candidate.path_energies])
     z = result.reaction.numbers
     ends = [_name(z, path[0]), _name(z, path[-1])]
-    title = f"{ends[0]} → {ends[1]}" if ends[0] != ends[1] else f"{ends[0]}: {result.reaction.name or 'rearrangement'}"
+    name = (result.reaction.name or "rearrangement").replace("->", "→")
+    title = f"{ends[0]} → {ends[1]}" if ends[0] != ends[1] else f"{ends[0]}: {name}"
     mode = candidate.imaginary_frequency_cm
     parts = [candidate.verdict.replace("_", " ")]
     parts += [] if mode is None else [f"imaginary mode {abs(mode):.0f}i cm⁻¹"]
