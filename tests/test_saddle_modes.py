@@ -181,12 +181,14 @@ def test_a_free_rotor_is_not_imaginary_with_forward_differences():
 
 
 def test_checking_soft_modes_puts_the_central_difference_in():
-    from molgen.saddle.modes import _soft_modes_checked
+    from molgen.saddle.modes import _soft_modes_checked, internal_basis
 
     atoms = molecule("CH3CH2OH")
     potential = XtbPotential(atoms.numbers)
     true = normal_modes(potential, atoms.positions, central=True)
-    soft = true.vectors[[0, 1]].reshape(2, -1)
+    internal = internal_basis(atoms.positions)
+    project = internal @ internal.T
+    soft = true.vectors[[0, 1]].reshape(2, -1) @ project
     spoiled = true.hessian - 20.0 * (soft.T @ soft)
     modes = modes_of(spoiled, atoms.numbers, atoms.positions)
     assert (modes.frequencies_cm[:3] < 0).tolist() == [True, True, False]
@@ -194,6 +196,6 @@ def test_checking_soft_modes_puts_the_central_difference_in():
     mended = _soft_modes_checked(potential, atoms.positions, spoiled)
     assert potential.calls - before == 2  # the first mode may be imaginary, only the second is in doubt
     assert mended == pytest.approx(mended.T)
-    doubtful = modes.vectors[1].ravel()
+    doubtful = project @ modes.vectors[1].ravel()
     assert np.abs(spoiled @ doubtful - true.hessian @ doubtful).max() > 1
-    assert mended @ doubtful == pytest.approx(true.hessian @ doubtful, abs=0.05)
+    assert mended @ doubtful == pytest.approx(true.hessian @ doubtful, abs=0.2)

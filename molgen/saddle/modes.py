@@ -152,13 +152,13 @@ def _soft_modes_checked(potential: Potential, positions: np.ndarray, hessian: np
     doubtful = modes.vectors[1:][modes.frequencies_cm[1:] < 0].reshape(-1, x.size)
     if not len(doubtful):
         return hessian
-    basis = np.linalg.qr(doubtful.T)[0]
+    internal = internal_basis(x)
+    basis = np.linalg.qr(internal @ (internal.T @ doubtful.T))[0]
     columns = []
     for b in basis.T:
         shift = (SOFT_STEP * b / np.abs(b).max()).reshape(x.shape)
         ahead, behind = (gradient(potential, x + sign * shift)[1] for sign in (1, -1))
         columns.append((ahead - behind).ravel() / (2 * np.linalg.norm(shift)))
-    internal = internal_basis(x)
     change = internal @ (internal.T @ (np.array(columns).T - hessian @ basis))
     # the smallest symmetric change that gives these products with `basis` (several-vector form of Powell's update)
     within = basis.T @ change
