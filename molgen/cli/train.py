@@ -60,7 +60,7 @@ def train_ts(
 ) -> None:
     """Train TS-GEN on reactions with known transition states; the best weights by validation end up in OUT/best."""
     from molgen.run import Run
-    from molgen.tsgen.training import train_tsgen
+    from molgen.tsgen.training import load_training_data, make_model, train_tsgen
 
     budget = None if steps else seconds_of(time_budget)
     settings: dict[str, Any] = {
@@ -68,13 +68,14 @@ def train_ts(
         "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps,
     }  # fmt: skip
     torch_device = common.resolve_device(device)
+    train, val = load_training_data(data, train_split, val_split, seed)
+    model = make_model(train, val, config=config, init=init, seed=seed)
     with Run(out, "train ts", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume) as run:
         for name in ("state", "best", "log.jsonl"):
             run.path(name)
         figures = train_tsgen(
-            data, run.directory, config=config, budget_seconds=budget, steps=steps, init=init, train_split=train_split,
-            val_split=val_split, batch_size=batch_size, learning_rate=learning_rate, seed=seed, device=torch_device,
-            resume=run.resumed, log=common.log,
+            model, train, val, run.directory, budget_seconds=budget, steps=steps, batch_size=batch_size,
+            learning_rate=learning_rate, seed=seed, device=torch_device, resume=run.resumed, log=common.log,
         )  # fmt: skip
         summary = run.finish("ok", results=[figures])
     if as_json:

@@ -47,7 +47,7 @@ def wrong_handedness(pred, true, quadruples=None) -> bool:
     rotation, and by more than 0.1 Angstrom; or if any tetrahedral centre among `quadruples` (Q, 4) is inverted
     (signed volumes of opposite sign, both at least half of an ideal tetrahedron's).
     """
-    a, b = (torch.as_tensor(np.asarray(x, dtype=float)) for x in (pred, true))
+    a, b = (torch.from_numpy(np.array(x, dtype=float)) for x in (pred, true))  # copied: may be read-only
     proper, either = float(rmsd(a, b)), float(rmsd(a, b, reflect=True))
     if either < 0.5 * proper and proper - either > 0.1:
         return True

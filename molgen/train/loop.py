@@ -8,7 +8,10 @@ rate follows the clock.
 from __future__ import annotations
 
 import json
+import contextlib
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 from molgen.checkpoint import load_checkpoint, save_checkpoint
 from molgen.errors import InputError
 from molgen.files import json_text
-from molgen.rng import torch_generator
+from molgen.rng import sample_seed, torch_generator
 
 Log = Callable[[dict[str, Any]], None]
 # What a resumed run may set anew. A longer clock is fine because runs by the clock promise no equal bits.
@@ -92,11 +95,20 @@ class Trainer:
         """Train to the end of the budget; returns the last validation figures.
 
         Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved after the step under way.
             InputError: no data, or a saved run of other settings (its time budget and intervals may differ).
             CheckpointError: the saved run is damaged.
         """
         if resume and (self.directory / "state").is_dir():
             self._restore()
+        with _deferred_interrupt() as interrupted:
+            self._train(interrupted)
+        figures = self._validate()
+        self._save()
+        self.model.load_state_dict(self.average)
+        return figures
+
+    def _train(self, interrupted: threading.Event) -> None:
         clock, saved = time.monotonic(), 0.0
         validated, start = self.elapsed, self.elapsed
         while self._progress() < 1:
@@ -115,16 +127,15 @@ class Trainer:
                 if self.elapsed - saved > self.settings.checkpoint_seconds:
                     self._save()
                     saved = self.elapsed
+                if interrupted.is_set():
+                    self._save()
+                    raise KeyboardInterrupt
                 if self._progress() >= 1:
                     break
             else:
                 if not self.batch_number:
                     raise InputError("the training data give no batch", expected="at least one sample")
                 self.epoch_number, self.batch_number = self.epoch_number + 1, 0
-        figures = self._validate()
-        self._save()
-        self.model.load_state_dict(self.average)
-        return figures
 
     def _progress(self) -> float:
         s = self.settings
@@ -137,6 +148,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
+        torch.manual_seed(sample_seed(s.seed, 2, self.step))  # dropout draws from torch's own generator
         losses = self.loss(self.model, batch, torch_generator(s.seed, 1, self.step))
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
@@ -206,3 +218,18 @@ class Trainer:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         for key, value in checkpoint.config["counters"].items():
             setattr(self, key, math.inf if value is None else value)
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets instead of raising, so that a step is never cut in half."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may have handlers
+        yield event
+        return
+    before = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

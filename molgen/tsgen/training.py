@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,19 +136,49 @@ def load_training_data(
     return parts
 
 
-def train_tsgen(
-    data: Path,
-    directory: Path,
+def make_model(
+    train: Sequence[Reaction],
+    val: Sequence[Reaction] = (),
     *,
     config: str = "small",
+    init: str | None = None,
+    dropout: float = 0.05,
+    seed: int = 0,
+) -> TSModel:
+    """The model to train: of size `config` for the elements of `train`, or the weights `init`, whose sizes are kept.
+
+    Raises:
+        InputError: no such size, or an element in the data that the model will not know. CheckpointError: bad `init`.
+    """
+    if config not in CONFIGS:
+        raise InputError(f"no model size {config!r}", where="--config", expected=" or ".join(CONFIGS))
+    torch.manual_seed(sample_seed(seed))
+    if init is None:
+        model = TSModel(sorted({int(z) for r in train for z in r.numbers}), **CONFIGS[config], dropout=dropout)
+    else:
+        model = load_model(init).model
+    for reaction in (*train, *val):
+        unknown = sorted(set(reaction.numbers.tolist()) - set(model.elements))
+        if unknown:
+            raise InputError(
+                f"atomic numbers {unknown} are not among those of {'the training split' if init is None else init}",
+                where=f"reaction {reaction.name}",
+                expected=f"atomic numbers {model.elements}",
+                remedy="remove these reactions, or " + ("train on some too" if init is None else "leave out --init"),
+            )
+    return model
+
+
+def train_tsgen(
+    model: TSModel,
+    train: Sequence[Reaction],
+    val: Sequence[Reaction],
+    directory: Path,
+    *,
     budget_seconds: float | None = None,
     steps: int | None = None,
-    init: str | None = None,
-    train_split: str = "train",
-    val_split: str = "val",
     batch_size: int = 64,
     learning_rate: float = 2e-3,
-    dropout: float = 0.05,
     seed: int = 0,
     device: torch.device | str = "cpu",
     resume: bool = False,
@@ -157,23 +187,13 @@ def train_tsgen(
     """Train TS-GEN; the best weights by validation go to `directory/best`, the figures of every step to `log.jsonl`.
 
     Args:
-        data: npz of reactions or a published set, see :func:`load_training_data`.
-        config: a name in :data:`molgen.tsgen.model.CONFIGS`. init: start from these weights, whose sizes are kept.
+        model: see :func:`make_model`; trained in place. train, val: reactions, see :func:`load_training_data`.
         budget_seconds, steps: one of the two, see :class:`molgen.train.loop.TrainSettings`.
 
     Returns:
         the last validation figures, `best_score`, `step` and `elapsed` seconds.
     """
-    if config not in CONFIGS:
-        raise InputError(f"no model size {config!r}", where="--config", expected=" or ".join(CONFIGS))
     torch.set_flush_denormal(True)  # Adam's moments of dead inputs decay into denormals, which are slow
-    torch.manual_seed(sample_seed(seed))
-    train, val = load_training_data(data, train_split, val_split, seed)
-    if init is None:
-        elements = sorted({int(z) for reaction in train for z in reaction.numbers})
-        model = TSModel(elements, **CONFIGS[config], dropout=dropout)
-    else:
-        model = load_model(init).model
     model = model.to(device)
     parameters = sum(p.numel() for p in model.parameters())
     log(f"{len(train)} training and {len(val)} validation reactions, {parameters:,} parameters")
