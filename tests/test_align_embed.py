@@ -244,14 +244,7 @@ HYDROGEN_TRANSFER = exchange([0, 1, 0, 1, 1, 1, 1, 1], [1], [0.0, -0.7, 2.5])
     "reaction",
     [
         pytest.param(METHYL_TRANSFER, id="methyl"),
-        pytest.param(
-            HYDROGEN_TRANSFER,
-            id="hydrogen",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="place_together turns a fragment held by one or two atoms as the user placed it (0.8 A)",
-            ),
-        ),
+        pytest.param(HYDROGEN_TRANSFER, id="hydrogen"),
     ],
 )
 def test_several_fragments_on_both_sides(reaction: Reaction) -> None:

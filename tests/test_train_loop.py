@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,22 @@ def test_work_after_the_last_checkpoint_is_done_again(tmp_path: Path, uninterrup
     with pytest.raises(Killed):
         trainer(tmp_path, Regression(stop_at=19), checkpoint_seconds=math.inf).run(resume=True)
     assert load_checkpoint(tmp_path / "state").config["counters"]["step"] == 11
+    trainer(tmp_path).run(resume=True)
+    assert state(tmp_path) == state(uninterrupted)
+
+
+def test_ctrl_c_saves_after_the_step_under_way(tmp_path: Path, uninterrupted: Path) -> None:
+    class Interrupted(Regression):
+        def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+            if self.calls == 13:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().loss(model, batch, generator)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, Interrupted(), checkpoint_seconds=1e9).run()
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert state(tmp_path)[1]["step"] == 14
     trainer(tmp_path).run(resume=True)
     assert state(tmp_path) == state(uninterrupted)
 

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 
-def kabsch(mobile: Tensor, target: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def kabsch(mobile: Tensor, target: Tensor, weights: Tensor | None = None, prior: float = 0.0) -> tuple[Tensor, Tensor]:
     """Proper rotation and translation that bring `mobile` onto `target` with the least weighted square deviation.
 
     Args:
         mobile, target: (..., N, 3) positions.
         weights: (..., N) non-negative weights; None weighs every atom alike. Padding has weight 0.
+        prior: Angstrom^2, pull towards no rotation; decides what one or two atoms, or a line, leave open.
 
     Returns:
         rotation (..., 3, 3) and translation (..., 3): `mobile @ rotation.mT + translation` lies on `target`.
@@ -23,7 +24,8 @@ def kabsch(mobile: Tensor, target: Tensor, weights: Tensor | None = None) -> tup
     w = (weights / weights.sum(-1, keepdim=True).clamp_min(1e-12))[..., None]
     centre_m, centre_t = (w * mobile).sum(-2, keepdim=True), (w * target).sum(-2, keepdim=True)
     covariance = (w * (target - centre_t)).mT @ (mobile - centre_m)
-    u, _, vh = torch.linalg.svd(covariance.double())
+    covariance = covariance.double() + prior * torch.eye(3, dtype=torch.float64, device=mobile.device)
+    u, _, vh = torch.linalg.svd(covariance)
     sign = torch.linalg.det(u @ vh)
     u = torch.cat([u[..., :2], u[..., 2:] * sign[..., None, None]], dim=-1)
     rotation = (u @ vh).to(mobile.dtype)
@@ -31,9 +33,9 @@ def kabsch(mobile: Tensor, target: Tensor, weights: Tensor | None = None) -> tup
     return rotation, translation
 
 
-def superpose(mobile: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+def superpose(mobile: Tensor, target: Tensor, weights: Tensor | None = None, prior: float = 0.0) -> Tensor:
     """`mobile` (..., N, 3) after the proper rotation and translation of :func:`kabsch` onto `target`."""
-    rotation, translation = kabsch(mobile, target, weights)
+    rotation, translation = kabsch(mobile, target, weights, prior)
     return mobile @ rotation.mT + translation[..., None, :]
 
 

@@ -7,6 +7,7 @@ the midpoint of the superposed end points.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from molgen.geometry.align import superpose, superpose_fragments
@@ -15,6 +16,7 @@ APART_STRETCH = 1.15  # a pair that is together on one side only: its target is 
 APART_WEIGHT = 0.25
 UNKNOWN_DISTANCE = 4.0  # Angstrom, pairs that are apart on both sides
 UNKNOWN_WEIGHT = 0.02
+OPEN = 1e-6  # Angstrom^2, see kabsch
 LINEAR = 0.01  # second principal extent over the first, below which atoms count as collinear
 
 
@@ -28,7 +30,8 @@ def place_together(r: Tensor, p: Tensor, r_frag: Tensor, p_frag: Tensor) -> tupl
         r, p: (B, N, 3) positions. r_frag, p_frag: (B, N) fragment indices, -1 for padding.
     """
     n_r, n_p = r_frag.amax(1), p_frag.amax(1)
-    swap = (n_r > n_p)[:, None, None]
+    tie = (n_r == n_p) & (_extent(r, r_frag) > _extent(p, p_frag))  # the same frame, whichever side is called reactant
+    swap = ((n_r > n_p) | tie)[:, None, None]
     frame, other = torch.where(swap, p, r), torch.where(swap, r, p)
     frame_frag = torch.where(swap[..., 0], p_frag, r_frag)
     other_frag = torch.where(swap[..., 0], r_frag, p_frag)
@@ -38,11 +41,18 @@ def place_together(r: Tensor, p: Tensor, r_frag: Tensor, p_frag: Tensor) -> tupl
     return torch.where(swap, other, frame), torch.where(swap, frame, other)
 
 
+def _extent(x: Tensor, fragments: Tensor) -> Tensor:
+    """Sum (B,) of the distances within fragments."""
+    same = (fragments[:, :, None] == fragments[:, None, :]) & (fragments >= 0)[:, None]
+    return (torch.cdist(x, x) * same).sum((1, 2))
+
+
 def _gather_fragments(frame: Tensor, other: Tensor, frame_frag: Tensor, other_frag: Tensor) -> Tensor:
     """Move the frame's fragments to where the other side's bonds want them: largest first, then what touches it."""
     frame = frame.clone()
     for b in torch.nonzero(torch.minimum(frame_frag.amax(1), other_frag.amax(1)) > 0)[:, 0].tolist():
-        mine, theirs, position = frame_frag[b], other_frag[b], frame[b].clone()
+        mine, theirs = frame_frag[b], other_frag[b]
+        position, wanted = _body_frames(frame[b], mine), _body_frames(other[b], theirs)
         loose = mine >= 0
         loose[mine == torch.bincount(mine[loose]).argmax()] = False
         while loose.any():
@@ -51,13 +61,37 @@ def _gather_fragments(frame: Tensor, other: Tensor, frame_frag: Tensor, other_fr
             if not held:
                 break  # nothing connects the rest to what is placed: it stays where it is
             bridge = theirs == k
-            moved = superpose(other[b], position, (bridge & ~loose).to(frame.dtype))
+            moved = superpose(wanted, position, (bridge & ~loose).to(frame.dtype), OPEN)
             for g in mine[bridge & loose].unique().tolist():
                 members = mine == g
-                position[members] = superpose(position, moved, (members & bridge).to(frame.dtype))[members]
+                position[members] = superpose(position, moved, (members & bridge).to(frame.dtype), OPEN)[members]
                 loose = loose & ~members
         frame[b] = position
     return frame
+
+
+def _body_frames(x: Tensor, fragments: Tensor) -> Tensor:
+    """Each fragment of x (N, 3) in a frame of its own: where it was put is forgotten.
+
+    One or two bridging atoms leave a rotation open; it then depends on the molecule alone. The axes point to the first
+    atom off the centre and the first off that axis.
+    """
+    out = x.clone()
+    for k in range(int(fragments.max()) + 1):
+        member = fragments == k
+        centred = x[member] - x[member].mean(0)
+        axes: list[Tensor] = []
+        rest = centred
+        for _ in range(2):
+            length = rest.norm(dim=1)
+            if length.max() > 1e-6:
+                first = int(torch.nonzero(length > 0.1 * length.max())[0])
+                axes.append(rest[first] / length[first])
+                rest = rest - (rest @ axes[-1])[:, None] * axes[-1]
+        if len(axes) == 2:
+            axes.append(torch.linalg.cross(axes[0], axes[1]))
+        out[member] = F.pad(centred @ torch.stack(axes, dim=1), (0, 3 - len(axes))) if axes else centred
+    return out
 
 
 def target_distances(r: Tensor, p: Tensor, same_r: Tensor, same_p: Tensor) -> tuple[Tensor, Tensor]:

@@ -258,4 +258,6 @@ class Trunk(nn.Module):
         for layer in self.layers:
             s, v, odd, e = layer(s, v, odd, e, pairs)
         m = mask[..., None]
+        if odd is not None:
+            odd = (odd[0] * m, odd[1] * m[..., None])
         return self.final_s(s) * m, v * m[..., None], odd

@@ -7,8 +7,8 @@ rate follows the clock.
 
 from __future__ import annotations
 
-import json
 import contextlib
+import json
 import math
 import signal
 import threading
