@@ -34,14 +34,16 @@ def lindh_hessian(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
     rho = np.exp(_DECAY[row[:, None], row] * (_REFERENCE[row[:, None], row] ** 2 - d**2))
     np.fill_diagonal(rho, 0.0)
     rho = np.minimum(rho, 3.0)  # atoms pushed into one another by a poor guess
-    hessian = np.zeros((n, 3, n, 3))
+    hessian = np.zeros((3 * n, 3 * n))
+    components = 3 * np.arange(n)[:, None] + np.arange(3)
 
     def add(atoms: np.ndarray, rows: np.ndarray, constants: np.ndarray) -> None:
         """Add k b b^T for internal coordinates on `atoms` (K, m) with derivatives `rows` (K, m, 3)."""
         for a in range(atoms.shape[1]):
             for b in range(atoms.shape[1]):
                 block = constants[:, None, None] * rows[:, a, :, None] * rows[:, b, None, :]
-                np.add.at(hessian, (atoms[:, a], slice(None), atoms[:, b]), block)
+                at = components[atoms[:, a]][:, :, None], components[atoms[:, b]][:, None, :]
+                np.add.at(hessian, at, block)
 
     i, j = np.nonzero(np.triu(rho > _LEAST))
     u = _unit(x[j] - x[i])
@@ -61,7 +63,7 @@ def lindh_hessian(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
         atoms = np.stack([i[t], j[t], k[t], m], 1)
         rows, weight = _torsions(*(x[a] for a in atoms.T))
         add(atoms, rows, _TORSION * strength[t, m] * weight)
-    return hessian.reshape(3 * n, 3 * n) * (HARTREE / BOHR**2)
+    return hessian * (HARTREE / BOHR**2)
 
 
 def _unit(v: np.ndarray) -> np.ndarray:
