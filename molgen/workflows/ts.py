@@ -278,11 +278,12 @@ class _Search:
                 continue
             if well.energy >= energy[end]:
                 continue
+            downhill = well.path[1:]
             if end == 0:
-                x, energy = [well.positions, *x], [well.energy, *energy]
-                candidate.ts_index += 1
+                x, energy = [p for _, p in downhill[::-1]] + x, [e for e, _ in downhill[::-1]] + energy
+                candidate.ts_index += len(downhill)
             else:
-                x, energy = [*x, well.positions], [*energy, well.energy]
+                x, energy = x + [p for _, p in downhill], energy + [e for e, _ in downhill]
             setattr(candidate, barrier, kcal(top - well.energy))
         candidate.path_positions, candidate.path_energies = np.array(x), np.array(energy)
         self._finish(candidate, before - candidate.gradient_calls)
