@@ -91,7 +91,7 @@ def test_errors_of_known_size(reactions: list[Reaction], weights: Path, tmp_path
     for r in reactions:
         assert r.ts is not None
         noisy = (r.ts + rng.normal(0, 0.2, r.ts.shape)).astype(np.float32).astype(float)
-        moved.append(replace(r, ts=Rotation.random(random_state=rng).apply(noisy) + 3.0))
+        moved.append(replace(r, ts=Rotation.random(None, rng).apply(noisy) + 3.0))
         a, b = r.ts - r.ts.mean(0), noisy - noisy.mean(0)
         expected.append(Rotation.align_vectors(b, a)[1] / np.sqrt(len(r)))
         pairs = list(itertools.combinations(range(len(r)), 2))

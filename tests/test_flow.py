@@ -27,7 +27,8 @@ def test_straight_path_begins_and_ends_where_it_should() -> None:
 def test_velocity_is_the_derivative_of_the_path(t: float) -> None:
     x_0, x_1 = normal(0, 2, 4, 3), normal(1, 2, 4, 3)
     time = torch.full((2,), t, dtype=torch.float64)
-    x_t, slope = torch.func.jvp(lambda s: straight_path(x_0, x_1, s), (time,), (torch.ones_like(time),))
+    dual = torch.func.jvp(lambda s: straight_path(x_0, x_1, s), (time,), (torch.ones_like(time),))
+    x_t, slope = dual[0], dual[1]
     assert torch.allclose(velocity(x_t, x_1, t), slope, atol=1e-12)
 
 

@@ -62,7 +62,7 @@ def turned(reaction: Reaction, rng: np.random.Generator) -> Reaction:
     """Each side in a frame of its own."""
 
     def move(x: np.ndarray) -> np.ndarray:
-        return Rotation.random(random_state=rng).apply(x) + rng.normal(0, 10, 3)
+        return Rotation.random(None, rng).apply(x) + rng.normal(0, 10, 3)
 
     return replace(reaction, reactant=move(reaction.reactant), product=move(reaction.product))
 
@@ -73,7 +73,7 @@ def scattered(reaction: Reaction, rng: np.random.Generator) -> Reaction:
     def move(x: np.ndarray, part: np.ndarray) -> np.ndarray:
         x = x.copy()
         for k in np.unique(part):
-            x[part == k] = Rotation.random(random_state=rng).apply(x[part == k]) + rng.normal(0, 10, 3)
+            x[part == k] = Rotation.random(None, rng).apply(x[part == k]) + rng.normal(0, 10, 3)
         return x
 
     return replace(

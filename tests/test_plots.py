@@ -75,7 +75,7 @@ def test_labels_are_inside_and_do_not_overlap(case: str, drawn: list[Figure]) ->
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, f"{name!r} is cut"
     for (name, box), (other, second) in combinations(boxes, 2):
         assert not box.overlaps(second), f"{name!r} on {other!r}"
-    line = axes.lines[1].get_xydata()
+    line = np.asarray(axes.lines[1].get_xydata())
     dense = np.linspace(line[0, 0], line[-1, 0], 2000)
     curve = axes.transData.transform(np.column_stack([dense, np.interp(dense, *line.T)]))
     for label in labels:
@@ -93,5 +93,5 @@ def test_labels_say_what_was_found(drawn: list[Figure]) -> None:
     said = [text.get_text() for text in axes.texts]
     assert "TS\n73.2" in said and "HCN" in said and "HNC\n+20.0" in said
     assert axes.get_ylabel() == "energy relative to HCN, kJ/mol"
-    line = axes.lines[1].get_xydata()
+    line = np.asarray(axes.lines[1].get_xydata())
     assert np.allclose(line, np.column_stack([s, energies]))

@@ -90,7 +90,7 @@ def test_atoms_objects_in_any_order_and_frame(weights: Path) -> None:
     reactant, product = (read(files[0]) for files in HCN)
     assert isinstance(reactant, Atoms) and isinstance(product, Atoms)
     product = product[[2, 0, 1]]
-    product.positions = Rotation.random(random_state=3).apply(product.positions) + 5.0
+    product.positions = Rotation.random(None, np.random.default_rng(3)).apply(product.positions) + 5.0
     given = product.positions.copy()
     result = find_ts(reactant, product, weights=weights, samples=1)
     check(result, "hcn")

@@ -23,7 +23,8 @@ EXPECTED: dict[str, dict[str, Any]] = json.loads((EXAMPLES / "expected.json").re
 
 def sides(name: str) -> tuple[list[Path], list[Path]]:
     """Files of reactant and product of an example."""
-    return tuple([EXAMPLES / name / file for file in EXPECTED[name][side]] for side in ("reactant", "product"))
+    reactant, product = ([EXAMPLES / name / file for file in EXPECTED[name][side]] for side in ("reactant", "product"))
+    return reactant, product
 
 
 def noise_weights(folder: Path) -> Path:
