@@ -9,6 +9,7 @@ Every guess goes through the same refinement and verification on GFN2-xTB; every
 - `neb`: ASE's climbing-image NEB, 7 images with the two end points (5 moving), product fragments superposed on the
   reactant (Kabsch), IDPP path, FIRE to 0.3 eV/A without and then to 0.1 with climbing, 180 steps at most together; the
   highest image is the guess.
+- `dft-sella`, `sqrt-sella`: the same guesses, refined by sella instead.
 
 Other guesses: `run(reactions, name, guess, out)` from Python, `guess(reaction, potential) -> (N, 3) Angstrom`.
 A run can be stopped and repeated: reactions already in DIR/<mode>.jsonl are not done again.
@@ -30,7 +31,7 @@ from molgen.errors import CalculatorError
 from molgen.geometry.embed import interpolation_guess, place_together
 from molgen.potentials import Potential
 from molgen.potentials.xtb import XtbPotential
-from molgen.saddle import refine, verify
+from molgen.saddle import Refinement, mode_overlap, refine, verify
 from molgen.units import kcal
 
 Guess = Callable[[Reaction, Potential], np.ndarray]
@@ -78,10 +79,34 @@ def neb_guess(reaction: Reaction, potential: Potential) -> np.ndarray:
     return images[int(np.argmax(energies[1:-1])) + 1].positions
 
 
+def sella_search(potential: Potential, positions: np.ndarray, max_calls: int = 100, **_: object) -> Refinement:
+    """sella as it comes (order 1, Cartesian) in the place of molgen's refinement, under the same cap."""
+    from ase import Atoms
+    from ase.calculators.calculator import CalculatorError as AseError
+    from sella import Sella  # an extra: pip install sella
+
+    from molgen.potentials.ase import PotentialCalculator
+
+    before = potential.calls
+    atoms = Atoms(potential.numbers, positions, calculator=PotentialCalculator(potential))
+    converged = False
+    try:
+        for converged in Sella(atoms, order=1, internal=False, logfile=None).irun(0.02, 1000):
+            if converged or potential.calls - before >= max_calls:
+                break
+        force = float(np.linalg.norm(atoms.get_forces(), axis=1).max())
+    except AseError as error:
+        raise CalculatorError(str(error), where="sella") from error
+    none = np.zeros((positions.size, positions.size))
+    return Refinement(atoms.positions, atoms.get_potential_energy(), force, converged, potential.calls - before, none)
+
+
 GUESSES: dict[str, Guess] = {"dft": dft_guess, "sqrt": sqrt_guess, "neb": neb_guess}
+SELLA = "-sella"  # ending of a mode that searches with sella
+MODES = (*GUESSES, *(name + SELLA for name in GUESSES))
 
 
-def examine(reaction: Reaction, guess: Guess, method: str = "quick") -> dict:
+def examine(reaction: Reaction, guess: Guess, method: str = "quick", search: Callable = refine) -> dict:
     """One row: guess, refine, verify; calls and seconds of each."""
     potential = XtbPotential(reaction.numbers, reaction.charge, reaction.spin)
     row = {"name": reaction.name, "atoms": len(reaction), "fragments": int(reaction.product_fragments.max()) + 1}
@@ -91,8 +116,9 @@ def examine(reaction: Reaction, guess: Guess, method: str = "quick") -> dict:
     try:
         positions = guess(reaction, potential)
         marks.append(potential.calls)
-        refined = refine(potential, positions, reactant=ends[0], product=ends[1])
+        refined = search(potential, positions, reactant=ends[0], product=ends[1])
         marks.append(potential.calls)
+        row["overlap"] = round(mode_overlap(refined, reaction.numbers, *ends), 4)
         row |= {"fmax": round(refined.fmax, 4), "positions": np.round(refined.positions, 4).tolist()}
         if refined.converged:
             found = verify(potential, refined.positions, *ends, method=method)
@@ -112,13 +138,14 @@ def examine(reaction: Reaction, guess: Guess, method: str = "quick") -> dict:
 
 def run(reactions: list[Reaction], name: str, guess: Guess, out: Path, method: str = "quick") -> list[dict]:
     """Rows of all reactions, those already in `out`/`name`.jsonl read from there, the others appended to it."""
+    search = sella_search if name.endswith(SELLA) else refine
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{name}.jsonl"
     done = {row["name"]: row for row in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
     with file.open("a") as log:
         for reaction in reactions:
             if reaction.name not in done:
-                done[reaction.name] = examine(reaction, guess, method)
+                done[reaction.name] = examine(reaction, guess, method, search)
                 log.write(json.dumps(done[reaction.name]) + "\n")
                 log.flush()
     return [done[reaction.name] for reaction in reactions]
@@ -156,7 +183,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--modes", nargs="+", choices=sorted(GUESSES), default=["dft", "sqrt", "neb"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["dft", "sqrt", "neb"])
     parser.add_argument("--method", choices=("quick", "irc"), default="quick")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -164,7 +191,7 @@ def main() -> None:
     reactions = chosen(args.data, args.split, args.count, args.seed)
     results = {}
     for mode in args.modes:
-        results[mode] = summary(run(reactions, mode, GUESSES[mode], args.out, args.method))
+        results[mode] = summary(run(reactions, mode, GUESSES[mode.removesuffix(SELLA)], args.out, args.method))
         text = json.dumps({"split": args.split, "seed": args.seed, "method": args.method, "modes": results}, indent=1)
         (args.out / "summary.json").write_text(text)
     print(text)

@@ -1,6 +1,6 @@
 """TS-GEN in figures: geometry errors on a test split, invariance, saddles found per gradient call, and confidence.
 
-    python benchmarks/ts.py --data ../shared/data/rdb7_ts.npz --out DIR [--weights tsgen] [--stages geometry saddles ...]
+    python benchmarks/ts.py --data ../shared/data/rdb7_ts.npz --out DIR [--weights tsgen] [--stages geometry ...]
 
 Stages, each resumable, each adding to DIR/ts.json (rows of the saddle searches in DIR/*.jsonl):
 

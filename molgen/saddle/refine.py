@@ -131,6 +131,17 @@ def reaction_direction(
     return (motion / norm).reshape(x.shape) if norm > 1e-6 else None
 
 
+def mode_overlap(refinement: Refinement, numbers, reactant: np.ndarray, product: np.ndarray) -> float:
+    """|cosine| between the lowest mode of the search's last Hessian and the motion from reactant to product.
+
+    0 when no bond order changes. Arrays as for :func:`reaction_direction`.
+    """
+    wanted = reaction_direction(numbers, refinement.positions, reactant, product)
+    if wanted is None:
+        return 0.0
+    return abs(float(np.linalg.eigh(refinement.hessian)[1][:, 0] @ wanted.ravel()))
+
+
 def _orders(numbers, positions: np.ndarray) -> np.ndarray:
     """Bond orders within fragments; between fragments the placement means nothing."""
     part = fragments(bond_graph(numbers, positions))

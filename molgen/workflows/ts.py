@@ -19,7 +19,7 @@ from molgen.geometry.align import rmsd
 from molgen.io import load_reaction
 from molgen.potentials.ase import AsePotential, calculator_from_spec
 from molgen.potentials.base import Potential
-from molgen.saddle import Verification, reaction_direction, refine, verify
+from molgen.saddle import Verification, mode_overlap, refine, verify
 from molgen.saddle.descent import relax
 from molgen.tsgen import Generator, load_model
 from molgen.tsgen.condition import prepare
@@ -32,7 +32,6 @@ SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 SAME_SADDLE = 0.05  # Angstrom RMSD, with energies within SAME_ENERGY: one saddle
 SAME_ENERGY = 2e-3  # eV
 OVERLAP = 0.6  # of the sum of covalent radii; the shortest distance in 1,900 transition states of RDB7 is 0.77 of it
-REFINE_CALLS = 150  # a guess that needs more hardly ever leads to the intended saddle
 END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls, for the wells the barriers are measured from
 Method = Literal["quick", "irc", "none"]
 
@@ -220,9 +219,7 @@ class _Search:
             candidate.verdict, candidate.reason = "not_a_saddle", f"{overlap} in the guess, so it was not refined"
             return self._finish(candidate, before)
         try:
-            saddle = refine(
-                self.potential, x, reactant=reaction.reactant, product=reaction.product, max_calls=REFINE_CALLS
-            )
+            saddle = refine(self.potential, x, reactant=reaction.reactant, product=reaction.product)
         except CalculatorError as error:
             self.rejections["calculator failed"] += 1
             candidate.verdict, candidate.reason = "failed", error.what
@@ -230,7 +227,8 @@ class _Search:
         candidate.refine_calls = saddle.gradient_calls
         candidate.atoms.positions, candidate.energy = saddle.positions, saddle.energy
         if features is not None:
-            extra = refined_features(_rmsd(saddle.positions, x), self._overlap(saddle), saddle.gradient_calls)
+            overlap = mode_overlap(saddle, reaction.numbers, reaction.reactant, reaction.product)
+            extra = refined_features(_rmsd(saddle.positions, x), overlap, saddle.gradient_calls)
             candidate.confidence = confidence({**features, **extra}, self.calibration.get("refined"))
         if not saddle.converged:
             self.rejections["refinement did not converge"] += 1
@@ -287,15 +285,6 @@ class _Search:
             setattr(candidate, barrier, kcal(top - well.energy))
         candidate.path_positions, candidate.path_energies = np.array(x), np.array(energy)
         self._finish(candidate, before - candidate.gradient_calls)
-
-    def _overlap(self, saddle: Any) -> float:
-        """|cosine| between the softest direction of the final quasi-Newton Hessian and the reaction direction."""
-        r = self.reaction
-        wanted = reaction_direction(r.numbers, saddle.positions, r.reactant, r.product)
-        if wanted is None:
-            return 0.0
-        mode = np.linalg.eigh(saddle.hessian)[1][:, 0]
-        return abs(float(mode @ wanted.ravel())) / max(float(np.linalg.norm(wanted)), 1e-12)
 
     def _finish(self, candidate: Candidate, calls_before: int) -> Candidate:
         candidate.gradient_calls = self.potential.calls - calls_before
