@@ -8,7 +8,6 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # before numpy and torch read it
 os.environ.setdefault("OMP_STACKSIZE", "64M")  # tblite's Fortran puts large arrays on the stack of its threads
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # sella's jax would look for accelerators first
 
 from pathlib import Path  # noqa: E402
 

@@ -30,7 +30,6 @@ _REQUIRED = (
     ("ase", "ase", "structures, calculators and optimisers"),
     ("rdkit", "rdkit.Chem", "SMILES input"),
     ("tblite", "tblite.interface", "GFN1-xTB and GFN2-xTB, the default calculator"),
-    ("sella", "sella", "saddle search and IRC"),
     ("openmm", "openmm", "force fields"),
     ("h5py", "h5py", "importers of published reaction data"),
     ("matplotlib", "matplotlib", "barrier plots"),
@@ -39,6 +38,7 @@ _REQUIRED = (
 # Distribution, module, what it is for, extra.
 _OPTIONAL = (
     ("pyscf", "pyscf", "DFT checks", "dft"),
+    ("sella", "sella", "comparison of saddle searches in benchmarks/", "bench"),
     ("mace-torch", "mace", "machine-learned potentials", "mlip"),
     ("dask", "dask", "screening on several machines", "screen"),
 )
