@@ -38,6 +38,7 @@ def evaluate_ts(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
     single_product: Annotated[bool, typer.Option("--single-product", help="Only products of one fragment.")] = False,
     device: common.Device = "auto",
+    dtype: common.Dtype = "float32",
     seed: common.Seed = 0,
     as_json: common.Json = False,
 ) -> None:
@@ -52,7 +53,7 @@ def evaluate_ts(
     reactions = load_npz(data, split)
     if single_product:
         reactions = [r for r in reactions if r.product_fragments.max() == 0]
-    generator = load_model(weights, common.resolve_device(device))
+    generator = load_model(weights, common.resolve_device(device), common.resolve_dtype(dtype))
     common.log(f"{len(reactions)} reactions, weights {generator.hash[:12]}")
     figures = evaluate(generator.model, reactions, steps=steps or generator.steps, batch_size=batch_size, seed=seed)
     if as_json:

@@ -43,6 +43,7 @@ def ts(
     overwrite: common.Overwrite = False,
     seed: common.Seed = 0,
     device: common.Device = "auto",
+    dtype: common.Dtype = "float32",
     as_json: common.Json = False,
 ) -> None:
     """Transition state between REACTANT and PRODUCT: guessed, refined, verified.
@@ -67,7 +68,8 @@ def ts(
         result = find_ts(
             _side(reactant), _side(product), smiles=smiles, charge=charge, spin=spin, samples=samples, refine=refine,
             calculator=calculator, calculator_kwargs=kwargs, verify=verify, out=out, overwrite=overwrite,
-            weights=weights, steps=steps, map_atoms=map_atoms, seed=seed, device=str(torch_device), log=common.log,
+            weights=weights, steps=steps, map_atoms=map_atoms, seed=seed, device=str(torch_device),
+            dtype=common.resolve_dtype(dtype), log=common.log,
             progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
         )  # fmt: skip
     if as_json:

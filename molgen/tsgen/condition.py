@@ -67,9 +67,9 @@ class ReactionBatch:
         n = int((self.numbers[index] > 0).sum(1).max())
         return self._each(lambda x: x[index][:, :n], lambda hops: hops[index][:, :n, :n])
 
-    def to(self, device: torch.device | str) -> ReactionBatch:
-        """A copy on another device."""
-        return self._each(lambda x: x.to(device), lambda hops: hops.to(device))
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ReactionBatch:
+        """A copy on another device, positions in another precision."""
+        return self._each(lambda x: x.to(device, dtype if x.is_floating_point() else None), lambda h: h.to(device))
 
     def _each(self, atoms: Callable[[Tensor], Tensor], pairs: Callable[[Tensor], Tensor]) -> ReactionBatch:
         return ReactionBatch(

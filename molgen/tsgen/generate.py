@@ -76,7 +76,7 @@ def generate(
         reactions: atoms mapped; every element known to the model.
         samples: K, guesses a reaction. steps: of the ODE solver. sigma: width of the prior, Angstrom.
     """
-    device = next(model.parameters()).device
+    like = next(model.parameters())
     data = prepare(reactions)
     jobs = [(i, k) for k in range(samples) for i in torch.argsort(data.mask.sum(1)).tolist()]
     n = data.numbers.shape[1]
@@ -92,7 +92,7 @@ def generate(
             if k:
                 atoms = len(reactions[i].numbers)
                 noise[row, :atoms] = sigma * torch.randn(atoms, 3, generator=torch_generator(seed, i, k))
-        x, error = flow_samples(model, batch.to(device), noise.to(device), steps)
+        x, error = flow_samples(model, batch.to(like.device, like.dtype), noise.to(like), steps)
         for row, (i, k) in enumerate(rows):
             positions[i, k, :m], deviation[i, k, :m] = x[row].double().cpu(), error[row].double().cpu()
     atoms = [len(reaction.numbers) for reaction in reactions]

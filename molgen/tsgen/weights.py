@@ -35,7 +35,9 @@ class Generator:
         return int(self.config.get("sampling", {}).get("steps", 1))
 
 
-def load_model(weights: str | Path = DEFAULT, device: str | torch.device = "cpu") -> Generator:
+def load_model(
+    weights: str | Path = DEFAULT, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Generator:
     """Load shipped weights by name, or a checkpoint folder by path.
 
     Raises:
@@ -55,4 +57,4 @@ def load_model(weights: str | Path = DEFAULT, device: str | torch.device = "cpu"
         model.load_state_dict(checkpoint.tensors)
     except RuntimeError as error:
         raise CheckpointError(f"tensors do not fit the configuration ({error})", where=str(folder)) from error
-    return Generator(model.to(device).eval(), checkpoint.hash, checkpoint.config)
+    return Generator(model.to(device, dtype).eval(), checkpoint.hash, checkpoint.config)

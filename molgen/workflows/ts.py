@@ -55,6 +55,7 @@ def find_ts(
     map_atoms: bool = True,
     seed: int = 0,
     device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
     log: Callable[[str], None] = lambda message: None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> TSResult:
@@ -73,7 +74,7 @@ def find_ts(
             "module:Class".
         verify: "quick" (modes, then descents), "irc" (intrinsic reaction coordinate), "none".
         out: folder for ts.xyz, guesses.xyz, path.xyz, barrier.png, summary.json. overwrite: replace a run there.
-        weights: name or folder. steps: flow steps; default the weights' own. device: torch device of the model.
+        weights: name or folder. steps: flow steps; default the weights' own. device, dtype: of the model.
         log: called with lines for people; progress: called with (stage, done, total).
 
     Returns:
@@ -89,7 +90,7 @@ def find_ts(
     begin = time.monotonic()
     reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
     potential = _potential(calculator, calculator_kwargs, reaction)
-    generator = _generator(weights, reaction, device, notes)
+    generator = _generator(weights, reaction, device, dtype, notes)
     for note in notes:
         log(note)
     search = _Search(reaction, potential, cast(Method, verify) if refine else None, progress)
@@ -316,11 +317,13 @@ def _potential(calculator: Any, kwargs: Mapping[str, Any] | None, reaction: Reac
     return AsePotential(calculator, reaction.numbers, reaction.charge, reaction.spin)
 
 
-def _generator(weights: str | Path, reaction: Reaction, device: str, notes: list[str]) -> Generator | None:
+def _generator(
+    weights: str | Path, reaction: Reaction, device: str, dtype: torch.dtype, notes: list[str]
+) -> Generator | None:
     """The model, or None with a warning when it does not know an element."""
     from ase.data import chemical_symbols
 
-    generator = load_model(weights, device)
+    generator = load_model(weights, device, dtype)
     unknown = sorted(set(reaction.numbers.tolist()) - set(generator.model.elements))
     if unknown:
         names = ", ".join(chemical_symbols[z] for z in unknown)
