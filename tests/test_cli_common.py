@@ -183,6 +183,8 @@ import os, signal, sys
 from molgen.cli import main
 from molgen.run import Run
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell start with it ignored
+
 @main.app.command()
 def work(out: str):
     with Run(out, "work", {}) as run:
@@ -197,7 +199,7 @@ main.main()
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
 def test_ctrl_c_and_the_end_of_a_batch_job_keep_partial_results(tmp_path, signal):
     command = [sys.executable, "-c", WORK_AND_DIE, "work", str(tmp_path / "out")]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SIGNAL": signal})
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SIGNAL": signal}, timeout=300)
     assert result.returncode == 130, result.stderr
     assert "interrupted" in result.stderr and "Traceback" not in result.stderr
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

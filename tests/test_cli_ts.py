@@ -194,7 +194,9 @@ def test_ctrl_c_is_exit_130_and_keeps_partial_results(sent: signal.Signals, weig
     calls = json.loads(once.stdout)["energy_calls"]
     out, marker = tmp_path / "out", tmp_path / "marker"
     kwargs = json.dumps({"wait_at": calls + 1, "marker": str(marker)})
-    command = [sys.executable, "-c", "from molgen.cli.main import main; main()", "ts", *HCN, "--samples", "3"]
+    # background jobs of a shell start with SIGINT ignored, and so would this process
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", start + "from molgen.cli.main import main; main()", "ts", *HCN, "--samples", "3"]
     command += ["--weights", str(weights), "--out", str(out)]
     command += ["--calculator", "ts_cases:Unreliable", "--calculator-kwargs", kwargs]
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
@@ -205,7 +207,10 @@ def test_ctrl_c_is_exit_130_and_keeps_partial_results(sent: signal.Signals, weig
         while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(sent)
-        stdout, stderr = process.communicate(timeout=120)
+        try:
+            stdout, stderr = process.communicate(timeout=120)
+        finally:
+            process.kill()  # a hung process must not hang the suite
     assert process.returncode == 130, stderr
     assert stdout == "" and "interrupted; what was finished is kept" in stderr and "Traceback" not in stderr
     summary = json.loads((out / "summary.json").read_text())

@@ -1,7 +1,7 @@
 """Trust-region quasi-Newton search for a minimum or a first-order saddle, in Cartesian coordinates.
 
-Used in place of sella's (order 1, Cartesian): from DFT transition states it needs 23 gradient calls where sella needs 34,
-because it starts from a model Hessian (docs/benchmarks.md, validation reactions, GFN2-xTB).
+Used in place of sella's (order 1, Cartesian): from DFT transition states it needs 23 gradient calls where sella needs
+34, as it starts from a model Hessian (docs/benchmarks.md, validation reactions, GFN2-xTB).
 """
 
 from __future__ import annotations
