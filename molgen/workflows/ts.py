@@ -93,6 +93,7 @@ def find_ts(
     generator = _generator(weights, reaction, device, dtype, notes)
     for note in notes:
         log(note)
+    calls_before = potential.calls  # the user's own Potential may have worked before
     search = _Search(reaction, potential, cast(Method, verify) if refine else None, progress)
     settings = {
         "reactant": str(reactant), "product": str(product), "smiles": smiles, "charge": reaction.charge,
@@ -106,7 +107,7 @@ def find_ts(
         def publish() -> None:
             result.candidates = ranked(search.candidates)
             result.guesses = [search.guess_atoms(*start) for start in search.starts]
-            result.gradient_calls, result.rejections = potential.calls, search.rejections
+            result.gradient_calls, result.rejections = potential.calls - calls_before, search.rejections
             result.seconds = time.monotonic() - begin
             write(result)
 
@@ -168,7 +169,7 @@ class _Search:
         self.sqrt_guess = prepare([reaction]).guess[0].double().numpy()
 
     def propose_flow(self, generator: Generator, samples: int, steps: int, seed: int) -> None:
-        """Draw guesses from the model, most confident first after the deterministic one."""
+        """Draw guesses from the model; the first is the deterministic one."""
         self.calibration = generator.config.get("confidence", {})
         guesses = generate(generator.model, [self.reaction], samples=samples, steps=steps, seed=seed)[0]
         for k, (x, deviation) in enumerate(zip(guesses.positions.numpy(), guesses.deviation.numpy(), strict=True)):

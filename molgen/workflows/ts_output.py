@@ -18,7 +18,7 @@ from molgen.workflows.ts_result import Candidate, TSResult
 
 
 def write_result(run: Run, result: TSResult, final: bool) -> None:
-    """Write guesses.xyz, ts.xyz (ranked), path.xyz and barrier.png of the best; `final`: summary.json too.
+    """Write guesses.xyz, ts.xyz (ranked) and path.xyz of the best; `final`: barrier.png and summary.json too.
 
     Called after every candidate, so that an interrupted run keeps what it has.
     """
@@ -37,7 +37,8 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
     best = result.best
     if best.path_positions is not None and best.path_energies is not None:
         write_extxyz(run.path("path.xyz"), path_frames(result, best))
-        run.write_bytes("barrier.png", profile(result, best))
+        if final:
+            run.write_bytes("barrier.png", profile(result, best))
     if final:
         run.finish(result.status)
 
