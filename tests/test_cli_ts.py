@@ -124,7 +124,7 @@ def test_full_run_summary_says_how_it_went(full: tuple[Result, Path]) -> None:
     summary = json.loads((out / "summary.json").read_text())
     assert summary["command"] == "ts" and summary["status"] in ("ok", "partial") and summary["seed"] == 0
     assert summary["energy_calls"] >= sum(entry["gradient_calls"] for entry in summary["results"])
-    assert sum(summary["validity"].values()) == len(summary["results"]) and len(summary["checkpoint_hash"]) == 64
+    assert sum(summary["validity"].values()) == len(summary["results"]) and summary["checkpoint_hash"] is None
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["settings"]["reactant"] == HCN[0] and manifest["settings"]["samples"] == 3
 

@@ -68,7 +68,8 @@ def test_known_saddles_with_the_shipped_weights(name: str) -> None:
     result = molgen.find_ts(*sides(name), samples=2)
     check(result, name)
     assert result.status == "ok" or result.rejections["calculator failed"]
-    assert len(result.guesses) >= 2 and result.checkpoint_hash is not None and len(result.checkpoint_hash) == 64
+    small = name == "hcn"  # fewer atoms than the weights have seen: physics only
+    assert len(result.guesses) >= 2 and len(result.checkpoint_hash or "") == (0 if small else 64)
     text = str(result)
     assert text.startswith(f"intended, barrier {result.best.barrier_forward_kcal:.1f} kcal/mol forward")
     assert f"{result.gradient_calls} gradient calls" in text
@@ -137,7 +138,7 @@ def test_element_outside_the_weights_is_left_to_physics() -> None:
     result = find_ts(*sides("cl_ch3cl"), charge=-1)
     check(result, "cl_ch3cl")
     assert any("weights do not know Cl" in note for note in result.notes)
-    assert [a.info["source"] for a in result.guesses] == ["interpolation"]
+    assert {a.info["source"] for a in result.guesses} == {"interpolation"}
     assert result.best.confidence is None and result.checkpoint_hash is None
 
 
@@ -215,9 +216,8 @@ def test_a_failing_guess_costs_only_itself(how: str, victim: int, hcn: Callable[
 
 @pytest.mark.parametrize("how", ["raise", "nan"])
 def test_failing_on_every_guess_is_an_error(how: str, hcn: Callable[..., TSResult], tmp_path: Path) -> None:
-    guesses = [atoms.positions for atoms in hcn(refine=False).guesses]
     with pytest.raises(CalculatorError, match=r"failed on every guess.*(SCF not converged|non-finite)") as error:
-        hcn(calculator=FailingAt([1, 6, 7], guesses, how), out=tmp_path / "out")
+        hcn(calculator=FailingAt([1, 6, 7], None, how), out=tmp_path / "out")
     assert error.value.exit_code == 2 and "--charge" in str(error.value)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["status"] == "failed" and "SCF not converged" in summary["error"] or how == "nan"

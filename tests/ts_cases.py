@@ -40,14 +40,14 @@ def noise_weights(folder: Path) -> Path:
 
 
 class FailingAt(XtbPotential):
-    """GFN2-xTB that fails at the given geometries: "raise", "nan", or "interrupt" (the user presses Ctrl-C there)."""
+    """GFN2-xTB that fails at the given geometries (None: everywhere): "raise", "nan", or "interrupt" (Ctrl-C there)."""
 
-    def __init__(self, numbers, geometries: Sequence[np.ndarray], how: str):
+    def __init__(self, numbers, geometries: Sequence[np.ndarray] | None, how: str):
         super().__init__(numbers)
         self.geometries, self.how = geometries, how
 
     def _evaluate_one(self, positions, forces):
-        if not any(np.abs(positions - x).max() < 1e-6 for x in self.geometries):
+        if self.geometries is not None and not any(np.abs(positions - x).max() < 1e-6 for x in self.geometries):
             return super()._evaluate_one(positions, forces)
         if self.how == "raise":
             raise RuntimeError("SCF not converged")

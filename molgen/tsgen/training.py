@@ -199,6 +199,8 @@ def train_tsgen(
     log(f"{len(train)} training and {len(val)} validation reactions, {parameters:,} parameters")
     batches, held = prepare(train).to(device), prepare(val).to(device)
     flow = FlowSettings(batch_size=batch_size)
+    # sizes all but a thousandth of the reactions have: what the weights can claim to know
+    seen = batches.mask.sum(1).float().quantile(torch.tensor([0.001, 0.999], device=device)).int().tolist()
     settings = TrainSettings(budget_seconds, steps, learning_rate=learning_rate, seed=seed)
     stream = (directory / "log.jsonl").open("a", encoding="utf-8")
 
@@ -219,7 +221,7 @@ def train_tsgen(
         lambda m: validation_figures(m, held),
         settings,
         directory,
-        {"model": "tsgen", "config": model.config, "flow": asdict(flow)},
+        {"model": "tsgen", "config": model.config, "flow": asdict(flow), "atoms": seen},
         record,
     )
     with stream:

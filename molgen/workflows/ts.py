@@ -19,11 +19,14 @@ from molgen.geometry.align import rmsd
 from molgen.io import load_reaction
 from molgen.potentials.ase import AsePotential, calculator_from_spec
 from molgen.potentials.base import Potential
+from molgen.rng import generator
 from molgen.saddle import Verification, mode_overlap, refine, verify
 from molgen.saddle.descent import relax
+from molgen.saddle.verify import IMAGINARY
+from molgen.structures import MAX_ATOMS
 from molgen.tsgen import Generator, load_model
 from molgen.tsgen.condition import prepare
-from molgen.tsgen.generate import generate
+from molgen.tsgen.generate import SIGMA, generate
 from molgen.tsgen.rank import confidence, guess_features, refined_features
 from molgen.units import kcal
 from molgen.workflows.ts_result import VERDICTS, Candidate, TSResult
@@ -32,6 +35,8 @@ SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 SAME_SADDLE = 0.05  # Angstrom RMSD, with energies within SAME_ENERGY: one saddle
 SAME_ENERGY = 2e-3  # eV
 OVERLAP = 0.6  # of the sum of covalent radii; the shortest distance in 1,900 transition states of RDB7 is 0.77 of it
+PHYSICS_TRIES = 4  # noisy sqrt-distance guesses, at least, until one leads to the intended saddle
+SLIDE = 0.3  # Angstrom, norm of the step off a saddle of higher order
 END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls, for the wells the barriers are measured from
 Method = Literal["quick", "irc", "none"]
 
@@ -90,7 +95,7 @@ def find_ts(
     begin = time.monotonic()
     reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
     potential = _potential(calculator, calculator_kwargs, reaction)
-    generator = _generator(weights, reaction, device, dtype, notes)
+    model = _model(weights, reaction, device, dtype, notes)
     for note in notes:
         log(note)
     calls_before = potential.calls  # the user's own Potential may have worked before
@@ -102,7 +107,7 @@ def find_ts(
     }  # fmt: skip
 
     def work(write: Callable[[TSResult], None]) -> TSResult:
-        result = TSResult([], reaction, notes, [], checkpoint_hash=generator.hash if generator else None)
+        result = TSResult([], reaction, notes, [], checkpoint_hash=model.hash if model else None)
 
         def publish() -> None:
             result.candidates = ranked(search.candidates)
@@ -111,17 +116,17 @@ def find_ts(
             result.seconds = time.monotonic() - begin
             write(result)
 
-        if generator is not None:
-            search.propose_flow(generator, samples, steps or generator.steps, seed)
-        else:
-            search.propose_interpolation()
-        publish()
-        while search.advance():
+        if model is not None:
+            search.propose_flow(model, samples, steps or model.steps, seed)
             publish()
-        if generator is not None and refine and search.best_verdict() not in ("intended", "unverified"):
-            log("no guess of the model leads to the intended saddle: trying the sqrt-distance guess too")
-            search.propose_interpolation()
             while search.advance():
+                publish()
+        if search.best_verdict() not in ("intended", "unverified"):
+            if model is not None:
+                log("no guess of the model leads to the intended saddle: trying the sqrt-distance guess too")
+            search.propose_interpolation(max(samples, PHYSICS_TRIES) if refine else samples, seed)
+            publish()
+            while search.best_verdict() != "intended" and search.advance():
                 publish()
         if refine and verify != "none":
             search.relax_ends(ranked(search.candidates)[0])
@@ -168,16 +173,19 @@ class _Search:
         self.done = 0
         self.sqrt_guess = prepare([reaction]).guess[0].double().numpy()
 
-    def propose_flow(self, generator: Generator, samples: int, steps: int, seed: int) -> None:
+    def propose_flow(self, model: Generator, samples: int, steps: int, seed: int) -> None:
         """Draw guesses from the model; the first is the deterministic one."""
-        self.calibration = generator.config.get("confidence", {})
-        guesses = generate(generator.model, [self.reaction], samples=samples, steps=steps, seed=seed)[0]
+        self.calibration = model.config.get("confidence", {})
+        guesses = generate(model.model, [self.reaction], samples=samples, steps=steps, seed=seed)[0]
         for k, (x, deviation) in enumerate(zip(guesses.positions.numpy(), guesses.deviation.numpy(), strict=True)):
             features = guess_features(deviation, _rmsd(x, self.sqrt_guess))
             self.starts.append((x, "flow", k, features))
 
-    def propose_interpolation(self) -> None:
-        self.starts.append((self.sqrt_guess, "interpolation", len(self.starts), None))
+    def propose_interpolation(self, samples: int, seed: int) -> None:
+        """The sqrt-distance guess, then noisy copies of it."""
+        for k in range(samples):
+            noise = SIGMA * generator(seed, k).normal(size=self.sqrt_guess.shape) if k else 0.0
+            self.starts.append((self.sqrt_guess + noise, "interpolation", len(self.starts), None))
 
     def advance(self) -> bool:
         """Refine and verify the next distinct guess; False when none is left."""
@@ -246,12 +254,25 @@ class _Search:
             candidate.reason = "refined, not verified (--verify none)"
             return self._finish(candidate, before)
         try:
-            checked = verify(self.potential, saddle.positions, reaction.reactant, reaction.product, method=self.method)
-            self._judge(candidate, checked)
+            self._judge(candidate, self._verify(candidate))
         except CalculatorError as error:
             self.rejections["calculator failed"] += 1
             candidate.verdict, candidate.reason = "failed", error.what
         return self._finish(candidate, before)
+
+    def _verify(self, candidate: Candidate) -> Verification:
+        """Verify; a candidate of higher order, where symmetric guesses end, slides off along its second mode first."""
+        ends = self.reaction.reactant, self.reaction.product
+        checked = verify(self.potential, candidate.atoms.positions, *ends, method=self.method or "none")
+        if checked.verdict != "not_a_saddle" or checked.modes.frequencies_cm[1] > IMAGINARY:
+            return checked
+        start = candidate.atoms.positions + SLIDE * checked.modes.vectors[1]
+        saddle = refine(self.potential, start, direction=checked.modes.vectors[0])
+        candidate.refine_calls += saddle.gradient_calls
+        if not saddle.converged:
+            return checked
+        candidate.atoms.positions, candidate.energy = saddle.positions, saddle.energy
+        return verify(self.potential, saddle.positions, *ends, method=self.method or "none")
 
     def _judge(self, candidate: Candidate, checked: Verification) -> None:
         candidate.verdict, candidate.reason = checked.verdict, checked.reason
@@ -318,21 +339,29 @@ def _potential(calculator: Any, kwargs: Mapping[str, Any] | None, reaction: Reac
     return AsePotential(calculator, reaction.numbers, reaction.charge, reaction.spin)
 
 
-def _generator(
+def _model(
     weights: str | Path, reaction: Reaction, device: str, dtype: torch.dtype, notes: list[str]
 ) -> Generator | None:
     """The model, or None with a warning when it does not know an element."""
     from ase.data import chemical_symbols
 
-    generator = load_model(weights, device, dtype)
-    unknown = sorted(set(reaction.numbers.tolist()) - set(generator.model.elements))
+    model = load_model(weights, device, dtype)
+    unknown = sorted(set(reaction.numbers.tolist()) - set(model.model.elements))
     if unknown:
         names = ", ".join(chemical_symbols[z] for z in unknown)
         notes.append(f"warning: the weights do not know {names}: using the sqrt-distance guess and physics only")
         return None
+    fewest, most = model.config.get("atoms", (2, MAX_ATOMS))
+    if len(reaction) < fewest:
+        notes.append(
+            f"the weights saw {fewest} to {most} atoms, not {len(reaction)}: using the sqrt-distance guess and physics"
+        )
+        return None
+    if len(reaction) > most:
+        notes.append(f"warning: the weights saw {fewest} to {most} atoms, here are {len(reaction)}: less reliable")
     if reaction.charge or reaction.spin:
         notes.append("warning: the weights saw neutral closed-shell reactions only; the guesses may be worse")
-    return generator
+    return model
 
 
 def _overlapping(numbers: np.ndarray, positions: np.ndarray) -> str:
