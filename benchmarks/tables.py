@@ -35,9 +35,10 @@ def geometry(report: dict) -> str:
         ("RMSD median, mirror images allowed, Å", "rmsd_reflect_median"),
         ("D-MAE mean, Å", "dmae_mean"),
         ("wrong handedness", "wrong_handedness"),
+        ("wrong handedness, ends not both achiral", "wrong_determined"),
     ):
         values = [g[key], g["baselines"]["sqrt_distance"][key], g["baselines"]["midpoint"][key]]
-        shown = [f"{v:.2%}" if key == "wrong_handedness" else f"{v:.3f}" for v in values]
+        shown = [f"{v:.2%}" if key.startswith("wrong") else f"{v:.3f}" for v in values]
         lines.append(f"| {title} | {' | '.join(shown)} | {peers.get(key, '')} |")
     per_guess = f"{g['seconds_per_guess'] * 1000:.0f} ms a guess at batch 32"
     quantiles = ", ".join(f"{q:.3f}" for q in g["rmsd_quantiles"])

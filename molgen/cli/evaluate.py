@@ -16,6 +16,7 @@ _COLUMNS = (
     ("rmsd_reflect_median", "mirror allowed, median, A"),
     ("dmae_mean", "D-MAE mean, A"),
     ("wrong_handedness", "wrong handedness"),
+    ("wrong_determined", "  where the ends determine it"),
 )
 
 
@@ -64,6 +65,6 @@ def evaluate_ts(
     width = max(len(title) for _, title in _COLUMNS)
     typer.echo(f"{'':{width}}" + "".join(f"{name:>15}" for name in rows))
     for key, title in _COLUMNS:
-        shown = [f"{row[key]:.2%}" if key == "wrong_handedness" else f"{row[key]:.3f}" for row in rows.values()]
+        shown = [f"{row[key]:.2%}" if key.startswith("wrong") else f"{row[key]:.3f}" for row in rows.values()]
         typer.echo(f"{title:{width}}" + "".join(f"{value:>15}" for value in shown))
     typer.echo(f"{figures['n']} reactions, {figures['seconds_per_guess'] * 1000:.0f} ms a guess (batch {batch_size})")

@@ -15,19 +15,24 @@ from torch import Tensor
 
 from molgen.data.reactions import Reaction
 from molgen.errors import InputError
-from molgen.geometry.align import rmsd
+from molgen.geometry.align import rmsd, superpose_fragments
 from molgen.geometry.bonds import bond_graph
 from molgen.geometry.chirality import tetrahedral_quadruples, wrong_handedness
 from molgen.tsgen.condition import ReactionBatch, prepare
 from molgen.tsgen.generate import STEPS, generate
 from molgen.tsgen.model import TSModel
 
+ACHIRAL = 0.05  # Angstrom RMSD to the mirror image, below which an end is achiral
+
 
 def deviations(guess: Tensor, reactions: Sequence[Reaction], batch: ReactionBatch) -> dict[str, np.ndarray]:
-    """Per-reaction errors (B,) of guesses (B, N, 3), Angstrom: `rmsd`, `rmsd_reflect`, `dmae`, `wrong_handedness`.
+    """Per-reaction errors (B,) of guesses (B, N, 3), Angstrom: `rmsd`, `rmsd_reflect`, `dmae`, `wrong_handedness`,
+    `wrong_determined`.
 
     `dmae` is the mean absolute error over the pair distances of a reaction. The handedness is judged as a whole and at
-    the tetrahedral centres that reactant, transition state and product share.
+    the tetrahedral centres that reactant, transition state and product share. `wrong_determined` leaves out reactions
+    whose reactant and product are both their own mirror images, atom by atom: there a transition state and its mirror
+    image have one energy and one path each, and nothing tells which of them a data set happens to hold.
     """
     true, guess = batch.true_ts.double(), guess.double()
     pair = torch.triu(batch.mask[:, :, None] & batch.mask[:, None, :], diagonal=1)
@@ -43,7 +48,18 @@ def deviations(guess: Tensor, reactions: Sequence[Reaction], batch: ReactionBatc
         "rmsd_reflect": rmsd(guess, true, batch.mask, reflect=True).numpy(),
         "dmae": (error.sum((1, 2)) / pair.sum((1, 2))).numpy(),
         "wrong_handedness": np.array(wrong, dtype=float),
+        "wrong_determined": np.array(wrong, dtype=float) * ~achiral_ends(batch),
     }
+
+
+def achiral_ends(batch: ReactionBatch) -> np.ndarray:
+    """(B,) whether reactant and product both equal their mirror images, atom by atom and fragment by fragment."""
+    achiral = np.ones(len(batch), dtype=bool)
+    for x, fragments in ((batch.reactant.double(), batch.r_frag), (batch.product.double(), batch.p_frag)):
+        difference = superpose_fragments(-x, x, fragments) - x
+        square = difference.square().sum(-1).sum(1) / batch.mask.sum(1)
+        achiral &= (square.sqrt() < ACHIRAL).numpy()
+    return achiral
 
 
 def summary(errors: dict[str, np.ndarray]) -> dict[str, float]:
@@ -55,6 +71,7 @@ def summary(errors: dict[str, np.ndarray]) -> dict[str, float]:
         "rmsd_reflect_median": float(np.median(errors["rmsd_reflect"])),
         "dmae_mean": float(errors["dmae"].mean()),
         "wrong_handedness": float(errors["wrong_handedness"].mean()),
+        "wrong_determined": float(errors["wrong_determined"].mean()),
     }
 
 
@@ -64,9 +81,9 @@ def evaluate(
     """One sample a reaction against its true transition state.
 
     Returns:
-        `n, rmsd_median, rmsd_mean, rmsd_reflect_median, dmae_mean, wrong_handedness, seconds_per_guess` (model time,
-        preparation included), `baselines` (the same figures for the midpoint and for the sqrt-distance guess), and
-        `per_reaction` errors.
+        `n, rmsd_median, rmsd_mean, rmsd_reflect_median, dmae_mean, wrong_handedness, wrong_determined,
+        seconds_per_guess` (model time, preparation included), `baselines` (the same figures for the midpoint and for the
+        sqrt-distance guess), and `per_reaction` errors.
 
     Raises:
         InputError: no reaction, one without a true transition state, or an element the model does not know.
