@@ -82,8 +82,8 @@ def evaluate(
 
     Returns:
         `n, rmsd_median, rmsd_mean, rmsd_reflect_median, dmae_mean, wrong_handedness, wrong_determined,
-        seconds_per_guess` (model time, preparation included), `baselines` (the same figures for the midpoint and for the
-        sqrt-distance guess), and `per_reaction` errors.
+        seconds_per_guess` (model time, preparation included), `baselines` (the same figures for the midpoint and the
+        sqrt-distance guess) and `per_reaction` errors.
 
     Raises:
         InputError: no reaction, one without a true transition state, or an element the model does not know.
