@@ -12,7 +12,7 @@ from ase.calculators.emt import EMT
 from ase.optimize import BFGS
 
 from molgen import errors
-from molgen.potentials import check_potential
+from molgen.potentials import check_potential, xtb
 from molgen.potentials.ase import AsePotential, PotentialCalculator, calculator_from_spec
 from molgen.potentials.xtb import XtbPotential
 
@@ -200,3 +200,19 @@ def test_potential_calculator_refuses_another_molecule():
     atoms.calc = PotentialCalculator(XtbPotential(WATER.numbers))
     with pytest.raises(errors.InputError, match="H3N are not the molecule .*\n  expected: H2O, in the same order"):
         atoms.get_potential_energy()
+
+
+@pytest.mark.parametrize(("atoms", "set_by_user", "one"), [(14, False, True), (14, True, False), (200, False, False)])
+def test_small_molecules_use_one_openmp_thread(
+    atoms: int, set_by_user: bool, one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads that wait for each other on a busy machine cost a hundred times the work."""
+    from threadpoolctl import ThreadpoolController
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if set_by_user:
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    pools = xtb._pools().select(user_api="openmp")
+    with pools.limit(limits=2), xtb._threads(atoms):
+        counts = {pool["num_threads"] for pool in ThreadpoolController().select(user_api="openmp").info()}
+    assert counts == ({1} if one else {2})

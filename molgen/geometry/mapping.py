@@ -267,7 +267,8 @@ def _local_displacements(r: Side, p: Side, images: np.ndarray) -> tuple[np.ndarr
         columns = np.flatnonzero(p.bonds[p.light, images[a]])
         if not len(rows) or not len(columns) or min(_width(x, weights[a]), _width(y, weights[a])) < 0.1:
             continue
-        rotation, translation = kabsch(*(torch.from_numpy(v) for v in (y, x, weights[a])))
+        mobile, target, weight = (torch.from_numpy(v) for v in (y, x, weights[a]))
+        rotation, translation = kabsch(mobile, target, weight)
         moved = p.positions[p.light[columns]] @ rotation.numpy().T + translation.numpy()
         block = np.ix_(rows, columns)
         stays[block] = True
