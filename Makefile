@@ -1,7 +1,7 @@
 # make demo   install, then find and verify a transition state for an example reaction
 # make test   install with the development tools, then run the whole test suite
 # make lint   style, format and types
-# make bench  every benchmark
+# make bench  every benchmark; DATA=rdb7_ts.npz names the reactions (hours)
 #
 # Variables: PYTHON=python3.12   the interpreter that makes .venv (3.11 or newer)
 #            PIP_FLAGS="--index-url https://download.pytorch.org/whl/cpu"   for torch alone: a CPU build, without CUDA
@@ -10,7 +10,7 @@
 PYTHON ?= python3
 PIP_FLAGS ?=
 JOBS ?= 2
-BENCHMARKS ?= $(wildcard benchmarks/*.py)
+DATA ?= ../shared/data/rdb7_ts.npz
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -28,8 +28,9 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: .venv/.installed
-	@for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+bench: .venv/.installed-dev
+	$(BIN)/python benchmarks/trunk.py
+	$(BIN)/python benchmarks/ts.py --data $(DATA) --out runs/bench-ts
 
 clean:
 	rm -rf .venv build dist molgen.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -41,7 +41,7 @@ class FlowSettings:
 
 def epoch(data: ReactionBatch, batch_size: int, generator: torch.Generator) -> Iterator[ReactionBatch]:
     """Batches of similar molecule sizes (little padding) in random order."""
-    sizes = data.mask.sum(1)
+    sizes = data.mask.sum(1).cpu()
     key = sizes + torch.rand(len(data), generator=generator) * 1.5
     chunks = torch.argsort(key).split(batch_size)
     for k in torch.randperm(len(chunks), generator=generator).tolist():
