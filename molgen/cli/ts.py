@@ -76,6 +76,11 @@ def ts(
         typer.echo((out / "summary.json").read_text(), nl=False)
     else:
         typer.echo(report(result, out))
+    if result.status == "gate_failed":
+        common.warn(
+            "no saddle was proven to join the two. The reaction may take several steps (path.xyz shows what lies beside "
+            "the best saddle), or this calculator has no such saddle: try more --samples or another --calculator"
+        )
     codes = {"ok": common.ExitCode.OK, "partial": common.ExitCode.PARTIAL, "gate_failed": common.ExitCode.GATE_FAILED}
     raise typer.Exit(codes[result.status])
 
@@ -86,7 +91,10 @@ def report(result: Any, out: Path) -> str:
     lines = [f"verdict              {best.verdict.replace('_', ' ')}" + (f": {best.reason}" if best.reason else "")]
     if best.barrier_forward_kcal is not None:
         forward, back = best.barrier_forward_kcal, best.barrier_reverse_kcal
-        lines.append(f"barrier              {forward:.1f} kcal/mol forward, {back:.1f} back")
+        if best.verdict == "intended":
+            lines.append(f"barrier              {forward:.1f} kcal/mol forward, {back:.1f} back")
+        else:
+            lines.append(f"above its wells      {forward:.1f} and {back:.1f} kcal/mol")
     if best.imaginary_frequency_cm is not None:
         lines.append(f"imaginary frequency  {abs(best.imaginary_frequency_cm):.0f}i cm-1")
     if best.confidence is not None:

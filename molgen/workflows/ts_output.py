@@ -69,7 +69,11 @@ def profile(result: TSResult, candidate: Candidate) -> bytes:
     mode = candidate.imaginary_frequency_cm
     parts = [candidate.verdict.replace("_", " ")]
     parts += [] if mode is None else [f"imaginary mode {abs(mode):.0f}i cm⁻¹"]
-    return barrier_profile(length, energies, candidate.ts_index or 0, title=title, subtitle=", ".join(parts))
+    # only the intended saddle has this reactant and this product at its ends
+    labels = ("reactant", "product") if candidate.verdict == "intended" else ("one side", "other side")
+    return barrier_profile(
+        length, energies, candidate.ts_index or 0, title=title, subtitle=", ".join(parts), labels=labels
+    )
 
 
 def _name(numbers: np.ndarray, positions: np.ndarray) -> str:
