@@ -8,7 +8,7 @@ Stages, each resumable, each adding to DIR/ts.json (rows of the saddle searches 
 - `invariance`: the change of a guess under random rotations, atom orders and fragment placements.
 - `saddles`: 200 reactions of the test split fixed by seed; guess + refinement + verification on GFN2-xTB, for (a) one
   TS-GEN guess, (b) the sqrt-distance guess, (c) ASE's CI-NEB, (d) the true DFT transition state.
-- `ranked`: the first 100 of these reactions through `find_ts` with 8 samples.
+- `ranked`: the same reactions through `find_ts` with 8 samples.
 - `calibrate`: fits the confidence model on reactions of the validation split and writes it into the weights folder.
 - `confidence`: reliability of that model on the rows of `saddles`.
 """
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--weights", default="tsgen")
     parser.add_argument("--split", default="test")
     parser.add_argument("--count", type=int, default=200, help="reactions of the saddle searches")
-    parser.add_argument("--ranked-count", type=int, default=100, help="how many of them also through find_ts")
+    parser.add_argument("--ranked-count", type=int, default=200, help="how many of them also through find_ts")
     parser.add_argument("--calibrate-split", default="val")
     parser.add_argument("--calibrate-count", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
