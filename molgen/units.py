@@ -11,7 +11,6 @@ HARTREE = _u.Hartree  # eV
 BOHR = _u.Bohr  # Angstrom
 NM = _u.nm  # Angstrom
 KB = _u.kB  # eV/K
-AMU = _u._amu  # kg
 # sqrt(eV / (amu Angstrom^2)) as a wavenumber in cm^-1: nu = WAVENUMBER * sqrt(eigenvalue of the mass-weighted Hessian)
 WAVENUMBER = (_u._e / (_u._amu * 1e-20)) ** 0.5 / (2 * 3.141592653589793 * _u._c * 100)
 

@@ -16,10 +16,12 @@ from scipy.spatial.transform import Rotation
 from ts_cases import EXAMPLES, EXPECTED, FailingAt, NoSaddle, noise_weights, sides
 
 import molgen
+from molgen.data.reactions import load_npz
 from molgen.errors import CalculatorError, InputError
 from molgen.geometry.bonds import bond_graph
 from molgen.potentials.xtb import XtbPotential
-from molgen.workflows.ts import TSResult, find_ts
+from molgen.saddle import refine, verify
+from molgen.workflows.ts import TSResult, _Search, find_ts
 
 HCN = sides("hcn")
 
@@ -299,3 +301,21 @@ def test_reaction_is_reported_in_the_reactants_order() -> None:
     result = find_ts(*sides("vinyl_alcohol"), refine=False, samples=1)
     assert result.reaction.numbers.tolist() == read(EXAMPLES / "vinyl_alcohol" / "reactant.xyz").numbers.tolist()
     assert set(asdict(result.reaction)) >= {"numbers", "reactant", "product", "charge", "spin"}
+
+
+def test_a_saddle_of_higher_order_is_left_along_its_second_mode(rdb7_path: Path) -> None:
+    """RDB7 10029: its sqrt-distance guess refines to two imaginary modes; a step along the second finds the saddle."""
+    reaction = next(r for r in load_npz(rdb7_path) if r.name == "10029")
+    potential = XtbPotential(reaction.numbers)
+    search = _Search(reaction, potential, "quick", lambda stage, done, total: None)
+    search.propose_interpolation(1, seed=0)
+    plain = refine(potential, search.sqrt_guess, reactant=reaction.reactant, product=reaction.product)
+    checked = verify(potential, plain.positions, reaction.reactant, reaction.product)
+    assert checked.verdict == "not_a_saddle" and checked.modes.frequencies_cm[1] < -50
+    while search.advance():
+        pass
+    (candidate,) = search.candidates
+    assert candidate.verdict == "intended" and candidate.energy < plain.energy
+    assert candidate.refine_calls > plain.gradient_calls
+    search.propose_interpolation(1, seed=0)  # the same guess again is not refined again
+    assert search.advance() is False and search.rejections["same guess as an earlier one"] == 1

@@ -10,7 +10,7 @@ AlphaFold's structure module (Jumper 2021).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +51,6 @@ class TrunkConfig:
         """The node features in e3nn notation."""
         odd = f" + {self.odd}x0o + {self.odd}x1e" if self.odd else ""
         return f"{self.scalars}x0e + {self.vectors}x1o{odd}"
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
 
 @dataclass

@@ -9,6 +9,7 @@ import torch
 
 from molgen.checkpoint import load_checkpoint
 from molgen.errors import CheckpointError
+from molgen.tsgen.generate import STEPS
 from molgen.tsgen.model import TSModel
 
 SHIPPED = Path(__file__).parent.parent / "weights"
@@ -31,8 +32,8 @@ class Generator:
 
     @property
     def steps(self) -> int:
-        """Solver steps these weights were selected with."""
-        return int(self.config.get("sampling", {}).get("steps", 1))
+        """Solver steps these weights say, or the default."""
+        return int(self.config.get("sampling", {}).get("steps", STEPS))
 
 
 def load_model(

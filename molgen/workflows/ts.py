@@ -245,20 +245,28 @@ class _Search:
             candidate.verdict = "not_a_saddle"
             candidate.reason = f"forces still {saddle.fmax:.2f} eV/A after {saddle.gradient_calls} gradient calls"
             return self._finish(candidate, before)
-        for known in self.candidates:
-            same_energy = known.energy is not None and abs(known.energy - saddle.energy) < SAME_ENERGY
-            if same_energy and _rmsd(known.atoms.positions, saddle.positions) < SAME_SADDLE:
-                self.rejections["same saddle as an earlier guess"] += 1
-                return None
+        if self._known(candidate):
+            return None
         if self.method == "none":
             candidate.reason = "refined, not verified (--verify none)"
             return self._finish(candidate, before)
         try:
             self._judge(candidate, self._verify(candidate))
+            if candidate.energy != saddle.energy and self._known(candidate):
+                return None
         except CalculatorError as error:
             self.rejections["calculator failed"] += 1
             candidate.verdict, candidate.reason = "failed", error.what
         return self._finish(candidate, before)
+
+    def _known(self, candidate: Candidate) -> bool:
+        """Whether an earlier guess led to this saddle; counted."""
+        for known in self.candidates:
+            same_energy = known.energy is not None and abs(known.energy - (candidate.energy or 0.0)) < SAME_ENERGY
+            if same_energy and _rmsd(known.atoms.positions, candidate.atoms.positions) < SAME_SADDLE:
+                self.rejections["same saddle as an earlier guess"] += 1
+                return True
+        return False
 
     def _verify(self, candidate: Candidate) -> Verification:
         """Verify; a candidate of higher order, where symmetric guesses end, slides off along its second mode first."""
