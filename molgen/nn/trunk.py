@@ -10,7 +10,7 @@ AlphaFold's structure module (Jumper 2021).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -55,18 +55,32 @@ class TrunkConfig:
 
 @dataclass
 class Pairs:
-    """What the layers need of every ordered pair (i receives, j sends).
+    """What the layers need of every ordered pair (i of R atoms receives, j of all N sends).
 
     Attributes:
-        mask: (B, N, N) true where j may send to i.
-        directions: (B, N, 3, N * G) unit vectors from i to j, zero where j may not send; last axis (j, geometry).
-        frames: (B, N, N, 3 * G + 1) the same vectors, zero only where the geometry has none, last axis (component,
+        mask: (B, R, N) true where j may send to i.
+        directions: (B, R, 3, N * G) unit vectors from i to j, zero where j may not send; last axis (j, geometry).
+        frames: (B, R, N, 3 * G + 1) the same vectors, zero only where the geometry has none, last axis (component,
             geometry), with a final 1.
+        back: (B, N, R, 3 * G + 1) likewise from j to i.
     """
 
     mask: Tensor
     directions: Tensor
     frames: Tensor
+    back: Tensor
+
+
+@dataclass
+class TrunkCache:
+    """What a causal trunk keeps of the atoms it has seen, so that later atoms need only their own rows.
+
+    Attributes:
+        inputs: scalars and vectors (B, n, ...) that entered each layer. outputs: what `Trunk` returned for the n atoms.
+    """
+
+    inputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    outputs: tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None] | None = None
 
 
 class VectorNorm(nn.Module):
@@ -110,17 +124,26 @@ class TrunkLayer(nn.Module):
                 last.weight.mul_(0.3)
 
     def forward(
-        self, s: Tensor, v: Tensor, odd: tuple[Tensor, Tensor] | None, e: Tensor, pairs: Pairs
+        self,
+        s: Tensor,
+        v: Tensor,
+        odd: tuple[Tensor, Tensor] | None,
+        e: Tensor,
+        pairs: Pairs,
+        senders: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None, Tensor]:
+        """Update the R receiving atoms (s, v, odd) from the N `senders`; by default the two are the same atoms."""
         c = self.c
-        b, n = s.shape[:2]
+        b, r = s.shape[:2]
         sn, vn = self.norm_s(s), self.norm_v(v)
+        ss, sv = (sn, vn) if senders is None else (self.norm_s(senders[0]), self.norm_v(senders[1]))
+        n = ss.shape[1]
 
         # pair state: own features and angles (vectors of either atom along the directions between them), all linear,
         # one bmm a side: [directions, 1] @ [vectors; scalars]
         hidden = self.pair_in(e)
-        hidden = hidden + self._along_pairs(self.receive(sn), self.probe_receive(vn), pairs)
-        hidden = hidden + self._along_pairs(self.send(sn), self.probe_send(vn), pairs).transpose(1, 2)
+        hidden = hidden + self._along_pairs(self.receive(sn), self.probe_receive(vn), pairs.frames)
+        hidden = hidden + self._along_pairs(self.send(ss), self.probe_send(sv), pairs.back).transpose(1, 2)
         e = e + self.pair_out(F.silu(hidden))
 
         # softmax attention, normalised after the sum; an atom nobody may send to (first in causal order) gets zero
@@ -128,16 +151,16 @@ class TrunkLayer(nn.Module):
         weight_sum = weight.sum(-1, keepdim=True) + 1e-9
         values = torch.cat(
             [
-                self.value_s(sn).view(b, n, c.heads, -1),
-                self.value_v(vn).view(b, n, 3, c.heads, -1).transpose(2, 3).reshape(b, n, c.heads, -1),
+                self.value_s(ss).view(b, n, c.heads, -1),
+                self.value_v(sv).view(b, n, 3, c.heads, -1).transpose(2, 3).reshape(b, n, c.heads, -1),
             ],
             dim=-1,
         ).transpose(1, 2)
         message = (weight @ values / weight_sum).transpose(1, 2)
         per_s = c.scalars // c.heads
-        message_s = self.mix_s(message[..., :per_s].reshape(b, n, -1))
-        message_v = message[..., per_s:].reshape(b, n, c.heads, 3, -1).transpose(2, 3).reshape(b, n, 3, -1)
-        along = pairs.directions @ self.coefficients(e).view(b, n, n * c.geometries, c.vectors)
+        message_s = self.mix_s(message[..., :per_s].reshape(b, r, -1))
+        message_v = message[..., per_s:].reshape(b, r, c.heads, 3, -1).transpose(2, 3).reshape(b, r, 3, -1)
+        along = pairs.directions @ self.coefficients(e).view(b, r, n * c.geometries, c.vectors)
         v = v + self.mix_v(message_v) + along / 4.0
 
         left, right = self.left(v), self.right(v)
@@ -161,10 +184,10 @@ class TrunkLayer(nn.Module):
         return s, v, odd, e
 
     @staticmethod
-    def _along_pairs(scalars: Tensor, vectors: Tensor, pairs: Pairs) -> Tensor:
-        """(B, N, N, P): scalars (B, N, P) of the row's atom + its vectors (B, N, 3, G * P) along the pair."""
+    def _along_pairs(scalars: Tensor, vectors: Tensor, frames: Tensor) -> Tensor:
+        """(B, R, N, P): scalars (B, R, P) of the row's atom + its vectors (B, R, 3, G * P) along the pair."""
         b, n, p = scalars.shape
-        return pairs.frames @ torch.cat([vectors.reshape(b, n, -1, p), scalars[:, :, None]], dim=2)
+        return frames @ torch.cat([vectors.reshape(b, n, -1, p), scalars[:, :, None]], dim=2)
 
 
 class Trunk(nn.Module):
@@ -203,6 +226,7 @@ class Trunk(nn.Module):
         vector_features: Tensor | None = None,
         condition: Tensor | None = None,
         time: Tensor | None = None,
+        cache: TrunkCache | None = None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         """Run the network.
 
@@ -214,6 +238,9 @@ class Trunk(nn.Module):
             pair_mask: (B, N, N) true where j may send to i (causal order); None lets all real pairs talk.
             pair_features: (B, N, N, pair_inputs). vector_features: (B, N, 3, vector_inputs), polar.
             condition: (B, conditions). time: (B,) in [0, 1].
+            cache: what an earlier call left of the first atoms, updated in place (empty at first). Only the rows of the
+                others are computed: the same result if `pair_mask` is causal, nothing said of the first atoms has
+                changed, and gradients are not needed.
 
         Returns:
             scalars (B, N, scalars), vectors (B, N, 3, vectors) and, if `odd`, pseudoscalars (B, N, odd) with axial
@@ -221,25 +248,38 @@ class Trunk(nn.Module):
         """
         c = self.config
         b, n = nodes.shape[:2]
+        before = None if cache is None else cache.outputs
+        seen = 0 if before is None else before[0].shape[1]
+        rows = slice(seen, n)
         real = mask[:, :, None] & mask[:, None, :] & ~torch.eye(n, dtype=torch.bool, device=nodes.device)
-        allowed = real if pair_mask is None else real & pair_mask
-        radial, direction = [], []
+        allowed = (real if pair_mask is None else real & pair_mask)[:, rows]
+        radial, there, back = [], [], []
         for k, x in enumerate(geometries):
             keep = None if geometry_masks is None else geometry_masks[k]
             keep = (real if keep is None else real & keep)[..., None]
-            difference = x[:, None] - x[:, :, None]
+            difference = x[:, None] - x[:, rows, None]
             distance = (difference.square().sum(-1, keepdim=True) + 1e-12).sqrt()
-            radial.append(self.radial(distance[..., 0]) * keep)
-            direction.append(difference / distance * keep)
-        e = self.embed_pair(torch.cat(radial if pair_features is None else [*radial, pair_features], dim=-1))
-        unit = torch.stack(direction, dim=-1)  # (B, N, N, 3, G)
+            unit = difference / distance
+            radial.append(self.radial(distance[..., 0]) * keep[:, rows])
+            there.append(unit * keep[:, rows])
+            back.append(there[-1] if seen == 0 else -unit.transpose(1, 2) * keep[:, :, rows])
+        features = radial if pair_features is None else [*radial, pair_features[:, rows]]
+        e = self.embed_pair(torch.cat(features, dim=-1))
+        unit = torch.stack(there, dim=-1)  # (B, R, N, 3, G)
+        frames = torch.cat([unit.flatten(3), unit.new_ones(*unit.shape[:3], 1)], dim=-1)
+        if seen:
+            other = torch.stack(back, dim=-1)
+            back_frames = torch.cat([other.flatten(3), other.new_ones(*other.shape[:3], 1)], dim=-1)
         pairs = Pairs(
             mask=allowed,
-            directions=(unit * allowed[..., None, None]).permute(0, 1, 3, 2, 4).reshape(b, n, 3, n * c.geometries),
-            frames=torch.cat([unit.flatten(3), unit.new_ones(b, n, n, 1)], dim=-1),
+            directions=(unit * allowed[..., None, None])
+            .permute(0, 1, 3, 2, 4)
+            .reshape(b, n - seen, 3, n * c.geometries),
+            frames=frames,
+            back=back_frames if seen else frames,
         )
 
-        s = self.embed_node(nodes)
+        s = self.embed_node(nodes[:, rows])
         if self.embed_condition is not None:
             parts = [] if condition is None else [condition]
             if self.time is not None:
@@ -248,13 +288,26 @@ class Trunk(nn.Module):
             s = s + self.embed_condition(torch.cat(parts, dim=-1))[:, None]
         if self.embed_vector is not None:
             assert vector_features is not None, "this trunk was built with vector inputs"
-            v = self.embed_vector(vector_features)
+            v = self.embed_vector(vector_features[:, rows])
         else:
-            v = s.new_zeros(b, n, 3, c.vectors)
-        odd = (s.new_zeros(b, n, c.odd), s.new_zeros(b, n, 3, c.odd)) if c.odd else None
-        for layer in self.layers:
-            s, v, odd, e = layer(s, v, odd, e, pairs)
-        m = mask[..., None]
+            v = s.new_zeros(b, n - seen, 3, c.vectors)
+        odd = (s.new_zeros(b, n - seen, c.odd), s.new_zeros(b, n - seen, 3, c.odd)) if c.odd else None
+        for k, layer in enumerate(self.layers):
+            senders = None
+            if cache is not None:
+                senders = (s, v)
+                if seen:
+                    senders = torch.cat([cache.inputs[k][0], s], 1), torch.cat([cache.inputs[k][1], v], 1)
+                cache.inputs[k : k + 1] = [senders]
+            s, v, odd, e = layer(s, v, odd, e, pairs, senders)
+        m = mask[:, rows, None]
         if odd is not None:
             odd = (odd[0] * m, odd[1] * m[..., None])
-        return self.final_s(s) * m, v * m[..., None], odd
+        s, v = self.final_s(s) * m, v * m[..., None]
+        if cache is not None:
+            if before is not None:
+                s, v = torch.cat([before[0], s], 1), torch.cat([before[1], v], 1)
+                if odd is not None and before[2] is not None:
+                    odd = torch.cat([before[2][0], odd[0]], 1), torch.cat([before[2][1], odd[1]], 1)
+            cache.outputs = (s, v, odd)
+        return s, v, odd
