@@ -40,7 +40,7 @@ def test_every_third_party_import_is_declared():
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     for extra in ("dft", "mlip", "screen"):
         declared |= {canonicalize_name(Requirement(line).name) for line in EXTRAS[extra]}
-    modules = {"torch-geometric": "torch_geometric", "mace-torch": "mace"}
+    modules = {"arviz-stats": "arviz_stats", "mace-torch": "mace", "pot": "ot", "torch-geometric": "torch_geometric"}
     allowed = {modules.get(name, name) for name in declared} | {"molgen"} | set(sys.stdlib_module_names)
     for folder in ("molgen", "potentials", "data"):
         for path in (ROOT / folder).rglob("*.py"):

@@ -1,0 +1,168 @@
+"""Start structures of peptides: all-L, trans peptide bonds, minimised; embedded by RDKit."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from molgen.data.peptide import RESIDUES, Peptide, tokens
+from molgen.errors import CalculatorError
+from molgen.rng import sample_seed
+from molgen.units import NM
+
+ATTEMPTS = 20
+_ONE_LETTER = {name: "H" if name in ("HID", "HIE", "HIP") else letter for letter, name in RESIDUES.items()}
+
+
+def start_structure(peptide: Peptide, seed: int = 0) -> np.ndarray:
+    """A random minimised conformation (N, 3) in Angstrom, centred; the same for the same seed.
+
+    Raises:
+        CalculatorError: RDKit found no conformation with every hand and peptide bond right.
+    """
+    from rdkit import rdBase
+    from rdkit.Chem import AllChem
+
+    with rdBase.BlockLogs():
+        molecule, order = _molecule(peptide)
+        for attempt in range(ATTEMPTS):
+            number = sample_seed(seed, attempt) % 2**31
+            if AllChem.EmbedMolecule(molecule, randomSeed=number, useRandomCoords=attempt > 10) < 0:
+                continue
+            _straighten(peptide, molecule, order)
+            x = _minimised(peptide, molecule.GetConformer().GetPositions()[order])
+            if not wrong_handedness(peptide, x) and (np.abs(omega(peptide, x)) > np.pi / 2).all():
+                return x - x.mean(0)
+    raise CalculatorError(
+        f"no start structure in {ATTEMPTS} attempts",
+        where=f"sequence {peptide.sequence!r}",
+        expected="all-L with trans peptide bonds",
+        remedy="try another --seed",
+    )
+
+
+def wrong_handedness(peptide: Peptide, positions: np.ndarray) -> np.ndarray:
+    """(...) whether any CA, or CB of ILE or THR, has the wrong hand in positions (..., N, 3)."""
+    near: dict[int, list[int]] = {}
+    for i, j in peptide.bonds.tolist():
+        near.setdefault(i, []).append(j)
+        near.setdefault(j, []).append(i)
+    wrong = np.zeros(np.shape(positions)[:-2], dtype=bool)
+    for residue, atoms in zip(peptide.residue_names, _by_name(peptide), strict=True):
+        centres = {"CA": -1} if "CA" in atoms and residue != "GLY" else {}
+        centres |= {"ILE": {"CB": -1}, "THR": {"CB": -1}}.get(residue, {})
+        for name, sign in centres.items():
+            corners = np.asarray(positions)[..., sorted(near[atoms[name]]), :]
+            wrong |= sign * np.linalg.det(corners[..., 1:, :] - corners[..., :1, :]) <= 0
+    return wrong
+
+
+def omega(peptide: Peptide, positions: np.ndarray) -> np.ndarray:
+    """(..., K) torsions CA-C-N-CA, radians, of the peptide bonds in order; CH3 stands for CA in caps."""
+    x = np.asarray(positions, dtype=np.float64)[..., np.array(_peptide_bonds(peptide)), :]
+    b0, b1, b2 = (x[..., k + 1, :] - x[..., k, :] for k in range(3))
+    n1, n2 = np.cross(b0, b1), np.cross(b1, b2)
+    along = np.sum(np.cross(n1, n2) * b1, axis=-1) / np.linalg.norm(b1, axis=-1)
+    return np.arctan2(along, np.sum(n1 * n2, axis=-1))
+
+
+def _peptide_bonds(peptide: Peptide) -> list[list[int]]:
+    ends = [{"CA": atoms.get("CA", atoms.get("CH3", -1))} | atoms for atoms in _by_name(peptide)]
+    return [[left["CA"], left["C"], right["N"], right["CA"]] for left, right in pairwise(ends)]
+
+
+def _straighten(peptide: Peptide, molecule: Any, order: list[int]) -> None:
+    """Turn every peptide bond to trans."""
+    from rdkit.Chem import rdMolTransforms
+
+    for quadruple in _peptide_bonds(peptide):
+        a, b, c, d = (order[i] for i in quadruple)
+        rdMolTransforms.SetDihedralDeg(molecule.GetConformer(), a, b, c, d, 180.0)
+
+
+def _molecule(peptide: Peptide) -> tuple[Any, list[int]]:
+    """RDKit molecule in the peptide's protonation, and the index in it of each atom of the peptide."""
+    from rdkit import Chem
+
+    letters = [_ONE_LETTER[RESIDUES[token]] for token in tokens(peptide.sequence)]
+    if peptide.cap:  # ACE and NME are the ends of a longer peptide
+        letters = ["G", *letters, "G"]
+    molecule = Chem.RWMol(Chem.MolFromSequence("".join(letters)))
+    last = len(peptide.residue_names) - 1
+    renamed = {(0, "CA"): "CH3", (last, "CA"): "CH3"} if peptide.cap else {}
+    heavy: dict[tuple[int, str], int] = {}
+    for atom in list(molecule.GetAtoms()):
+        info = atom.GetPDBResidueInfo()
+        key = info.GetResidueNumber() - 1, info.GetName().strip()
+        name = renamed.get(key, key[1])
+        if info.GetResidueName() == "ILE":  # RDKit calls the methyl CG1
+            name = {"CG1": "CG2", "CG2": "CG1"}.get(name, name)
+        heavy[key[0], name] = atom.GetIdx()
+    wanted = {}
+    for i, (residue, name) in enumerate(zip(peptide.residue_index.tolist(), peptide.names, strict=True)):
+        if peptide.numbers[i] > 1:
+            wanted[i] = heavy.pop((residue, name))
+            molecule.GetAtomWithIdx(wanted[i]).SetIntProp("atom", i)
+    for index in sorted(heavy.values(), reverse=True):
+        molecule.RemoveAtom(index)
+    _protonate(peptide, molecule)
+    molecule = Chem.AddHs(molecule)
+    order = np.full(len(peptide), -1)
+    hydrogens: dict[int, list[int]] = {}
+    for i, j in peptide.bonds.tolist():
+        for one, other in ((i, j), (j, i)):
+            if peptide.numbers[other] == 1:
+                hydrogens.setdefault(one, []).append(other)
+    for atom in molecule.GetAtoms():
+        if atom.GetAtomicNum() > 1:
+            i = atom.GetIntProp("atom")
+            order[i] = atom.GetIdx()
+            own = [other.GetIdx() for other in atom.GetNeighbors() if other.GetAtomicNum() == 1]
+            order[hydrogens.get(i, [])] = own
+    return molecule, order.tolist()
+
+
+def _protonate(peptide: Peptide, molecule: Any) -> None:
+    """Hydrogens on each heavy atom as the peptide has them, formal charges to match."""
+    from rdkit import Chem
+
+    count = np.zeros(len(peptide), dtype=int)
+    for i, j in peptide.bonds.tolist():
+        count[i] += peptide.numbers[j] == 1
+        count[j] += peptide.numbers[i] == 1
+    molecule.UpdatePropertyCache(strict=False)
+    ring: dict[int, int] = {}  # residue -> hydrogens its aromatic nitrogens gained together
+    change: dict[int, int] = {}
+    for atom in molecule.GetAtoms():
+        i = atom.GetIntProp("atom")
+        change[atom.GetIdx()] = gained = int(count[i]) - atom.GetTotalNumHs()
+        atom.SetNoImplicit(True)
+        atom.SetNumExplicitHs(int(count[i]))
+        if atom.GetIsAromatic():
+            residue = int(peptide.residue_index[i])
+            ring[residue] = ring.get(residue, 0) + gained
+    for index, gained in change.items():
+        atom = molecule.GetAtomWithIdx(index)
+        residue = int(peptide.residue_index[atom.GetIntProp("atom")])
+        if gained and not (atom.GetIsAromatic() and ring[residue] == 0):  # HID: one N gave the other its hydrogen
+            atom.SetFormalCharge(gained)
+    Chem.SanitizeMol(molecule)
+
+
+def _minimised(peptide: Peptide, positions: np.ndarray) -> np.ndarray:
+    import openmm as mm
+
+    context = mm.Context(peptide.system, mm.VerletIntegrator(0.001), mm.Platform.getPlatformByName("Reference"))
+    context.setPositions(positions / NM)
+    mm.LocalEnergyMinimizer.minimize(context, 10, 500)
+    return context.getState(getPositions=True).getPositions(asNumpy=True)._value * NM
+
+
+def _by_name(peptide: Peptide) -> list[dict[str, int]]:
+    """Index by name of the atoms of each residue."""
+    found: list[dict[str, int]] = [{} for _ in peptide.residue_names]
+    for i, (residue, name) in enumerate(zip(peptide.residue_index.tolist(), peptide.names, strict=True)):
+        found[residue][name] = i
+    return found
