@@ -1,0 +1,214 @@
+"""Molecular dynamics of peptides at several temperatures, one npz file a sequence.
+
+    x (T, F, N, 3)     int16 in units of 0.0005 A, or float32 in A where a molecule does not fit into int16
+    e (T, F)           float32 potential energy, kJ/mol, of the frames before rounding
+    names (N,)         "residue index:residue name:atom name:element"
+    bonds (M, 2)       bonded pairs
+    acc ()             exchange acceptance
+    temperatures (T,)  K; 310, 380, 470, 600 where a file of four temperatures does not say
+
+`molgen.data.remd` makes such files.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zipfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from molgen.data.peptide import RESIDUES, Peptide, build_peptide, tokens
+from molgen.errors import InputError
+from molgen.files import write_atomic
+from molgen.units import KJ_MOL
+
+TEMPERATURES = (310.0, 380.0, 470.0, 600.0)
+UNIT = 0.0005  # Angstrom of one int16 step
+_REQUIRED = ("x", "e", "names", "bonds")
+
+
+@dataclass(frozen=True, eq=False)
+class MDSet:
+    """Frames of one peptide at T temperatures.
+
+    Attributes:
+        sequence, cap: as `build_peptide` takes them.
+        temperatures: (T,) K.
+        positions: (T, F, N, 3) float32 Angstrom.
+        energies: (T, F) float64 eV.
+        names: N labels "residue index:residue name:atom name:element".
+        bonds: (M, 2), i < j, sorted.
+        acceptance: share of exchange attempts that were accepted; NaN if unknown.
+    """
+
+    sequence: str
+    cap: str | None
+    temperatures: np.ndarray
+    positions: np.ndarray
+    energies: np.ndarray
+    names: tuple[str, ...]
+    bonds: np.ndarray
+    acceptance: float = float("nan")
+
+    @property
+    def peptide(self) -> Peptide:
+        """Topology and force field, atoms in the order of `positions`."""
+        return build_peptide(self.sequence, self.cap)
+
+
+def load_md(path: str | os.PathLike) -> MDSet:
+    """The frames of one file, with atoms labelled as the file has them.
+
+    Which of two CH2 hydrogens is HB2, or which methyl of a valine CG1, is an accident of how the start structure was
+    built: it stays the same through a file and differs from file to file. Energies do not depend on it.
+
+    Raises:
+        InputError: no such file, not an npz, missing keys, shapes that disagree, non-finite values, or atoms and bonds
+            that are not those of `build_peptide`.
+    """
+    path, where = Path(path), str(path)
+    arrays = _read(path)
+    names = tuple(arrays["names"].astype(str).tolist())
+    sequence, cap = _sequence_of(names, where)
+    peptide = build_peptide(sequence, cap)
+    if peptide.labels != names:
+        raise InputError(
+            f"the atoms are not those of {sequence}", where=where, expected="names and order of molgen.data.peptide"
+        )
+    bonds = np.sort(arrays["bonds"].astype(np.int64), axis=1)
+    if bonds.shape[1:] != (2,) or {*map(tuple, bonds.tolist())} != {*map(tuple, peptide.bonds.tolist())}:
+        raise InputError(f"the bonds are not those of {sequence}", where=where, expected="bonds of molgen.data.peptide")
+    x, e = arrays["x"], arrays["e"]
+    temperatures = np.asarray(arrays.get("temperatures", TEMPERATURES if len(x) == 4 else ()), dtype=np.float64)
+    shape = (len(temperatures), e.shape[-1], len(names), 3)
+    if x.shape != shape or e.shape != shape[:2]:
+        raise InputError(
+            f"x has shape {x.shape}, e {e.shape}, with {len(temperatures)} temperatures and {len(names)} atoms",
+            where=where,
+            expected="x (T, F, N, 3) and e (T, F)",
+        )
+    positions = x * np.float32(UNIT) if x.dtype == np.int16 else x.astype(np.float32)
+    if not np.isfinite(positions).all() or not np.isfinite(e).all():
+        raise InputError("non-finite positions or energies", where=where, remedy="make the file again")
+    return MDSet(
+        sequence=sequence,
+        cap=cap,
+        temperatures=temperatures,
+        positions=positions,
+        energies=e.astype(np.float64) * KJ_MOL,
+        names=names,
+        bonds=peptide.bonds,
+        acceptance=float(arrays.get("acc", np.nan)),
+    )
+
+
+def save_md(path: str | Path, data: MDSet) -> Path:
+    """Write `data` in the format of this module; the file appears whole or not at all. Equal data, equal bytes.
+
+    Raises:
+        InputError: it cannot be written (disk full, permission).
+    """
+    x = np.asarray(data.positions, dtype=np.float32)
+    if np.abs(x).max(initial=0) < 32767 * UNIT:
+        x = np.rint(x.astype(np.float64) / UNIT).astype(np.int16)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        x=x,
+        e=(data.energies / KJ_MOL).astype(np.float32),
+        names=np.array(data.names, dtype=str),
+        bonds=data.bonds.astype(np.int16),
+        acc=np.float64(data.acceptance),
+        temperatures=np.asarray(data.temperatures, dtype=np.float64),
+    )
+    return write_atomic(path, buffer.getvalue())
+
+
+def read_sequences(path: str | os.PathLike, benchmark: bool = False) -> tuple[str, ...]:
+    """Sequences of a list in its order, one a line; "#" starts a comment, a trailing "*" marks the benchmark.
+
+    Args:
+        path: text file.
+        benchmark: only the marked ones.
+
+    Raises:
+        InputError: no such file, not text, or a line that is no sequence (names it).
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise InputError(f"cannot read: {reason}", where=str(path), expected="a list of sequences") from error
+    found = {}
+    for number, line in enumerate(lines, start=1):
+        text = line.split("#")[0].strip()
+        sequence = text.removesuffix("*").strip()
+        if any(letter not in RESIDUES for letter in tokens(sequence)):
+            where = f"{path}, line {number}"
+            raise InputError(f"{text!r} is no sequence", where=where, expected="such as AAGY or DG *")
+        if sequence and (text.endswith("*") or not benchmark):
+            found[sequence] = True
+    return tuple(found)
+
+
+def heldout(path: str | os.PathLike, benchmark: bool = False) -> frozenset[str]:
+    """The sequences of a list as a set, for `is_held_out`; see `read_sequences`."""
+    return frozenset(read_sequences(path, benchmark))
+
+
+def is_held_out(sequence: str, held: Collection[str]) -> bool:
+    """Whether `sequence` is in `held`, or contains a sequence of three or more residues that is.
+
+    Protonation does not matter: "[HIP]" counts as H.
+    """
+    letters = _letters(sequence)
+    return any(_letters(h) == letters or (len(_letters(h)) > 2 and _letters(h) in letters) for h in held)
+
+
+def _letters(sequence: str) -> str:
+    return re.sub(r"\[HI[DEP]\]", "H", sequence)
+
+
+def _sequence_of(names: tuple[str, ...], where: str) -> tuple[str, str | None]:
+    """Sequence and cap of labelled atoms; HIS by its hydrogens."""
+    residues: dict[int, tuple[str, set[str]]] = {}
+    for name in names:
+        parts = name.split(":")
+        if len(parts) != 4 or not parts[0].isdecimal():
+            raise InputError(f"unreadable atom name {name!r}", where=where, expected="such as 0:ALA:CA:C")
+        residues.setdefault(int(parts[0]), (parts[1], set()))[1].add(parts[2])
+    letters = {template: letter for letter, template in reversed(RESIDUES.items())}
+    kinds = []
+    for residue, atoms in residues.values():
+        if residue == "HIS":
+            residue = {(True, True): "HIP", (True, False): "HID"}.get(("HD1" in atoms, "HE2" in atoms), "HIE")
+        kinds.append(residue)
+    cap = "ace-nme" if kinds[:1] == ["ACE"] else None
+    kinds = kinds[1:-1] if cap else kinds
+    unknown = [kind for kind in kinds if kind not in letters]
+    if unknown or not kinds:
+        raise InputError(
+            f"unknown residue {unknown[0] if unknown else ''!r}", where=where, expected="the 20 amino acids"
+        )
+    return "".join(letters[kind] for kind in kinds), cap
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    where = str(path)
+    if not path.is_file():
+        raise InputError("no such file", where=where, expected="an npz of molecular dynamics", remedy="check the path")
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            missing = [key for key in _REQUIRED if key not in data]
+            arrays = {key: data[key] for key in (*_REQUIRED, "acc", "temperatures") if key in data}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise InputError(f"not a readable npz file ({error})", where=where, remedy="make it again") from error
+    if missing:
+        raise InputError(f"missing keys: {', '.join(missing)}", where=where, expected=f"{', '.join(_REQUIRED)}")
+    return arrays

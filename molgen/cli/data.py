@@ -1,0 +1,123 @@
+"""`molgen data md`: molecular dynamics of peptides, to train and to judge by."""
+
+from __future__ import annotations
+
+import os
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from molgen.cli import common
+from molgen.errors import InputError
+
+app = typer.Typer(help="Make data sets.", no_args_is_help=True)
+_PS = {"ps": 1, "ns": 1_000, "us": 1_000_000}
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the subcommand to `parent`."""
+    parent.add_typer(app, name="data")
+
+
+@app.callback()
+def _group() -> None:
+    """Make data sets."""
+
+
+def picoseconds_of(text: str) -> int:
+    """Picoseconds of "200ps", "1.5ns" or "2us".
+
+    Raises:
+        InputError: not a time, or not a whole number of picoseconds.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ps|ns|us)", text.strip())
+    time = float(match[1]) * _PS[match[2]] if match else 0.0
+    if time < 1 or abs(time - round(time)) > 1e-6:
+        raise InputError(
+            f"{text!r} is not a simulation time", where="--time", expected="whole picoseconds, such as 200ps or 2ns"
+        )
+    return round(time)
+
+
+def temperatures_of(text: str) -> list[float]:
+    """Temperatures of "310,380,470,600".
+
+    Raises:
+        InputError: not rising positive numbers.
+    """
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < t <= 5000 for t in found) or any(a >= b for a, b in pairwise(found)):
+        raise InputError(f"{text!r}", where="--temperatures", expected="kelvins, rising, such as 310,380,470,600")
+    return found
+
+
+@app.command("md")
+def md(
+    sequences: Annotated[list[str] | None, typer.Argument(help="One-letter sequences: AA GY 'A[HIP]'.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="More sequences, one a line; # comments.")] = None,
+    cap: Annotated[str, typer.Option("--cap", help="none (charged termini) or ace-nme.")] = "none",
+    time: Annotated[str, typer.Option("--time", help="Recorded at each temperature, a frame every ps.")] = "200ps",
+    temperatures: Annotated[str, typer.Option("--temperatures", help="K, rising.")] = "310,380,470,600",
+    exclude: Annotated[
+        Path | None, typer.Option("--exclude", help="Refuse these sequences, and longer ones that contain them.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default one a core.")] = None,
+    platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
+    out: common.Out = Path("molgen-md"),
+    seed: common.Seed = 0,
+    resume: common.Resume = False,
+    overwrite: common.Overwrite = False,
+    as_json: common.Json = False,
+) -> None:
+    """Temperature replica exchange of peptides (ff14SB, GB OBC2): OUT/SEQ.npz for each sequence.
+
+    Stopped anywhere, --resume goes on from the last state, some seconds old at most, to the same files; finished
+    sequences are kept, and the list may have grown. Exit code 4 when some sequences failed.
+    """
+    from molgen.data.md import read_sequences
+    from molgen.potentials.openmm import platforms
+    from molgen.run import Run
+    from molgen.workflows.md import check_sequences, simulate
+
+    if platform not in ("auto", *platforms()):
+        raise InputError(
+            f"no OpenMM platform {platform!r}", where="--platform", expected=f"auto, {', '.join(platforms())}"
+        )
+    capping = None if cap == "none" else cap
+    frames, kelvins = picoseconds_of(time), temperatures_of(temperatures)
+    wanted = [*(sequences or ()), *(read_sequences(file) if file else ())]
+    chosen = check_sequences(wanted, capping, exclude)
+    settings: dict[str, Any] = {"cap": cap, "frames": frames, "temperatures": kelvins, "platform": platform}
+    count = workers if workers is not None else len(os.sched_getaffinity(0))
+    with Run(out, "data md", settings, seed=seed, overwrite=overwrite, resume=resume) as run, common.progress() as bar:
+        task = bar.add_task("ps a replica", total=None)
+        results = simulate(
+            chosen, run, frames=frames, cap=capping, temperatures=kelvins, platform=platform, workers=count,
+            log=common.warn, progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+        failed = [result for result in results if "error" in result]
+        wrong = sum(result.get("wrong_handedness", 0) for result in results)
+        summary = run.finish(
+            "partial" if failed else "ok", validity={"wrong_handedness": wrong}, rejections={"failed": len(failed)}
+        )
+    if as_json:
+        common.print_json(summary)
+    else:
+        for result in results:
+            typer.echo(_line(result))
+    if failed:
+        raise typer.Exit(common.ExitCode.PARTIAL)
+
+
+def _line(result: dict[str, Any]) -> str:
+    if "error" in result:
+        return f"{result['sequence']:10} failed"
+    rate = "kept" if result.get("kept") else f"{result['ns_per_day']} ns/day"
+    counts = f"{result['atoms']:4} atoms  {result['frames']} frames"
+    return f"{result['sequence']:10} {counts}  exchange {result['acceptance']:.2f}  {rate}"
