@@ -1,0 +1,123 @@
+"""Conformations to learn from, with all that does not depend on the network computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from molgen.data.md import MDSet
+from molgen.data.peptide import Peptide
+from molgen.prose.generate import propose
+from molgen.prose.layout import Layout
+from molgen.prose.model import ProseFlow
+from molgen.prose.physics import local_quadratic, scan
+from molgen.prose.state import State
+from molgen.prose.zmatrix import canonical, log_volume, to_internal
+from molgen.units import KB
+
+_CHUNK = 100
+JUNK = 25.0  # a sample with a weight e^-25 of the median or less teaches nothing but noise
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """M conformations of one peptide, by rank.
+
+    Attributes:
+        temperature: (M,) K that a frame was sampled at. energies: (M,) eV.
+        own: (M,) true for samples of a flow, which count in the energy spread but are no data to imitate.
+        x, q: (M, N, 3) positions and internal coordinates. gradient, hessian: of the narrow coordinates.
+        scans: (M, R, CHANNELS, KNOTS) float16. volume: (M,).
+    """
+
+    layout: Layout
+    temperature: Tensor
+    energies: Tensor
+    own: Tensor
+    x: Tensor
+    q: Tensor
+    gradient: Tensor
+    hessian: Tensor
+    scans: Tensor
+    volume: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @classmethod
+    def of(
+        cls, layout: Layout, positions: np.ndarray, energies: np.ndarray, temperature: np.ndarray, own: bool = False
+    ) -> Frames:
+        """From positions (M, N, 3) in Angstrom, energies (M,) in eV and temperatures (M,) in K.
+
+        The rare frame of a hot trajectory with an inverted centre, and frames without a finite energy, are left out.
+        """
+        parts: list[list[Tensor]] = [[] for _ in range(7)]
+        for chunk in torch.from_numpy(np.asarray(positions)).split(_CHUNK):
+            x = canonical(layout.z, chunk.double()[:, layout.order])
+            q = to_internal(layout.z, x)
+            volume = log_volume(layout.z, q, x).float()
+            usable = (q[..., 2].abs() <= layout.phi_limit).all(1) & volume.isfinite()
+            x = x.float()
+            gradient, hessian = local_quadratic(layout, x, layout.narrow)
+            scans = torch.stack([scan(layout, rotor, x) for rotor in layout.rotors], 1).half()
+            for part, value in zip(parts, (x, q.float(), gradient, hessian, scans, volume, usable), strict=True):
+                part.append(value)
+        *joined, usable = (torch.cat(part) for part in parts)
+        energies_ = torch.from_numpy(np.asarray(energies)).float()
+        keep = torch.nonzero(usable & energies_.isfinite())[:, 0]
+        given = (torch.as_tensor(np.asarray(temperature)).float(), energies_, torch.full((len(usable),), own))
+        return cls(layout, *(t[keep] for t in (*given, *joined)))
+
+    @classmethod
+    def of_md(cls, item: MDSet) -> Frames:
+        """All frames of a molecular-dynamics set."""
+        temperature = np.repeat(item.temperatures, item.energies.shape[1])
+        return cls.of(
+            Layout.of(item.peptide),
+            item.positions.reshape(-1, *item.positions.shape[2:]),
+            item.energies.ravel(),
+            temperature,
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Frames]) -> Frames:
+        """The frames of several sets of one layout."""
+        names = [field.name for field in fields(cls) if field.name != "layout"]
+        return cls(parts[0].layout, *(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+    def at(self, temperature: float) -> Tensor:
+        """Indices of the frames of this temperature."""
+        return torch.nonzero((self.temperature - temperature).abs() < 0.5)[:, 0]
+
+    def temperatures(self) -> list[float]:
+        """The temperatures present, ascending."""
+        return sorted(set(self.temperature.tolist()))
+
+    def state(self, index: Tensor) -> State:
+        """The state of frames `index`, at their own temperatures."""
+        parts = (self.x, self.q, self.gradient, self.hessian, self.scans, self.volume)
+        x, q, gradient, hessian, scans, volume = (part[index].float() for part in parts)
+        return State.from_parts(self.layout, x, q, gradient, hessian, scans, volume, self.temperature[index])
+
+
+def own_frames(
+    model: ProseFlow, peptides: Iterable[Peptide], n: int, temperature: float, seed: int, progress=None
+) -> list[Frames]:
+    """n samples of the flow for each peptide, with their energies: to be learned from by the energy spread alone."""
+    made = []
+    model.eval()
+    for peptide in peptides:
+        layout = Layout.of(peptide)
+        x, log_q = propose(model, layout, n, temperature, seed)
+        energies = peptide.potential().energy(x)
+        log_w = -energies / (KB * temperature) - log_q
+        energies[~(log_w > np.nanmedian(log_w) - JUNK)] = np.nan
+        made.append(Frames.of(layout, x, energies, np.full(n, temperature), own=True))
+        if progress is not None:
+            progress(1)
+    return made

@@ -1,0 +1,167 @@
+"""Conformations from the flow: atom by atom, or blocks of atoms at once by Gauss-Seidel-Jacobi iteration.
+
+The flow maps uniform noise to a conformation one atom after the other. Given a guess of a whole block, every atom of
+it can be placed at once from the guess; repeating that reaches the sequential result exactly, at the latest after as
+many rounds as the block has atoms (Song et al., ICML 2021; GS-Jacobi, arXiv 2505.12849).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from molgen.errors import InputError
+from molgen.nn.trunk import TrunkCache
+from molgen.prose.layout import Layout
+from molgen.prose.model import ProseFlow
+from molgen.prose.physics import CHANNELS, KNOTS, local_quadratic, scan
+from molgen.prose.state import Local, State, coordinates, thermal
+from molgen.prose.zmatrix import closing_angle, log_volume, place
+from molgen.rng import torch_generator
+
+BATCH = 512
+_SAME = 1e-9  # Angstrom: two rounds agree
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """Conformations x (B, N, 3) in Angstrom, in the peptide's atom order, log-density (B,); rounds of iteration."""
+
+    x: Tensor
+    log_q: Tensor
+    rounds: int
+
+
+def propose(
+    flow: ProseFlow,
+    layout: Layout,
+    n: int,
+    temperature: float,
+    seed: int,
+    *,
+    first: int = 0,
+    batch_size: int = BATCH,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw samples first, ..., first + n - 1 of `seed`; sample i is the same whatever else is drawn with it.
+
+    Args:
+        temperature: K. progress: called with the number of samples finished since its last call.
+
+    Returns:
+        positions (n, N, 3) in Angstrom and log-densities (n,), see :meth:`ProseFlow.log_prob`.
+
+    Raises:
+        InputError: n < 1.
+    """
+    if n < 1:
+        raise InputError(f"{n} samples asked", where="-n", expected="at least 1")
+    xs, log_qs = [], []
+    for start in range(first, first + n, batch_size):
+        indices = range(start, min(start + batch_size, first + n))
+        noise = torch.stack([uniform(seed, i, layout.noise) for i in indices])
+        out = sample(flow, layout, noise, torch.full((len(indices),), float(temperature), dtype=torch.float64))
+        xs.append(out.x.numpy())
+        log_qs.append(out.log_q.numpy())
+        if progress is not None:
+            progress(len(indices))
+    return np.concatenate(xs), np.concatenate(log_qs)
+
+
+def uniform(seed: int, index: int, count: int) -> Tensor:
+    """(count,) uniform numbers in (0, 1), float64, of sample `index`."""
+    return torch.rand(count, generator=torch_generator(seed, index), dtype=torch.float64).clamp(1e-15, 1 - 1e-15)
+
+
+@torch.no_grad()
+def sample(flow: ProseFlow, layout: Layout, noise: Tensor, temperature: Tensor, block: int = 1) -> Sampled:
+    """Map noise to conformations.
+
+    Args:
+        noise: (B, layout.noise) in (0, 1). temperature: (B,) K.
+        block: atoms placed at once; 1 is sequential, N is pure Jacobi iteration. The result is the same.
+    """
+    b, n = len(noise), layout.atoms
+    noise = noise.double().view(b, n, 4)
+    dtype = flow.waves.dtype
+    kt, condition = thermal(temperature, dtype)
+    x = noise.new_zeros(b, n, 3)
+    q, log_q, rounds = torch.zeros_like(x), noise.new_zeros(b, n), 0
+    h, cache, content = flow.encode(layout), TrunkCache(), None
+    for begin in range(0, n, block):
+        end = min(begin + block, n)
+        ranks = torch.arange(begin, end)
+        if block > 1:  # the first guess: everything ideal, every torsion trans
+            guess = x.new_zeros(b, end - begin, 3)
+            guess[..., 2] = torch.where(layout.broad[ranks], math.pi, 0.0)
+            _move(layout, x, q, ranks, guess)
+        for attempt in range(end - begin + 1):
+            delta, own = coordinates(layout, q.to(dtype))
+            state = State(x.to(dtype), q.to(dtype), delta, own, kt, condition)
+            if block > 1:
+                content = flow.content(layout, state, h, end)
+            elif content is None or content[0].shape[1] < int((layout.heavy < begin).sum()):
+                content = flow.content(layout, state, h, begin, cache)
+            local, scans = _hints(layout, state, ranks)
+            steps, part = flow.place(layout, state, h, content, ranks, noise[:, ranks], local, scans)
+            before = x[:, ranks].clone()
+            _move(layout, x, q, ranks, steps)
+            log_q[:, ranks] = part
+            rounds += 1
+            if block == 1 or (attempt and float((x[:, ranks] - before).abs().max()) < _SAME):
+                break
+    total = log_q.sum(1) - log_volume(layout.z, q, x)
+    total = torch.where(_outside(layout, x, q) | total.isnan(), math.inf, total)  # no conformation: weight 0
+    return Sampled(x[:, torch.from_numpy(layout.z.rank)], total, rounds)
+
+
+def _outside(layout: Layout, x: Tensor, q: Tensor) -> Tensor:
+    """(B,) whether the coordinates are those of no conformation (bonds too short to close a ring, or negative), or of
+    another stereoisomer, of which :meth:`ProseFlow.log_prob` is -inf."""
+    closing = np.flatnonzero(layout.z.closes)
+    b = x[:, layout.z.references[closing, 1]]
+    gap = (x[:, closing] - b).norm(dim=-1) - q[:, closing, 1]
+    return (gap.abs() > 1e-6).any(1) | (q[:, 1:, 0] <= 0).any(1) | (q[..., 2].abs() > layout.phi_limit).any(1)
+
+
+def _hints(layout: Layout, state: State, ranks: Tensor) -> tuple[Local, Tensor]:
+    """The force field's view of `ranks`: local quadratics of all, scans of the rotors."""
+    narrow = torch.nonzero(layout.has_line[ranks, 2])[:, 0]
+    free = Local.free(state.x, len(ranks))
+    if len(narrow):
+        some = Local.of(*local_quadratic(layout, state.x, ranks[narrow]))
+        free = Local(
+            free.slopes.index_copy(1, narrow, some.slopes),
+            free.precisions.index_copy(1, narrow, some.precisions),
+            free.coupling.index_copy(1, narrow, some.coupling),
+        )
+    turning = [int(k) for k in layout.rotor_of[ranks] if k >= 0]
+    scans = [scan(layout, layout.rotors[k], state.x) for k in turning]
+    return free, torch.stack(scans, 1) if scans else state.x.new_zeros(len(state.x), 0, CHANNELS, KNOTS)
+
+
+def _move(layout: Layout, x: Tensor, q: Tensor, ranks: Tensor, steps: Tensor) -> None:
+    """Write the coordinates that `steps` (B, K, 3) mean into x and q."""
+    z = layout.z
+    for k, i in enumerate(ranks.tolist()):
+        r, second = layout.r0[i] + steps[:, k, 0], layout.theta0[i] + steps[:, k, 1]
+        phi = steps[:, k, 2]
+        q[:, i] = torch.stack([r, second, phi], -1)
+        if i == 0:
+            q[:, 0] = 0
+        elif i == 1:
+            x[:, 1, 2], q[:, 1, 1:] = r, 0
+        else:
+            a, b, c = (x[:, int(index[i])] for index in z.index)
+            theta = second
+            if i == 2:
+                a, phi = b + b.new_tensor([1.0, 0.0, 0.0]), torch.zeros_like(phi)
+                q[:, 2, 2] = 0
+            elif z.closes[i]:
+                theta = closing_angle(r, second, (b - c).norm(dim=-1))
+            x[:, i] = place(a, b, c, r, theta, phi + (0.0 if math.isinf(layout.phi_limit[i]) else float(z.center[i])))

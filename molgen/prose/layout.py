@@ -1,0 +1,360 @@
+"""What the flow knows of a molecule before it sees a conformation: every array by rank in the z-matrix, built once."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import networkx as nx
+import numpy as np
+import torch
+from torch import Tensor
+
+from molgen.data.peptide import Parameters, Peptide
+from molgen.prose.zmatrix import ZMatrix, build_zmatrix
+
+ELEMENTS = (1, 6, 7, 8, 16)
+# ff14SB's atom types for proteins; the flow knows atoms by type, charge and bonds, never by residue or position.
+TYPES = tuple(
+    "H H1 H4 H5 HA HC HO HP HS C C* C8 CA CB CC CN CO CR CT CV CW CX 2C 3C N N2 N3 NA NB O O2 OH S SH".split()
+)
+NODE_FEATURES = len(ELEMENTS) + len(TYPES) + 4 + 4 + 5 + 6
+NEIGHBOURS = 10
+COULOMB = 14.3996454  # eV Angstrom / e^2
+PHI_SCALE = 0.6  # radians per sqrt(eV): the unit of narrow dihedrals
+_CACHE: weakref.WeakKeyDictionary[Peptide, Layout] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """Force-field terms by rank, each owned by the atom that completes it (its highest rank).
+
+    Attributes:
+        atoms: (K, m) ranks. owner: (K,) rank. slot: (K,) where in `atoms` the owner stands.
+        constants: (K, c) parameters: angles (theta, k), torsions (n, phase, k); radians, eV.
+    """
+
+    atoms: Tensor
+    owner: Tensor
+    slot: Tensor
+    constants: Tensor
+
+    @classmethod
+    def of(cls, atoms: np.ndarray, constants: np.ndarray) -> Terms:
+        """Terms from ranks (K, m) and constants (K, c)."""
+        return cls(
+            torch.from_numpy(atoms),
+            torch.from_numpy(atoms.max(1)),
+            torch.from_numpy(atoms.argmax(1)),
+            torch.from_numpy(constants).double(),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Rotor:
+    """A broad dihedral and what turns with it: the atom X and the other substituents that its centre still lacks.
+
+    Attributes:
+        rank, fold: of X. atoms: (Y,) ranks of X and its siblings. azimuth: (Y,) their dihedral minus X's.
+        torsions: (K, 3) n, phase, k of every torsion over the axis; ends: (K,) rank at the far end of the axis;
+            offsets: (K,) azimuth of the near end.
+        closure: of a torsion within a five-membered ring whose last atom, bonded to X and A, is still to come: its two
+            bond lengths (Angstrom), the angle between them (radians), its force constant (eV); else None.
+        beyond: what hangs on X and is still to come: its charge (e), how far past X it lies (Angstrom), its number
+            of heavy atoms.
+    """
+
+    rank: int
+    fold: int
+    atoms: Tensor
+    azimuth: Tensor
+    torsions: Tensor
+    ends: Tensor
+    offsets: Tensor
+    closure: tuple[float, float, float, float] | None
+    beyond: tuple[float, float, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Static description of one peptide; float tensors are float64 on the CPU.
+
+    Attributes:
+        z: the z-matrix. peptide: where it comes from.
+        nodes: (N, NODE_FEATURES) atom features. bonds: (2, 2M) both directions.
+        heavy: (H,) ranks of the heavy atoms, ascending. near: (N, NEIGHBOURS) placed atoms nearest in bonds (the atom
+            itself where there are fewer); near_bonds: (N, NEIGHBOURS) how many bonds away, 0 for none.
+        heavy_bonds: (H, H) bonds between heavy atoms, at most 8.
+        r0, theta0: (N,) ideal |XC| and angle B-C-X (|XB| where a ring closes). scale: (N, 3) units of r, theta and phi
+            in which the stiffest term is eV/2 times the square.
+        narrow: (K,) ranks described by a local quadratic. rotors: the broad dihedrals.
+        lj, coulomb: (N, N) scale of the non-bonded terms (0, 1/2 or 1; 0, 5/6 or 1). sigma, epsilon: (N, N) mixed by
+            Lorentz and Berthelot; charges: (N, N) products in eV Angstrom.
+        angles, torsions: bonded terms. plans: what :mod:`molgen.prose.physics` keeps for reuse.
+    """
+
+    peptide: Peptide
+    z: ZMatrix
+    nodes: Tensor
+    bonds: Tensor
+    heavy: Tensor
+    near: Tensor
+    near_bonds: Tensor
+    heavy_bonds: Tensor
+    r0: Tensor
+    theta0: Tensor
+    scale: Tensor
+    narrow: Tensor
+    rotors: tuple[Rotor, ...]
+    lj: Tensor
+    coulomb: Tensor
+    sigma: Tensor
+    epsilon: Tensor
+    charges: Tensor
+    angles: Terms
+    torsions: Terms
+    plans: dict = field(default_factory=dict)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """(N,) atom index of each rank."""
+        return torch.from_numpy(self.z.order)
+
+    @cached_property
+    def rotor_ranks(self) -> Tensor:
+        """(R,) rank of each broad dihedral."""
+        return torch.tensor([rotor.rank for rotor in self.rotors])
+
+    @cached_property
+    def rotor_of(self) -> Tensor:
+        """(N,) the broad dihedral of each rank, or -1."""
+        index = torch.full((self.atoms,), -1)
+        return index.index_copy(0, self.rotor_ranks, torch.arange(len(self.rotors)))
+
+    @cached_property
+    def folds(self) -> Tensor:
+        """(R,) fold of each broad dihedral."""
+        return torch.tensor([rotor.fold for rotor in self.rotors])
+
+    @cached_property
+    def broad(self) -> Tensor:
+        """(N,) whether phi is broad."""
+        return self.rotor_of >= 0
+
+    @cached_property
+    def has_line(self) -> Tensor:
+        """(N, 3) whether an atom has r, theta and a narrow phi."""
+        rank = torch.arange(self.atoms)
+        return torch.stack([rank > 0, rank > 1, (rank > 2) & ~self.broad], -1)
+
+    @cached_property
+    def log_scale(self) -> Tensor:
+        """(N, 3) log of `scale`."""
+        return self.scale.log()
+
+    @cached_property
+    def phi_limit(self) -> Tensor:
+        """(N,) the largest |phi - center| of the right stereochemistry: planes bend, tetrahedra do not invert."""
+        tetrahedral = torch.from_numpy(np.abs(np.sin(self.z.center)) > 0.1)
+        limit = torch.where(tetrahedral, 1.3, 2.0)
+        return torch.where(self.has_line[:, 2], limit, math.inf)
+
+    @property
+    def atoms(self) -> int:
+        """N."""
+        return len(self.z)
+
+    @property
+    def noise(self) -> int:
+        """Uniform numbers that make one sample: r, theta, phi and a label for every rank."""
+        return 4 * self.atoms
+
+    @staticmethod
+    def of(peptide: Peptide) -> Layout:
+        """The layout of a peptide, made once."""
+        if peptide not in _CACHE:
+            _CACHE[peptide] = _build(peptide)
+        return _CACHE[peptide]
+
+
+def _build(peptide: Peptide) -> Layout:
+    z = build_zmatrix(peptide.names, peptide.residue_index, peptide.residue_names, peptide.numbers, peptide.bonds)
+    n, p, order, rank = len(z), peptide.parameters, z.order, z.rank
+    graph = nx.Graph([(int(rank[i]), int(rank[j])) for i, j in peptide.bonds])
+    hops = _hops(graph, n)
+    angles = Terms.of(rank[p.angles], np.stack([p.angle_theta, p.angle_k], 1))
+    torsions = Terms.of(rank[p.torsions], np.stack([p.torsion_n, p.torsion_phase, p.torsion_k], 1))
+    r0, theta0, scale, bends = _ideal(z, p, rank, peptide.bonds)
+    heavy = np.flatnonzero(peptide.numbers[order] > 1)
+    near, near_bonds = _nearest(hops)
+    sigma, epsilon = p.sigma[order], p.epsilon[order]
+    edges = np.array([(i, j) for i, j in graph.edges] + [(j, i) for i, j in graph.edges]).T
+    kept = np.where(hops < 3, 0.0, 1.0)
+    return Layout(
+        peptide=peptide,
+        z=z,
+        nodes=torch.from_numpy(_nodes(z, peptide, graph, hops)),
+        bonds=torch.from_numpy(edges),
+        heavy=torch.from_numpy(heavy),
+        near=torch.from_numpy(near),
+        near_bonds=torch.from_numpy(near_bonds),
+        heavy_bonds=torch.from_numpy(np.minimum(hops[heavy][:, heavy], 8)),
+        r0=torch.from_numpy(r0),
+        theta0=torch.from_numpy(theta0),
+        scale=torch.from_numpy(scale),
+        narrow=torch.from_numpy(np.flatnonzero((z.fold == 0) & (np.arange(n) > 2))),
+        rotors=tuple(
+            _rotor(z, int(i), torsions, graph, (r0, theta0), bends, p.charges[order], set(heavy.tolist()))
+            for i in np.flatnonzero(z.fold)
+        ),
+        lj=torch.from_numpy(np.where(hops == 3, 0.5, kept)),
+        coulomb=torch.from_numpy(np.where(hops == 3, 1 / 1.2, kept)),
+        sigma=torch.from_numpy((sigma[:, None] + sigma) / 2),
+        epsilon=torch.from_numpy(np.sqrt(epsilon[:, None] * epsilon)),
+        charges=torch.from_numpy(COULOMB * p.charges[order][:, None] * p.charges[order]),
+        angles=angles,
+        torsions=torsions,
+    )
+
+
+def _hops(graph: nx.Graph, n: int) -> np.ndarray:
+    hops = np.zeros((n, n), dtype=np.int64)
+    for i, lengths in nx.all_pairs_shortest_path_length(graph):
+        for j, length in lengths.items():
+            hops[i, j] = length
+    return hops
+
+
+def _nearest(hops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    n = len(hops)
+    near = np.repeat(np.arange(n)[:, None], NEIGHBOURS, 1)
+    bonds = np.zeros((n, NEIGHBOURS), dtype=np.int64)
+    for i in range(1, n):
+        closest = np.lexsort((-np.arange(i), hops[i, :i]))[:NEIGHBOURS]
+        near[i, : len(closest)] = closest
+        bonds[i, : len(closest)] = np.minimum(hops[i, closest], 7)
+    return near, bonds
+
+
+def _ideal(
+    z: ZMatrix, p: Parameters, rank: np.ndarray, bonds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Bends]:
+    """Ideal r, theta and their units from the bond and angle that the z-matrix uses; all angles by (ends, apex)."""
+    n = len(z)
+    r0, theta0, scale = np.ones(n), np.full(n, 2.0), np.ones((n, 3))
+    springs = {
+        frozenset((int(rank[i]), int(rank[j]))): (length, k)
+        for (i, j), length, k in zip(bonds, p.bond_length, p.bond_k, strict=True)
+    }
+    bends = {
+        (frozenset((int(rank[i]), int(rank[k]))), int(rank[j])): (theta, force)
+        for (i, j, k), theta, force in zip(p.angles, p.angle_theta, p.angle_k, strict=True)
+    }
+    scale[:, 2] = PHI_SCALE
+    for i in range(1, n):
+        _, b, c = z.references[i]
+        r0[i], k = springs[frozenset((i, int(c)))]
+        scale[i, 0] = k**-0.5
+        if z.closes[i]:
+            theta0[i], k = springs[frozenset((i, int(b)))]
+            scale[i, 1] = k**-0.5
+        elif i > 1:
+            theta0[i], k = bends[frozenset((i, int(b))), int(c)]
+            scale[i, 1] = k**-0.5
+    return r0, theta0, scale, bends
+
+
+def _nodes(z: ZMatrix, peptide: Peptide, graph: nx.Graph, hops: np.ndarray) -> np.ndarray:
+    p, order = peptide.parameters, z.order
+    numbers = peptide.numbers[order]
+    types = [p.types[i] for i in order]
+    rings = nx.minimum_cycle_basis(graph)
+    in_ring = np.array([any(i in ring for ring in rings) for i in range(len(z))])
+    degree = np.array([graph.degree[i] for i in range(len(z))])
+    sign = np.round(np.degrees(z.center)).astype(int)
+    columns = [
+        *(numbers == e for e in ELEMENTS),
+        *(np.array([t == kind for t in types]) for kind in TYPES),
+        p.charges[order],
+        p.sigma[order] - 2.5,
+        np.sqrt(p.epsilon[order]) * 10,
+        z.closes,
+        *(z.fold == m for m in range(4)),
+        *(degree == d for d in range(1, 5)),
+        in_ring,
+        *((sign == value) & (z.fold == 0) for value in (0, 120, 180, -120)),
+        np.arange(len(z)) < 3,
+        np.array([sum(numbers[j] == 1 for j in graph[i]) for i in range(len(z))]) / 3,
+    ]
+    return np.stack(columns, 1).astype(np.float64)
+
+
+Bends = dict[tuple[frozenset[int], int], tuple[float, float]]
+
+
+def _rotor(
+    z: ZMatrix,
+    i: int,
+    torsions: Terms,
+    graph: nx.Graph,
+    ideal: tuple[np.ndarray, np.ndarray],
+    bends: Bends,
+    charges: np.ndarray,
+    heavy: set[int],
+) -> Rotor:
+    a, b, c = (int(k) for k in z.references[i])
+    if z.closes[i]:  # the axis is no bond: only the closing atom itself turns
+        empty = torch.zeros(0, dtype=torch.long)
+        none = torch.zeros(0, dtype=torch.float64)
+        return Rotor(
+            i, 1, torch.tensor([i]), torch.zeros(1).double(), none.reshape(0, 3), empty, none, None, (0.0, 0.0, 0)
+        )
+    siblings = [k for k in graph[c] if k > i and z.references[k, 0] == i and z.references[k, 2] == c]
+    atoms = [i, *siblings]
+    azimuth = {i: 0.0} | {k: float(z.center[k]) for k in siblings}
+    rows, ends, offsets = [], [], []
+    for quad, constants in zip(torsions.atoms.tolist(), torsions.constants, strict=True):
+        for d, e, f, g in (quad, quad[::-1]):
+            if (e, f) == (b, c) and g in azimuth and d < i:
+                rows.append(constants)
+                ends.append(d)
+                offsets.append(azimuth[g])
+    return Rotor(
+        rank=i,
+        fold=int(z.fold[i]),
+        atoms=torch.tensor(atoms),
+        azimuth=torch.tensor([azimuth[k] for k in atoms]).double(),
+        torsions=torch.stack(rows) if rows else torch.zeros(0, 3).double(),
+        ends=torch.tensor(ends, dtype=torch.long),
+        offsets=torch.tensor(offsets).double(),
+        closure=_closure(z, i, a, graph, ideal, bends),
+        beyond=_beyond(i, atoms, graph, charges, heavy),
+    )
+
+
+def _beyond(
+    i: int, rotor: list[int], graph: nx.Graph, charges: np.ndarray, heavy: set[int]
+) -> tuple[float, float, int]:
+    """Charge, distance and heavy atoms of the branch that X carries: what is reached from it through later ranks."""
+    reach = nx.single_source_shortest_path_length(graph.subgraph([k for k in graph if k >= i]), i)
+    branch = [k for k in reach if k not in rotor]
+    if not branch:
+        return 0.0, 0.0, 0
+    weight = np.abs(charges[branch]) + 0.01
+    hops = float((weight * [reach[k] for k in branch]).sum() / weight.sum())
+    return float(charges[branch].sum()), 1.2 * hops, len(heavy & set(branch))
+
+
+def _closure(
+    z: ZMatrix, i: int, a: int, graph: nx.Graph, ideal: tuple[np.ndarray, np.ndarray], bends: Bends
+) -> tuple[float, float, float, float] | None:
+    """What the atom that will close a ring between ranks i and a asks of their distance."""
+    last = [k for k in set(graph[i]) & set(graph[a]) if k > i and z.closes[k]]
+    if not last:
+        return None
+    (k,) = last
+    theta, force = bends[frozenset((i, a)), k]
+    # the second coordinate of an atom that closes a ring is a length too
+    return float(ideal[0][k]), float(ideal[1][k]), float(theta), float(force)

@@ -1,0 +1,318 @@
+"""Prose: an autoregressive flow over the internal coordinates of any peptide.
+
+Each atom's r, theta | r and phi | r, theta are one-dimensional conditionals of the atoms placed before it. The force
+field supplies a first guess of every one (:mod:`molgen.prose.physics`); the network corrects it. A graph encoder sees
+the whole molecule without positions, the shared trunk reads the placed heavy atoms under a causal mask, and a query
+for each atom, which never sees that atom's position, gathers both in the frame of its reference atoms.
+
+Source of the task: Prose, arXiv 2508.18175 (a Cartesian flow); the internal-coordinate model is molgen's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from molgen.flow.splines import SPLINE_PARAMETERS, circular_log_density, circular_quantile, rational_quadratic
+from molgen.nn.neighbours import SumOfSilu
+from molgen.nn.radial import GaussianRadial
+from molgen.nn.trunk import Trunk, TrunkCache, TrunkConfig
+from molgen.prose.layout import NODE_FEATURES, Layout
+from molgen.prose.physics import CHANNELS, KNOTS
+from molgen.prose.state import Local, State, broad_positions, narrow_limits
+
+OWN = 7  # own coordinates of a placed atom: r, theta, narrow phi; cos and sin of phi and 2 phi
+FOURIER = 8
+FLOOR = 14.0  # no angle is less likely than e^-14 of the likeliest
+
+
+@dataclass(frozen=True)
+class ProseConfig:
+    """Sizes: width of queries and encoder, of the hidden layer of heads and of circular convolutions; the trunk's."""
+
+    width: int = 96
+    head: int = 64
+    channels: int = 16
+    encoder_layers: int = 4
+    scalars: int = 64
+    vectors: int = 16
+    pair: int = 32
+    heads: int = 4
+    layers: int = 2
+    radial: int = 12
+
+
+class Encoder(nn.Module):
+    """Message passing over bonds, without positions: what an atom is and what is still to come around it."""
+
+    def __init__(self, width: int, layers: int):
+        super().__init__()
+        self.embed = nn.Linear(NODE_FEATURES, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        self.updates = nn.ModuleList(
+            nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(layers)
+        )
+
+    def forward(self, nodes: Tensor, bonds: Tensor) -> Tensor:
+        """(N, width) from nodes (N, NODE_FEATURES) and bonds (2, 2M)."""
+        h = self.embed(nodes)
+        adjacency = h.new_zeros(len(h), len(h))
+        adjacency[bonds[0], bonds[1]] = 0.5
+        for norm, update in zip(self.norms, self.updates, strict=True):
+            x = norm(h)
+            h = h + update(torch.cat([x, adjacency @ x], -1))
+        return h
+
+
+class ProseFlow(nn.Module):
+    """The flow; densities are exact, in the volume of Cartesian space without rigid motion (1/Angstrom^(3N-6))."""
+
+    def __init__(self, config: ProseConfig | dict | None = None):
+        super().__init__()
+        c = self.config = config if isinstance(config, ProseConfig) else ProseConfig(**(config or {}))
+        w, v = c.width, c.vectors
+        self.encoder = Encoder(w, c.encoder_layers)
+        self.role = nn.Sequential(nn.Linear(4 * w, w), nn.SiLU(), nn.Linear(w, w))
+        self.to_trunk = nn.Linear(w, c.scalars)
+        self.trunk = Trunk(
+            TrunkConfig(
+                scalars=c.scalars,
+                vectors=v,
+                pair=c.pair,
+                heads=c.heads,
+                layers=c.layers,
+                radial=c.radial,
+                node_inputs=c.scalars + OWN,
+                pair_inputs=9,
+                conditions=2,
+                time=False,
+            )  # fmt: skip
+        )
+        self.temperature = nn.Linear(2, w)
+        # placed atoms close in bonds, by their own coordinates
+        self.near_query, self.near_static = nn.Linear(w, w), nn.Linear(w, w, bias=False)
+        self.near_own, self.near_hops = nn.Linear(OWN, w, bias=False), nn.Embedding(8, w)
+        self.near_out = nn.Linear(w, w, bias=False)
+        # placed heavy atoms, by their position in the frame of the query
+        self.radial = GaussianRadial(c.radial)
+        self.far_query, self.far_key = nn.Linear(w, c.scalars), nn.Linear(c.scalars, c.scalars, bias=False)
+        self.far_geometry = nn.Linear(c.radial + 6, c.scalars, bias=False)
+        self.far_out, self.far_weights = nn.Linear(c.scalars, w, bias=False), nn.Linear(c.scalars, c.heads)
+        self.far_vectors = nn.Linear(3 * v, w, bias=False)
+        self.centre = nn.Linear(c.scalars + 3 * v, w, bias=False)
+        self.hints = nn.Linear(6, w, bias=False)
+        self.norm = nn.LayerNorm(w)
+        self.mix = nn.Sequential(nn.Linear(w, 2 * w), nn.SiLU(), nn.Linear(2 * w, w))
+        # heads: r, theta, phi of every atom
+        self.head_in = nn.Linear(w, 3 * c.head)
+        self.head_known = nn.Parameter(torch.randn(2, 2, c.head) * 0.1)
+        self.head_out = nn.Parameter(torch.zeros(3, c.head, 2 + SPLINE_PARAMETERS))
+        # broad dihedrals: circular convolutions over the scan
+        self.scan_in = nn.Conv1d(CHANNELS + 1, c.channels, 5, padding=2, padding_mode="circular")
+        self.scan_condition = nn.Linear(w + 2, c.channels)
+        self.scan_mid = nn.Conv1d(c.channels, c.channels, 5, padding=2, padding_mode="circular")
+        self.scan_out = nn.Conv1d(c.channels, 1, 5, padding=2, padding_mode="circular", bias=False)
+        self.scan_global = nn.Sequential(nn.Linear(w + 2, w), nn.SiLU(), nn.Linear(w, CHANNELS + 2 * FOURIER))
+        for last in (self.scan_global[-1], self.scan_out):
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+        angle = torch.arange(KNOTS) * (2 * torch.pi / KNOTS) - torch.pi
+        order = torch.arange(1, FOURIER + 1)[:, None]
+        self.waves: Tensor
+        self.register_buffer("waves", torch.cat([(order * angle).cos(), (order * angle).sin()]), persistent=False)
+
+    def encode(self, layout: Layout) -> Tensor:
+        """(N, width) what every atom is, from the bonds alone."""
+        return self.encoder(layout.nodes.to(self.waves.dtype), layout.bonds)
+
+    def content(
+        self, layout: Layout, state: State, h: Tensor, upto: int | None = None, cache: TrunkCache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Scalars (B, H, S) and vectors (B, H, 3, V) of the heavy atoms below rank `upto`; h is :meth:`encode`'s.
+
+        With a cache, the atoms it holds are not computed again.
+        """
+        heavy = layout.heavy if upto is None else layout.heavy[layout.heavy < upto]
+        b, n = len(state.x), len(heavy)
+        if not n:
+            return state.x.new_zeros(b, 0, self.config.scalars), state.x.new_zeros(b, 0, 3, self.config.vectors)
+        static = self.to_trunk(h[heavy]).expand(b, -1, -1)
+        hops = F.one_hot(layout.heavy_bonds[:n, :n], 9).to(state.x.dtype)
+        causal = torch.ones(n, n, dtype=torch.bool).tril(-1)
+        s, v, _ = self.trunk(
+            torch.cat([static, state.own[:, heavy]], -1),
+            [state.x[:, heavy]],
+            torch.ones(b, n, dtype=torch.bool),
+            pair_mask=causal.expand(b, n, n),
+            pair_features=hops.expand(b, n, n, 9),
+            condition=state.condition,
+            cache=cache,
+        )
+        return s, v
+
+    def queries(
+        self, layout: Layout, state: State, h: Tensor, content: tuple[Tensor, Tensor], ranks: Tensor, local: Local
+    ) -> Tensor:
+        """(B, K, width) what is known of each atom of `ranks` (K,) before it is placed."""
+        s, v = content
+        z = layout.z
+        refs = torch.from_numpy(z.references)[ranks].clamp(min=0)
+        role = self.role(torch.cat([h[ranks], h[refs[:, 2]], h[refs[:, 1]], h[refs[:, 0]]], -1))
+        q = role + self.temperature(state.condition)[:, None]
+
+        near, hops = layout.near[ranks], layout.near_bonds[ranks]
+        message = self.near_query(role)[:, None] + self.near_static(h)[near] + self.near_hops(hops)
+        slots = [torch.nonzero(column)[:, 0] for column in (hops > 0).T]
+        q = q + self.near_out(SumOfSilu.apply(message, self.near_own(state.own), near, slots))
+
+        count = s.shape[1]
+        heavy = layout.heavy[:count]
+        frame, centre = state.frames(layout, ranks)  # (B, K, 3, 3), (B, K, 3)
+        # from afar for broad dihedrals only: of the rest, the force field's hints say what distant atoms do to them
+        broad = torch.nonzero(layout.rotor_of[ranks] >= 0)[:, 0]
+        if len(broad) and count:
+            axes = frame[:, broad]
+            relative = (state.x[:, None, heavy] - centre[:, broad, None]) @ axes.transpose(-1, -2)  # (B, K', H, 3)
+            distance = (relative.square().sum(-1) + 1e-6).sqrt()
+            geometry = [self.radial(distance), relative / distance[..., None], relative * 0.2]
+            hidden = self.far_geometry(torch.cat(geometry, -1))
+            hidden = hidden + self.far_query(role)[broad, None] + self.far_key(s)[:, None]
+            before = (heavy < ranks[broad, None]).to(q.dtype)[..., None]
+            hidden = F.silu(hidden) * before
+            weights = self.far_weights(hidden) * before  # (B, K', H, heads)
+            vectors = v.unflatten(-1, (self.config.heads, -1)).permute(0, 3, 1, 2, 4).flatten(3)  # (B, h, H, 3V/h)
+            summed = (weights.permute(0, 3, 1, 2) @ vectors).unflatten(-1, (3, -1))  # (B, h, K', 3, V/h)
+            seen = axes @ summed.permute(0, 2, 3, 1, 4).flatten(3)  # (B, K', 3, V)
+            q = q.index_add(1, broad, (self.far_out(hidden.sum(2)) + self.far_vectors(seen.flatten(2))) * 0.3)
+
+        at = torch.searchsorted(heavy, refs[:, 2].contiguous()).clamp(max=max(count - 1, 0))
+        first = (ranks > 0).to(q.dtype)[:, None]
+        if count:
+            q = q + self.centre(torch.cat([s[:, at], (frame @ v[:, at]).flatten(2)], -1)) * first
+        q = q + self.hints(local.hints(state.kt))
+        return q + self.mix(self.norm(q))
+
+    def _line(self, q: Tensor, kind: int, known: Tensor) -> Tensor:
+        """Parameters (B, K, 2 + splines) of r (0), theta (1) or phi (2), given the standardised ones before it."""
+        width = self.config.head
+        hidden = q[..., kind * width : (kind + 1) * width]
+        if kind:
+            hidden = hidden + known[..., :kind] @ self.head_known[kind - 1, :kind]
+        return F.silu(hidden) @ self.head_out[kind]
+
+    def _circle(self, q: Tensor, known: Tensor, energies: Tensor, kt: Tensor) -> Tensor:
+        """Log-density (B, R, KNOTS), unnormalised, from scans (B, R, CHANNELS, KNOTS) in eV."""
+        b, r = q.shape[:2]
+        condition = torch.cat([q, known], -1)
+        scaled = energies / kt[:, None, None, None]
+        scaled = scaled - scaled.amin(-1, keepdim=True)
+        soft = 10 * torch.tanh(scaled / 10)
+        total = 10 * torch.tanh(scaled[:, :, :3].sum(2, keepdim=True) / 10)
+        x = self.scan_in(torch.cat([soft, total], 2).flatten(0, 1) * 0.2)
+        x = F.silu(x + self.scan_condition(condition).flatten(0, 1)[..., None])
+        x = self.scan_out(x + F.silu(self.scan_mid(x))).view(b, r, KNOTS)
+        weights = self.scan_global(condition)
+        plain = torch.ones(CHANNELS).index_fill(0, torch.arange(3, CHANNELS), 0.0).to(soft)
+        mixed = ((weights[..., :CHANNELS] - plain)[..., None] * soft).sum(2) + weights[..., CHANNELS:] @ self.waves
+        heights = mixed + x
+        return FLOOR * torch.tanh((heights - heights.amax(-1, keepdim=True)) / FLOOR)
+
+    def log_density(self, layout: Layout, state: State) -> Tensor:
+        """(B,) log-density of all internal coordinates of a complete state, without the volume element."""
+        ranks = torch.arange(layout.atoms)
+        h = self.encode(layout)
+        q = self.queries(layout, state, h, self.content(layout, state, h), ranks, state.local)
+        hidden = self.head_in(q)
+        total = state.x.new_zeros(len(state.x))
+        known = state.x.new_zeros(*q.shape[:2], 0)
+        for kind in range(3):
+            mean, log_scale = state.local.conditional(kind, state.delta, state.kt)
+            z = (state.delta[..., kind] - mean) * log_scale.exp()
+            if kind == 2:
+                line = layout.narrow
+                z, log_scale, log_unit = z[:, line], log_scale[:, line], layout.log_scale[line, 2]
+                parameters = self._line(hidden[:, line], 2, known[:, line])
+            else:
+                start = kind + 1
+                z, log_scale, log_unit = z[:, start:], log_scale[:, start:], layout.log_scale[start:, kind]
+                parameters = self._line(hidden[:, start:], kind, known[:, start:])
+            y, log_slope = _affine_spline(z, parameters)
+            each = log_slope - 0.5 * y.square() - 0.9189385332 + log_scale - log_unit.to(y.dtype)
+            total = total + each.sum(1)
+            if kind < 2:
+                known = torch.cat([known, F.pad(z, (kind + 1, 0))[..., None].clamp(-6, 6)], -1)
+        rotors = layout.rotor_ranks
+        heights = self._circle(q[:, rotors], known[:, rotors], state.scan, state.kt)
+        u = broad_positions(layout, state)
+        return total + circular_log_density(u, heights).sum(1)
+
+    def log_prob(self, layout: Layout, x: Tensor, temperature: Tensor) -> Tensor:
+        """Log-density (B,) of x (B, N, 3) in Angstrom, atoms in the peptide's order, at temperatures (B,) in K.
+
+        Equivalent hydrogens (and the methyl groups of valine and leucine) are exchanged where their names are on the
+        wrong side; the density is that of the canonical naming. -inf for a mirror image or any wrong stereocentre.
+        """
+        state = State.of(layout, x, temperature, self.waves.dtype)
+        value = self.log_density(layout, state).double() - state.log_volume
+        return torch.where(narrow_limits(layout, state), value, -torch.inf)
+
+    def place(
+        self,
+        layout: Layout,
+        state: State,
+        h: Tensor,
+        content: tuple[Tensor, Tensor],
+        ranks: Tensor,
+        noise: Tensor,
+        local: Local,
+        scans: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Coordinates (B, K, 3: steps of r and theta, phi) from noise (B, K, 4) in (0, 1), and their log-density.
+
+        `scans` (B, R, CHANNELS, KNOTS) are those of the rotors among `ranks`. Angles phi are relative to `center`.
+        """
+        dtype = state.x.dtype
+        q = self.queries(layout, state, h, content, ranks, local)
+        hidden = self.head_in(q)
+        normal = torch.special.ndtri(noise).to(dtype).clamp(-8, 8)
+        delta = state.x.new_zeros(*q.shape[:2], 3)
+        known, log_q = q[..., :0], noise.new_zeros(len(noise), len(ranks))
+        for kind in range(3):
+            mean, log_scale = local.conditional(kind, delta, state.kt)
+            z, log_slope = _affine_spline(normal[..., kind], self._line(hidden, kind, known), inverse=True)
+            value = mean + z * (-log_scale).exp()
+            here = layout.has_line[ranks, kind].to(dtype)
+            delta = torch.cat([delta[..., :kind], (value * here)[..., None], delta[..., kind + 1 :]], -1)
+            unit = layout.log_scale[ranks, kind].to(dtype)
+            log_q = log_q + ((-log_slope - 0.5 * normal[..., kind].square() - 0.9189385332 + log_scale - unit) * here)
+            if kind < 2:
+                known = torch.cat([known, (z * here).clamp(-6, 6)[..., None]], -1)
+        phi = delta[..., 2].double() * layout.scale[ranks, 2]
+        turning = layout.rotor_of[ranks]
+        which = torch.nonzero(turning >= 0)[:, 0]
+        if len(which):
+            fold = layout.folds[turning[which]]
+            heights = self._circle(q[:, which], known[:, which], scans.to(dtype), state.kt).double()
+            u = circular_quantile(noise[:, which, 2], heights)
+            log_q = log_q.index_add(1, which, circular_log_density(u, heights).to(log_q.dtype))
+            label = (noise[:, which, 3] * fold).floor().clamp(max=fold - 1)
+            phi = phi.index_copy(1, which, (u + 2 * torch.pi * label) / fold)
+        steps = delta[..., :2].double() * layout.scale[ranks, :2]
+        return torch.cat([steps, phi[..., None]], -1), log_q.double()
+
+    def describe(self) -> dict:
+        """What a checkpoint needs to rebuild the network."""
+        return asdict(self.config)
+
+
+def _affine_spline(x: Tensor, parameters: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """Spline of (x - shift) / scale (B, K), and its log-derivative."""
+    shift, log_scale = parameters[..., 0], 1.5 * torch.tanh(parameters[..., 1] / 1.5)
+    if inverse:
+        y, log_slope = rational_quadratic(x, parameters[..., 2:], inverse=True)
+        return y * log_scale.exp() + shift, log_slope + log_scale
+    y, log_slope = rational_quadratic((x - shift) * (-log_scale).exp(), parameters[..., 2:])
+    return y, log_slope - log_scale

@@ -1,0 +1,187 @@
+"""How Prose is trained: frames of molecular dynamics, one sequence and one temperature at a time, with their energies.
+
+Loss: negative log-likelihood of the frames, and the spread of log q + E/kT over frames of one sequence, which is zero
+for the exact density whatever the populations in the frames are; it repairs basins that a short trajectory misjudges.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from molgen.prose.frames import Frames
+from molgen.prose.model import ProseFlow
+from molgen.train.loop import Trainer, TrainSettings
+from molgen.units import KB
+
+CAP = 40.0  # kT
+
+
+@dataclass(frozen=True)
+class ProseLoss:
+    """Weights of the loss.
+
+    Attributes:
+        likelihood, spread: weights of the negative log-likelihood and of the energy spread, both a frame.
+        huber: where the spread turns from square to linear, kT.
+        frames: frames of one sequence in a batch. sequences: sequences a step.
+    """
+
+    likelihood: float = 0.5
+    spread: float = 0.5
+    huber: float = 4.0
+    frames: int = 32
+    sequences: int = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Frames of one sequence at one temperature."""
+
+    frames: Frames
+    temperature: float
+    index: Tensor
+
+
+def spread_loss(log_q: Tensor, energies: Tensor, kt: float, huber: float) -> Tensor:
+    """Huber loss (scalar) of log q + E/kT (B,) about its median; kT^2 near zero.
+
+    Energies count up to CAP kT above their median: what lies higher only has to become unlikely.
+    """
+    value = log_q + energies.clamp(max=float(energies.median()) + CAP * kt) / kt
+    return torch.nn.functional.huber_loss(value, value.detach().median().expand_as(value), delta=huber)
+
+
+def prose_loss(model: ProseFlow, batches: Sequence[Batch], settings: ProseLoss) -> dict[str, Tensor]:
+    """Losses of a step; each sequence weighs by 1 / its degrees of freedom."""
+    losses, nll, spread = [], [], []
+    for batch in batches:
+        frames = batch.frames
+        state = frames.state(batch.index)
+        log_q = model.log_density(frames.layout, state) - state.log_volume
+        data = ~frames.own[batch.index]
+        likelihood = -(log_q * data).sum() / len(data)
+        scatter = spread_loss(log_q, frames.energies[batch.index], KB * batch.temperature, settings.huber)
+        dof = 3 * frames.layout.atoms - 6
+        losses.append((settings.likelihood * likelihood + settings.spread * scatter) / dof)
+        if data.any():
+            nll.append(-log_q.detach()[data].mean() / dof)
+        spread.append(scatter.detach())
+    figures = {"loss": torch.stack(losses).mean(), "spread": torch.stack(spread).mean()}
+    return figures | ({"nll": torch.stack(nll).mean()} if nll else {})
+
+
+def epoch(data: Sequence[Frames], settings: ProseLoss, generator: torch.Generator) -> Iterator[list[Batch]]:
+    """Every sequence at every temperature once (the lowest twice), frames and order at random."""
+    jobs = []
+    for frames in data:
+        temperatures = frames.temperatures()
+        jobs += [(frames, t) for t in (temperatures[0], *temperatures)]
+    order = torch.randperm(len(jobs), generator=generator).tolist()
+    for start in range(0, len(order) - settings.sequences + 1, settings.sequences):
+        step = []
+        for frames, t in (jobs[j] for j in order[start : start + settings.sequences]):
+            here = frames.at(t)
+            pick = torch.randint(len(here), (min(settings.frames, len(here)),), generator=generator)
+            step.append(Batch(frames, t, here[pick]))
+        yield step
+
+
+@torch.no_grad()
+def validation_figures(model: ProseFlow, data: Sequence[Frames], frames: int = 100) -> dict[str, float]:
+    """NLL a degree of freedom and spread of log q + E/kT at the lowest temperature; "score" is the mean spread.
+
+    "val_forward" estimates the effective sample size that samples of the flow would have, from the data's side:
+    1 / (E_MD[w] E_MD[1/w]), w the weight of a frame.
+    """
+    nll, spreads, forward = [], [], []
+    for item in data:
+        t = item.temperatures()[0]
+        index = item.at(t)
+        index = index[:: max(1, len(index) // frames)]
+        state = item.state(index)
+        log_q = (model.log_density(item.layout, state) - state.log_volume).double()
+        value = log_q + item.energies[index].double() / (KB * t)
+        nll.append(-float(log_q.mean()) / (3 * item.layout.atoms - 6))
+        spreads.append(float(value.std()))
+        both = torch.logsumexp(value, 0) + torch.logsumexp(-value, 0)
+        forward.append(float(torch.exp(2 * np.log(len(value)) - both)))
+    score = float(np.mean(spreads))
+    return {"score": score, "val_nll": float(np.mean(nll)), "val_spread": score, "val_forward": float(np.mean(forward))}
+
+
+def train_prose(
+    model: ProseFlow,
+    train: Sequence[Frames],
+    val: Sequence[Frames],
+    directory: Path,
+    *,
+    budget_seconds: float | None = None,
+    steps: int | None = None,
+    learning_rate: float = 2e-3,
+    loss: ProseLoss | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    extra: dict[str, Any] | None = None,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train Prose; the best weights by validation go to `directory/best`, the figures of every step to `log.jsonl`.
+
+    Returns:
+        the last validation figures, `best_score`, `step` and `elapsed` seconds.
+    """
+    torch.set_flush_denormal(True)
+    loss = loss or ProseLoss()
+    log(
+        f"{len(train)} training and {len(val)} validation sequences, "
+        f"{sum(p.numel() for p in model.parameters()):,} parameters"
+    )
+    settings = TrainSettings(
+        budget_seconds,
+        steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        weight_decay=1e-3,
+        validate_seconds=min(300.0, (budget_seconds or 3000.0) / 10),
+    )
+    stream = (directory / "log.jsonl").open("a", encoding="utf-8")
+
+    def record(figures: dict[str, Any]) -> None:
+        stream.write(json.dumps(figures) + "\n")
+        stream.flush()
+        if "val_nll" in figures:
+            log(
+                "step {step}, {seconds:.0f} s: validation NLL {val_nll:.4f} a degree of freedom, "
+                "spread {val_spread:.2f} kT, forward ESS {val_forward:.3f}".format(**figures)
+            )
+
+    temperatures = [float(t) for item in train for t in item.temperatures()]
+    lengths = [len([r for r in item.layout.peptide.residue_names if r not in ("ACE", "NME")]) for item in train]
+    config = {
+        "model": "prose",
+        "config": model.describe(),
+        "loss": asdict(loss),
+        "temperatures": [min(temperatures), max(temperatures)],
+        "lengths": [min(lengths), max(lengths)],
+        **(extra or {}),
+    }
+    trainer = Trainer(
+        model,
+        lambda m, batch, _: prose_loss(m, batch, loss),  # type: ignore[arg-type]
+        lambda g: epoch(train, loss, g),
+        lambda m: validation_figures(m, val),  # type: ignore[arg-type]
+        settings,
+        directory,
+        config,
+        record,
+    )
+    with stream:
+        figures = trainer.run(resume)
+    return {**figures, "best_score": trainer.best, "step": trainer.step, "elapsed": trainer.elapsed}
