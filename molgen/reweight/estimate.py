@@ -1,0 +1,211 @@
+"""Weighted means with a standard error and a k-hat.
+
+Standard errors are those of the delta method for self-normalised weights,
+
+    var <f> = G/(G-1) sum_g ( sum_(i in g) w_i (f_i - <f>) )^2,   sum w = 1,
+
+where draws of one group g (a block of MD frames, one seed, one resampled ancestor) may depend on each other and groups
+do not; without groups each draw is its own (Owen, Monte Carlo theory, methods and examples, ch. 9). `bootstrap` redraws
+the groups and needs no derivative. Neither knows of tails that were never drawn: k-hat does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from molgen.errors import InputError
+from molgen.reweight.importance import cleaned, function_khat, khat_threshold
+from molgen.rng import generator
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, or an array of them, that says how far to trust it.
+
+    Attributes:
+        value: the estimate.
+        error: its standard error (68 % for a normal distribution); inf or NaN where there is none.
+        khat: k-hat of the weights behind it; `error` means little above 0.7.
+        reliable: k-hat is within the threshold for the number of draws.
+        unit: "eV", "A", "rad" or "" for a bare number.
+    """
+
+    value: Any
+    error: Any
+    khat: Any
+    reliable: bool
+    unit: str = ""
+
+    def scaled(self, factor: float, unit: str) -> Estimate:
+        """The estimate in another unit, one `unit` being 1/factor of the old."""
+        return Estimate(self.value * factor, self.error * abs(factor), self.khat, self.reliable, unit)
+
+    def __str__(self) -> str:
+        if np.ndim(self.value):
+            return f"{self.value} ± {self.error} {self.unit}".rstrip()
+        digits = 3
+        if np.isfinite(self.error) and self.error > 0:
+            digits = int(np.clip(1 - np.floor(np.log10(self.error)), 0, 12))
+        text = f"{self.value:.{digits}f} ± {self.error:.{digits}f} {self.unit}".rstrip()
+        return text if self.reliable else f"{text} (k-hat {self.khat:.2f}: not reliable)"
+
+
+def group_sums(terms: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Sum of `terms` (n, ...) over each group, (G, ...); `terms` itself without groups."""
+    if groups is None:
+        return terms
+    labels, inverse = np.unique(groups, return_inverse=True)
+    sums = np.zeros((len(labels), *terms.shape[1:]))
+    np.add.at(sums, inverse, terms)
+    return sums
+
+
+def delta_error(influence: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """Standard error (...) of an estimate from the influence (n, ...) of each draw on it; NaN for a single group."""
+    sums = group_sums(np.asarray(influence, dtype=float), groups)
+    count = len(sums)
+    if count < 2:
+        return np.full(sums.shape[1:], np.nan)[()]
+    return np.sqrt(count / (count - 1) * (sums**2).sum(0))
+
+
+def weighted_mean(
+    values: ArrayLike,
+    log_weights: ArrayLike,
+    weights: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    circular: bool = False,
+    unit: str = "",
+) -> Estimate:
+    """Self-normalised mean of values (n,) or (n, k), with delta-method errors and function-specific k-hat.
+
+    Args:
+        values: may be anything, also NaN, where the weight is zero.
+        log_weights: raw log-weights (n,), for k-hat.
+        weights: the normalised (n,) weights to average with, raw or smoothed.
+        groups: labels (n,) of draws that depend on each other.
+        circular: `values` are angles in radians; the mean direction, in (-pi, pi].
+
+    Raises:
+        InputError: `values` has another length, or is not finite where the weight is above zero.
+    """
+    values = np.asarray(values, dtype=float)
+    used = weights > 0
+    if values.ndim not in (1, 2) or len(values) != len(weights):
+        raise InputError(
+            f"values of shape {values.shape}", expected=f"({len(weights)},) or ({len(weights)}, k), a row a sample"
+        )
+    bad = used & ~np.isfinite(values if values.ndim == 1 else values.sum(1))
+    if bad.any():
+        raise InputError(
+            f"{int(bad.sum())} values are not finite where the weight is above zero",
+            where=f"sample {int(np.argmax(bad))}",
+            expected="finite values",
+        )
+    if not used.any():
+        nothing = np.full(values.shape[1:], np.nan)[()]
+        return Estimate(nothing, nothing, np.inf, False, unit)
+    table = np.where(used[:, None], values.reshape(len(values), -1), 0.0)
+    if circular:
+        mean, linear = _directions(table, weights)
+    else:
+        mean = weights @ table
+        linear = table
+    centre = weights @ linear
+    error = delta_error(weights[:, None] * (linear - centre), groups)
+    shape = np.array([function_khat(log_weights, column) for column in linear.T])
+    threshold = khat_threshold(int(np.isfinite(cleaned(log_weights)).sum()))
+    reliable = bool((shape <= threshold).all())
+    if values.ndim == 1:
+        return Estimate(float(mean[0]), float(error[0]), float(shape[0]), reliable, unit)
+    return Estimate(mean, error, shape, reliable, unit)
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], ArrayLike],
+    weights: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    replicas: int = 200,
+    seed: int = 0,
+) -> np.ndarray:
+    """Standard error of statistic(weights (n,)) over `replicas` redraws of the groups with replacement.
+
+    A redraw multiplies the weight of each draw by the number of times its group was drawn, and normalises; smoothing
+    is not repeated. Redraws where the statistic is not finite (an emptied region) are left out; NaN if more than half
+    are.
+    """
+    index = np.arange(len(weights)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(index.max()) + 1
+    rng, results = generator(seed), []
+    for _ in range(replicas):
+        redrawn = weights * rng.multinomial(count, np.full(count, 1 / count))[index]
+        if redrawn.sum() > 0:
+            results.append(np.asarray(statistic(redrawn / redrawn.sum()), dtype=float))
+    if len(results) < 2:
+        return np.full(np.shape(statistic(weights)), np.nan)[()]
+    table = np.stack(results)
+    finite = np.isfinite(table)
+    enough = finite.sum(0) >= replicas / 2
+    kept = finite.sum(0).clip(2)
+    filled = np.where(finite, table, 0.0)
+    mean = filled.sum(0) / kept
+    spread = np.sqrt((np.where(finite, table - mean, 0.0) ** 2).sum(0) / (kept - 1))
+    return np.where(enough, spread, np.nan)[()]
+
+
+def autocorrelation_time(series: ArrayLike, angle: bool = False) -> float:
+    """Frames an independent sample costs in a stationary series: 1 + 2 sum_t rho(t), at least 1.
+
+    The sum ends where Geyer's sums of neighbouring pairs, made monotone, reach zero (initial monotone sequence; Geyer,
+    Stat. Sci. 7 (1992) 473), so n / time is the effective number of frames. A series that never left a basin gives the
+    time within that basin: too small, and nothing in the series can tell.
+
+    Args:
+        series: (n,) or (n, k), equally spaced in time; columns are pooled by their variance.
+        angle: values are angles in radians, taken as unit vectors.
+
+    Raises:
+        InputError: fewer than 4 frames, or a value that is not finite.
+    """
+    x = np.asarray(series, dtype=float)
+    x = x.reshape(len(x), -1)
+    if len(x) < 4 or not np.isfinite(x).all():
+        raise InputError(
+            f"{len(x)} frames, {int((~np.isfinite(x)).sum())} values not finite",
+            where="autocorrelation_time",
+            expected="at least 4 frames, all finite",
+        )
+    if angle:
+        x = np.concatenate([np.cos(x), np.sin(x)], axis=1)
+    n, scale = len(x), np.abs(x).max()
+    x = x - x.mean(0)
+    spectrum = np.abs(np.fft.rfft(x, 2 * n, axis=0)) ** 2
+    covariance = np.fft.irfft(spectrum, axis=0)[:n].sum(1)
+    if covariance[0] <= n * (4 * np.finfo(float).eps * scale) ** 2:
+        return float(n)  # it never moved: one sample
+    rho = covariance / covariance[0]
+    pairs = rho[: n // 2 * 2].reshape(-1, 2).sum(1)
+    end = int(np.argmax(pairs <= 0)) if (pairs <= 0).any() else len(pairs)
+    return float(np.clip(2 * np.minimum.accumulate(pairs[:end]).sum() - 1, 1.0, n))
+
+
+def blocks(count: int, length: float) -> np.ndarray:
+    """Group labels (count,) of consecutive frames in blocks of at least `length`, for errors of correlated series.
+
+    Blocks of several autocorrelation times are nearly independent; at least two are made.
+    """
+    return np.arange(count) * max(2, int(count / max(length, 1.0))) // max(count, 1)
+
+
+def _directions(angles: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean directions (k,) of angles (n, k), and the linear terms (n, k) whose mean moves them."""
+    resultant = weights @ np.exp(1j * angles)
+    mean = np.angle(resultant)
+    return mean, np.sin(angles - mean) / np.maximum(np.abs(resultant), np.finfo(float).tiny)

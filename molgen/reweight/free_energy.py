@@ -1,0 +1,251 @@
+"""Free energies of weighted samples: surfaces over collective variables, and differences between regions.
+
+A surface is a weighted histogram, F = -kT ln(share of a bin / its size), its lowest bin at zero. It holds whatever
+Jacobian the variables bring: two free atoms have F = -2 kT ln r in their distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from molgen.errors import InputError
+from molgen.reweight.estimate import Estimate, bootstrap, delta_error
+from molgen.reweight.importance import cleaned, khat, khat_threshold
+from molgen.units import KB
+
+
+@dataclass(frozen=True, eq=False)
+class CollectiveVariable:
+    """Values of a collective variable on every sample.
+
+    Attributes:
+        name: e.g. "phi 1".
+        values: (n,) in `unit`; may be NaN where the weight is zero.
+        unit: "A", "rad" or "" for a bare number.
+        period: in `unit`, None where not periodic.
+    """
+
+    name: str
+    values: np.ndarray
+    unit: str = ""
+    period: float | None = None
+
+    def wrapped(self, low: float) -> np.ndarray:
+        """Values (n,), those of a periodic variable moved into [low, low + period)."""
+        values = np.asarray(self.values, dtype=float)
+        if self.period is None:
+            return values
+        shifted = np.mod(values - low, self.period)
+        return low + np.where(shifted >= self.period, 0.0, shifted)  # np.mod of -1e-20 rounds to the period itself
+
+
+@dataclass(frozen=True, eq=False)
+class FES:
+    """Free-energy surface on a grid of one or more collective variables.
+
+    Attributes:
+        names, units, periods: of each collective variable.
+        edges: bin edges of each, in its unit.
+        free_energy: eV, shape of the grid; lowest bin 0, inf where no sample fell.
+        error: standard error in eV of -kT ln(share) of each bin, by itself; inf where no sample fell. For the
+            difference of two regions ask `Ensemble.free_energy`, which knows how they vary together.
+        probability: share of all weight in each bin; the sum is below 1 by what lies outside the grid.
+        counts: samples with a weight above zero in each bin.
+        temperature: K.
+        khat, reliable: of the weights.
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    periods: tuple[float | None, ...]
+    edges: tuple[np.ndarray, ...]
+    free_energy: np.ndarray
+    error: np.ndarray
+    probability: np.ndarray
+    counts: np.ndarray
+    temperature: float
+    khat: float
+    reliable: bool
+    kt: float = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "kt", KB * self.temperature)
+
+    @property
+    def centers(self) -> tuple[np.ndarray, ...]:
+        """Bin centres of each collective variable."""
+        return tuple((e[1:] + e[:-1]) / 2 for e in self.edges)
+
+
+def histogram_fes(
+    variables: Sequence[CollectiveVariable],
+    log_weights: ArrayLike,
+    weights: np.ndarray,
+    temperature: float,
+    *,
+    bins: int | Sequence[int] | Sequence[np.ndarray] = 50,
+    ranges: Sequence[tuple[float, float] | None] | None = None,
+    groups: np.ndarray | None = None,
+    replicas: int = 0,
+    seed: int = 0,
+) -> FES:
+    """Free-energy surface by a weighted histogram.
+
+    Args:
+        variables: one or more collective variables of n samples.
+        log_weights: raw log-weights (n,), for k-hat.
+        weights: normalised weights (n,) to count with.
+        bins: number of bins for all or for each variable, or the edges of each.
+        ranges: (low, high) of each variable in its unit; by default a whole period centred on 0, or the samples' range.
+        groups: labels (n,) of draws that depend on each other.
+        replicas: redraws for bootstrap errors; 0 for the delta method.
+
+    Raises:
+        InputError: no variable, edges that do not increase, or no range because no sample has a weight.
+    """
+    used = weights > 0
+    edges = _all_edges(variables, bins, ranges, used)
+    shape = tuple(len(e) - 1 for e in edges)
+    flat = np.zeros(len(weights), dtype=int)
+    inside = used.copy()
+    for variable, e in zip(variables, edges, strict=True):
+        values = variable.wrapped(e[0])
+        index = np.searchsorted(e, values, side="right") - 1
+        index[values == e[-1]] = len(e) - 2  # the last bin is closed, as in np.histogram
+        inside &= (index >= 0) & (index < len(e) - 1) & np.isfinite(values)
+        flat = flat * (len(e) - 1) + np.clip(index, 0, len(e) - 2)
+    flat, kept = flat[inside], weights[inside]
+    size = int(np.prod(shape))
+    share = np.bincount(flat, kept, size)
+    kt = KB * temperature
+    labels = np.arange(len(weights)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if replicas:
+        spread = bootstrap(
+            lambda w: _log_or_nan(np.bincount(flat, w[inside], size)), weights, groups, replicas=replicas, seed=seed
+        )
+    else:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            spread = _share_error(flat, kept, share, labels[inside], weights, labels) / share
+    volume = np.ones(shape)
+    for axis, e in enumerate(edges):
+        volume = volume * np.diff(e).reshape([-1 if a == axis else 1 for a in range(len(edges))])
+    with np.errstate(divide="ignore"):
+        free = -kt * np.log(share.reshape(shape) / volume)
+    if np.isfinite(free).any():
+        free = free - free.min()
+    k = khat(log_weights)
+    return FES(
+        names=tuple(v.name for v in variables),
+        units=tuple(v.unit for v in variables),
+        periods=tuple(v.period for v in variables),
+        edges=edges,
+        free_energy=free,
+        error=np.where(share > 0, kt * spread, np.inf).reshape(shape),
+        probability=share.reshape(shape),
+        counts=np.bincount(flat, minlength=size).reshape(shape),
+        temperature=temperature,
+        khat=k,
+        reliable=bool(k <= khat_threshold(int(np.isfinite(cleaned(log_weights)).sum()))),
+    )
+
+
+def free_energy_difference(
+    in_a: np.ndarray,
+    in_b: np.ndarray,
+    log_weights: ArrayLike,
+    weights: np.ndarray,
+    temperature: float,
+    *,
+    groups: np.ndarray | None = None,
+    replicas: int = 0,
+    seed: int = 0,
+) -> Estimate:
+    """F(b) - F(a) = -kT ln(P(b)/P(a)) in eV, with the standard error of the ratio (the two vary together).
+
+    k-hat is the largest of those of all weights and of the weights inside each region: a region with fewer than 25
+    samples has no k-hat and is not reliable.
+
+    Args:
+        in_a, in_b: boolean (n,), which samples lie in each region.
+        replicas: redraws for a bootstrap error; 0 for the delta method.
+    """
+    log_w, kt = cleaned(log_weights), KB * temperature
+    share_a, share_b = weights[in_a].sum(), weights[in_b].sum()
+    shapes, reliable = [], True
+    for part in (log_w, log_w[in_a], log_w[in_b]):
+        k = khat(part) if len(part) else np.inf
+        shapes.append(k)
+        reliable &= k <= khat_threshold(int(np.isfinite(part).sum()))
+    if not share_a or not share_b:
+        value = np.nan if share_a == share_b else (np.inf if share_a else -np.inf)
+        return Estimate(value, np.inf, np.inf, False, "eV")
+    if replicas:
+        error = kt * bootstrap(
+            lambda w: _log_or_nan(w[in_b].sum()) - _log_or_nan(w[in_a].sum()),
+            weights,
+            groups,
+            replicas=replicas,
+            seed=seed,
+        )
+    else:
+        error = kt * delta_error(weights * (in_b / share_b - in_a / share_a), groups)
+    return Estimate(float(-kt * np.log(share_b / share_a)), float(error), max(shapes), bool(reliable), "eV")
+
+
+def _all_edges(variables, bins, ranges, used) -> tuple[np.ndarray, ...]:
+    if not variables:
+        raise InputError("no collective variable", where="fes", expected="one or more")
+    many = [bins] * len(variables) if isinstance(bins, (int, np.integer)) else list(bins)
+    limits = [None] * len(variables) if ranges is None else list(ranges)
+    if not len(many) == len(limits) == len(variables):
+        raise InputError(
+            f"{len(many)} bins and {len(limits)} ranges for {len(variables)} collective variables",
+            where="fes",
+            expected="one for each variable",
+        )
+    return tuple(_edges(*each, used) for each in zip(variables, many, limits, strict=True))
+
+
+def _edges(variable: CollectiveVariable, bins, limits, used) -> np.ndarray:
+    if np.ndim(bins):
+        edges = np.asarray(bins, dtype=float)
+    else:
+        if limits is None and variable.period is not None:
+            limits = (-variable.period / 2, variable.period / 2)
+        if limits is None:
+            values = np.asarray(variable.values, dtype=float)[used]
+            values = values[np.isfinite(values)]
+            if not len(values):
+                raise InputError("no sample has a weight, so there is no range", where=variable.name, remedy="give one")
+            low, high = float(values.min()), float(values.max())
+            limits = (low, high) if high > low else (low - 0.5, high + 0.5)
+        edges = np.linspace(limits[0], limits[1], int(bins) + 1)
+    if len(edges) < 2 or not (np.diff(edges) > 0).all():
+        raise InputError(
+            f"bin edges {edges} do not increase", where=variable.name, expected="low < high, 1 bin or more"
+        )
+    return edges
+
+
+def _share_error(flat, kept, share, labels, all_weights, all_labels) -> np.ndarray:
+    """Delta-method error of each bin's share: sum_g (P_gb - p_b W_g)^2 G/(G-1), P_gb the weight of group g in bin b."""
+    group = np.bincount(all_labels, all_weights)
+    if len(group) < 2:
+        return np.full(len(share), np.nan)
+    cells, inverse = np.unique(labels * len(share) + flat, return_inverse=True)
+    in_cell = np.bincount(inverse, kept, len(cells)) if len(cells) else np.zeros(0)
+    bin_of, group_of = cells % len(share), cells // len(share)
+    squares = np.bincount(bin_of, in_cell**2, len(share))
+    cross = np.bincount(bin_of, in_cell * group[group_of], len(share))
+    variance = squares - 2 * share * cross + share**2 * (group**2).sum()
+    return np.sqrt(np.maximum(variance, 0.0) * len(group) / (len(group) - 1))
+
+
+def _log_or_nan(share) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        logs = np.log(share)
+    return np.where(np.isfinite(logs), logs, np.nan)

@@ -1,0 +1,65 @@
+"""Regions of configuration space as people write them: "phi 1 in (-180, 0) and rg < 4.5"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from molgen.errors import InputError
+from molgen.reweight.free_energy import CollectiveVariable
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
+_CLAUSE = re.compile(
+    rf"\s*(?P<name>(?:(?!\bin\s*[(\[]).)+?)\s*(?:\bin\s*[(\[]\s*(?P<low>{_NUMBER})\s*,\s*(?P<high>{_NUMBER})\s*[)\]]"
+    rf"|(?P<sign>[<>])\s*(?P<limit>{_NUMBER}))\s*(?:\band\b|$)"
+)
+
+Lookup = Callable[[str], CollectiveVariable]
+
+
+def written_region(text: str, lookup: Lookup) -> np.ndarray:
+    """Samples (n,) that satisfy `text`: clauses "NAME in (LOW, HIGH)", "NAME < X" and "NAME > X" joined by "and".
+
+    Angles in degrees, distances in Angstrom; LOW counts as inside and HIGH does not. A periodic range may wrap:
+    "phi 1 in (150, -150)". NAME is an attached collective variable or an observable.
+
+    Raises:
+        InputError: no such clause, or no such collective variable.
+    """
+    mask, end = None, 0
+    while mask is None or end < len(text):
+        match = _CLAUSE.match(text, end)
+        if not match or (match.group().rstrip().endswith("and") and match.end() == len(text)):
+            raise InputError(
+                f"cannot read {text[end:].strip()!r}",
+                where=f"region {text!r}",
+                expected='clauses such as "phi 1 in (-180, 0)" or "distance 0 5 < 4", joined by "and"; degrees and A',
+            )
+        variable = lookup(match["name"])
+        scale = np.pi / 180 if variable.unit == "rad" else 1.0
+        if match["sign"]:
+            limit = float(match["limit"]) * scale
+            values = variable.wrapped(-variable.period / 2 if variable.period else 0.0)
+            clause = values < limit if match["sign"] == "<" else values > limit
+        else:
+            clause = _within(variable, float(match["low"]) * scale, float(match["high"]) * scale)
+        mask, end = clause if mask is None else mask & clause, match.end()
+    return mask
+
+
+def boxed_region(ranges: Mapping[str, tuple[float, float]], lookup: Lookup) -> np.ndarray:
+    """Samples (n,) inside every [low, high) of `ranges`, a box over collective variables, in their units (A, rad)."""
+    masks = [_within(lookup(name), *limits) for name, limits in ranges.items()]
+    if not masks:
+        raise InputError("a region without a range", expected='at least one, {"phi 1": (-3.14, 0.0)}')
+    return np.logical_and.reduce(masks)
+
+
+def _within(variable: CollectiveVariable, low: float, high: float) -> np.ndarray:
+    if variable.period is None:
+        return (variable.values >= low) & (variable.values < high)
+    if high - low >= variable.period * (1 - 1e-12):
+        return np.isfinite(variable.values)
+    return variable.wrapped(low) < low + np.mod(high - low, variable.period)

@@ -1,0 +1,133 @@
+"""Ensembles on disk: `topology.pdb`, `samples.xtc` and `weights.npz`."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from molgen.errors import InputError
+from molgen.files import explained, write_atomic
+from molgen.reweight.free_energy import CollectiveVariable
+
+if TYPE_CHECKING:
+    from molgen.reweight.ensemble import Ensemble
+
+TOPOLOGY, SAMPLES, WEIGHTS = "topology.pdb", "samples.xtc", "weights.npz"
+
+
+class Paths(Protocol):
+    """A run directory, as far as writing asks: the path of an output by name."""
+
+    def path(self, name: str) -> Path: ...
+
+
+def save(ensemble: Ensemble, to: str | Path | Paths, positions: bool) -> list[Path]:
+    """Write the files of `Ensemble.save`; `weights.npz` last, so that its presence means the rest is there."""
+    place = (lambda name: Path(to) / name) if isinstance(to, (str, Path)) else to.path
+    written = []
+    if ensemble.topology is not None:
+        for name, data in _trajectory_files(ensemble).items():
+            written.append(write_atomic(place(name), data))
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **_arrays(ensemble, positions or ensemble.topology is None))
+    written.append(write_atomic(place(WEIGHTS), stream.getvalue()))
+    return written
+
+
+def load(folder: str | Path) -> dict[str, Any]:
+    """Arguments of the `Ensemble` saved in `folder`."""
+    folder = Path(folder)
+    stored = _read_arrays(folder / WEIGHTS)
+    topology = None
+    if "positions" not in stored or (folder / TOPOLOGY).exists():
+        import mdtraj
+
+        for name in (TOPOLOGY, SAMPLES):
+            if not (folder / name).exists():
+                raise InputError("is missing", where=str(folder / name), expected="the folder of a saved ensemble")
+        try:
+            topology = mdtraj.load_pdb(str(folder / TOPOLOGY), standard_names=False).topology
+            if "positions" not in stored:
+                stored["positions"] = mdtraj.load_xtc(str(folder / SAMPLES), top=topology).xyz.astype(float) * 10
+        except (OSError, ValueError, IndexError) as error:
+            raise InputError(
+                f"cannot be read ({error})", where=str(folder), remedy="write the ensemble again"
+            ) from error
+    n = len(stored["log_weights"])
+    if len(stored["positions"]) != n:
+        raise InputError(
+            f"{len(stored['positions'])} samples, and {n} weights in {WEIGHTS}",
+            where=str(folder / SAMPLES),
+            expected="files of one run",
+        )
+    return {
+        **{name: stored[name] for name in ("positions", "log_weights", "energies", "numbers")},
+        **{name: stored.get(name) for name in ("log_q", "groups")},
+        "temperature": float(stored["temperature"]),
+        "topology": topology,
+        "cvs": {
+            str(name): CollectiveVariable(str(name), values, str(unit), None if np.isnan(period) else float(period))
+            for name, values, unit, period in zip(*(stored[f"cv_{key}"] for key in _CV), strict=True)
+        },
+        "validity": dict(zip(map(str, stored["validity_reasons"]), map(int, stored["validity_counts"]), strict=True)),
+        "biased": bool(stored["biased"]),
+    }
+
+
+_CV = ("names", "values", "units", "periods")
+
+
+def _arrays(ensemble: Ensemble, positions: bool) -> dict[str, Any]:
+    cvs = ensemble.cvs
+    arrays = {
+        "log_weights": ensemble.log_weights,
+        "energies": ensemble.energies,
+        "temperature": np.array(float(ensemble.temperature)),
+        "numbers": ensemble.numbers,
+        "biased": np.array(ensemble.biased),
+        "validity_reasons": np.array(list(ensemble.validity), dtype=str),
+        "validity_counts": np.array(list(ensemble.validity.values()), dtype=int),
+        "cv_names": np.array(list(cvs), dtype=str),
+        "cv_values": np.array([cv.values for cv in cvs.values()], dtype=float).reshape(len(cvs), len(ensemble)),
+        "cv_units": np.array([cv.unit for cv in cvs.values()], dtype=str),
+        "cv_periods": np.array([np.nan if cv.period is None else cv.period for cv in cvs.values()], dtype=float),
+    }
+    if positions:
+        arrays["positions"] = ensemble.positions
+    optional = {"log_q": ensemble.log_q, "groups": ensemble.groups}
+    return arrays | {name: value for name, value in optional.items() if value is not None}
+
+
+def _trajectory_files(ensemble: Ensemble) -> dict[str, bytes]:
+    """The pdb (the sample of largest weight) and the xtc; mdtraj writes to paths only."""
+    import mdtraj
+
+    nm = np.nan_to_num(ensemble.positions / 10, posinf=0.0, neginf=0.0).astype(np.float32)
+    frames = mdtraj.Trajectory(nm, ensemble.topology)
+    files = {}
+    with tempfile.TemporaryDirectory() as folder, explained(Path(folder)):
+        for name, part in ((TOPOLOGY, frames[int(np.argmax(ensemble.log_weights))]), (SAMPLES, frames)):
+            part.save(str(Path(folder) / name))
+            files[name] = (Path(folder) / name).read_bytes()
+    return files
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise InputError("is missing", where=str(path), expected="the folder of a saved ensemble") from error
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"cannot be read ({error})", where=str(path), remedy="write the ensemble again") from error
+    needed = {"log_weights", "energies", "temperature", "numbers", "biased", "validity_reasons", "validity_counts"}
+    missing = (needed | {f"cv_{key}" for key in _CV}) - set(arrays)
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise InputError(f"lacks {names}", where=str(path), expected="a file written by Ensemble.save")
+    return arrays
