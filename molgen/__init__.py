@@ -2,9 +2,11 @@
 
 The public names load on first use, so that `import molgen` costs milliseconds:
 
-    find_ts     a verified transition state between two structures
-    TSResult    what `find_ts` returns
-    load_model  a trained transition-state generator, by weights name or checkpoint folder
+    find_ts         a verified transition state between two structures
+    TSResult        what `find_ts` returns
+    load_model      a trained transition-state generator, by weights name or checkpoint folder
+    sample_peptide  a weighted equilibrium ensemble of a peptide
+    Ensemble        what `sample_peptide` returns: samples, log-weights, averages, free energies
 """
 
 from __future__ import annotations
@@ -13,13 +15,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from molgen.reweight.ensemble import Ensemble
     from molgen.tsgen import load_model
+    from molgen.workflows.peptide import sample_peptide
     from molgen.workflows.ts import TSResult, find_ts
 
 __version__ = "0.1.0"
-__all__ = ["TSResult", "__version__", "find_ts", "load_model"]
+__all__ = ["Ensemble", "TSResult", "__version__", "find_ts", "load_model", "sample_peptide"]
 
-_HOMES = {"find_ts": "molgen.workflows.ts", "TSResult": "molgen.workflows.ts", "load_model": "molgen.tsgen"}
+_HOMES = {
+    "Ensemble": "molgen.reweight.ensemble",
+    "TSResult": "molgen.workflows.ts",
+    "find_ts": "molgen.workflows.ts",
+    "load_model": "molgen.tsgen",
+    "sample_peptide": "molgen.workflows.peptide",
+}
 
 
 def __getattr__(name: str) -> Any:

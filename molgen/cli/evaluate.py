@@ -1,9 +1,9 @@
-"""`molgen evaluate ts`: the metric table on any file of reactions with known transition states."""
+"""`molgen evaluate ts`, `molgen evaluate prose`: tables against known transition states and molecular dynamics."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,13 @@ _COLUMNS = (
     ("dmae_mean", "D-MAE mean, A"),
     ("wrong_handedness", "wrong handedness"),
     ("wrong_determined", "  where the ends determine it"),
+)
+_DISTANCES = (
+    ("e_w2", "E-W2, kT"),
+    ("t_w2", "T-W2, rad"),
+    ("tica_w2", "TICA-W2"),
+    ("js_bonds", "JS of psi, phi (bonds)"),
+    ("js_residues", "JS of phi, psi (residues)"),
 )
 
 
@@ -68,3 +75,116 @@ def evaluate_ts(
         shown = [f"{row[key]:.2%}" if key.startswith("wrong") else f"{row[key]:.3f}" for row in rows.values()]
         typer.echo(f"{title:{width}}" + "".join(f"{value:>15}" for value in shown))
     typer.echo(f"{figures['n']} reactions, {figures['seconds_per_guess'] * 1000:.0f} ms a guess (batch {batch_size})")
+
+
+@app.command("prose")
+def evaluate_prose(
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Folder or npz of molecular dynamics; may be repeated.")
+    ] = None,
+    sequences: Annotated[
+        list[str] | None, typer.Option("--sequences", help="Only these, such as AA or AA,GGY; default all of --data.")
+    ] = None,
+    cap: Annotated[
+        str | None, typer.Option("--cap", help="Caps of --sequences: ace-nme; default charged ends.")
+    ] = None,
+    samples: Annotated[int, typer.Option("-n", "--samples", min=2, help="Proposals a sequence.")] = 10_000,
+    temperature: Annotated[float, typer.Option("-T", "--temperature", min=1, help="Kelvin.")] = 310.0,
+    weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "prose",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes for the energies; default as many as pay.")
+    ] = None,
+    platform: Annotated[str, typer.Option("--platform", help="OpenMM platform of the energies.")] = "auto",
+    points: Annotated[
+        int, typer.Option("--points", min=20, max=10_000, help="Frames in an optimal transport (seconds to a minute).")
+    ] = 2500,
+    out: common.Out = Path("runs/evaluate-prose"),
+    resume: common.Resume = False,
+    overwrite: common.Overwrite = False,
+    seed: common.Seed = 0,
+    dtype: common.Dtype = "float32",
+    as_json: common.Json = False,
+) -> None:
+    """Proposals, weights and reweighted ensembles of peptides beside their molecular dynamics, nothing dropped.
+
+    ESS is Kish's over all samples. Distances to the dynamics stand beside their floor, the distance between two halves
+    of it (or between two runs, if two files hold the same peptide). Exit code 4 when a sequence could not be evaluated.
+    """
+    from molgen.prose.weights import load_flow
+    from molgen.run import Run
+    from molgen.workflows.evaluate_prose import evaluate_prose, gather
+
+    wanted = [part for text in sequences for part in text.split(",") if part] if sequences else None
+    cases = gather(data or [], wanted, cap)
+    proposal = load_flow(weights, dtype=common.resolve_dtype(dtype))
+    settings: dict[str, Any] = {
+        "data": [str(path) for path in data or []], "sequences": [case.name for case in cases], "samples": samples,
+        "temperature": temperature, "weights": proposal.hash, "points": points, "dtype": dtype,
+    }  # fmt: skip
+    common.log(f"{len(cases)} sequences, weights {proposal.hash[:12]}")
+    with (
+        Run(out, "evaluate prose", settings, seed=seed, overwrite=overwrite, resume=resume) as run,
+        common.progress() as bar,
+    ):
+        task = bar.add_task("", total=None)
+        summary = evaluate_prose(
+            cases, run, weights=proposal, samples=samples, temperature=temperature, seed=seed,
+            workers=workers or "auto", platform=platform, points=points,
+            report=lambda row: common.log(_sequence(row)),
+            progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
+        )  # fmt: skip
+    if as_json:
+        common.print_json(summary)
+    else:
+        typer.echo(_means(summary["means"]))
+    raise typer.Exit(common.ExitCode.OK if summary["status"] == "ok" else common.ExitCode.PARTIAL)
+
+
+def _sequence(row: dict[str, Any]) -> str:
+    """The table of one sequence."""
+    if "error" in row:
+        return f"{row['sequence']}: failed: {row['error']}"
+    w, valid, md = row["weights"], row["validity"], row["md"]
+    cis = [_number(valid[key], ".2%") for key in ("cis_reweighted", "cis_proline_reweighted")]
+    lines = [
+        f"{row['sequence']}: {row['atoms']} atoms, {row['n']} samples at {row['temperature']:g} K: {w['verdict']}",
+        f"  ESS {w['ess']:.4f}, smoothed {w['ess_psis']:.4f}; k-hat {_number(w['khat'], '.2f')} "
+        f"(threshold {w['threshold']:.2f}); largest weight {w['max_weight']:.3f}",
+        f"  finite energies {row['finite_energies']:.2%}; wrong chirality {valid['wrong_chirality']}, broken topology "
+        f"{valid['broken_topology']} ({valid['bad_bond']} bonds, {valid['contact']} contacts)",
+        f"  cis peptide bonds {cis[0]}, before proline {cis[1]}",
+    ]
+    if md is not None:
+        lines.append(
+            f"  on {md['frames']} MD frames: NLL {_number(md['nll_per_dof'], '.4f')} a degree of freedom, forward ESS "
+            f"{md['ess_forward']:.4f}, ln Z gap {_number(md['log_z_gap'], '+.3f')}, impossible {md['impossible']}"
+        )
+        mean, dynamics = row["energy"]["reweighted"], row["energy"]["md"]
+        lines.append(
+            f"  mean energy, kT: reweighted {_number(mean[0], '.2f')} +- {_number(mean[1], '.2f')}, "
+            f"MD {dynamics[0]:.2f} +- {dynamics[1]:.2f}"
+        )
+    if row["metrics"] is not None:
+        lines.append(f"  {'':26}{'raw':>12}{'reweighted':>12}{'MD floor':>12}")
+        for key, title in _DISTANCES:
+            values = (row["metrics"][key][view] for view in ("raw", "reweighted", "floor"))
+            lines.append(f"  {title:26}" + "".join(f"{_number(value, '.4g'):>12}" for value in values))
+    return "\n".join([*lines, *(f"  note: {note}" for note in row["notes"])])
+
+
+def _means(means: dict[str, Any]) -> str:
+    """The table of means, a line a length."""
+    head = f"{'residues':>8}{'sequences':>10}{'ESS':>8}{'PSIS':>8}{'k-hat':>8}{'chirality':>10}{'topology':>10}"
+    lines = [head + "".join(f"{name + ' (floor)':>20}" for name in ("E-W2", "T-W2", "TICA-W2"))]
+    for length, m in means.items():
+        line = f"{length:>8}{m['sequences']:>10}{m['ess']:>8.3f}{m['ess_psis']:>8.3f}{_number(m['khat_max'], '.2f'):>8}"
+        line += f"{m['wrong_chirality']:>10}{m['broken_topology']:>10}"
+        for key in ("e_w2", "t_w2", "tica_w2"):
+            both = [_number(m[key][view], ".3g") for view in ("reweighted", "floor")]
+            line += f"{f'{both[0]} ({both[1]})':>20}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

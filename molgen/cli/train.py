@@ -1,15 +1,19 @@
-"""`molgen train ts`: train a transition-state generator, by wall-clock budget, resumable."""
+"""`molgen train ts`, `molgen train prose`: train a model, by wall-clock budget or by steps, resumable."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from molgen.cli import common
 from molgen.errors import InputError
+
+if TYPE_CHECKING:
+    from molgen.run import Run
 
 app = typer.Typer(help="Train a model.", no_args_is_help=True)
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -70,17 +74,85 @@ def train_ts(
     torch_device = common.resolve_device(device)
     train, val = load_training_data(data, train_split, val_split, seed)
     model = make_model(train, val, config=config, init=init, seed=seed)
-    with Run(out, "train ts", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume) as run:
-        for name in ("state", "best", "log.jsonl"):
-            run.path(name)
-        figures = train_tsgen(
+
+    def learn(run: Run) -> dict[str, Any]:
+        return train_tsgen(
             model, train, val, run.directory, budget_seconds=budget, steps=steps, batch_size=batch_size,
             learning_rate=learning_rate, seed=seed, device=torch_device, resume=run.resumed, log=common.log,
         )  # fmt: skip
-        summary = run.finish("ok", results=[figures])
+
+    with Run(out, "train ts", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume) as run:
+        summary = _carry_out(run, learn)
+    _report(summary, run, as_json, "RMSD (mean) {:.3f} A", "ts R.xyz P.xyz")
+
+
+@app.command("prose")
+def train_prose(
+    data: Annotated[list[Path], typer.Option("--data", help="npz of molgen data md, or a folder; may be repeated.")],
+    out: common.Out = Path("runs/train-prose"),
+    exclude: Annotated[
+        Path | None, typer.Option("--exclude", help="Leave out these sequences, and longer ones that contain them.")
+    ] = None,
+    val: Annotated[str, typer.Option("--val", help="Sequences that select the weights that are kept: AY,PF.")] = "",
+    val_share: Annotated[float, typer.Option("--val-share", help="Without --val: a share drawn at random.")] = 0.05,
+    time_budget: Annotated[str, typer.Option("--time-budget", help="Training time, such as 30m or 2h.")] = "2h",
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train by steps instead of by time.")] = None,
+    init: Annotated[str | None, typer.Option("--init", help="Start from these weights (name or folder).")] = None,
+    batch: Annotated[int, typer.Option("--batch", min=2, help="Frames of a sequence in a batch.")] = 32,
+    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 2e-3,
+    seed: common.Seed = 0,
+    resume: common.Resume = False,
+    overwrite: common.Overwrite = False,
+    as_json: common.Json = False,
+) -> None:
+    """Train Prose on molecular dynamics of peptides; the best weights by validation end up in OUT/best."""
+    import torch
+
+    from molgen.prose.model import ProseFlow
+    from molgen.prose.training import ProseLoss
+    from molgen.prose.training import train_prose as run_training
+    from molgen.prose.weights import load_flow
+    from molgen.rng import sample_seed
+    from molgen.run import Run
+    from molgen.workflows.train_prose import load_training_data
+
+    budget = None if steps else seconds_of(time_budget)
+    settings: dict[str, Any] = {
+        "data": [str(path) for path in data], "exclude": exclude and str(exclude), "val": val, "val_share": val_share,
+        "init": init, "batch": batch, "learning_rate": learning_rate, "steps": steps,
+    }  # fmt: skip
+    torch.manual_seed(sample_seed(seed))
+    model = ProseFlow() if init is None else load_flow(init).model
+    chosen = [sequence.strip() for sequence in val.split(",") if sequence.strip()]
+    with common.progress() as bar:
+        task = bar.add_task("files", total=None)
+        found = load_training_data(
+            data, exclude=exclude, val=chosen, val_share=val_share, seed=seed, log=common.log,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+
+    def learn(run: Run) -> dict[str, Any]:
+        run.record(rejections={"excluded": len(found.excluded), "unusable": len(found.unusable)})
+        return run_training(
+            model, found.train, found.val, run.directory, budget_seconds=budget, steps=steps, seed=seed,
+            learning_rate=learning_rate, loss=ProseLoss(frames=batch), resume=run.resumed, log=common.log,
+        )  # fmt: skip
+
+    with Run(out, "train prose", settings, seed=seed, overwrite=overwrite, resume=resume) as run:
+        summary = _carry_out(run, learn)
+    _report(summary, run, as_json, "spread of log q + E/kT {:.2f} kT", "peptide AAGY")
+
+
+def _carry_out(run: Run, learn: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
+    for name in ("state", "best", "log.jsonl"):
+        run.path(name)
+    return run.finish("ok", results=[learn(run)])
+
+
+def _report(summary: dict[str, Any], run: Run, as_json: bool, score: str, use: str) -> None:
     if as_json:
         common.print_json(summary)
-    else:
-        best = figures["best_score"]
-        typer.echo(f"best validation RMSD (mean) {best:.3f} A after {figures['step']} steps: {run.directory / 'best'}")
-        typer.echo(f"use it: molgen ts R.xyz P.xyz --weights {run.directory / 'best'}")
+        return
+    figures, best = summary["results"][0], run.directory / "best"
+    typer.echo(f"best validation {score.format(figures['best_score'])} after {figures['step']} steps: {best}")
+    typer.echo(f"use it: molgen {use} --weights {best}")

@@ -1,0 +1,128 @@
+"""`molgen peptide`: an equilibrium ensemble of a peptide, weighted and judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from molgen.cli import common
+from molgen.errors import InputError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the subcommand to `app`."""
+    app.command(name="peptide")(peptide)
+
+
+def peptide(
+    sequence: Annotated[str, typer.Argument(help="One-letter codes from N to C, such as AAGY; H is HIE, or [HIP].")],
+    n: Annotated[int, typer.Option("-n", "--samples", help="Samples.")] = 10_000,
+    temperature: Annotated[float, typer.Option("-T", "--temperature", help="K.")] = 310.0,
+    cap: Annotated[str | None, typer.Option("--cap", help="ace-nme; default charged termini.")] = None,
+    observable: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--observable",
+            help='Report its weighted mean: "distance 0 5", "phi 1", "rg", "helicity", ...; may be repeated.',
+        ),
+    ] = None,
+    finetune: Annotated[int, typer.Option("--finetune", help="Rounds of training on this peptide first.")] = 0,
+    smc: Annotated[bool, typer.Option("--smc", help="Propose hot, then cool by sequential Monte Carlo.")] = False,
+    weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "prose",
+    platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
+    workers: Annotated[str, typer.Option("--workers", help="Processes for energies; auto: where it pays.")] = "auto",
+    prose_compat: Annotated[
+        bool, typer.Option("--prose-compat", help="Drop the largest 0.2 % of the weights, as Prose does: biased.")
+    ] = False,
+    units: Annotated[str, typer.Option("--units", help="Of energies: kJ/mol or kcal/mol.")] = "kJ/mol",
+    save_float64: Annotated[bool, typer.Option("--save-float64", help="Exact positions in weights.npz.")] = False,
+    out: common.Out = Path("molgen-peptide"),
+    overwrite: common.Overwrite = False,
+    resume: common.Resume = False,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    as_json: common.Json = False,
+) -> None:
+    """Boltzmann ensemble of a peptide in implicit water (ff14SB, GB OBC2): proposed by a flow, weighted, judged.
+
+    Writes topology.pdb, samples.xtc, weights.npz, ramachandran.png, weights.png and summary.json to OUT. Exit code 3
+    when k-hat says that the weights cannot be trusted; the ensemble is written all the same.
+    """
+    from molgen.workflows.peptide import run_peptide
+
+    with common.progress() as bar:
+        task = bar.add_task("sampling", total=None)
+        _, summary = run_peptide(
+            sequence, n, temperature, cap=cap, weights=weights, finetune=finetune, smc=smc,
+            observables=observable or (), prose_compat=prose_compat, platform=platform, workers=_workers(workers),
+            seed=seed, device=device, out=out, overwrite=overwrite, resume=resume, units=units,
+            save_float64=save_float64, log=common.log,
+            progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
+        )  # fmt: skip
+    if as_json:
+        typer.echo((out / "summary.json").read_text(), nl=False)
+    else:
+        typer.echo(report(summary, out))
+    if summary["status"] == "gate_failed":
+        common.warn(_advice(summary))
+        raise typer.Exit(common.ExitCode.GATE_FAILED)
+
+
+def report(summary: dict[str, Any], out: Path) -> str:
+    """A run in words: what was sampled, how good the weights are, observables, cost, files."""
+    weights, smc = summary["weights"], summary["smc"]
+    cap = f", {summary['cap']}" if summary["cap"] else ""
+    compat = " (the largest weights were dropped)" if summary["prose_compat"] else ""
+    rows = [
+        ("peptide", f"{summary['sequence']}{cap}, {summary['atoms']} atoms, {summary['temperature']:g} K"),
+        ("verdict", summary["verdict"] + compat),
+        ("samples", str(weights["n"])),
+        ("ESS", f"{weights['ess']:.2%} raw, {weights['ess_psis']:.2%} with smoothed weights"),
+        ("k-hat", f"{_number(weights['khat'])} (fine up to {weights['threshold']:.2f}); "
+                  f"largest weight {weights['max_weight']:.2%}"),
+    ]  # fmt: skip
+    if smc:
+        rows.append(("proposed at", f"{smc['hot_temperature']:g} K, k-hat {_number(smc['hot_weights']['khat'])} there"))
+        rows.append(("ancestors", f"{smc['unique_ancestors']}; ESS by ancestor {smc['ess_of_ancestors']:.2%}"))
+    for number, row in enumerate(summary["finetuning"]):
+        rows.append((f"after {number} rounds", f"ESS {row['ess']:.2%}, k-hat {_number(row['khat'])}"))
+    for row in summary["results"]:
+        doubt = "" if row["reliable"] else f"   (k-hat {_number(row['khat'])}: not reliable)"
+        rows.append(
+            (row["name"], f"{_number(row['value'], 5)} +- {_number(row['error'])} {row['unit']}".rstrip() + doubt)
+        )
+    validity = summary["validity"]
+    rows.append(("validity", f"{validity['wrong_chirality']} of wrong chirality, {validity['broken_topology']} broken"))
+    rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
+    rates = [
+        f"{summary[key]:.0f} {name} a second"
+        for key, name in (("samples_per_second", "samples"), ("energies_per_second", "energies"))
+        if summary[key]
+    ]
+    rows.append(("cost", ", ".join([f"{summary['energy_calls']} energies", *rates])))
+    files = sorted(path.name for path in out.iterdir() if path.suffix in (".pdb", ".xtc", ".npz", ".png", ".json"))
+    rows.append(("files", f"{out}/: {', '.join(files)}"))
+    return "\n".join(f"{name:<20} {text}" for name, text in rows)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "none" if value is None else f"{value:.{digits}g}"
+
+
+def _advice(summary: dict[str, Any]) -> str:
+    if summary["prose_compat"]:
+        return "the largest weights were dropped (--prose-compat): averages are biased by construction"
+    ways = [way for way, used in (("--finetune 4", summary["finetuning"]), ("--smc", summary["smc"])) if not used]
+    remedy = f"try {' or '.join(ways)}" if ways else "neither finetuning nor --smc has repaired that"
+    return f"{summary['verdict']}: averages over this ensemble are not Boltzmann averages; {remedy}"
+
+
+def _workers(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"{text!r} workers", where="--workers", expected="auto, or at least 1") from error

@@ -1,0 +1,295 @@
+"""Pictures of weighted ensembles: Ramachandran plots, the tail of the weights, free-energy surfaces. PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from molgen.errors import InputError
+from molgen.report.plots import ACCENT, CURVE, INK, QUIET
+from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
+from molgen.reweight.importance import WeightDiagnostics, cleaned, diagnose, psis, tail_length, verdict
+from molgen.reweight.observables import backbone_torsions, torsion
+from molgen.units import KCAL_MOL, KJ_MOL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+UNITS = {"kJ/mol": (KJ_MOL, 20.0), "kcal/mol": (KCAL_MOL, 5.0)}  # eV a unit, and the top of the colour scale
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+MAP, ERRORS, EMPTY = "YlGnBu_r", "OrRd", "white"
+DEGREES = (-180, -90, 0, 90, 180)
+MOST_ROWS = 6  # of Ramachandran plots, before a second block of columns
+# Ramachandran plots, inches: a square panel, the gap after it, and what the words around the panels need
+PANEL, GAP, LABELS, HEAD, FOOT, BAR = 1.55, 0.3, 0.8, 0.78, 0.24, 0.85
+LEAST_SPAN = 0.1  # of an axis of log-weights
+
+
+def ramachandran(
+    ensemble: Ensemble, md: Ensemble | None = None, *, unit: str = "kJ/mol", title: str = "", bins: int = 36
+) -> bytes:
+    """Free energy over (phi, psi) as sampled and as reweighted, and in MD where given; one row a residue.
+
+    The residue that lacks phi (the first) and the one that lacks psi (the last) share a panel: psi of one over phi of
+    the other. Residues count from 0, as in observables. Each panel is zero at its own minimum.
+
+    Args:
+        ensemble: with a topology that has at least one phi and one psi.
+        md: an ensemble of the same molecule to compare with.
+        unit: "kJ/mol" or "kcal/mol".
+
+    Raises:
+        InputError: no topology, or no pair of torsions.
+    """
+    rows = _torsion_pairs(ensemble)
+    flat = np.where(np.isfinite(ensemble.positions).all((1, 2)), 0.0, -np.inf)
+    columns = [("as sampled", ensemble, flat), ("reweighted", ensemble, None)]
+    if md is not None:
+        columns.append(("MD", md, None))
+    blocks = -(-len(rows) // MOST_ROWS)
+    depth = -(-len(rows) // blocks)
+    across = LABELS + len(columns) * (PANEL + GAP)  # of a block
+    width, height = blocks * across + BAR, HEAD + depth * (PANEL + GAP) + FOOT
+
+    def draw(figure: Figure) -> None:
+        picture = None
+        for at, (label, phi, psi) in enumerate(rows):
+            block, row = divmod(at, depth)
+            lowest = row == depth - 1 or at == len(rows) - 1
+            for column, (heading, source, log_weights) in enumerate(columns):
+                left = block * across + LABELS + column * (PANEL + GAP)
+                top = HEAD + row * (PANEL + GAP)
+                axes = figure.add_axes(_box(left, top, PANEL, PANEL, width, height))
+                picture = _ramachandran_panel(axes, source, log_weights, phi, psi, bins, unit)
+                axes.tick_params(labelbottom=lowest, labelleft=column == 0, labelsize=7, length=2)
+                axes.set_xlabel("φ, degrees" if lowest else "")
+                axes.set_ylabel(f"{label}\nψ, degrees" if column == 0 else "")
+                axes.set_title(heading if row == 0 else "", fontsize=9)
+        assert picture is not None
+        tall = min(depth * (PANEL + GAP) - GAP, 2 * PANEL)
+        place = figure.add_axes(_box(blocks * across + 0.05, HEAD, 0.14, tall, width, height), label="<colorbar>")
+        figure.colorbar(picture, cax=place, extend="max").set_label(f"free energy, {unit}")
+        heading = _weights_heading(figure, title, ensemble.diagnostics, ensemble.verdict)
+        heading.set_y(1 - 0.08 / height)
+
+    return _png(draw, (width, height), None)
+
+
+def weights(log_weights: ArrayLike, *, title: str = "", judged: str | None = None) -> bytes:
+    """Histogram of the log-weights, and their tail with the generalised Pareto distribution fitted to it.
+
+    Args:
+        log_weights: (n,) raw.
+        judged: the verdict to print, where it is not that of the weights alone.
+    """
+    log_w = cleaned(log_weights)
+    found = diagnose(log_w)
+    finite = np.sort(log_w[np.isfinite(log_w)])
+
+    def draw(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
+        if len(finite):
+            _weight_histogram(left, finite - found.log_z)
+            _weight_tail(right, log_w, finite, found)
+        else:
+            for axes in (left, right):
+                axes.text(0.5, 0.5, "no weight above zero", ha="center", color=ACCENT, transform=axes.transAxes)
+                axes.set(xticks=[], yticks=[])
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        _weights_heading(figure, title, found, judged or verdict(found))
+
+    return _png(draw, (8.4, 3.8))
+
+
+def free_energy(fes: FES, *, unit: str = "kJ/mol", title: str = "", subtitle: str = "") -> bytes:
+    """A free-energy surface with its standard error: a band in one dimension, a second map in two.
+
+    Raises:
+        InputError: more than two collective variables, or an unknown unit.
+    """
+    energy = _unit(unit)
+    if len(fes.names) > 2:
+        raise InputError(f"{len(fes.names)} collective variables", where="picture of a FES", expected="one or two")
+
+    def draw(figure: Figure) -> None:
+        if len(fes.names) == 1:
+            _curve(figure.subplots(), fes, energy, unit)
+        else:
+            _maps(figure, fes, energy, unit)
+        _heading(figure, title, subtitle)
+
+    return _png(draw, (6.4, 4.2) if len(fes.names) == 1 else (9.2, 4.2))
+
+
+def _box(left: float, top: float, width: float, height: float, across: float, down: float):
+    """Inches from the upper left corner of a figure -> (left, bottom, width, height) as shares of it."""
+    return left / across, 1 - (top + height) / down, width / across, height / down
+
+
+def _torsion_pairs(ensemble: Ensemble) -> list[tuple[str, Any, Any]]:
+    """(label, atoms of phi, atoms of psi) of each panel; the residues at the ends last."""
+    if ensemble.topology is None:
+        raise InputError("this ensemble has no topology", where="Ramachandran plot", expected="a peptide")
+    angles = backbone_torsions(ensemble.topology)
+    phi, psi = angles["phi"], angles["psi"]
+
+    def name(residue: int) -> str:
+        assert ensemble.topology is not None
+        return f"{ensemble.topology.residue(residue).name} {residue}"
+
+    pairs = [(name(r), phi[r], psi[r]) for r in phi if r in psi]
+    only_phi, only_psi = [r for r in phi if r not in psi], [r for r in psi if r not in phi]
+    for last, first in zip(only_phi, only_psi, strict=False):
+        pairs.append((f"φ {name(last)}, ψ {name(first)}", phi[last], psi[first]))
+    if not pairs:
+        raise InputError(
+            "no residue with phi and none with psi", where="Ramachandran plot", expected="2 residues or more"
+        )
+    return pairs
+
+
+def _ramachandran_panel(axes: Axes, source: Ensemble, log_weights, phi, psi, bins: int, unit: str):
+    with np.errstate(invalid="ignore", over="ignore"):
+        cvs = [CollectiveVariable("", torsion(source.positions, *atoms), "rad", 2 * np.pi) for atoms in (phi, psi)]
+    shares = source.weights
+    if log_weights is not None:
+        shares = np.isfinite(log_weights) / max(np.isfinite(log_weights).sum(), 1)
+    fes = histogram_fes(cvs, source.log_weights, shares, source.temperature, bins=bins)
+    energy, top = _unit(unit), UNITS[unit][1]
+    values = np.ma.masked_invalid(fes.free_energy / energy)
+    edges = [np.degrees(e) for e in fes.edges]
+    axes.set_facecolor(EMPTY)
+    picture = axes.pcolormesh(edges[0], edges[1], values.T, cmap=MAP, vmin=0, vmax=top, rasterized=True)
+    axes.set(xlim=(-180, 180), ylim=(-180, 180), xticks=DEGREES, yticks=DEGREES)
+    return picture
+
+
+def _weight_histogram(axes: Axes, relative: np.ndarray) -> None:
+    """Log-weights over their mean weight; what lies far below counts into the first bin."""
+    low, high = np.quantile(relative, 0.001), relative.max()
+    span = max(high - low, LEAST_SPAN)
+    edges = np.linspace(high - 1.02 * span, high + 0.02 * span, 61)
+    axes.hist(np.clip(relative, edges[0], None), edges, color=CURVE, alpha=0.85)
+    axes.axvline(0, color=ACCENT, lw=1, ls="--")
+    place = {"va": "top", "ha": "right" if edges.mean() < 0 else "left", "transform": axes.get_xaxis_transform()}
+    axes.text(0, 1, " mean weight ", color=ACCENT, fontsize=8, **place)
+    axes.set(xlabel="ln(w / mean weight)", ylabel="samples")
+
+
+def _weight_tail(axes: Axes, log_w: np.ndarray, finite: np.ndarray, found: WeightDiagnostics) -> None:
+    """Share of samples above a weight, with the fitted tail over it; double logarithmic."""
+    shares = (len(finite) - np.arange(len(finite)) - 0.5) / found.n
+    shown = shares <= max(0.2, 50 / found.n)
+    ratio = finite - found.log_z
+    axes.plot(ratio[shown], shares[shown], "o", ms=2.5, color=CURVE, label="weights", rasterized=True)
+    tail = tail_length(log_w)
+    if tail:
+        smooth = np.sort(psis(log_w)[np.argsort(log_w)[-tail:]]) - found.log_z
+        free = smooth < ratio[-1] - 1e-9  # the largest are cut at the largest raw weight
+        label = f"generalised Pareto, k-hat {found.khat:.2f}\n({tail} largest weights)"
+        axes.plot(smooth[free], shares[-tail:][free], color=ACCENT, lw=1.8, label=label)
+        axes.axvline(ratio[-tail], color=QUIET, lw=0.8, ls=":")
+    axes.set_yscale("log")
+    middle, span = np.mean(axes.get_xlim()), max(np.ptp(axes.get_xlim()), LEAST_SPAN)
+    axes.set_xlim(middle - span / 2, middle + span / 2)
+    axes.set(xlabel="ln(w / mean weight)", ylabel="share of samples with a larger weight")
+    axes.legend(fontsize=8, loc="lower left", edgecolor="none", framealpha=1, borderaxespad=0.2)
+
+
+def _curve(axes: Axes, fes: FES, energy: float, unit: str) -> None:
+    scale = _axis(axes.xaxis, fes, 0)
+    x, values, error = fes.centers[0] * scale, fes.free_energy / energy, fes.error / energy
+    known = np.isfinite(values)
+    shown = np.where(known, values, np.nan)
+    bars = np.where(known & np.isfinite(error), error, 0.0)
+    axes.fill_between(x, shown - bars, shown + bars, color=CURVE, alpha=0.25, lw=0, label="± standard error")
+    axes.plot(x, shown, color=CURVE, lw=1.6, marker="o", ms=2.5)
+    lonely = known & ~np.r_[False, known[:-1]] & ~np.r_[known[1:], False]  # the band has no width there
+    axes.errorbar(x[lonely], shown[lonely], bars[lonely], fmt="none", ecolor=CURVE, alpha=0.4, lw=1.2)
+    axes.set_ylabel(f"free energy, {unit}")
+    axes.set_xlim(fes.edges[0][0] * scale, fes.edges[0][-1] * scale)
+    axes.set_ylim(bottom=min(0.0, float(np.nanmin(shown - bars)) if known.any() else 0.0))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _maps(figure: Figure, fes: FES, energy: float, unit: str) -> None:
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    values = np.ma.masked_invalid(fes.free_energy / energy)
+    error = np.ma.masked_invalid(np.where(np.isfinite(fes.free_energy), fes.error, np.nan) / energy)
+    step = UNITS[unit][1] / 4
+    top = step * max(4.0, np.ceil(float(values.max()) / step) if values.count() else 4.0)
+    for axes, data, high, name in (
+        (left, values, top, "free energy"),
+        (right, error, float(np.ma.median(error)) * 3 if error.count() else 1.0, "standard error"),
+    ):
+        x, y = (fes.edges[at] * _axis(axis, fes, at) for at, axis in enumerate((axes.xaxis, axes.yaxis)))
+        axes.set_facecolor(EMPTY)
+        picture = axes.pcolormesh(x, y, data.T, cmap=MAP if axes is left else ERRORS, vmin=0, vmax=high or 1.0)
+        figure.colorbar(picture, ax=axes, extend="max", pad=0.02).set_label(f"{name}, {unit}")
+        axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    levels = np.arange(step, top, step)
+    smooth = np.ma.masked_where(np.ma.getmaskarray(error) | (error.filled(np.inf) > step / 2), values)
+    x, y = (c * (180 / np.pi if u == "rad" else 1.0) for c, u in zip(fes.centers, fes.units, strict=True))
+    if min(values.shape) > 1 and smooth.count():
+        left.contour(x, y, smooth.T, levels=levels, colors=INK, linewidths=0.5)
+    right.set_ylabel("")
+
+
+def _axis(axis: Any, fes: FES, at: int) -> float:
+    """Label an axis with a collective variable; the factor to what it shows (degrees, or its own unit)."""
+    unit = fes.units[at]
+    shown = {"rad": "degrees", "A": "Å"}.get(unit, unit)
+    axis.set_label_text(f"{fes.names[at]}, {shown}" if shown else fes.names[at])
+    if unit != "rad":
+        return 1.0
+    if fes.periods[at] is not None:
+        from matplotlib.ticker import MultipleLocator
+
+        axis.set_major_locator(MultipleLocator(60 if np.ptp(fes.edges[at]) > 4 else 30))
+    return 180 / np.pi
+
+
+def _unit(unit: str) -> float:
+    if unit not in UNITS:
+        raise InputError(f"unknown unit {unit!r}", expected=" or ".join(UNITS))
+    return UNITS[unit][0]
+
+
+def _weights_heading(figure: Figure, title: str, found: WeightDiagnostics, judged: str) -> Text:
+    shape = f"k-hat {found.khat:.2f}" if np.isfinite(found.khat) else "too few weights for a k-hat"
+    line = f"ESS {100 * found.ess:.3g} % of {found.n:,} samples, {shape}: {judged}"
+    return _heading(figure, title, line, INK if judged == "reliable" else ACCENT)
+
+
+def _heading(figure: Figure, title: str, subtitle: str, color: str = INK) -> Text:
+    """Title and subtitle, left-aligned above everything."""
+    lines = "\n".join(line for line in (title, subtitle) if line)
+    return figure.suptitle(lines, x=0.01, ha="left", fontsize=10, color=color)
+
+
+def _png(draw: Any, size: tuple[float, float], layout: Any = "constrained") -> bytes:
+    """The figure that `draw` fills, without pyplot: it holds no state and needs no display."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, dpi=150, layout=layout)
+        draw(figure)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png")
+    return stream.getvalue()

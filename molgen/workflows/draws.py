@@ -1,0 +1,212 @@
+"""Draws from a flow with their energies, in pieces that are stored as they are finished."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from molgen.data.peptide import Peptide
+from molgen.errors import CalculatorError
+from molgen.files import write_atomic
+from molgen.potentials.base import Potential
+from molgen.potentials.parallel import ParallelPotential
+from molgen.prose.generate import propose
+from molgen.prose.layout import Layout
+from molgen.prose.model import ProseFlow
+from molgen.run import Run
+from molgen.units import KB
+
+PIECE = 1000  # draws a piece; part of what defines the bits, since sums depend on the shape of a batch
+OUTSIDE = "outside the space of conformations"
+STATE = "state"  # folder of a run that holds unfinished work
+POOL_START, POOL_EACH = 4.0, 2e-4  # seconds: starting a process pool, and handing it one geometry
+
+Progress = Callable[[str, int, int], None]
+
+
+class Store:
+    """Arrays by name, in the `state` folder of a run, or nowhere when there is no run."""
+
+    def __init__(self, run: Run | None):
+        self.folder = run.path(STATE) if run is not None else None
+
+    def get(self, name: str) -> dict[str, np.ndarray] | None:
+        """What `put` wrote under `name`; None if there is no such thing, or it cannot be read."""
+        if self.folder is None or not (self.folder / f"{name}.npz").exists():
+            return None
+        try:
+            with np.load(self.folder / f"{name}.npz", allow_pickle=False) as archive:
+                return {key: archive[key] for key in archive.files}
+        except (OSError, ValueError, BadZipFile, EOFError):
+            return None
+
+    def put(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write `arrays` whole or not at all.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        if self.folder is not None:
+            stream = io.BytesIO()
+            np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
+            write_atomic(self.folder / f"{name}.npz", stream.getvalue())
+
+    def path(self, name: str) -> Path | None:
+        """A folder for files of another kind."""
+        return None if self.folder is None else self.folder / name
+
+
+class Energies:
+    """Energies of a peptide: one process, or a pool once it is known to pay.
+
+    Args:
+        workers: processes; "auto" measures an energy and starts a pool of all cores where that saves time.
+
+    Attributes:
+        potential: computes them now. calls: evaluations, of all potentials.
+    """
+
+    def __init__(self, peptide: Peptide, platform: str, workers: int | str):
+        self.peptide, self.platform, self.workers = peptide, platform, workers
+        self.potential = peptide.potential(platform, workers if isinstance(workers, int) else 1)
+        self._seconds, self._timed = 0.0, 0
+
+    def __enter__(self) -> Energies:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if isinstance(self.potential, ParallelPotential):
+            self.potential.close()
+
+    def __call__(self, positions: np.ndarray, remaining: int = 0) -> np.ndarray:
+        """Energies (n,) in eV of positions (n, N, 3), NaN where there is none; `remaining`: how many are to follow."""
+        begin = time.perf_counter()
+        energies = self.potential.energy(positions)
+        self._seconds, self._timed = self._seconds + time.perf_counter() - begin, self._timed + len(positions)
+        self.plan(remaining)
+        return energies
+
+    def plan(self, remaining: int) -> Potential:
+        """The potential for `remaining` more evaluations; a pool if one was left to choose and pays."""
+        if self.workers == "auto" and self._timed:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            if pool_pays(self._seconds / self._timed, remaining, cores):
+                self.workers = cores
+                self.potential = self.peptide.potential(self.platform, cores)
+        return self.potential
+
+
+def pool_pays(seconds_each: float, remaining: int, cores: int) -> bool:
+    """Whether a pool of `cores` processes finishes sooner, its start included."""
+    pooled = POOL_START + remaining * max(seconds_each / cores, POOL_EACH)
+    return cores > 1 and pooled < remaining * seconds_each
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """n draws from one flow at one temperature.
+
+    Attributes:
+        positions: (n, N, 3) Angstrom. log_q: (n,). energies: (n,) eV, NaN where there is none. temperature: K.
+        calls: energies evaluated. seconds: {"sampling", "energies"}, those of earlier runs included.
+    """
+
+    positions: np.ndarray
+    log_q: np.ndarray
+    energies: np.ndarray
+    temperature: float
+    calls: int
+    seconds: dict[str, float]
+
+    def __len__(self) -> int:
+        return len(self.log_q)
+
+    @property
+    def log_weights(self) -> np.ndarray:
+        """(n,) -E/kT - ln q, -inf where either is not finite."""
+        usable = np.isfinite(self.energies) & np.isfinite(self.log_q)
+        with np.errstate(invalid="ignore"):
+            return np.where(usable, -self.energies / (KB * self.temperature) - self.log_q, -np.inf)
+
+    @property
+    def rejections(self) -> dict[str, int]:
+        """Draws of weight zero, by reason."""
+        closed = np.isfinite(self.log_q)
+        counts = {
+            OUTSIDE: int((~closed).sum()),
+            "non-finite energy": int((closed & ~np.isfinite(self.energies)).sum()),
+        }
+        return {reason: count for reason, count in counts.items() if count}
+
+
+def draw(
+    flow: ProseFlow,
+    layout: Layout,
+    energies: Energies,
+    n: int,
+    temperature: float,
+    seed: int,
+    store: Store,
+    name: str,
+    *,
+    stage: str = "sampling",
+    progress: Progress = lambda stage, done, total: None,
+) -> Draws:
+    """Draw n samples and compute their energies, piece by piece; pieces that `store` holds are read instead.
+
+    Args:
+        temperature: K. seed: sample i depends on (seed, i) only.
+        name: of the pieces in `store`. stage: what `progress` is told.
+
+    Raises:
+        CalculatorError: not one energy is finite.
+    """
+    pieces: list[dict[str, np.ndarray]] = []
+    for first in range(0, n, PIECE):
+        count = min(PIECE, n - first)
+        piece = store.get(f"{name}-{first:07d}")
+        if piece is None:
+            begin = time.perf_counter()
+            x, log_q = propose(
+                flow, layout, count, temperature, seed, first=first,
+                progress=_counter(lambda done, first=first: progress(stage, first + done, n)),
+            )  # fmt: skip
+            middle, before = time.perf_counter(), energies.potential.calls
+            energy, counted = np.full(count, np.nan), energies.potential
+            usable = np.isfinite(log_q)
+            if usable.any():
+                energy[usable] = energies(x[usable], n - first - count)
+            seconds = [middle - begin, time.perf_counter() - middle]
+            piece = {"positions": x, "log_q": log_q, "energies": energy, "seconds": np.array(seconds)}
+            piece["calls"] = np.array(counted.calls - before)
+            store.put(f"{name}-{first:07d}", piece)
+        pieces.append(piece)
+        progress(stage, first + count, n)
+    x, log_q, energy = (np.concatenate([piece[key] for piece in pieces]) for key in ("positions", "log_q", "energies"))
+    if not np.isfinite(energy).any():
+        reason = next(
+            iter(energies.potential.failures.values()), "every sample lies outside the space of conformations"
+        )
+        raise CalculatorError(f"no sample of {n} has a finite energy ({reason})", where=layout.peptide.sequence)
+    sampling, computing = np.sum([piece["seconds"] for piece in pieces], axis=0)
+    calls = int(sum(int(piece["calls"]) for piece in pieces))
+    seconds = {"sampling": float(sampling), "energies": float(computing)}
+    return Draws(x, log_q, energy, temperature, calls, seconds)
+
+
+def _counter(report: Callable[[int], None]) -> Callable[[int], None]:
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        report(done)
+
+    return count

@@ -1,0 +1,311 @@
+"""`molgen evaluate prose`: proposals of a peptide flow, weighted by their energies, against molecular dynamics."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from molgen.data.md import MDSet, load_md
+from molgen.data.peptide import Peptide, build_peptide, residues_of
+from molgen.errors import CalculatorError, InputError
+from molgen.prose.evaluate import (
+    METRICS,
+    POINTS,
+    Conformations,
+    compare,
+    halves,
+    log_densities,
+    nll_per_dof,
+    torsions,
+)
+from molgen.prose.layout import Layout
+from molgen.prose.validity import validate
+from molgen.prose.weights import Proposal, load_flow
+from molgen.reweight.estimate import autocorrelation_time, weighted_mean
+from molgen.reweight.importance import diagnose, drop_top, forward_ess, kish, normalised, psis, verdict
+from molgen.run import Run
+from molgen.units import KB
+from molgen.workflows.draws import Energies, Progress, Store, draw
+
+LEAST_FRAMES = 40  # of the reference: two parts of 20
+SAME_TEMPERATURE = 0.5  # K
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A peptide to judge the flow on, and its molecular dynamics: no set, one run, or two independent ones."""
+
+    peptide: Peptide
+    sets: tuple[MDSet, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The sequence, and the caps where there are any."""
+        return self.peptide.sequence + (f"_{self.peptide.cap}" if self.peptide.cap else "")
+
+    def frames(self, temperature: float) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Positions (F, N, 3) in Angstrom and energies (F,) in eV at `temperature`, of every set that has it."""
+        found = []
+        for md in self.sets:
+            for k in np.flatnonzero(np.abs(np.asarray(md.temperatures) - temperature) < SAME_TEMPERATURE)[:1]:
+                found.append((np.asarray(md.positions[k], dtype=float), np.asarray(md.energies[k], dtype=float)))
+        return found
+
+
+def gather(data: Sequence[str | Path], sequences: Sequence[str] | None = None, cap: str | None = None) -> list[Case]:
+    """The peptides of npz files and folders of them, or of `sequences` in their order, with the files' dynamics.
+
+    Args:
+        data: MD files (`molgen.data.md`) or folders of them. Two files of one peptide are two independent runs.
+        sequences: only these; one without a file has no reference.
+        cap: caps of `sequences`.
+
+    Raises:
+        InputError: no such file, or one that is no MD file; a sequence that is none; neither data nor sequences.
+    """
+    wanted = None if sequences is None else [build_peptide(sequence, cap) for sequence in sequences]
+    files: list[Path] = []
+    for path in map(Path, data):
+        inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        if not inside:
+            raise InputError("no npz file in this folder", where=str(path), expected="files of molecular dynamics")
+        if wanted is not None and path.is_dir():  # a file in a folder is named after its sequence
+            inside = [file for file in inside if any(peptide.sequence in file.stem for peptide in wanted)]
+        files += inside
+    sets: dict[tuple[str, str | None], list[MDSet]] = {}
+    for file in files:
+        md = load_md(file)
+        sets.setdefault((md.sequence, md.cap), []).append(md)
+    peptides = wanted if wanted is not None else [build_peptide(*key) for key in sets]
+    if not peptides:
+        raise InputError("nothing to evaluate", expected="--data with files of molecular dynamics, or --sequences")
+    return [Case(peptide, tuple(sets.get((peptide.sequence, peptide.cap), ())[:2])) for peptide in peptides]
+
+
+def evaluate_prose(
+    cases: Sequence[Case],
+    run: Run,
+    *,
+    weights: str | Path | Proposal = "prose",
+    samples: int = 10_000,
+    temperature: float = 310.0,
+    seed: int = 0,
+    workers: int | str = "auto",
+    platform: str = "auto",
+    points: int = POINTS,
+    dtype: torch.dtype = torch.float32,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    progress: Progress = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Evaluate every case; each finished one is a file in the run, and a resumed run starts after it.
+
+    Args:
+        cases: see `gather`. run: receives `<name>.json` a case and the summary.
+        weights: shipped weights, a checkpoint folder, or a loaded proposal.
+        samples, temperature, seed: of the proposals; K.
+        workers, platform: processes ("auto": as many as pay) and OpenMM platform of the energies.
+        points: see `molgen.prose.evaluate.compare`.
+        report: called with each row as it is finished.
+
+    Returns:
+        The summary; `results` holds a row a case (see `evaluate_case`), `means` their means by length.
+    """
+    proposal = weights if isinstance(weights, Proposal) else load_flow(weights, dtype=dtype)
+    rows, calls = run.results, 0
+    run.record(checkpoint_hash=proposal.hash)
+    for case in cases:
+        file = f"{case.name}.json"
+        row: dict[str, Any] | None = _finished(run, file)
+        if row is None:
+            with Energies(case.peptide, platform, workers) as energies:
+                try:
+                    row = evaluate_case(
+                        case, proposal, energies, samples=samples, temperature=temperature, seed=seed, points=points,
+                        progress=progress,
+                    )  # fmt: skip
+                except CalculatorError as error:
+                    row = {"sequence": case.name, "error": str(error)}
+            run.write_json(file, row)
+        rows.append(row)
+        calls += int(row.get("energy_calls", 0))
+        run.record(means=means(rows), energy_calls=calls)
+        report(row)
+    failed = sum("error" in row for row in rows)
+    return run.finish("partial" if failed else "ok", rejections={"failed sequences": failed} if failed else None)
+
+
+def evaluate_case(
+    case: Case,
+    proposal: Proposal,
+    energies: Energies,
+    *,
+    samples: int = 10_000,
+    temperature: float = 310.0,
+    seed: int = 0,
+    points: int = POINTS,
+    progress: Progress = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Everything `molgen evaluate prose` says about one peptide, JSON-ready.
+
+    Returns:
+        `sequence, residues, atoms, n, temperature`; `weights` (WeightDiagnostics and the verdict, over all n; beside
+        them `ess_top_dropped`, without the largest 0.2 % as Prose reports, biased: for comparison with it alone);
+        `finite_energies` (share of n); `validity` (see `Validity.summary`); `energy` (means in kT with standard errors,
+        reweighted and of the dynamics); `md` (see `_on_frames`) and `metrics` (see `molgen.prose.evaluate.compare`),
+        None without dynamics; `notes`; `energy_calls`; `seconds` of each stage.
+
+    Raises:
+        CalculatorError: not one energy could be computed.
+    """
+    peptide, kt = case.peptide, KB * temperature
+    layout = Layout.of(peptide)
+    drawn = draw(
+        proposal.model, layout, energies, samples, temperature, seed, Store(None), case.name, stage=case.name,
+        progress=progress,
+    )  # fmt: skip
+    x, log_w = drawn.positions, drawn.log_weights
+    diagnostics, weights = diagnose(log_w), normalised(psis(log_w))
+    mean = weighted_mean(drawn.energies / kt, log_w, weights)
+    frames = case.frames(temperature)
+    row: dict[str, Any] = {
+        "sequence": case.name,
+        "residues": len(residues_of(peptide.sequence)),
+        "atoms": len(peptide),
+        "n": samples,
+        "temperature": temperature,
+        "weights": {**asdict(diagnostics), "verdict": verdict(diagnostics), "ess_top_dropped": kish(drop_top(log_w))},
+        "finite_energies": float(np.isfinite(drawn.energies).mean()),
+        "validity": validate(peptide, x).summary(weights if weights.any() else None),
+        "energy": {"reweighted": [mean.value, mean.error], "md": None},
+        "md": None,
+        "metrics": None,
+        "notes": _notes(case, proposal, temperature, frames),
+        "energy_calls": drawn.calls,
+        "seconds": {stage: round(seconds, 3) for stage, seconds in drawn.seconds.items()},
+    }
+    reference = _reference(peptide, frames)
+    if reference is not None:
+        progress(f"{case.name}: comparing", 0, 1)
+        begin = time.perf_counter()
+        row["energy"]["md"] = _md_energy(reference, kt)
+        row["md"] = _on_frames(proposal, layout, energies, frames, temperature, diagnostics.log_z, diagnostics.ess)
+        kept = np.flatnonzero(np.isfinite(x).all((1, 2)))
+        sample = Conformations(torsions(peptide, x[kept]), drawn.energies[kept], weights[kept])
+        row["metrics"] = compare(sample, reference, temperature, points=points)
+        row["seconds"]["comparing"] = round(time.perf_counter() - begin, 3)
+    return row
+
+
+def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Means over the sequences of each length: {"2": {"sequences", "ess", "ess_psis", "khat_max", metrics, ...}}."""
+    out = {}
+    for length in sorted({row["residues"] for row in rows if "error" not in row}):
+        some = [row for row in rows if row.get("residues") == length]
+        figures: dict[str, Any] = {"sequences": len(some)}
+        for key in ("ess", "ess_psis", "ess_top_dropped"):
+            figures[key] = float(np.mean([row["weights"][key] for row in some]))
+        figures["khat_max"] = max(np.inf if (k := row["weights"]["khat"]) is None else k for row in some)
+        for key in ("wrong_chirality", "broken_topology", "bad_bond", "contact"):
+            figures[key] = sum(row["validity"][key] for row in some)
+        figures["share_broken_topology_reweighted"] = _mean(
+            [row["validity"].get("share_broken_topology_reweighted") for row in some]
+        )
+        figures["non_finite_energies"] = sum(round((1 - row["finite_energies"]) * row["n"]) for row in some)
+        for key in ("nll_per_dof", "ess_forward"):
+            figures[key] = _mean([(row["md"] or {}).get(key) for row in some])
+        for metric in METRICS:
+            columns = [(row["metrics"] or {}).get(metric) or {} for row in some]
+            figures[metric] = {view: _mean([c.get(view) for c in columns]) for view in ("raw", "reweighted", "floor")}
+        out[str(length)] = figures
+    return out
+
+
+def _on_frames(
+    proposal: Proposal,
+    layout: Layout,
+    energies: Energies,
+    frames: Sequence[tuple[np.ndarray, np.ndarray]],
+    temperature: float,
+    log_z: float,
+    ess: float,
+) -> dict[str, Any]:
+    """What the frames of the dynamics say of the flow, which its own samples cannot: the modes that it misses.
+
+    Energies are computed anew, since rounded positions do not have the energy of the file.
+
+    Returns:
+        `frames`; `impossible`, those of density zero; `nll_per_dof` (of the others; nats, Angstrom);
+        `ess_forward` = Z / E_MD[w]; `consistency` = ess_forward / ess, well below 1 where the proposals miss a mode of
+        the frames; `log_z_gap` = ln(1 / (Z E_MD[1/w])), minus the log of the share of the Boltzmann mass that the
+        proposals have found.
+    """
+    x = np.concatenate([positions for positions, _ in frames])
+    log_q = log_densities(proposal.model, layout, x, temperature)
+    found = energies(x)
+    some = np.isfinite(found)
+    log_w = -found[some] / (KB * temperature) - log_q[some]
+    log_z_md = float(np.log(len(log_w)) - np.logaddexp.reduce(-log_w))
+    forward = forward_ess(log_w, log_z)
+    return {
+        "frames": len(x),
+        "impossible": int((log_q == -np.inf).sum()),
+        "nll_per_dof": nll_per_dof(log_q, layout.atoms),
+        "ess_forward": forward,
+        "consistency": forward / ess if ess else None,
+        "log_z_gap": log_z_md - log_z,
+    }
+
+
+def _reference(peptide: Peptide, frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> Any:
+    """The two parts of the reference, None when there is none of use."""
+    counts = [len(energies) for _, energies in frames]
+    if sum(counts) < LEAST_FRAMES or min(counts) < LEAST_FRAMES // 2:
+        return None
+    parts = [Conformations(torsions(peptide, x), energies) for x, energies in frames]
+    return (parts[0], parts[1]) if len(parts) > 1 else halves(parts[0])
+
+
+def _md_energy(reference: Sequence[Conformations], kt: float) -> list[float]:
+    """Mean energy of the dynamics in kT, and its standard error from the autocorrelation time."""
+    energies = np.concatenate([part.energies for part in reference]) / kt
+    effective = sum(len(part) / autocorrelation_time(part.energies) for part in reference)
+    return [float(energies.mean()), float(energies.std() / np.sqrt(effective))]
+
+
+def _notes(case: Case, proposal: Proposal, temperature: float, frames: Sequence[Any]) -> list[str]:
+    notes = []
+    low, high = proposal.config.get("temperatures", (0.0, np.inf))
+    if not low <= temperature <= high:
+        notes.append(f"{temperature:g} K is outside the {low:g} to {high:g} K that the weights were trained on")
+    shortest, longest = proposal.config.get("lengths", (0, np.inf))
+    if not shortest <= len(residues_of(case.peptide.sequence)) <= longest:
+        notes.append(f"the weights were trained on {shortest} to {longest} residues")
+    if not case.sets:
+        notes.append("no molecular dynamics: no distances, forward ESS or likelihood")
+    for x, _ in frames:
+        wrong = int(validate(case.peptide, x).wrong_chirality.sum())
+        if wrong:
+            notes.append(f"{wrong} of {len(x)} frames of the dynamics have a centre of the wrong hand")
+    if case.sets and not frames:
+        known = sorted({float(t) for md in case.sets for t in md.temperatures})
+        notes.append(f"no molecular dynamics at {temperature:g} K, only at {', '.join(f'{t:g}' for t in known)} K")
+    return notes
+
+
+def _finished(run: Run, name: str) -> dict[str, Any] | None:
+    """The row of an earlier run, if it is there and did not fail."""
+    path = run.directory / name
+    row = json.loads(path.read_text(encoding="utf-8")) if run.resumed and path.exists() else {"error": "none"}
+    return None if "error" in row else row
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -1,0 +1,261 @@
+"""From a sequence and a temperature to an equilibrium ensemble whose weights have been judged."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molgen.data.peptide import Peptide, build_peptide, residues_of
+from molgen.errors import InputError
+from molgen.prose.layout import Layout
+from molgen.prose.weights import Proposal, load_flow
+from molgen.report.ensemble_plots import UNITS
+from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.importance import diagnose, verdict
+from molgen.reweight.observables import parse_observable
+from molgen.reweight.smc import Population, between_temperatures, climb, spring_scale, start
+from molgen.rng import sample_seed
+from molgen.run import Run
+from molgen.units import KB
+from molgen.workflows.draws import Draws, Energies, Progress, Store, draw
+from molgen.workflows.finetune import Round, finetune_flow
+from molgen.workflows.peptide_output import Sampled, describe, finished_run, observed, status, write_ensemble
+
+LONGEST = 12  # residues; beyond, nothing the flow learned on short peptides need hold
+MOVES, LEAPFROG = 10, 4  # of the chain at each rung of the temperature ladder
+FINETUNING, TEMPERING = 1, 2  # streams of random numbers under one seed, beside that of the samples
+
+
+def sample_peptide(
+    sequence: str,
+    n: int = 10_000,
+    temperature: float = 310.0,
+    *,
+    cap: str | None = None,
+    weights: str | Path | Proposal = "prose",
+    finetune: int = 0,
+    smc: bool = False,
+    observables: Iterable[str] = (),
+    prose_compat: bool = False,
+    platform: str = "auto",
+    workers: int | str = 1,
+    seed: int = 0,
+    device: str = "auto",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    units: str = "kJ/mol",
+    save_float64: bool = False,
+    log: Callable[[str], None] = lambda message: None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Ensemble:
+    """Sample the Boltzmann distribution of a peptide: ff14SB, GB OBC2 water.
+
+    A flow proposes conformations with their exact densities; energies turn them into weighted samples of the Boltzmann
+    distribution; the tail of the weights (k-hat) says whether to believe them. Look at `ensemble.verdict`: "reliable",
+    "warn", "biased" or "failed".
+
+    Args:
+        sequence: one-letter codes from N to C, e.g. "AAGY"; see `molgen.data.peptide.build_peptide`.
+        n: samples. temperature: K. cap: None (charged termini) or "ace-nme".
+        weights: shipped weights, the folder of a checkpoint (finetuned ones too), or a loaded flow.
+        finetune: rounds of training on this peptide first (see `molgen.workflows.finetune`).
+        smc: propose at the highest temperature that the flow knows, then cool by sequential Monte Carlo.
+        observables: computed and reported with the run (see `molgen.reweight.observables`).
+        prose_compat: drop the largest 0.2 % of the weights, as Prose (arXiv 2508.18175) reports. Biased.
+        platform: of OpenMM. workers: processes for energies; "auto" starts a pool where it pays. As with all process
+            pools, a script that uses more than one needs `if __name__ == "__main__":`.
+        seed: sample i depends on (seed, i) only. device: of the flow.
+        out: folder for topology.pdb, samples.xtc, weights.npz, ramachandran.png, weights.png, summary.json.
+        overwrite: replace an earlier run in `out`. resume: continue one; the result is that of an uninterrupted run. A
+            finished one is read again (positions to 0.01 A, unless `save_float64`).
+        units: of energies in files and pictures for people, "kJ/mol" or "kcal/mol".
+        save_float64: keep exact positions in weights.npz.
+        log: called with lines for people; progress: called with (stage, done, total).
+
+    Raises:
+        InputError: no such residue, cap, observable or platform; n < 1; a temperature outside the trained range; the
+            folder cannot be used, or the disk is full (finished pieces are kept for `resume`).
+        CheckpointError: no such weights. CalculatorError: not one energy is finite.
+    """
+    return run_peptide(
+        sequence, n, temperature, cap=cap, weights=weights, finetune=finetune, smc=smc, observables=observables,
+        prose_compat=prose_compat, platform=platform, workers=workers, seed=seed, device=device, out=out,
+        overwrite=overwrite, resume=resume, units=units, save_float64=save_float64, log=log, progress=progress,
+    )[0]  # fmt: skip
+
+
+def run_peptide(
+    sequence: str,
+    n: int,
+    temperature: float,
+    *,
+    cap: str | None,
+    weights: str | Path | Proposal,
+    finetune: int,
+    smc: bool,
+    observables: Iterable[str],
+    prose_compat: bool,
+    platform: str,
+    workers: int | str,
+    seed: int,
+    device: str,
+    out: str | Path | None,
+    overwrite: bool,
+    resume: bool,
+    units: str,
+    save_float64: bool,
+    log: Callable[[str], None],
+    progress: Progress,
+) -> tuple[Ensemble, dict[str, Any]]:
+    """`sample_peptide`, and the summary of the run."""
+    observables = tuple(observables)
+    _check(n, finetune, workers, units)
+    peptide = build_peptide(sequence, cap)
+    topology = peptide.mdtraj_topology()
+    for text in observables:
+        parse_observable(text, peptide.numbers, topology)
+    proposal = weights if isinstance(weights, Proposal) else load_flow(weights, _device(device))
+    notes = _notes(peptide, proposal, temperature)
+    for note in notes:
+        log(note)
+    settings = {
+        "sequence": sequence, "n": n, "temperature": temperature, "cap": cap, "checkpoint": proposal.hash,
+        "finetune": finetune, "smc": smc, "observables": list(observables), "prose_compat": prose_compat,
+        "platform": platform, "units": units, "save_float64": save_float64,
+    }  # fmt: skip
+    with Energies(peptide, platform, workers) as energies, tempfile.TemporaryDirectory() as scratch:
+        given = {"seed": seed, "device": _device(device), "overwrite": overwrite, "resume": resume}
+        run = Run(out, "peptide", settings, **given) if out is not None else None
+        if run is not None and (finished := finished_run(run)) is not None:
+            log(f"{run.directory} is finished: nothing to resume")
+            return finished
+        with run or nullcontext():
+            if run is not None:
+                run.record(checkpoint_hash=proposal.hash, notes=notes)
+            work = _Work(peptide, energies, Store(run), temperature, seed, log, progress)
+            rounds: list[Round] = []
+            if finetune:
+                folder = Path(scratch, "adapter") if run is None else run.path("adapter")
+                proposal, rounds = finetune_flow(
+                    proposal, Layout.of(peptide), work.draws, temperature, finetune, work.store, folder,
+                    seed=sample_seed(seed, FINETUNING), scratch=Path(scratch), log=log, progress=progress,
+                )  # fmt: skip
+            sampled = work.cooled(proposal, n) if smc else work.weighted(proposal, n)
+            if prose_compat:
+                sampled.ensemble = sampled.ensemble.without_top()
+            summary = {
+                **describe(sampled, peptide, proposal.hash, rounds),
+                "prose_compat": prose_compat,
+                "notes": notes,
+            }
+            results = observed(sampled.ensemble, observables, units)
+            if run is None:
+                return sampled.ensemble, {"status": status(sampled.ensemble), **summary, "results": results}
+            return sampled.ensemble, write_ensemble(
+                run, sampled.ensemble, summary, results, peptide, units, save_float64
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What every way of sampling one peptide needs."""
+
+    peptide: Peptide
+    energies: Energies
+    store: Store
+    temperature: float
+    seed: int
+    log: Callable[[str], None]
+    progress: Progress
+
+    def draws(self, proposal: Proposal, n: int, seed: int, name: str, temperature: float | None = None) -> Draws:
+        """n draws from a flow, stored as `name`."""
+        return draw(
+            proposal.model, Layout.of(self.peptide), self.energies, n,
+            self.temperature if temperature is None else temperature, seed, self.store, name,
+            stage="finetuning: sampling" if name.startswith("round") else "sampling", progress=self.progress,
+        )  # fmt: skip
+
+    def weighted(self, proposal: Proposal, n: int) -> Sampled:
+        """Importance sampling: as drawn."""
+        draws = self.draws(proposal, n, self.seed, "draws")
+        ensemble = Ensemble(
+            draws.positions, draws.log_weights, draws.energies, self.temperature, self.peptide.numbers,
+            topology=self.peptide.mdtraj_topology(), log_q=draws.log_q, validity=draws.rejections,
+        )  # fmt: skip
+        return Sampled(ensemble, draws)
+
+    def cooled(self, proposal: Proposal, n: int) -> Sampled:
+        """Sequential Monte Carlo from the highest temperature the flow knows."""
+        hot = max(float(proposal.config.get("temperatures", [self.temperature])[-1]), self.temperature)
+        draws = self.draws(proposal, n, self.seed, "draws", hot)
+        densities = between_temperatures(self.energies.plan(n * MOVES * LEAPFROG), hot, self.temperature)
+        bonds, stiffness = self.peptide.bonds, self.peptide.parameters.bond_k
+        scale = spring_scale(len(self.peptide), bonds, stiffness, self.temperature)
+        stored = self.store.get("ladder")
+        population = Population.of_arrays(stored) if stored else start(densities, draws.positions, draws.log_weights)
+
+        def keep(reached: Population) -> None:
+            self.store.put("ladder", reached.arrays())
+            kelvin = 1 / ((1 - reached.b) / hot + reached.b / self.temperature)  # 1/T is linear in b
+            self.progress(f"cooling: {kelvin:.0f} K", round(1000 * reached.b), 1000)
+
+        population = climb(
+            population, densities, scale, seed=sample_seed(self.seed, TEMPERING), moves=MOVES, leapfrog=LEAPFROG,
+            on_stage=keep,
+        )  # fmt: skip
+        energies = -KB * self.temperature * population.ends.target
+        ensemble = Ensemble(
+            population.positions, population.log_weights, np.where(np.isfinite(energies), energies, np.nan),
+            self.temperature, self.peptide.numbers, topology=self.peptide.mdtraj_topology(),
+            groups=population.ancestors, validity=draws.rejections,
+            biased=verdict(diagnose(draws.log_weights)) in ("biased", "failed"),
+        )  # fmt: skip
+        return Sampled(ensemble, draws, population)
+
+
+def _check(n: int, rounds: int, workers: int | str, units: str) -> None:
+    if n < 1:
+        raise InputError(f"{n} samples", where="-n", expected="at least 1")
+    if rounds < 0:
+        raise InputError(f"{rounds} rounds of finetuning", where="--finetune", expected="0 or more")
+    if workers != "auto" and not (isinstance(workers, int) and workers > 0):
+        raise InputError(f"{workers!r} workers", where="--workers", expected="auto, or at least 1")
+    if units not in UNITS:
+        raise InputError(f"unknown unit {units!r}", where="--units", expected=" or ".join(UNITS))
+
+
+def _device(name: str) -> str:
+    """The flow's tables are on the CPU, and so is the flow."""
+    if name not in ("auto", "cpu"):
+        raise InputError(f"the flow does not run on {name!r}", where="--device", expected="auto or cpu")
+    return "cpu"
+
+
+def _notes(peptide: Peptide, proposal: Proposal, temperature: float) -> list[str]:
+    """Warnings about a peptide the flow has not been trained for.
+
+    Raises:
+        InputError: the temperature lies outside the trained range.
+    """
+    low, high = proposal.config.get("temperatures", (0.0, np.inf))
+    if not low <= temperature <= high:
+        raise InputError(
+            f"{temperature:g} K lies outside what the weights were trained on",
+            where="-T",
+            expected=f"{low:g} to {high:g} K",
+            remedy="choose a temperature in this range, or other --weights",
+        )
+    length = len(residues_of(peptide.sequence))
+    shortest, longest = proposal.config.get("lengths", (1, LONGEST))
+    if shortest <= length <= longest:
+        return []
+    trained = f"{shortest} to {longest} residues" if shortest < longest else f"{shortest} residues"
+    return [f"warning: the weights were trained on {trained}, this peptide has {length}: k-hat decides"]

@@ -1,0 +1,125 @@
+"""What `molgen peptide` says of an ensemble, and what it leaves in its output folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from molgen.data.peptide import Peptide
+from molgen.prose.validity import validate
+from molgen.report import ensemble_plots
+from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.importance import diagnose, normalised, verdict
+from molgen.reweight.smc import Population
+from molgen.run import SUMMARY, Run
+from molgen.workflows.draws import STATE, Draws
+from molgen.workflows.finetune import Round
+
+
+@dataclass(eq=False)
+class Sampled:
+    """An ensemble; what the flow drew for it; the particles of the temperature ladder, None without one."""
+
+    ensemble: Ensemble
+    draws: Draws
+    population: Population | None = None
+
+
+def status(ensemble: Ensemble) -> str:
+    """ "ok", or "gate_failed" when k-hat says that estimates are biased or worse."""
+    return "gate_failed" if ensemble.verdict in ("biased", "failed") else "ok"
+
+
+def describe(sampled: Sampled, peptide: Peptide, checkpoint: str, rounds: Sequence[Round]) -> dict[str, Any]:
+    """Entries of the summary: verdict and weights, validity, rejections, cost, finetuning, the ladder, the hash."""
+    ensemble, draws, population = sampled.ensemble, sampled.draws, sampled.population
+    sampling, computing = draws.seconds["sampling"], draws.seconds["energies"]
+    figures: dict[str, Any] = {
+        "sequence": peptide.sequence,
+        "cap": peptide.cap,
+        "atoms": len(peptide),
+        "temperature": ensemble.temperature,
+        "checkpoint_hash": checkpoint,
+        "verdict": ensemble.verdict,
+        "weights": asdict(ensemble.diagnostics),
+        "validity": validate(peptide, ensemble.positions).summary(ensemble.weights if ensemble.weights.any() else None),
+        "rejections": dict(ensemble.validity),
+        "energy_calls": draws.calls + sum(r.energy_calls for r in rounds) + (population.calls if population else 0),
+        "samples_per_second": len(draws) / sampling if sampling else None,
+        "energies_per_second": draws.calls / computing if computing else None,
+        "finetuning": [asdict(r) for r in rounds],
+        "smc": None,
+        "ensemble_hash": ensemble_hash(ensemble),
+    }
+    if population is not None:
+        hot = diagnose(draws.log_weights)
+        figures["smc"] = {
+            "hot_temperature": draws.temperature,
+            "hot_weights": {**asdict(hot), "verdict": verdict(hot)},
+            "unique_ancestors": population.unique_ancestors,
+            "ess_of_ancestors": ess_of_ancestors(ensemble),
+            "stages": [asdict(stage) for stage in population.stages],
+        }
+    return figures
+
+
+def observed(ensemble: Ensemble, observables: Iterable[str], units: str) -> list[dict[str, Any]]:
+    """Mean potential energy and every observable asked for: `name, value, error, khat, reliable, unit`.
+
+    Energies in `units`, angles in degrees, lengths in Angstrom.
+    """
+    energy, _ = ensemble_plots.UNITS[units]
+    rows = {"potential energy": ensemble.expectation(ensemble.energies).scaled(1 / energy, units)}
+    for text in observables:
+        found = ensemble.expectation(text)
+        rows[text] = found.scaled(180 / np.pi, "degrees") if found.unit == "rad" else found
+    return [{"name": name, **asdict(estimate)} for name, estimate in rows.items()]
+
+
+def write_ensemble(
+    run: Run,
+    ensemble: Ensemble,
+    figures: dict[str, Any],
+    results: list[dict[str, Any]],
+    peptide: Peptide,
+    units: str,
+    save_float64: bool,
+) -> dict[str, Any]:
+    """Write the ensemble, the pictures and the summary, which is returned; then drop the work they were made of."""
+    title = f"{peptide.sequence}, {ensemble.temperature:g} K"
+    ensemble.save(run, positions=save_float64)
+    run.write_bytes("weights.png", ensemble_plots.weights(ensemble.log_weights, title=title, judged=ensemble.verdict))
+    run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, title=title))
+    summary = run.finish(status(ensemble), results=results, **figures)
+    shutil.rmtree(run.directory / STATE, ignore_errors=True)
+    return summary
+
+
+def finished_run(run: Run) -> tuple[Ensemble, dict[str, Any]] | None:
+    """The ensemble and summary of a run that had finished before it was resumed; None of any other."""
+    path = run.directory / SUMMARY
+    if not run.resumed or not path.exists():
+        return None
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    return (Ensemble.load(run.directory), summary) if "ensemble_hash" in summary else None
+
+
+def ess_of_ancestors(ensemble: Ensemble) -> float:
+    """Kish's effective sample size of the ancestors, each with the weight of all its descendants; a share of n."""
+    assert ensemble.groups is not None
+    shares = np.bincount(ensemble.groups, normalised(ensemble.log_weights))
+    return float(1 / (len(ensemble) * np.square(shares).sum()))
+
+
+def ensemble_hash(ensemble: Ensemble) -> str:
+    """SHA-256 of positions, log-weights and energies, to the bit."""
+    digest = hashlib.sha256()
+    for part in (ensemble.positions, ensemble.log_weights, ensemble.energies):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()

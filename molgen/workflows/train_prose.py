@@ -1,0 +1,114 @@
+"""What `molgen train prose` learns from and validates by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from molgen.data.md import MDSet, is_held_out, load_md, read_sequences
+from molgen.errors import InputError
+from molgen.prose.frames import Frames
+from molgen.rng import generator
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Frames to learn from and to validate by; sequences left out, because excluded or without a usable frame."""
+
+    train: list[Frames]
+    val: list[Frames]
+    excluded: list[str]
+    unusable: list[str]
+
+
+def load_training_data(
+    paths: Sequence[Path],
+    *,
+    exclude: Path | None = None,
+    val: Collection[str] = (),
+    val_share: float = 0.05,
+    seed: int = 0,
+    log: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TrainingData:
+    """Read molecular dynamics and set some aside.
+
+    Args:
+        paths: npz files, see :func:`molgen.data.md.load_md`, or folders of them.
+        exclude: list of sequences never to learn from or validate by, nor any that contains one of three or more
+            residues.
+        val: sequences to validate by; or, if there are none,
+        val_share: this share of the sequences, drawn with `seed`; of a single sequence, the last of its frames.
+        progress: called with the number of files made ready and of all.
+
+    Raises:
+        InputError: no such file, a damaged one, an unknown or excluded sequence in `val`, or nothing to learn from.
+    """
+    if not 0 < val_share < 1:
+        raise InputError(f"{val_share:g} is no share", where="--val-share", expected="between 0 and 1, such as 0.05")
+    held = read_sequences(exclude) if exclude is not None else ()
+    items = [load_md(path) for path in _files(paths)]
+    excluded = sorted({item.sequence for item in items if is_held_out(item.sequence, held)})
+    items = [item for item in items if item.sequence not in excluded]
+    if excluded:
+        log(f"{len(excluded)} sequences are excluded: {', '.join(excluded)}")
+    train, chosen = _split(items, val, val_share, seed, excluded)
+    parts: list[list[Frames]] = [[], []]
+    unusable = []
+    for k, item in enumerate([*train, *chosen]):
+        frames = Frames.of_md(item)
+        count = item.energies.size
+        if len(frames) < count:
+            log(f"{item.sequence}: {count - len(frames)} of {count} frames have an inverted centre or no energy")
+        if len(frames) and len(frames.at(frames.temperatures()[0])) > 1:  # validation needs a spread
+            parts[k >= len(train)].append(frames)
+        else:
+            unusable.append(item.sequence)
+        progress(k + 1, len(items))
+    for part, what in zip(parts, ("learn from", "validate by"), strict=True):
+        if not part:
+            raise InputError(
+                f"no frames to {what}",
+                where="--data",
+                expected="two or more of L amino acids at the lowest temperature, with energies",
+                remedy="give other files",
+            )
+    return TrainingData(parts[0], parts[1], excluded, sorted(set(unusable)))
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        if not inside:
+            raise InputError("no npz file in this folder", where=str(path), expected="files of `molgen data md`")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def _split(
+    items: Sequence[MDSet], val: Collection[str], share: float, seed: int, excluded: Collection[str]
+) -> tuple[list[MDSet], list[MDSet]]:
+    sequences = sorted({item.sequence for item in items})
+    if missing := sorted(set(val) - set(sequences)):
+        why = "is excluded" if missing[0] in excluded else "is not in the data"
+        raise InputError(f"{missing[0]} {why}", where="--val", expected=f"some of {', '.join(sequences) or 'nothing'}")
+    if not sequences or len(sequences) == len(set(val)):
+        what = "is set aside to validate by" if sequences else "is excluded"
+        raise InputError(f"nothing to learn from: all that there is {what}", where="--data", remedy="give more data")
+    if len(sequences) == 1:
+        counts = [item.energies.shape[1] for item in items]
+        cuts = [max(1, min(round(count * (1 - share)), count - 2)) for count in counts]
+        return (
+            [_part(item, slice(0, cut)) for item, cut in zip(items, cuts, strict=True)],
+            [_part(item, slice(cut, None)) for item, cut in zip(items, cuts, strict=True)],
+        )
+    if not val:
+        order = generator(seed, len(sequences)).permutation(len(sequences))
+        val = {sequences[k] for k in order[: max(1, round(share * len(sequences)))]}
+    return [item for item in items if item.sequence not in val], [item for item in items if item.sequence in val]
+
+
+def _part(item: MDSet, frames: slice) -> MDSet:
+    return replace(item, positions=item.positions[:, frames], energies=item.energies[:, frames])

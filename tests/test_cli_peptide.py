@@ -1,0 +1,140 @@
+"""`molgen peptide`: what it prints and writes, its exit codes, and bad input by its text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from peptide_cases import FlowPotential, tiny_weights
+from typer.testing import CliRunner, Result
+
+from molgen.checkpoint import TENSORS_FILE
+from molgen.cli import main
+from molgen.cli import peptide as command
+from molgen.data.peptide import Peptide
+from molgen.prose.weights import SHIPPED
+
+FILES = {"topology.pdb", "samples.xtc", "weights.npz", "ramachandran.png", "weights.png", "summary.json"}
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_weights(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def molgen(weights: Path, tmp_path: Path) -> Callable[..., Result]:
+    """`molgen peptide ...` with an untrained flow, writing to tmp_path/out."""
+
+    def run(*arguments: Any) -> Result:
+        given = [str(a) for a in arguments]
+        options = [] if "--weights" in given else ["--weights", str(weights)]
+        return runner.invoke(main.app, ["peptide", *given, *options, "--out", str(tmp_path / "out")])
+
+    return run
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Peptide, "potential", lambda self, platform="auto", workers=1: FlowPotential(self, 400.0))
+
+
+def test_report_and_files(molgen: Callable[..., Result], tmp_path: Path, exact: None) -> None:
+    asked = ["--observable", "phi 1", "--observable", "distance 0 5"]
+    result = molgen("GG", "-n", 40, "-T", 400, *asked, "--units", "kcal/mol")
+    assert result.exit_code == 0, result.stderr
+    lines = {line[:20].strip(): line[21:] for line in result.stdout.splitlines()}
+    assert lines["peptide"] == "GG, 17 atoms, 400 K" and lines["verdict"] == "reliable" and lines["samples"] == "40"
+    assert "% raw" in lines["ESS"] and "fine up to" in lines["k-hat"]
+    assert lines["potential energy"].endswith("kcal/mol") and lines["phi 1"].endswith("degrees")
+    assert lines["distance 0 5"].endswith(" A") and " +- " in lines["distance 0 5"]
+    assert lines["validity"].startswith("0 of wrong chirality, ") and "samples a second" in lines["cost"]
+    assert all(name in lines["files"] for name in FILES)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"manifest.json"}
+    assert "positions" not in np.load(tmp_path / "out" / "weights.npz")
+
+
+def test_untrustworthy_weights_are_exit_3(molgen: Callable[..., Result], tmp_path: Path) -> None:
+    """The ensemble is there all the same; --json leaves nothing else on stdout."""
+    result = molgen("GG", "-n", 60, "-T", 310, "--json", "--save-float64")
+    assert result.exit_code == 3, result.stderr
+    summary = json.loads(result.stdout)
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["status"] == "gate_failed" and summary["verdict"] in ("biased", "failed")
+    assert "not Boltzmann averages; try --finetune 4 or --smc" in result.stderr
+    assert FILES <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert np.load(tmp_path / "out" / "weights.npz")["positions"].shape == (60, 17, 3)
+
+
+def test_smc_is_reported() -> None:
+    """From a summary alone, as that of a finished run."""
+    weights = {"n": 9, "ess": 0.5, "ess_psis": 0.5, "khat": None, "threshold": 0.2, "max_weight": 0.2}
+    summary = {
+        "sequence": "AG", "cap": "ace-nme", "atoms": 30, "temperature": 310.0, "prose_compat": True,
+        "verdict": "biased",
+        "weights": weights, "smc": {
+            "hot_temperature": 600.0, "hot_weights": {"khat": 0.61}, "unique_ancestors": 7, "ess_of_ancestors": 0.3,
+        },
+        "finetuning": [{"ess": 0.01, "khat": 0.9}, {"ess": 0.2, "khat": 0.4}], "results": [],
+        "validity": {"wrong_chirality": 0, "broken_topology": 1}, "rejections": {"non-finite energy": 2},
+        "samples_per_second": None, "energies_per_second": None, "energy_calls": 77,
+    }  # fmt: skip
+    lines = command.report(summary, Path(__file__).parent).splitlines()
+    assert "AG, ace-nme, 30 atoms" in lines[0] and "the largest weights were dropped" in lines[1]
+    assert "none (fine up to 0.20)" in lines[4] and "600 K, k-hat 0.61 there" in lines[5]
+    assert "7; ESS by ancestor 30.00%" in lines[6] and "after 1 rounds" in lines[8] and "20.00%, k-hat 0.4" in lines[8]
+    assert "2 x non-finite energy" in lines[10] and lines[11].endswith("77 energies")
+
+
+def test_an_earlier_run_is_not_overwritten_unasked(molgen: Callable[..., Result], tmp_path: Path, exact: None) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    refused = molgen("GG", "-n", 5)
+    assert refused.exit_code == 2 and "the output folder is not empty" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["GG", "-n", "0"], ["-n: 0 samples", "at least 1"]),
+        (["AXG"], ["unknown residue 'X' at position 2", "sequence 'AXG'"]),
+        (["ag"], ["unknown residue 'a' at position 1", "write A"]),
+        (["G"], ["one residue with both termini charged", "--cap ace-nme"]),
+        (["GG", "-T", "900"], ["-T: 900 K lies outside", "300 to 600 K"]),
+        (["GG", "--cap", "boc"], ["unknown cap 'boc'"]),
+        (["GG", "--platform", "Abacus"], ["no OpenMM platform 'Abacus'"]),
+        (["GG", "--workers", "many"], ["'many' workers", "auto, or at least 1"]),
+        (["GG", "--observable", "phi 9"], ["phi 9", "1 (GLY)"]),
+        (["GG", "--units", "hartree"], ["unknown unit 'hartree'"]),
+        (["GG", "--device", "tpu"], ["--device"]),
+        (["GG", "--weights", "nowhere"], ["nowhere: no such checkpoint folder"]),
+        (["GG", "--overwrite", "--resume"], ["exclude each other"]),
+    ],
+)
+def test_bad_arguments(arguments: list[str], texts: list[str], molgen: Callable[..., Result], tmp_path: Path) -> None:
+    result = molgen(*arguments)
+    assert result.exit_code == 2, result.stderr
+    assert all(text in result.stderr for text in texts), result.stderr
+    assert result.stdout == "" and "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_truncated_weights(molgen: Callable[..., Result], tmp_path: Path) -> None:
+    folder = tiny_weights(tmp_path / "weights")
+    data = (folder / TENSORS_FILE).read_bytes()
+    (folder / TENSORS_FILE).write_bytes(data[:-100])
+    result = molgen("GG", "--weights", folder)
+    assert result.exit_code == 2 and "truncated" in result.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not (SHIPPED / "prose").is_dir(), reason="no shipped weights")
+def test_shipped_weights_sample_a_dipeptide(molgen: Callable[..., Result]) -> None:
+    result = molgen("AG", "-n", 400, "--weights", "prose", "--json")
+    assert result.exit_code == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["verdict"] in ("reliable", "warn") and summary["weights"]["ess"] > 0.15
+    assert summary["validity"]["wrong_chirality"] == summary["validity"]["broken_topology"] == 0

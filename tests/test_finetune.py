@@ -1,0 +1,144 @@
+"""Finetuning on one peptide: pooled weights against brute force, a known target reached, the better flow kept."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from peptide_cases import FlowPotential, tiny_flow
+
+from molgen.data.peptide import Peptide, build_peptide
+from molgen.prose.evaluate import log_densities
+from molgen.prose.layout import Layout
+from molgen.prose.weights import Proposal, load_flow
+from molgen.reweight.importance import diagnose
+from molgen.reweight.observables import torsion
+from molgen.rng import sample_seed
+from molgen.units import KB
+from molgen.workflows.draws import Draws, Energies, Store, draw
+from molgen.workflows.finetune import FinetuneSettings, _Pool, _score, finetune_flow
+from molgen.workflows.peptide import sample_peptide
+
+T = 400.0
+PEPTIDE = build_peptide("GG")
+LAYOUT = Layout.of(PEPTIDE)
+PSI = tuple(PEPTIDE.names.index(name) for name in ("N", "CA", "C"))
+
+
+class Tilted(FlowPotential):
+    """The flow's own energy and 2 kT cos(psi) besides: a target that is known and not the flow's."""
+
+    def __init__(self, peptide: Peptide):
+        super().__init__(peptide, T)
+        second = int(np.flatnonzero(peptide.residue_index == 1)[0])
+        self.atoms = (*PSI, second)
+
+    def _evaluate(self, positions, forces):
+        energy, _ = super()._evaluate(positions, forces)
+        return energy + 2 * KB * T * np.cos(torsion(positions, *self.atoms)), None
+
+
+class Bench:
+    """A folder, and draws that are counted."""
+
+    def __init__(self, tmp_path, monkeypatch, potential=Tilted):
+        monkeypatch.setattr(Peptide, "potential", lambda self, platform="auto", workers=1: potential(self))
+        self.energies, self.store, self.tmp_path, self.names = Energies(PEPTIDE, "auto", 1), Store(None), tmp_path, []
+
+    def draws(self, proposal: Proposal, n: int, seed: int, name: str) -> Draws:
+        self.names.append(name)
+        return draw(proposal.model, LAYOUT, self.energies, n, T, seed, self.store, name)
+
+    def finetune(self, rounds: int, **settings):
+        return finetune_flow(
+            tiny_flow(), LAYOUT, self.draws, T, rounds, self.store, self.tmp_path / "adapter", seed=5,
+            scratch=self.tmp_path / "scratch", settings=FinetuneSettings(**settings),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    return Bench(tmp_path, monkeypatch)
+
+
+def test_a_known_target_is_reached(bench):
+    """Exactly tilted draws have ESS 1/E[w^2] = I0(4) / I0(2)^2 for a flat psi; learning the tilt brings that to one."""
+    flow, rounds = bench.finetune(2, samples=250, steps=40, batch=48, learning_rate=1e-2)
+    assert bench.names == ["round0", "round1", "round2"]
+    assert rounds[0].ess < 0.6 and max(r.ess for r in rounds) > rounds[0].ess + 0.15
+    fresh = bench.draws(flow, 250, 99, "fresh")
+    assert diagnose(fresh.log_weights).ess > rounds[0].ess + 0.1
+    assert all(r.energy_calls > 220 for r in rounds) and rounds[-1].losses == {}
+
+
+def test_the_result_is_a_checkpoint_that_says_what_it_is(bench):
+    flow, rounds = bench.finetune(1, samples=64, steps=5, batch=16, patience=9)
+    again = load_flow(bench.tmp_path / "adapter")
+    assert again.hash == flow.hash and again.config["temperatures"] == [300.0, 600.0]
+    said = again.config["finetuned"]
+    assert said["sequence"] == "GG" and said["temperature"] == T and said["from"] == "untrained"
+    assert said["ess"] == rounds[said["rounds"]].ess
+    assert len(sample_peptide("GG", 5, T, weights=bench.tmp_path / "adapter")) == 5
+
+
+def test_the_flow_given_is_not_changed(bench):
+    before = {name: value.clone() for name, value in tiny_flow().model.state_dict().items()}
+    bench.finetune(1, samples=32, steps=3, batch=8)
+    assert all(torch.equal(value, before[name]) for name, value in tiny_flow().model.state_dict().items())
+
+
+def test_without_progress_the_given_flow_stays(bench, monkeypatch):
+    """Training that ruins the flow: it ends early, with the weights it began with."""
+    flow, rounds = bench.finetune(5, samples=64, steps=40, batch=16, learning_rate=0.5, patience=0)
+    assert len(rounds) == 2 and rounds[1].ess < rounds[0].ess and flow.config["finetuned"]["rounds"] == 0
+    for name, value in tiny_flow().model.state_dict().items():
+        assert torch.equal(flow.model.state_dict()[name], value), name
+
+
+def test_pooled_weights_are_those_of_the_mixture(bench):
+    """Against ln p - ln(sum_k n_k q_k / n), every density computed anew."""
+    first = tiny_flow()
+    second = Proposal(copy.deepcopy(first.model), "", first.config)
+    torch.nn.init.normal_(second.model.head_out, std=0.02, generator=torch.Generator().manual_seed(0))
+    pool, flows = _Pool(LAYOUT, T), [first]
+    parts = [bench.draws(first, 30, 1, "a"), bench.draws(second, 50, 2, "b")]
+    for number, fresh in enumerate(parts):
+        pool.add(flows, fresh, bench.store, number)
+        flows.append(second)
+    x = np.concatenate([part.positions for part in parts])
+    energies = np.concatenate([part.energies for part in parts])
+    usable = np.concatenate([np.isfinite(part.log_weights) for part in parts])
+    q = [log_densities(flow.model, LAYOUT, x[usable], T) for flow in (first, second)]
+    mixture = np.logaddexp(q[0] + np.log(30 / 80), q[1] + np.log(50 / 80))
+    assert pool.log_weights() == pytest.approx(-energies[usable] / (KB * T) - mixture, abs=2e-3)
+    assert len(pool.frames()) == usable.sum() and np.abs(q[0] - q[1]).max() > 0.1
+
+
+def test_weights_without_a_mean_are_tempered(tmp_path, monkeypatch):
+    """The force field at 310 K, from which the untrained flow is far: k-hat above 1."""
+    monkeypatch.undo()
+    energies = Energies(PEPTIDE, "Reference", 1)
+
+    def draws(proposal, n, seed, name):
+        return draw(proposal.model, LAYOUT, energies, n, 310.0, seed, Store(None), name)
+
+    _, rounds = finetune_flow(
+        tiny_flow(), LAYOUT, draws, 310.0, 1, Store(None), tmp_path / "adapter", seed=1, scratch=tmp_path,
+        settings=FinetuneSettings(samples=400, steps=2, batch=8),
+    )  # fmt: skip
+    assert rounds[0].khat > 1 and rounds[0].exponent == pytest.approx(0.7 / rounds[0].khat, rel=0.05)
+
+
+def test_rounds_are_compared_by_ess_and_tail():
+    assert _score(0.2, 0.3) > _score(0.1, 0.3) and _score(0.1, 0.3) == _score(0.1, 0.69)
+    assert _score(0.2, 1.5) < _score(0.1, 0.7) and _score(0.1, np.inf) > -np.inf
+
+
+def test_each_round_draws_afresh(bench):
+    seeds = []
+    real = bench.draws
+    bench.draws = lambda proposal, n, seed, name: (seeds.append(seed), real(proposal, n, seed, name))[1]
+    bench.finetune(2, samples=32, steps=2, batch=8, patience=9)
+    assert seeds == [sample_seed(5, number) for number in range(3)]
