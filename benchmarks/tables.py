@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +96,121 @@ def confidence(report: dict) -> str:
     return "\n".join(lines)
 
 
+PROSE_PAPER = {"2": (".191", ".371", ".210", ""), "4": (".071", ".932", ".752", ".367")}  # ESS, E-, T-, TICA-W2
+VIEWS = ("raw", "reweighted", "floor")
+
+
+def prose_lengths(report: dict) -> str:
+    """Means over the held-out sequences of each length."""
+    lines = [
+        "| residues (sequences) | ESS | smoothed | top 0.2 % dropped | forward ESS | k-hat, largest "
+        "| E-W2, kT | T-W2 | TICA-W2 | JS of (psi, phi) | wrong chirality "
+        "| bad bonds + contacts (weighted) | energy not finite |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for length, m in report["zero-shot"]["means"].items():
+        cells = [
+            f"{length} ({m['sequences']})",
+            *(_figure(m[k]) for k in ("ess", "ess_psis", "ess_top_dropped", "ess_forward")),
+        ]
+        cells.append(_figure(m["khat_max"]))
+        cells += [_three(m[k]) for k in ("e_w2", "t_w2", "tica_w2", "js_bonds")]
+        share = m["share_broken_topology_reweighted"]
+        cells += [
+            str(m["wrong_chirality"]),
+            f"{m['bad_bond']} + {m['contact']} ({'-' if share is None else f'{share:.1%}'})",
+        ]
+        cells.append(str(m["non_finite_energies"]))
+        lines.append(f"| {' | '.join(cells)} |")
+        if length in PROSE_PAPER:
+            ess, *distances = PROSE_PAPER[length]
+            lines.append(f"| {length}, Prose as published | | | {ess} | | | {' | '.join(distances)} | | | | |")
+    return "\n".join(lines)
+
+
+def prose_sequences(report: dict) -> str:
+    """A row a sequence."""
+    lines = [
+        "| sequence | atoms | ESS | smoothed | k-hat | verdict | forward ESS | ln Z gap | NLL a degree of freedom "
+        "| E-W2, kT | T-W2 | TICA-W2 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in report["zero-shot"]["rows"].items():
+        if "error" in row:
+            lines.append(f"| {name} | failed: {row['error']} |" + " |" * 10)
+            continue
+        w, md, metrics = row["weights"], row["md"] or {}, row["metrics"] or {}
+        cells = [name, str(row["atoms"]), *(_figure(w[k]) for k in ("ess", "ess_psis", "khat")), w["verdict"]]
+        cells += [_figure(md.get(k)) for k in ("ess_forward", "log_z_gap")] + [_figure(md.get("nll_per_dof"), 4)]
+        cells += [_three(metrics.get(k)) for k in ("e_w2", "t_w2", "tica_w2")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def prose_finetuned(report: dict) -> str:
+    """Before and after finetuning, each on its own fresh samples."""
+    lines = [
+        "| sequence | ESS before | after | ratio | k-hat before | after | T-W2 before | after | energies used |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    before, pairs = report["zero-shot"]["rows"], []
+    for name, row in report["finetune"]["rows"].items():
+        if "error" in row or "error" in before.get(name, {"error": ""}):
+            continue
+        old, new = before[name]["weights"], row["weights"]
+        pairs.append((old["ess"], new["ess"]))
+        cells = [name, _figure(old["ess"]), _figure(new["ess"]), f"{new['ess'] / old['ess']:.1f}"]
+        cells += [_figure(w["khat"]) for w in (old, new)]
+        cells += [_three((r["metrics"] or {}).get("t_w2")) for r in (before[name], row)]
+        lines.append(f"| {' | '.join(cells)} | {row['finetuning']['energy_calls']:,} |")
+    if pairs:
+        old, new = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+        lines.append(f"| mean | {old:.3f} | {new:.3f} | {new / old:.1f} | | | | | |")
+    return "\n".join(lines)
+
+
+def prose_speed(report: dict) -> str:
+    """Means by length: rates, and effective samples a second beside the dynamics."""
+    lines = [
+        "| residues | samples/s, 1 thread | 2 threads | energies/s, 1 process | 2 processes | ESS/s, energies included "
+        "| MD, independent samples/s | ratio: mean (least) | autocorrelation of the slowest torsion, ps |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows, against = report["speed"]["rows"], report.get("against dynamics", {})
+    dynamics = report.get("dynamics", {}).get("rows", {})
+    for length in sorted({len(name) for name in rows}):
+        some = [name for name in rows if len(name) == length and "error" not in rows[name]]
+        cells = [str(length)]
+        for kind in ("samples", "energies"):
+            cells += [f"{_mean(rows[name][kind][n] for name in some):,.0f}" for n in ("1", "2")]
+        done = [name for name in some if name in against]
+        if done:
+            ratios = [against[name]["over_dynamics"] for name in done]
+            cells.append(f"{_mean(against[name]['ess_per_second'] for name in done):.1f}")
+            cells.append(f"{_mean(dynamics[name]['independent_per_second'] for name in done):.2f}")
+            cells.append(f"{_mean(ratios):.1f} ({min(ratios):.1f})")
+            cells.append(f"{_mean(dynamics[name]['autocorrelation_ps'] for name in done):.0f}")
+        lines.append(f"| {' | '.join([*cells, *[''] * (9 - len(cells))])} |")
+    return "\n".join(lines)
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _three(figures: dict | None) -> str:
+    """Raw / reweighted (floor), three digits each."""
+    if figures is None or figures["floor"] is None:
+        return "-"
+    raw, reweighted, floor = ("-" if figures[k] is None else f"{figures[k]:.3g}" for k in VIEWS)
+    return f"{raw} / {reweighted} ({floor})"
+
+
 def fill(path: Path, sections: dict[str, str]) -> None:
     """Replace what stands between the markers of each section that `path` has."""
     text = path.read_text(encoding="utf-8")
@@ -104,12 +220,20 @@ def fill(path: Path, sections: dict[str, str]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+PROSE = {"zero-shot": (prose_lengths, prose_sequences), "finetune": (prose_finetuned,), "speed": (prose_speed,)}
+
+
 def main() -> None:
     """Fill every marked section from the results at hand."""
     report = json.loads((RESULTS / "ts.json").read_text())
     makers = {"geometry": geometry, "invariance": invariance, "saddles": saddles, "confidence": confidence}
     sections = {name: make(report) for name, make in makers.items() if name in report}
-    for path in ("docs/benchmarks.md", "README.md", "molgen/weights/tsgen/README.md"):
+    if (RESULTS / "prose.json").exists():
+        prose = json.loads((RESULTS / "prose.json").read_text())
+        for part, makers in PROSE.items():
+            if part in prose:
+                sections |= {make.__name__: make(prose) for make in makers}
+    for path in ("docs/benchmarks.md", "README.md", "molgen/weights/tsgen/README.md", "molgen/weights/prose/README.md"):
         if (ROOT / path).exists():
             fill(ROOT / path, sections)
 
