@@ -59,6 +59,26 @@ def train(data: Path, small: Path, tmp_path: Path) -> Callable[..., Result]:
     return run
 
 
+def test_sequences_without_dynamics_teach_by_energies(train: Callable[..., Result], tmp_path: Path) -> None:
+    listed = tmp_path / "own.txt"
+    listed.write_text("GA\nAG\nAA # a comment\nGAG\n")
+    held = tmp_path / "held.txt"
+    held.write_text("GA\n")
+    done = train("--own", listed, "--own-samples", 8, "--exclude", held, "--val", "AG", "--steps", 2)
+    assert done.exit_code == 0, done.stderr
+    assert "2 of 4 sequences" in done.stderr and "samples of 2 sequences without molecular dynamics" in done.stderr
+    assert "4 training and 1 validation sequences" in done.stderr
+    listed.write_text("GA\n")
+    assert (
+        "no sequence to learn from by energies"
+        in train("--own", listed, "--exclude", held, "--val", "AG", "--steps", 2, out="none").stderr
+    )
+    plain = runner.invoke(
+        main.app, ["train", "prose", "--data", str(tmp_path), "--own", str(listed), "--out", str(tmp_path / "plain")]
+    )
+    assert plain.exit_code == 2 and "--own needs a flow to draw samples from" in plain.stderr
+
+
 def test_training_makes_weights_that_can_be_used(train: Callable[..., Result], tmp_path: Path) -> None:
     done = train("--steps", 3, "--val", "AG", "--json")
     assert done.exit_code == 0, done.stderr

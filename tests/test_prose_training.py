@@ -150,7 +150,7 @@ def test_frames_join() -> None:
 
 def test_own_frames_carry_energies_and_are_marked() -> None:
     layout = gly().layout
-    (frames,) = own_frames(small_flow(), [layout.peptide], 20, 310.0, 1)
+    frames = own_frames(small_flow(), layout.peptide, 20, 310.0, 1)
     assert frames.own.all() and not gly().own.any() and 5 < len(frames) <= 20
     x = frames.x[:, torch.from_numpy(layout.z.rank)].double().numpy()
     assert np.allclose(layout.peptide.potential("Reference").energy(x), frames.energies.numpy(), atol=0.02)

@@ -98,6 +98,11 @@ def train_prose(
     time_budget: Annotated[str, typer.Option("--time-budget", help="Training time, such as 30m or 2h.")] = "2h",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train by steps instead of by time.")] = None,
     init: Annotated[str | None, typer.Option("--init", help="Start from these weights (name or folder).")] = None,
+    own: Annotated[
+        Path | None,
+        typer.Option("--own", help="Sequences, one a line, to learn by energies alone: of samples of --init."),
+    ] = None,
+    own_samples: Annotated[int, typer.Option("--own-samples", min=2, help="Samples of each of --own.")] = 256,
     batch: Annotated[int, typer.Option("--batch", min=2, help="Frames of a sequence in a batch.")] = 32,
     learning_rate: Annotated[float, typer.Option("--learning-rate")] = 2e-3,
     seed: common.Seed = 0,
@@ -114,13 +119,16 @@ def train_prose(
     from molgen.prose.weights import load_flow
     from molgen.rng import sample_seed
     from molgen.run import Run
-    from molgen.workflows.train_prose import load_training_data
+    from molgen.workflows.train_prose import load_own_data, load_training_data
 
     budget = None if steps else seconds_of(time_budget)
     settings: dict[str, Any] = {
         "data": [str(path) for path in data], "exclude": exclude and str(exclude), "val": val, "val_share": val_share,
         "init": init, "batch": batch, "learning_rate": learning_rate, "steps": steps,
+        "own": own and str(own), "own_samples": own_samples,
     }  # fmt: skip
+    if own is not None and init is None:
+        raise InputError("--own needs a flow to draw samples from", where="--init", expected="weights of Prose")
     torch.manual_seed(sample_seed(seed))
     model = ProseFlow() if init is None else load_flow(init).model
     chosen = [sequence.strip() for sequence in val.split(",") if sequence.strip()]
@@ -130,11 +138,18 @@ def train_prose(
             data, exclude=exclude, val=chosen, val_share=val_share, seed=seed, log=common.log,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
+        train = found.train
+        if own is not None:
+            train = train + load_own_data(
+                model, own, own_samples, min(train[0].temperatures()), exclude=exclude, val=chosen, seed=seed,
+                log=common.log,
+                progress=lambda done, total: bar.update(task, description="samples", completed=done, total=total),
+            )  # fmt: skip
 
     def learn(run: Run) -> dict[str, Any]:
         run.record(rejections={"excluded": len(found.excluded), "unusable": len(found.unusable)})
         return run_training(
-            model, found.train, found.val, run.directory, budget_seconds=budget, steps=steps, seed=seed,
+            model, train, found.val, run.directory, budget_seconds=budget, steps=steps, seed=seed,
             learning_rate=learning_rate, loss=ProseLoss(frames=batch), resume=run.resumed, log=common.log,
         )  # fmt: skip
 

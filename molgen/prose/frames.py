@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -105,19 +105,12 @@ class Frames:
         return State.from_parts(self.layout, x, q, gradient, hessian, scans, volume, self.temperature[index])
 
 
-def own_frames(
-    model: ProseFlow, peptides: Iterable[Peptide], n: int, temperature: float, seed: int, progress=None
-) -> list[Frames]:
-    """n samples of the flow for each peptide, with their energies: to be learned from by the energy spread alone."""
-    made = []
+def own_frames(model: ProseFlow, peptide: Peptide, n: int, temperature: float, seed: int) -> Frames:
+    """Up to n samples of the flow with their energies, to be learned from by the energy spread alone."""
     model.eval()
-    for peptide in peptides:
-        layout = Layout.of(peptide)
-        x, log_q = propose(model, layout, n, temperature, seed)
-        energies = peptide.potential().energy(x)
-        log_w = -energies / (KB * temperature) - log_q
-        energies[~(log_w > np.nanmedian(log_w) - JUNK)] = np.nan
-        made.append(Frames.of(layout, x, energies, np.full(n, temperature), own=True))
-        if progress is not None:
-            progress(1)
-    return made
+    layout = Layout.of(peptide)
+    x, log_q = propose(model, layout, n, temperature, seed)
+    energies = peptide.potential().energy(x)
+    log_w = -energies / (KB * temperature) - log_q
+    energies[~(log_w > np.nanmedian(log_w) - JUNK)] = np.nan
+    return Frames.of(layout, x, energies, np.full(n, temperature), own=True)

@@ -20,6 +20,7 @@ KNOTS = 64
 CHANNELS = 7
 STEP = 0.16  # sqrt(eV): the thermal width at 300 K of a coordinate in units of `Layout.scale`
 CLIP = 5.0  # eV
+_PIECE = 1 << 17  # numbers in a tensor that stays in the cache
 # Steps (r, theta, phi): centre, both sides of each, then the three mixed ones.
 _STENCIL = (
     (0, 0, 0), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1), (1, 1, 0), (1, 0, 1), (0, 1, 1),
@@ -97,15 +98,15 @@ def scan(layout: Layout, rotor: Rotor, x: Tensor) -> Tensor:
         theta = _bent(closing_angle(r, theta, (b - c).norm(dim=-1, keepdim=True)))
     radius, height = r * theta.sin(), -r * theta.cos()  # (B, Y)
     placed = (x[:, :i] - c[:, None]) @ frame.transpose(1, 2)  # (B, J, 3): along the axis, then across
-    across = placed[..., 1:].square().sum(-1)
-    apart = (placed[:, None, :, 0] - height[..., None]).square() + across[:, None] + radius.square()[..., None]
     azimuth = u + rotor.azimuth.to(dtype)[:, None]  # (Y, G)
     turn = torch.stack([azimuth.cos(), azimuth.sin()], 1)  # (Y, 2, G)
-    reach = torch.einsum("bjk,ykg->byjg", placed[..., 1:], turn) * (2 * radius)[..., None, None]
-    square = (apart[..., None] - reach).clamp(min=0.01)
-    lj_scale, charge_scale = (t[y, :i].to(dtype)[..., None] for t in (layout.lj, layout.coulomb))
-    sigma, epsilon, charge = (t[y, :i].to(dtype)[..., None] for t in (layout.sigma, layout.epsilon, layout.charges))
-    lj, coulomb = nonbonded(square, sigma, epsilon * lj_scale, charge * charge_scale)
+    tables = [t[y, :i].to(dtype)[..., None] for t in (layout.sigma, layout.epsilon, layout.charges)]
+    tables[1] = tables[1] * layout.lj[y, :i].to(dtype)[..., None]
+    tables[2] = tables[2] * layout.coulomb[y, :i].to(dtype)[..., None]
+    # in pieces that fit the cache: written out and read back, the distances (B, Y, J, G) took most of the time
+    piece = max(1, _PIECE // (len(y) * i * KNOTS))
+    parts = zip(placed.split(piece), height.split(piece), radius.split(piece), strict=True)
+    lj, coulomb, beyond = (torch.cat(c) for c in zip(*(_around(*part, turn, *tables) for part in parts), strict=True))
 
     torsion = x.new_zeros(len(x), KNOTS)
     if len(rotor.ends):
@@ -130,10 +131,26 @@ def scan(layout: Layout, rotor: Rotor, x: Tensor) -> Tensor:
             c[:, None] + torch.cat([height[..., None].expand(-1, -1, KNOTS), radius[..., None] * turn[0]], 1).mT @ frame
         )
         torsion = torsion + _bonded(layout, _plan(layout, y, dtype), x, points[:, None])[:, 0]
-    far = (0.3 * charge * charge_scale * long_range(square)).sum((1, 2))
-    channels = [torsion, lj.sum((1, 2)), coulomb.sum((1, 2)), far]
+    channels = [torsion, lj, coulomb, beyond]
     channels += _branch(layout, rotor, placed, height[:, :1], radius[:, :1], turn[0], r[0])
     return torch.stack(channels, 1).clamp(-CLIP, CLIP)
+
+
+def _around(
+    placed: Tensor, height: Tensor, radius: Tensor, turn: Tensor, sigma: Tensor, epsilon: Tensor, charge: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lennard-Jones, Coulomb and longer-range Coulomb energies (B, KNOTS) of the atoms that turn.
+
+    Args:
+        placed: (B, J, 3) along the axis, then across. height, radius: (B, Y). turn: (Y, 2, KNOTS). Others: (Y, J, 1).
+    """
+    apart = (placed[:, None, :, 0] - height[..., None]).square() + radius.square()[..., None]
+    apart = apart + placed[..., 1:].square().sum(-1)[:, None]
+    reach = (placed[:, None, :, 1:] * (2 * radius)[..., None, None]) @ turn
+    square = (apart[..., None] - reach).clamp(min=0.01)
+    lj, coulomb = nonbonded(square, sigma, epsilon, charge)
+    far = 0.3 * charge * long_range(square)
+    return lj.sum((1, 2)), coulomb.sum((1, 2)), far.sum((1, 2))
 
 
 def _bent(theta: Tensor) -> Tensor:

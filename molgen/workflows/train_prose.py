@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from molgen.data.md import MDSet, is_held_out, load_md, read_sequences
+from molgen.data.peptide import build_peptide
 from molgen.errors import InputError
-from molgen.prose.frames import Frames
+from molgen.prose.frames import Frames, own_frames
+from molgen.prose.model import ProseFlow
 from molgen.rng import generator
 
 
@@ -75,6 +77,45 @@ def load_training_data(
                 remedy="give other files",
             )
     return TrainingData(parts[0], parts[1], excluded, sorted(set(unusable)))
+
+
+def load_own_data(
+    flow: ProseFlow,
+    path: Path,
+    samples: int,
+    temperature: float,
+    *,
+    exclude: Path | None = None,
+    val: Collection[str] = (),
+    seed: int = 0,
+    log: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Frames]:
+    """Samples of `flow` with their energies, to learn from where there is no molecular dynamics.
+
+    Args:
+        path: list of sequences, one a line. samples: of each. temperature: K.
+        exclude: see `load_training_data`. val: sequences that validate, left out as well.
+
+    Raises:
+        InputError: no such list, a line that is no sequence, or none of use.
+    """
+    held = (*(read_sequences(exclude) if exclude is not None else ()), *val)
+    sequences = read_sequences(path)
+    chosen = [sequence for sequence in sequences if not is_held_out(sequence, held)]
+    if len(chosen) < len(sequences):
+        log(f"{len(sequences) - len(chosen)} of {len(sequences)} sequences of {path} are excluded")
+    found: list[Frames] = []
+    for done, sequence in enumerate(chosen, start=1):
+        frames = own_frames(flow, build_peptide(sequence), samples, temperature, seed)
+        found += [frames] if len(frames) > 1 else []
+        progress(done, len(chosen))
+    if not found:
+        raise InputError(
+            "no sequence to learn from by energies", where=str(path), expected="sequences that are not excluded"
+        )
+    log(f"{sum(map(len, found))} samples of {len(found)} sequences without molecular dynamics")
+    return found
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
