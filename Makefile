@@ -1,4 +1,4 @@
-# make demo   install, then find and verify a transition state for an example reaction
+# make demo   install, then verify a transition state of an example reaction and sample a dipeptide
 # make test   install with the development tools, then run the whole test suite
 # make lint   style, format and types
 # make bench  every benchmark; DATA=rdb7_ts.npz names the reactions (hours)
@@ -19,6 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 demo: .venv/.installed
 	$(BIN)/molgen ts examples/claisen/reactant.xyz examples/claisen/product.xyz --out runs/demo --overwrite
+	$(BIN)/molgen peptide AG -n 2000 --out runs/demo-peptide --overwrite
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS)
@@ -31,6 +32,8 @@ lint: .venv/.installed-dev
 bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/trunk.py
 	$(BIN)/python benchmarks/ts.py --data $(DATA) --out runs/bench-ts
+	$(BIN)/python benchmarks/prose.py --out runs/bench-prose
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf .venv build dist molgen.egg-info .pytest_cache .ruff_cache .hypothesis

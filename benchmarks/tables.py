@@ -128,6 +128,22 @@ def prose_lengths(report: dict) -> str:
     return "\n".join(lines)
 
 
+def prose_headline(report: dict) -> str:
+    """The short table of the README."""
+    lines = [
+        "| residues (sequences) | ESS: mean, least | k-hat, largest | T-W2 raw / reweighted (floor) | ESS published "
+        "| T-W2 published |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = report["zero-shot"]["rows"].values()
+    for length, m in report["zero-shot"]["means"].items():
+        least = min(row["weights"]["ess"] for row in rows if str(row.get("residues")) == length)
+        ess, _, distance, _ = PROSE_PAPER.get(length, ("", "", "", ""))
+        cells = [f"{length} ({m['sequences']})", f"{m['ess']:.3f}, {least:.3f}", _figure(m["khat_max"], 2)]
+        lines.append(f"| {' | '.join([*cells, _three(m['t_w2']), ess, distance])} |")
+    return "\n".join(lines)
+
+
 def prose_sequences(report: dict) -> str:
     """A row a sequence."""
     lines = [
@@ -220,7 +236,11 @@ def fill(path: Path, sections: dict[str, str]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-PROSE = {"zero-shot": (prose_lengths, prose_sequences), "finetune": (prose_finetuned,), "speed": (prose_speed,)}
+PROSE = {
+    "zero-shot": (prose_headline, prose_lengths, prose_sequences),
+    "finetune": (prose_finetuned,),
+    "speed": (prose_speed,),
+}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Every example, from Python and from the shell, against saddles found without molgen (examples/expected.json).
+"""Every example, from Python and from the shell; saddles against those found without molgen (examples/expected.json).
 
 They run in a copy, so that the repository stays as it is.
 """
@@ -46,7 +46,7 @@ def check(name: str, best: dict[str, Any]) -> None:
 
 def test_every_example_is_here() -> None:
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
-    assert folders == EXPECTED.keys()
+    assert folders == {*EXPECTED, "peptide"}
     assert folders >= {"hcn", "malonaldehyde", "claisen", "diels_alder", "vinyl_alcohol", "cyclobutene"}
     for name, expected in EXPECTED.items():
         files = {"run.py", "run.sh", *expected["reactant"], *expected["product"]}
@@ -61,20 +61,38 @@ def test_python(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     check(folder.name, result.best.summary())
 
 
-@pytest.mark.parametrize("folder", sorted(EXPECTED), indirect=True)
-def test_shell(folder: Path, tmp_path: Path) -> None:
-    """Started elsewhere, with an option passed on; exit 4 (a guess was lost to the calculator) is no failure."""
+def shell(folder: Path, away: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The script of an example, started elsewhere with options passed on."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        ["sh", str(folder / "run.sh"), "--samples", "2"],
+    return subprocess.run(
+        ["sh", str(folder / "run.sh"), *options],
         env={**os.environ, "PATH": path, "PYTHONPATH": str(EXAMPLES.parent)},
-        cwd=tmp_path,
+        cwd=away,
         capture_output=True,
         text=True,
         timeout=600,
     )
+
+
+@pytest.mark.parametrize("folder", sorted(EXPECTED), indirect=True)
+def test_shell(folder: Path, tmp_path: Path) -> None:
+    """Exit 4 (a guess was lost to the calculator) is no failure."""
+    done = shell(folder, tmp_path, "--samples", "2")
     assert done.returncode in (0, 4), done.stderr
     assert "intended" in done.stdout and "barrier" in done.stdout
     summary = json.loads((folder / "runs" / folder.name / "summary.json").read_text())
     check(folder.name, summary["results"][0])
     assert (folder / "runs" / folder.name / "barrier.png").is_file()
+
+
+@pytest.mark.parametrize("folder", ["peptide"], indirect=True)
+def test_peptide(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 3 (k-hat) is possible with so few samples."""
+    done = shell(folder, tmp_path, "-n", "100")
+    assert done.returncode in (0, 3), done.stderr
+    assert "phi 2" in done.stdout and (folder / "runs" / "aagy" / "ramachandran.png").is_file()
+    text = (folder / "run.py").read_text().replace("n=2000", "n=100")
+    (folder / "run.py").write_text(text)
+    ensemble = runpy.run_path(str(folder / "run.py"))["ensemble"]
+    assert len(ensemble) == 100
+    assert capsys.readouterr().out.startswith(ensemble.verdict)

@@ -36,6 +36,7 @@ MOST_ROWS = 6  # of Ramachandran plots, before a second block of columns
 # Ramachandran plots, inches: a square panel, the gap after it, and what the words around the panels need
 PANEL, GAP, LABELS, HEAD, FOOT, BAR = 1.55, 0.3, 0.8, 0.78, 0.24, 0.85
 LEAST_SPAN = 0.1  # of an axis of log-weights
+FAR = 25.0  # a weight of e^-25 of the mean adds nothing: how far below it a histogram of log-weights goes
 
 
 def ramachandran(
@@ -180,13 +181,16 @@ def _ramachandran_panel(axes: Axes, source: Ensemble, log_weights, phi, psi, bin
 
 def _weight_histogram(axes: Axes, relative: np.ndarray) -> None:
     """Log-weights over their mean weight; what lies far below counts into the first bin."""
-    low, high = np.quantile(relative, 0.001), relative.max()
+    low, high = max(np.quantile(relative, 0.001), -FAR), relative.max()
     span = max(high - low, LEAST_SPAN)
     edges = np.linspace(high - 1.02 * span, high + 0.02 * span, 61)
     axes.hist(np.clip(relative, edges[0], None), edges, color=CURVE, alpha=0.85)
     axes.axvline(0, color=ACCENT, lw=1, ls="--")
     place = {"va": "top", "ha": "right" if edges.mean() < 0 else "left", "transform": axes.get_xaxis_transform()}
     axes.text(0, 1, " mean weight ", color=ACCENT, fontsize=8, **place)
+    below = int((relative < edges[0]).sum())
+    if below:
+        axes.text(0.02, 0.9, f"first bin: {below:,} at {edges[1]:.0f} or less", fontsize=8, transform=axes.transAxes)
     axes.set(xlabel="ln(w / mean weight)", ylabel="samples")
 
 
