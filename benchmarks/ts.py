@@ -206,7 +206,7 @@ def main() -> None:
         elif stage == "saddles":
             figures = searches(model, chosen, args.out, args.modes)
         elif stage == "calibrate":
-            from molgen.tsgen.weights import SHIPPED
+            from molgen.checkpoint import SHIPPED
 
             folder = SHIPPED / args.weights if (SHIPPED / args.weights).is_dir() else Path(args.weights)
             held = saddle.chosen(args.data, args.calibrate_split, args.calibrate_count, args.seed)

@@ -7,19 +7,21 @@ are tensors; step counts and settings are JSON. Loading never runs code from the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from molgen import __version__
 from molgen.errors import CheckpointError
 from molgen.files import json_text, sha256, write_atomic
 
+Model = TypeVar("Model", bound=nn.Module)
+SHIPPED = Path(__file__).parent / "weights"
 FORMAT = 1
 TENSORS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 # Both files cannot change in one step, so the new config is first laid beside the old one: whichever of the two
@@ -93,6 +95,39 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
             remedy=_RECOPY,
         ) from error
     return Checkpoint(tensors, config, digest)
+
+
+def load_weights(weights: str | Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> tuple[Model, Checkpoint]:
+    """A trained network from shipped weights by name, or from a checkpoint folder by path.
+
+    Args:
+        kind: what the checkpoint has to say that it holds, "tsgen" or "prose". build: the network of a configuration.
+
+    Raises:
+        CheckpointError: no such weights, damaged, of another kind, or the state of a training run.
+    """
+    folder = SHIPPED / weights if isinstance(weights, str) and (SHIPPED / weights).is_dir() else Path(weights)
+    checkpoint = load_checkpoint(folder)
+    if checkpoint.config.get("model") != kind:
+        raise CheckpointError(
+            f"holds a model of kind {checkpoint.config.get('model')!r}",
+            where=str(folder),
+            expected=repr(kind),
+            remedy="give --weights a checkpoint of this model",
+        )
+    model = build(checkpoint.config["config"])
+    wanted, found = model.state_dict(), checkpoint.tensors
+    wrong = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
+    if wrong or len(found) != len(wanted):
+        training = "counters" in checkpoint.config
+        raise CheckpointError(
+            "is the state of a training run" if training else f"{len(wrong)} tensors do not fit the configuration",
+            where=str(folder),
+            expected=f"the {len(wanted)} tensors of {kind}",
+            remedy=f"give {folder.parent / 'best'}" if training else _RECOPY,
+        )
+    model.load_state_dict(found)
+    return model, checkpoint
 
 
 def _matching_config(directory: Path, digest: str) -> dict[str, Any]:

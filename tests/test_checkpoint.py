@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 import molgen
-from molgen.checkpoint import load_checkpoint, save_checkpoint
+from molgen.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from molgen.errors import CheckpointError, InputError
 
 
@@ -153,3 +153,21 @@ def test_unwritable_place(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write: "):
         save_checkpoint(tmp_path / "file" / "a", {"x": torch.ones(1)}, {})
+
+
+def test_training_state_is_not_weights(tmp_path):
+    """The folder beside the one that was meant: `state` in place of `best`."""
+    model = torch.nn.Linear(2, 3)
+    about = {"model": "line", "config": {}}
+    save_checkpoint(tmp_path / "best", model.state_dict(), about)
+    loaded, checkpoint = load_weights(tmp_path / "best", "line", lambda config: torch.nn.Linear(2, 3))
+    assert torch.equal(loaded.weight, model.weight) and checkpoint.config["model"] == "line"
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    save_checkpoint(tmp_path / "state", state, {**about, "counters": {"step": 1}})
+    with pytest.raises(CheckpointError, match="state of a training run") as caught:
+        load_weights(tmp_path / "state", "line", lambda config: torch.nn.Linear(2, 3))
+    assert str(tmp_path / "best") in str(caught.value)
+    with pytest.raises(CheckpointError, match="1 tensors do not fit the configuration"):
+        load_weights(tmp_path / "best", "line", lambda config: torch.nn.Linear(4, 3))
+    with pytest.raises(CheckpointError, match="holds a model of kind 'line'"):
+        load_weights(tmp_path / "best", "prose", lambda config: torch.nn.Linear(2, 3))

@@ -12,11 +12,10 @@ import pytest
 from peptide_cases import FlowPotential, tiny_weights
 from typer.testing import CliRunner, Result
 
-from molgen.checkpoint import TENSORS_FILE
+from molgen.checkpoint import SHIPPED, TENSORS_FILE
 from molgen.cli import main
 from molgen.cli import peptide as command
 from molgen.data.peptide import Peptide
-from molgen.prose.weights import SHIPPED
 
 FILES = {"topology.pdb", "samples.xtc", "weights.npz", "ramachandran.png", "weights.png", "summary.json"}
 runner = CliRunner()

@@ -17,6 +17,7 @@ from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
 from molgen.prose.physics import CHANNELS, KNOTS, scan
 from molgen.prose.state import State
+from molgen.prose.validity import validate
 from molgen.prose.zmatrix import canonical
 
 # causality
@@ -187,3 +188,15 @@ def test_a_flow_can_be_rebuilt_from_its_description() -> None:
     other = ProseFlow(flow.describe()).double()
     other.load_state_dict(flow.state_dict())
     assert torch.equal(log_prob("TP", real("TP"), flow=other.eval()), log_prob("TP", real("TP")))
+
+
+@pytest.mark.parametrize("molecule", ["TP", "IG", "AL"])
+def test_no_sample_has_the_wrong_handedness(molecule: str) -> None:
+    """Not even where the random numbers ask for the far ends of every dihedral."""
+    layout = layout_of(molecule)
+    noise = torch.stack([uniform(5, i, layout.noise) for i in range(60)]).view(60, -1, 4)
+    noise[:15, :, 2], noise[15:30, :, 2] = 1e-6, 1 - 1e-6
+    out = sample(flow_of(), layout, noise.flatten(1), torch.full((60,), KELVIN).double())
+    wrong = validate(layout.peptide, out.x.numpy()).wrong_chirality
+    assert not wrong[30:].any() and not wrong[out.log_q.isfinite().numpy()].any()
+    assert out.log_q[30:].isfinite().sum() > 10

@@ -156,9 +156,12 @@ class Layout:
 
     @cached_property
     def phi_limit(self) -> Tensor:
-        """(N,) the largest |phi - center| of the right stereochemistry: planes bend, tetrahedra do not invert."""
+        """(N,) the largest |phi - center| of the right stereochemistry: planes bend, tetrahedra do not invert.
+
+        Siblings stand at 120 degrees to either side; 60 degrees on, the centre is flat.
+        """
         tetrahedral = torch.from_numpy(np.abs(np.sin(self.z.center)) > 0.1)
-        limit = torch.where(tetrahedral, 1.3, 2.0)
+        limit = torch.where(tetrahedral, math.pi / 3, 2.0)
         return torch.where(self.has_line[:, 2], limit, math.inf)
 
     @property

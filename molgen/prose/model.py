@@ -166,7 +166,8 @@ class ProseFlow(nn.Module):
         near, hops = layout.near[ranks], layout.near_bonds[ranks]
         message = self.near_query(role)[:, None] + self.near_static(h)[near] + self.near_hops(hops)
         slots = [torch.nonzero(column)[:, 0] for column in (hops > 0).T]
-        q = q + self.near_out(SumOfSilu.apply(message, self.near_own(state.own), near, slots))
+        used, at = near.unique(return_inverse=True)
+        q = q + self.near_out(SumOfSilu.apply(message, self.near_own(state.own[:, used]), at, slots))
 
         count = s.shape[1]
         heavy = layout.heavy[:count]
@@ -242,6 +243,9 @@ class ProseFlow(nn.Module):
             y, log_slope = _affine_spline(z, parameters)
             each = log_slope - 0.5 * y.square() - 0.9189385332 + log_scale - log_unit.to(y.dtype)
             total = total + each.sum(1)
+            if kind == 2:
+                _, share = _inside(layout, line, mean[:, line], log_scale, parameters)
+                total = total - share.log().sum(1)
             if kind < 2:
                 known = torch.cat([known, F.pad(z, (kind + 1, 0))[..., None].clamp(-6, 6)], -1)
         rotors = layout.rotor_ranks
@@ -282,12 +286,17 @@ class ProseFlow(nn.Module):
         known, log_q = q[..., :0], noise.new_zeros(len(noise), len(ranks))
         for kind in range(3):
             mean, log_scale = local.conditional(kind, delta, state.kt)
-            z, log_slope = _affine_spline(normal[..., kind], self._line(hidden, kind, known), inverse=True)
-            value = mean + z * (-log_scale).exp()
+            parameters, y = self._line(hidden, kind, known), normal[..., kind]
             here = layout.has_line[ranks, kind].to(dtype)
+            if kind == 2 and here.any():
+                low, share = _inside(layout, ranks, mean, log_scale, parameters)
+                y = torch.special.ndtri(low + noise[..., 2].to(low.dtype) * share).to(dtype).clamp(-8, 8)
+                log_q = log_q - share.log() * here
+            z, log_slope = _affine_spline(y, parameters, inverse=True)
+            value = mean + z * (-log_scale).exp()
             delta = torch.cat([delta[..., :kind], (value * here)[..., None], delta[..., kind + 1 :]], -1)
             unit = layout.log_scale[ranks, kind].to(dtype)
-            log_q = log_q + ((-log_slope - 0.5 * normal[..., kind].square() - 0.9189385332 + log_scale - unit) * here)
+            log_q = log_q + ((-log_slope - 0.5 * y.square() - 0.9189385332 + log_scale - unit) * here)
             if kind < 2:
                 known = torch.cat([known, (z * here).clamp(-6, 6)[..., None]], -1)
         phi = delta[..., 2].double() * layout.scale[ranks, 2]
@@ -306,6 +315,19 @@ class ProseFlow(nn.Module):
     def describe(self) -> dict:
         """What a checkpoint needs to rebuild the network."""
         return asdict(self.config)
+
+
+def _inside(
+    layout: Layout, ranks: Tensor, mean: Tensor, log_scale: Tensor, parameters: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a narrow dihedral would have below and within its limits if it had none: (B, K) each, double precision.
+
+    No sample may have the wrong handedness, so the density is that within the limits alone.
+    """
+    limit = (layout.phi_limit[ranks] / layout.scale[ranks, 2]).to(mean.dtype).clamp(max=1e3)  # inf where phi is broad
+    edges = [_affine_spline((side * limit - mean) * log_scale.exp(), parameters)[0].double() for side in (-1, 1)]
+    low, high = (torch.special.ndtr(edge) for edge in edges)
+    return low, (high - low).clamp(min=1e-12)
 
 
 def _affine_spline(x: Tensor, parameters: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import torch
 
-from molgen.checkpoint import load_checkpoint
-from molgen.errors import CheckpointError
+from molgen.checkpoint import load_weights
 from molgen.prose.model import ProseFlow
 
-SHIPPED = Path(__file__).parent.parent / "weights"
 DEFAULT = "prose"
 
 
@@ -39,18 +37,5 @@ def load_flow(
     Raises:
         CheckpointError: no such weights, damaged, or not Prose's.
     """
-    folder = SHIPPED / weights if isinstance(weights, str) and (SHIPPED / weights).is_dir() else Path(weights)
-    checkpoint = load_checkpoint(folder)
-    if checkpoint.config.get("model") != "prose":
-        raise CheckpointError(
-            f"holds a model of kind {checkpoint.config.get('model')!r}",
-            where=str(folder),
-            expected="'prose'",
-            remedy="give the folder of a Prose checkpoint to --weights",
-        )
-    model = ProseFlow(checkpoint.config["config"])
-    try:
-        model.load_state_dict(checkpoint.tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"tensors do not fit the configuration ({error})", where=str(folder)) from error
+    model, checkpoint = load_weights(weights, "prose", ProseFlow)
     return Proposal(model.to(device, dtype).eval(), checkpoint.hash, checkpoint.config)

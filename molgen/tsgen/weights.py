@@ -7,12 +7,10 @@ from pathlib import Path
 
 import torch
 
-from molgen.checkpoint import load_checkpoint
-from molgen.errors import CheckpointError
+from molgen.checkpoint import load_weights
 from molgen.tsgen.generate import STEPS
 from molgen.tsgen.model import TSModel
 
-SHIPPED = Path(__file__).parent.parent / "weights"
 DEFAULT = "tsgen"
 
 
@@ -44,18 +42,5 @@ def load_model(
     Raises:
         CheckpointError: no such weights, damaged, or not TS-GEN's.
     """
-    folder = SHIPPED / weights if isinstance(weights, str) and (SHIPPED / weights).is_dir() else Path(weights)
-    checkpoint = load_checkpoint(folder)
-    if checkpoint.config.get("model") != "tsgen":
-        raise CheckpointError(
-            f"holds a model of kind {checkpoint.config.get('model')!r}",
-            where=str(folder),
-            expected="'tsgen'",
-            remedy="give the folder of a TS-GEN checkpoint to --weights",
-        )
-    model = TSModel(**checkpoint.config["config"])
-    try:
-        model.load_state_dict(checkpoint.tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"tensors do not fit the configuration ({error})", where=str(folder)) from error
+    model, checkpoint = load_weights(weights, "tsgen", lambda config: TSModel(**config))
     return Generator(model.to(device, dtype).eval(), checkpoint.hash, checkpoint.config)
