@@ -76,10 +76,10 @@ class TrunkCache:
     """What a causal trunk keeps of the atoms it has seen, so that later atoms need only their own rows.
 
     Attributes:
-        inputs: scalars and vectors (B, n, ...) that entered each layer. outputs: what `Trunk` returned for the n atoms.
+        sent: what the n atoms send in each layer, see `TrunkLayer`. outputs: what `Trunk` returned for them.
     """
 
-    inputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    sent: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     outputs: tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None] | None = None
 
 
@@ -130,32 +130,36 @@ class TrunkLayer(nn.Module):
         odd: tuple[Tensor, Tensor] | None,
         e: Tensor,
         pairs: Pairs,
-        senders: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None, Tensor]:
-        """Update the R receiving atoms (s, v, odd) from the N `senders`; by default the two are the same atoms."""
+        before: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None, Tensor, tuple[Tensor, Tensor]]:
+        """Update R atoms (s, v, odd) and their pairs e from themselves and those that sent `before`.
+
+        Returns:
+            s, v, odd, e, and what all N = n + R atoms send: features along a pair (B, N, 3 G + 1, P), and values
+            (B, heads, N, ...) for the attention.
+        """
         c = self.c
         b, r = s.shape[:2]
         sn, vn = self.norm_s(s), self.norm_v(v)
-        ss, sv = (sn, vn) if senders is None else (self.norm_s(senders[0]), self.norm_v(senders[1]))
-        n = ss.shape[1]
+        own_values = [
+            self.value_s(sn).view(b, r, c.heads, -1),
+            self.value_v(vn).view(b, r, 3, c.heads, -1).transpose(2, 3).reshape(b, r, c.heads, -1),
+        ]
+        sent, values = self._sides(self.send(sn), self.probe_send(vn)), torch.cat(own_values, -1).transpose(1, 2)
+        if before is not None:
+            sent, values = torch.cat([before[0], sent], 1), torch.cat([before[1], values], 2)
+        n = sent.shape[1]
 
         # pair state: own features and angles (vectors of either atom along the directions between them), all linear,
         # one bmm a side: [directions, 1] @ [vectors; scalars]
         hidden = self.pair_in(e)
-        hidden = hidden + self._along_pairs(self.receive(sn), self.probe_receive(vn), pairs.frames)
-        hidden = hidden + self._along_pairs(self.send(ss), self.probe_send(sv), pairs.back).transpose(1, 2)
+        hidden = hidden + pairs.frames @ self._sides(self.receive(sn), self.probe_receive(vn))
+        hidden = hidden + (pairs.back @ sent).transpose(1, 2)
         e = e + self.pair_out(F.silu(hidden))
 
         # softmax attention, normalised after the sum; an atom nobody may send to (first in causal order) gets zero
         weight = (self.logits(e).clamp(-20, 20).exp() * pairs.mask[..., None]).permute(0, 3, 1, 2).contiguous()
         weight_sum = weight.sum(-1, keepdim=True) + 1e-9
-        values = torch.cat(
-            [
-                self.value_s(ss).view(b, n, c.heads, -1),
-                self.value_v(sv).view(b, n, 3, c.heads, -1).transpose(2, 3).reshape(b, n, c.heads, -1),
-            ],
-            dim=-1,
-        ).transpose(1, 2)
         message = (weight @ values / weight_sum).transpose(1, 2)
         per_s = c.scalars // c.heads
         message_s = self.mix_s(message[..., :per_s].reshape(b, r, -1))
@@ -181,13 +185,13 @@ class TrunkLayer(nn.Module):
             axial = self.norm_a(axial + gate_a[..., None, :] * self.axial_mix(axial))
             v = v + self.axial_to_polar(axial * pseudo[..., None, :])
             odd = (pseudo, axial)
-        return s, v, odd, e
+        return s, v, odd, e, (sent, values)
 
     @staticmethod
-    def _along_pairs(scalars: Tensor, vectors: Tensor, frames: Tensor) -> Tensor:
-        """(B, R, N, P): scalars (B, R, P) of the row's atom + its vectors (B, R, 3, G * P) along the pair."""
-        b, n, p = scalars.shape
-        return frames @ torch.cat([vectors.reshape(b, n, -1, p), scalars[:, :, None]], dim=2)
+    def _sides(scalars: Tensor, vectors: Tensor) -> Tensor:
+        """(B, R, 3 G + 1, P): an atom's vectors (B, R, 3, G * P), to be taken along a pair, and scalars (B, R, P)."""
+        b, r, p = scalars.shape
+        return torch.cat([vectors.reshape(b, r, -1, p), scalars[:, :, None]], dim=2)
 
 
 class Trunk(nn.Module):
@@ -293,13 +297,9 @@ class Trunk(nn.Module):
             v = s.new_zeros(b, n - seen, 3, c.vectors)
         odd = (s.new_zeros(b, n - seen, c.odd), s.new_zeros(b, n - seen, 3, c.odd)) if c.odd else None
         for k, layer in enumerate(self.layers):
-            senders = None
+            s, v, odd, e, sent = layer(s, v, odd, e, pairs, cache.sent[k] if cache is not None and seen else None)
             if cache is not None:
-                senders = (s, v)
-                if seen:
-                    senders = torch.cat([cache.inputs[k][0], s], 1), torch.cat([cache.inputs[k][1], v], 1)
-                cache.inputs[k : k + 1] = [senders]
-            s, v, odd, e = layer(s, v, odd, e, pairs, senders)
+                cache.sent[k : k + 1] = [sent]
         m = mask[:, rows, None]
         if odd is not None:
             odd = (odd[0] * m, odd[1] * m[..., None])
