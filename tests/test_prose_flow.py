@@ -116,6 +116,29 @@ def test_a_sample_depends_on_seed_and_index_alone() -> None:
     assert np.abs(propose(flow, layout, 1, KELVIN, 8)[0] - x[:1]).max() > 0.1
 
 
+def test_threads_change_nothing() -> None:
+    """Batches side by side give the same bits; torch has its threads back afterwards, after a failure too."""
+    layout, flow, before = layout_of("GG"), flow_of(0.1, torch.float32), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            told: list[int] = []
+            found.append(propose(flow, layout, 10, KELVIN, 1, batch_size=4, progress=told.append))
+            assert told == [4, 4, 2] and torch.get_num_threads() == threads
+        with pytest.raises(RuntimeError, match="stop"):
+            propose(flow, layout, 10, KELVIN, 1, batch_size=4, progress=lambda _: stop())
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    for one, three in zip(*found, strict=True):
+        assert np.array_equal(one, three)
+
+
+def stop() -> None:
+    raise RuntimeError("stop")
+
+
 def test_no_samples_are_refused() -> None:
     with pytest.raises(InputError, match="0 samples asked"):
         propose(flow_of(), layout_of("G/ace-nme"), 0, KELVIN, 0)
