@@ -1,4 +1,4 @@
-"""Start structures of peptides: all-L, trans peptide bonds, minimised; embedded by RDKit."""
+"""Start structures of peptides: all-L, peptide bonds trans (before proline cis where asked), minimised; by RDKit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ ATTEMPTS = 20
 _ONE_LETTER = {name: "H" if name in ("HID", "HIE", "HIP") else letter for letter, name in RESIDUES.items()}
 
 
-def start_structure(peptide: Peptide, seed: int = 0) -> np.ndarray:
+def start_structure(peptide: Peptide, seed: int = 0, cis: bool = False) -> np.ndarray:
     """A random minimised conformation (N, 3) in Angstrom, centred; the same for the same seed.
+
+    Args:
+        cis: turn the peptide bonds before proline to cis. All others are trans.
 
     Raises:
         CalculatorError: RDKit found no conformation with every hand and peptide bond right.
@@ -31,14 +34,15 @@ def start_structure(peptide: Peptide, seed: int = 0) -> np.ndarray:
             number = sample_seed(seed, attempt) % 2**31
             if AllChem.EmbedMolecule(molecule, randomSeed=number, useRandomCoords=attempt > 10) < 0:
                 continue
-            _straighten(peptide, molecule, order)
+            turned = cis & before_proline(peptide)
+            _turn(peptide, molecule, order, turned)
             x = _minimised(peptide, molecule.GetConformer().GetPositions()[order])
-            if not wrong_handedness(peptide, x) and (np.abs(omega(peptide, x)) > np.pi / 2).all():
+            if not wrong_handedness(peptide, x) and ((np.abs(omega(peptide, x)) < np.pi / 2) == turned).all():
                 return x - x.mean(0)
     raise CalculatorError(
         f"no start structure in {ATTEMPTS} attempts",
         where=f"sequence {peptide.sequence!r}",
-        expected="all-L with trans peptide bonds",
+        expected="all-L with the peptide bonds asked for",
         remedy="try another --seed",
     )
 
@@ -73,13 +77,18 @@ def _peptide_bonds(peptide: Peptide) -> list[list[int]]:
     return [[left["CA"], left["C"], right["N"], right["CA"]] for left, right in pairwise(ends)]
 
 
-def _straighten(peptide: Peptide, molecule: Any, order: list[int]) -> None:
-    """Turn every peptide bond to trans."""
+def before_proline(peptide: Peptide) -> np.ndarray:
+    """(K,) whether the residue after each peptide bond is proline: the bond that is often cis."""
+    return np.array([name == "PRO" for name in peptide.residue_names[1:]], dtype=bool)
+
+
+def _turn(peptide: Peptide, molecule: Any, order: list[int], cis: np.ndarray) -> None:
+    """Turn every peptide bond to trans, or to cis."""
     from rdkit.Chem import rdMolTransforms
 
-    for quadruple in _peptide_bonds(peptide):
+    for quadruple, to_cis in zip(_peptide_bonds(peptide), cis, strict=True):
         a, b, c, d = (order[i] for i in quadruple)
-        rdMolTransforms.SetDihedralDeg(molecule.GetConformer(), a, b, c, d, 180.0)
+        rdMolTransforms.SetDihedralDeg(molecule.GetConformer(), a, b, c, d, 0.0 if to_cis else 180.0)
 
 
 def _molecule(peptide: Peptide) -> tuple[Any, list[int]]:

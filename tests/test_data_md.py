@@ -14,7 +14,7 @@ from scipy import stats
 from molgen.data.md import heldout, is_held_out, load_md, read_sequences, save_md
 from molgen.data.peptide import build_peptide
 from molgen.data.remd import ReplicaExchange, exchange, generate_md
-from molgen.data.start import omega, start_structure, wrong_handedness
+from molgen.data.start import before_proline, omega, start_structure, wrong_handedness
 from molgen.errors import InputError
 from molgen.units import KB, KJ_MOL
 
@@ -131,6 +131,22 @@ def test_start_structures_are_l_and_trans(sequence, cap):
     assert np.isfinite(x).all() and np.array_equal(x, start_structure(peptide, 1))
     lengths = np.linalg.norm(x[peptide.bonds[:, 0]] - x[peptide.bonds[:, 1]], axis=1)
     np.testing.assert_allclose(lengths, peptide.parameters.bond_length, atol=0.06)
+
+
+def test_start_structures_are_cis_before_proline_alone():
+    peptide = build_peptide("GPAP")
+    x = start_structure(peptide, 1, cis=True)
+    turned = np.abs(omega(peptide, x)) < np.radians(40)
+    assert turned.tolist() == [True, False, True] == before_proline(peptide).tolist()
+    assert not wrong_handedness(peptide, x)
+
+
+def test_both_forms_of_proline_are_sampled(tmp_path):
+    """Replicas start in turn trans and cis, and exchange."""
+    generate_md("GP", tmp_path / "GP.npz", 2, temperatures=(310.0, 380.0), hot=1, settle=0)
+    md = load_md(tmp_path / "GP.npz")
+    cis = np.abs(omega(md.peptide, md.positions)[..., 0]) < np.pi / 2
+    assert (cis.sum(0) == 1).all()
 
 
 def test_handedness_is_that_of_rdkit():

@@ -20,7 +20,7 @@ from molgen.prose.zmatrix import canonical, log_volume, to_internal
 from molgen.units import KB
 
 _CHUNK = 100
-JUNK = 25.0  # a sample with a weight e^-25 of the median or less teaches nothing but noise
+JUNK = 8.0  # ln of how far below the median a weight only costs its share of the samples: nothing to learn from it
 
 
 @dataclass(frozen=True, eq=False)
