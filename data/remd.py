@@ -2,7 +2,7 @@
 
 LangevinMiddle (friction 1/ps, 2 fs, hydrogen mass 3 amu, no constraints; masses do not change the distribution of
 configurations). Every replica starts from a conformation of its own, every second one with the peptide bonds before
-proline cis: they do not turn in nanoseconds, not even when hot, and both forms matter. The frames of such a peptide hold
+proline cis: they do not turn in nanoseconds, not even when hot, and both forms matter. Frames of such a peptide hold
 both, though not in their equilibrium shares. A replica spends 30 ps at the highest temperature and 10 ps at its own;
 then a frame is recorded every ps, after neighbours have attempted an exchange (Sugita & Okamoto, Chem. Phys. Lett. 314
 (1999) 141).
