@@ -95,7 +95,7 @@ def test_training_makes_weights_that_can_be_used(train: Callable[..., Result], t
     assert lines[-1]["step"] == 3
 
     further = train("--init", tmp_path / "out" / "best", "--steps", 1, "--val", "AG", out="further")
-    assert further.exit_code == 0 and "best validation spread of log q + E/kT" in further.stdout
+    assert further.exit_code == 0 and "best validation 1 - forward ESS" in further.stdout
     assert f"use it: molgen peptide AAGY --weights {tmp_path / 'further' / 'best'}" in further.stdout
 
 

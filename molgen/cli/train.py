@@ -155,7 +155,7 @@ def train_prose(
 
     with Run(out, "train prose", settings, seed=seed, overwrite=overwrite, resume=resume) as run:
         summary = _carry_out(run, learn)
-    _report(summary, run, as_json, "spread of log q + E/kT {:.2f} kT", "peptide AAGY")
+    _report(summary, run, as_json, "1 - forward ESS {:.3f}", "peptide AAGY")
 
 
 def _carry_out(run: Run, learn: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:

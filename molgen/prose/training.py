@@ -96,10 +96,11 @@ def epoch(data: Sequence[Frames], settings: ProseLoss, generator: torch.Generato
 
 @torch.no_grad()
 def validation_figures(model: ProseFlow, data: Sequence[Frames], frames: int = 100) -> dict[str, float]:
-    """NLL a degree of freedom and spread of log q + E/kT at the lowest temperature; "score" is the mean spread.
+    """NLL a degree of freedom and spread of log q + E/kT at the lowest temperature, means over sequences.
 
     "val_forward" estimates the effective sample size that samples of the flow would have, from the data's side:
-    1 / (E_MD[w] E_MD[1/w]), w the weight of a frame.
+    1 / (E_MD[w] E_MD[1/w]), w the weight of a frame. "score" is what it lacks to 1: unlike the spread, a handful of
+    frames cannot decide it.
     """
     nll, spreads, forward = [], [], []
     for item in data:
@@ -113,8 +114,9 @@ def validation_figures(model: ProseFlow, data: Sequence[Frames], frames: int = 1
         spreads.append(float(value.std()))
         both = torch.logsumexp(value, 0) + torch.logsumexp(-value, 0)
         forward.append(float(torch.exp(2 * np.log(len(value)) - both)))
-    score = float(np.mean(spreads))
-    return {"score": score, "val_nll": float(np.mean(nll)), "val_spread": score, "val_forward": float(np.mean(forward))}
+    found = float(np.mean(forward))
+    spread = float(np.mean(spreads))
+    return {"score": 1 - found, "val_nll": float(np.mean(nll)), "val_spread": spread, "val_forward": found}
 
 
 def train_prose(
