@@ -163,6 +163,18 @@ def prose_sequences(report: dict) -> str:
     return "\n".join(lines)
 
 
+def prose_training(report: dict) -> str:
+    """Validation by minute of training."""
+    lines = [
+        "| minutes | step | NLL a degree of freedom | spread of log q + E/kT, kT | forward ESS |",
+        "|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        figures = f"{row['val_nll']:.4f} | {row['val_spread']:.2f} | {row['val_forward']:.3f}"
+        lines.append(f"| {row['seconds'] / 60:.0f} | {row['step']:,} | {figures} |")
+    return "\n".join(lines)
+
+
 def prose_finetuned(report: dict) -> str:
     """Before and after finetuning, each on its own fresh samples."""
     lines = [
@@ -253,6 +265,8 @@ def main() -> None:
         for part, makers in PROSE.items():
             if part in prose:
                 sections |= {make.__name__: make(prose) for make in makers}
+    if (RESULTS / "prose_training.json").exists():
+        sections["prose_training"] = prose_training(json.loads((RESULTS / "prose_training.json").read_text()))
     for path in ("docs/benchmarks.md", "README.md", "molgen/weights/tsgen/README.md", "molgen/weights/prose/README.md"):
         if (ROOT / path).exists():
             fill(ROOT / path, sections)
