@@ -12,7 +12,7 @@ ROWS = (
     {"__init__", "units", "errors", "rng", "files"},
     {"geometry", "nn", "potentials", "data", "io", "structures", "smiles", "checkpoint", "batch"},
     {"flow", "train"},
-    {"tsgen", "prose"},
+    {"tsgen", "prose", "cvdiffusion"},
     {"saddle", "reweight"},
     {"report", "run", "workflows", "cli"},
 )

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,22 @@ class TrainSettings:
             raise InputError("training needs a time budget or a number of steps, one of the two")
 
 
+class Companion(Protocol):
+    """What changes beside the network in the course of a run, e.g. a replay buffer; saved and restored with it.
+
+    With one, the state is saved between epochs only, and an interrupted epoch is repeated by the resumed run.
+    """
+
+    @property
+    def finished(self) -> bool:
+        """Asked between epochs: whether to stop before the budget is spent."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+    def restore(self, tensors: dict[str, Tensor]) -> None: ...
+
+
 class Trainer:
     """Minimise `loss(model, batch, generator)`.
 
@@ -68,6 +84,7 @@ class Trainer:
         validate: figures of the averaged model, by name; "score" (lower is better) selects what `best` holds.
         directory: training state goes to `directory/state`, the best averaged weights to `directory/best`.
         config: what :func:`molgen.checkpoint.load_checkpoint` shall find beside the weights.
+        companion: what else a resumed run needs.
     """
 
     def __init__(
@@ -80,9 +97,11 @@ class Trainer:
         directory: Path,
         config: dict,
         log: Log = lambda figures: None,
+        companion: Companion | None = None,
     ):
         self.model, self.loss, self.epoch, self.validate = model, loss, epoch, validate
         self.settings, self.directory, self.config, self.log = settings, Path(directory), config, log
+        self.companion = companion
         decay = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -111,7 +130,7 @@ class Trainer:
     def _train(self, interrupted: threading.Event) -> None:
         clock, saved = time.monotonic(), 0.0
         validated, start = self.elapsed, self.elapsed
-        while self._progress() < 1:
+        while self._progress() < 1 and not (self.companion and self.companion.finished):
             order = torch_generator(self.settings.seed, 0, self.epoch_number)
             for k, batch in enumerate(self.epoch(order)):
                 if k < self.batch_number:
@@ -124,11 +143,12 @@ class Trainer:
                 if self.elapsed - validated > self.settings.validate_seconds:
                     self._validate()
                     self.elapsed = validated = start + time.monotonic() - clock
-                if self.elapsed - saved > self.settings.checkpoint_seconds:
+                if self.companion is None and self.elapsed - saved > self.settings.checkpoint_seconds:
                     self._save()
                     saved = self.elapsed
                 if interrupted.is_set():
-                    self._save()
+                    if self.companion is None:
+                        self._save()
                     raise KeyboardInterrupt
                 if self._progress() >= 1:
                     break
@@ -136,6 +156,9 @@ class Trainer:
                 if not self.batch_number:
                     raise InputError("the training data give no batch", expected="at least one sample")
                 self.epoch_number, self.batch_number = self.epoch_number + 1, 0
+                if self.companion is not None and self.elapsed - saved > self.settings.checkpoint_seconds:
+                    self._save()
+                    saved = self.elapsed
 
     def _progress(self) -> float:
         s = self.settings
@@ -185,6 +208,8 @@ class Trainer:
     def _save(self) -> None:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        if self.companion is not None:
+            tensors |= {f"companion.{k}": v for k, v in self.companion.tensors().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
         counters = {k: getattr(self, k) for k in ("step", "epoch_number", "batch_number", "elapsed")}
@@ -203,11 +228,13 @@ class Trainer:
                     expected="the settings the run was started with",
                     remedy="repeat them, or choose another --out",
                 )
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}, "companion": {}}
         for name, tensor in checkpoint.tensors.items():
             part, key = name.split(".", 1)
             parts[part][key] = tensor
         self.model.load_state_dict(parts["model"])
+        if self.companion is not None:
+            self.companion.restore(parts["companion"])
         for key, tensor in parts["average"].items():
             self.average[key].copy_(tensor)
         state: dict[int, dict[str, Tensor]] = {}

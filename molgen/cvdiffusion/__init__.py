@@ -1,0 +1,1 @@
+"""Diffusion model of peptide conformations, enhanced along collective variables."""

@@ -1,0 +1,163 @@
+"""Controllers: networks f(r, x) for the score of the target after noise of variance r, in 1/Angstrom.
+
+One interface, three networks: `PointController` for a single particle on a model surface; `PairController` for few
+atoms, cheap, blind to reflections; `TrunkController`, the shared equivariant trunk, for many atoms, which tells left
+from right where asked to.
+
+All are residuals of the score of a Gaussian of the target's spread, in units of 1/sqrt(r + width^2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from molgen.nn.radial import FourierTime
+from molgen.nn.trunk import Trunk, TrunkConfig
+
+KINDS = ("point", "pair", "trunk")
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """What a controller is.
+
+    Attributes:
+        kind: "point", "pair" or "trunk".
+        numbers: (N,) class of each atom: equal for atoms that the network may not tell apart (trunk).
+        spread: variance of the target's coordinates, Angstrom^2. width: of its stiffest directions, Angstrom.
+        least, most: standard deviation of the least and the most noise, Angstrom.
+        hidden, depth: of the perceptrons. radial: Gaussians a distance.
+        scalars, vectors, layers: of the trunk. odd: parity-odd channels of the trunk; 0 is blind to reflections.
+    """
+
+    kind: str
+    numbers: tuple[int, ...]
+    spread: float = 1.0
+    width: float = 0.05
+    least: float = 0.02
+    most: float = 6.0
+    hidden: int = 192
+    depth: int = 3
+    radial: int = 16
+    scalars: int = 32
+    vectors: int = 16
+    layers: int = 3
+    odd: int = 0
+
+
+class Controller(nn.Module):
+    """f(r (B,), x (B, N, 3)) -> (B, N, 3), without net force for more than one atom."""
+
+    def __init__(self, config: ControllerConfig):
+        super().__init__()
+        self.config = config
+        self.time = FourierTime(8)
+        low, high = 2 * torch.tensor([config.least, config.most]).log()
+        self.log_range = (float(low), float(high))
+
+    def describe(self) -> dict[str, Any]:
+        """The configuration, as JSON can hold it."""
+        return asdict(self.config) | {"numbers": list(self.config.numbers)}
+
+    def forward(self, r: Tensor, x: Tensor) -> Tensor:
+        c = self.config
+        low, high = self.log_range
+        time = self.time((r.log() - low).clamp(min=0) / (high - low))
+        r = r[:, None, None]
+        plain = -x / (r + c.spread)
+        return plain + self.correction(r, x, time) / (r + c.width**2).sqrt()
+
+    def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
+        """What the network adds (B, N, 3), of order one. r is (B, 1, 1), time (B, F)."""
+        raise NotImplementedError
+
+
+class PointController(Controller):
+    """A perceptron on the coordinates."""
+
+    def __init__(self, config: ControllerConfig):
+        super().__init__(config)
+        n = 3 * len(config.numbers)
+        self.net = _perceptron(2 * n + 16, config.hidden, config.depth, n)
+
+    def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
+        shrunk = x / (1 + r / self.config.spread).sqrt()
+        return self.net(torch.cat([shrunk.flatten(1), torch.tanh(shrunk).flatten(1), time], 1)).view_as(x)
+
+
+class PairController(Controller):
+    """A perceptron on all pair distances that gives a force along each pair."""
+
+    first: Tensor
+    second: Tensor
+    centres: Tensor
+
+    def __init__(self, config: ControllerConfig):
+        super().__init__(config)
+        first, second = torch.triu_indices(len(config.numbers), len(config.numbers), 1)
+        self.register_buffer("first", first, persistent=False)
+        self.register_buffer("second", second, persistent=False)
+        reach = 5.0 * config.spread**0.5
+        self.register_buffer("centres", torch.linspace(0.0, reach, config.radial), persistent=False)
+        self.pairs = len(first)
+        self.net = _perceptron(self.pairs * (config.radial + 1) + 16, config.hidden, config.depth, self.pairs)
+
+    def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
+        apart = x[:, self.first] - x[:, self.second]
+        distance = (apart.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+        shrunk = distance / (1 + r / self.config.spread).sqrt()
+        gaps = (shrunk - self.centres) / (self.centres[1] - self.centres[0])
+        features = torch.cat([(-0.5 * gaps.square()).exp(), shrunk / self.centres[-1]], -1)
+        strength = self.net(torch.cat([features.flatten(1), time], 1))
+        force = strength[..., None] * apart / distance
+        out = torch.zeros_like(x)
+        return out.index_add(1, self.first, force).index_add(1, self.second, -force)
+
+
+class TrunkController(Controller):
+    """The shared trunk on one geometry."""
+
+    def __init__(self, config: ControllerConfig):
+        super().__init__(config)
+        kinds = sorted(set(config.numbers))
+        self.types = nn.Embedding(len(kinds), 16)
+        index = torch.tensor([kinds.index(z) for z in config.numbers])
+        self.register_buffer("index", index, persistent=False)
+        self.trunk = Trunk(
+            TrunkConfig(
+                scalars=config.scalars, vectors=config.vectors, odd=config.odd, pair=config.scalars, heads=4,
+                layers=config.layers, node_inputs=16, pair_inputs=1, conditions=16, time=False,
+            )  # fmt: skip
+        )
+        self.out = nn.Linear(config.vectors, 1, bias=False)
+
+    def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
+        shrunk = x / (1 + r / self.config.spread).sqrt()
+        nodes = self.types(self.index).expand(len(x), -1, -1)
+        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        far = torch.log1p(torch.cdist(shrunk, shrunk))[..., None]
+        _, v, _ = self.trunk(nodes, [shrunk], mask, pair_features=far, condition=time)
+        force = self.out(v)[..., 0]
+        return force - force.mean(1, keepdim=True)
+
+
+def build_controller(config: ControllerConfig | dict[str, Any]) -> Controller:
+    """The network of a configuration."""
+    if isinstance(config, dict):
+        config = ControllerConfig(**{**config, "numbers": tuple(config["numbers"])})
+    return {"point": PointController, "pair": PairController, "trunk": TrunkController}[config.kind](config)
+
+
+def _perceptron(inputs: int, hidden: int, depth: int, outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in [inputs] + [hidden] * (depth - 1):
+        layers += [nn.Linear(width, hidden), nn.SiLU()]
+    last = nn.Linear(hidden, outputs)
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+        last.bias.zero_()
+    return nn.Sequential(*layers, last)

@@ -1,0 +1,144 @@
+"""The noising process, its grid of times, and trajectories of a controlled process that runs it backwards.
+
+A sample x of the target is noised by Brownian motion: after the variance r (Angstrom^2 a coordinate) it is x + N(0, r).
+Time is counted by r, from `start` (where the noised target is nearly a Gaussian, the source) down to 0. A controller
+f(r, x) that equals the score of the noised target, grad log p_r, turns the process around: this is the memoryless case
+of the Schroedinger bridge (Adjoint Sampling, arXiv 2504.11713), in which the corrector vanishes and the backward
+kernel is known, not learned. Each step is a Gaussian, so the weight of a whole trajectory is exact at any number of
+steps and for any controller:
+
+    log w = -U(x_K)/kT + sum_k log B(x_k | x_{k+1}) - log mu(x_0) - sum_k log F(x_{k+1} | x_k).
+
+Molecules live in the space without centre of mass, 3N - 3 dimensions; a single particle in its 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from molgen.rng import generator
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Times of the process.
+
+    Attributes:
+        start: variance r at the source, Angstrom^2. end: standard deviation of the last noise, Angstrom; below the
+            width of the stiffest bond.
+        steps: Gaussian steps from the source to the sample.
+        spread: variance of the target's own coordinates, Angstrom^2; the source has `start + spread`.
+    """
+
+    start: float = 36.0
+    end: float = 0.02
+    steps: int = 40
+    spread: float = 1.0
+
+    @cached_property
+    def residual(self) -> np.ndarray:
+        """(steps + 1,) r before each step, and 0: uniform in log r below `spread`, in 1/r above it."""
+        low, high = (np.log(r / (r + self.spread)) for r in (self.end**2, self.start))
+        share = np.exp(np.linspace(high, low, self.steps))
+        return np.append(self.spread * share / (1 - share), 0.0)
+
+    @property
+    def removed(self) -> np.ndarray:
+        """(steps,) variance of the noise that each step takes away."""
+        return -np.diff(self.residual)
+
+    def guess(self, width: float) -> np.ndarray:
+        """(steps,) variances of the forward kernels that would be exact for a Gaussian target of `width`, Angstrom."""
+        r, left, removed = self.residual[:-1], self.residual[1:], self.removed
+        return removed * left / r + (removed / r) ** 2 * r * width**2 / (r + width**2)
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """Ends of n trajectories.
+
+    Attributes:
+        positions: (n, N, 3) Angstrom, float64.
+        log_path: (n,) the part of log w that does not depend on the target.
+    """
+
+    positions: np.ndarray
+    log_path: np.ndarray
+
+
+def dimensions(atoms: int) -> int:
+    """Dimensions of the space that is sampled."""
+    return 3 * atoms - 3 if atoms > 1 else 3
+
+
+def centred(x: Tensor) -> Tensor:
+    """x (..., N, 3) without centre of mass (of equal masses); a single particle stays."""
+    return x - x.mean(-2, keepdim=True) if x.shape[-2] > 1 else x
+
+
+@torch.no_grad()
+def simulate(
+    score: Score, schedule: Schedule, variances: np.ndarray, atoms: int, count: int, seed: int, *stream: int
+) -> Trajectories:
+    """Run the controlled process from the source to the sample.
+
+    Args:
+        score: (r (B,), x (B, N, 3)) float32 -> (B, N, 3), 1/Angstrom.
+        variances: (steps,) of the forward kernels, Angstrom^2.
+        count: trajectories; number i depends on (seed, stream, i) only.
+    """
+    shape = (schedule.steps + 1, atoms, 3)
+    noise = torch.from_numpy(np.stack([generator(seed, *stream, i).standard_normal(shape) for i in range(count)], 1))
+    noise = centred(noise)
+    source = schedule.start + schedule.spread
+    x = noise[0] * source**0.5
+    log_path = _log_source(x, source)
+    for k, removed in enumerate(schedule.removed):
+        mean = x + removed * _score(score, schedule.residual[k], x)
+        jump = noise[k + 1] * variances[k] ** 0.5
+        before, x = x, mean + jump
+        log_path += _log_normal(before - x, removed) - _log_normal(jump, variances[k])
+    return Trajectories(x.numpy(), log_path.numpy())
+
+
+@torch.no_grad()
+def fit_variances(score: Score, schedule: Schedule, samples: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
+    """Variances (steps,) of the forward kernels by maximum likelihood, on noised samples of the target.
+
+    Args:
+        samples: (n, N, 3) Angstrom. weights: (n,) normalised.
+    """
+    x = torch.from_numpy(samples)
+    noise = torch.Generator().manual_seed(seed)
+    w = torch.from_numpy(weights)
+    fitted = np.empty(schedule.steps)
+    for k in range(schedule.steps - 1, -1, -1):
+        removed = schedule.removed[k]
+        noisy = x + centred(torch.randn(x.shape, generator=noise, dtype=x.dtype)) * removed**0.5
+        residue = x - noisy - removed * _score(score, schedule.residual[k], noisy)
+        fitted[k] = float((w * residue.square().sum((1, 2))).sum()) / dimensions(x.shape[1])
+        x = noisy
+    return fitted
+
+
+def _score(score: Score, residual: float, x: Tensor) -> Tensor:
+    small = x.float()
+    return score(small.new_full((len(x),), residual), small).double()
+
+
+def _log_source(x: Tensor, variance: float) -> Tensor:
+    return -_log_normal(x, variance)
+
+
+def _log_normal(shift: Tensor, variance: float) -> Tensor:
+    """Log-density (B,) of a displacement (B, N, 3) under N(0, variance) in the space that is sampled."""
+    d = dimensions(shift.shape[1])
+    return -0.5 * shift.square().sum((1, 2)) / variance - 0.5 * d * np.log(2 * np.pi * variance)

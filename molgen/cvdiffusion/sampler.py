@@ -1,0 +1,256 @@
+"""Rounds of sampling and learning: draw trajectories, pay for their energies, push the bias, replay, learn.
+
+The controller learns the score of the biased target, noised by r, from samples x_1 of the buffer: with x_r = x_1 + z
+sqrt(r), the regression target is
+
+    -c a(x_1) + (1 - c) (x_1 - x_r)/r,    a = grad (E + V + walls)/kT,   c = s^2 / (s^2 + r),
+
+a mix of the adjoint (Adjoint Sampling, arXiv 2504.11713) and the denoising target that has no variance for a Gaussian
+of width s. Samples are replayed with probability ~ w^beta, w their path weights under the present bias, and with their
+present bias gradients (WT-ASBS, arXiv 2510.11923, replays stale ones).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from molgen.cvdiffusion.controller import Controller
+from molgen.cvdiffusion.noising import Schedule, centred, fit_variances, simulate
+from molgen.cvdiffusion.target import Batch, Target
+from molgen.errors import CalculatorError
+from molgen.rng import generator, sample_seed
+
+TRAJECTORIES, VARIANCES, REPLAY = 0, 1, 2  # streams of random numbers
+FITTED = 2000  # samples that kernel variances are fitted on
+LEAST_ESS = 0.3  # of the replayed buffer
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How to sample.
+
+    Attributes:
+        rounds: of `draws` trajectories each; `draws * rounds` energies in all, beside pretraining.
+        learn: gradient steps a round, of `batch` samples. pretrain: steps on the starting frames.
+        memory: rounds the buffer holds.
+        deposit: eV of bias a round. freeze: share of the rounds after which the bias rests.
+        refit: rounds between fits of the kernel variances.
+        beta: exponent of the replay weights, None: as large as leaves `LEAST_ESS`; 0 replays evenly.
+        width: s, Angstrom. adjoint: only the adjoint target (c = 1 wherever its variance is finite).
+    """
+
+    rounds: int = 150
+    draws: int = 192
+    learn: int = 60
+    batch: int = 256
+    pretrain: int = 1500
+    memory: int = 16
+    deposit: float = 0.1
+    freeze: float = 0.65
+    refit: int = 6
+    beta: float | None = None
+    width: float = 0.05
+    adjoint: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """A batch to learn from: noised samples (B, N, 3), r (B,), regression targets (B, N, 3)."""
+
+    noised: Tensor
+    residual: Tensor
+    wanted: Tensor
+
+
+def lesson_loss(model: torch.nn.Module, lesson: Lesson, width: float) -> dict[str, Tensor]:
+    """Mean squared error a coordinate, in units of the score of a Gaussian of `width`."""
+    error = model(lesson.residual, lesson.noised) - lesson.wanted
+    each = error.square().mean((1, 2)) * (lesson.residual + width**2)
+    return {"loss": each.mean()}
+
+
+class Sampler:
+    """The state of a run beside the network and its optimiser, and the rounds that change it.
+
+    Args:
+        controller: holds the averaged weights; trajectories are drawn with it.
+        frames: starting geometries evaluated by `target`, e.g. of a short simulation in each known basin.
+        symmetry: classes of exchangeable atoms, each a list of indices. mirror: whether reflections are symmetries.
+
+    Attributes:
+        history: every round's draws from the first one kept for the estimates on.
+        variances: of the forward kernels.
+        energies_used: evaluations asked of the potential.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        controller: Controller,
+        schedule: Schedule,
+        settings: SamplerSettings,
+        frames: Batch,
+        *,
+        symmetry: list[list[int]],
+        mirror: bool,
+        seed: int = 0,
+        fixed_variances: bool = False,
+    ):
+        self.target, self.controller, self.schedule, self.settings = target, controller, schedule, settings
+        self.frames, self.symmetry, self.mirror, self.seed = frames, symmetry, mirror, seed
+        self.fixed_variances = fixed_variances
+        self.variances = schedule.guess(settings.width)
+        self.number = 0  # of the next round; round 0 is pretraining
+        self.history: list[Batch] = []
+        self.drawn: list[Batch] = []
+
+    @property
+    def atoms(self) -> int:
+        """N."""
+        return self.frames.positions.shape[1]
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of a whole run."""
+        s = self.settings
+        return s.pretrain + s.rounds * s.learn
+
+    @property
+    def frozen_from(self) -> int:
+        """Number of the first round that deposits nothing."""
+        return 1 + round(self.settings.freeze * self.settings.rounds)
+
+    def epoch(self, average: Mapping[str, Tensor]) -> Iterator[Lesson]:
+        """One round with the averaged weights: everything but the learning, which is the caller's."""
+        self.controller.load_state_dict(dict(average))
+        self.controller.eval()
+        if self.number == 0:
+            yield from self._lessons(self.frames, np.zeros(len(self.frames)), self.settings.pretrain)
+        else:
+            self._draw()
+            replayed = self._replayed()
+            log_w = self.target.log_weights(replayed)
+            if not self.fixed_variances and self.number % self.settings.refit == 1:
+                self._fit(replayed, log_w)
+            yield from self._lessons(replayed, log_w, self.settings.learn)
+        self.number += 1
+        if self.number == 1 and not self.fixed_variances:
+            self._fit(self.frames, np.zeros(len(self.frames)))
+
+    def _draw(self) -> None:
+        s = self.settings
+        found = simulate(
+            self.controller, self.schedule, self.variances, self.atoms, s.draws, self.seed, TRAJECTORIES, self.number
+        )
+        batch = self.target.evaluate(found.positions, found.log_path, self.number)
+        accepted = batch.accepted
+        if accepted.sum() < 0.5 * s.draws:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in self.target.rejections.most_common())
+            raise CalculatorError(
+                f"{s.draws - accepted.sum()} of {s.draws} samples were rejected ({reasons} so far)",
+                where=f"round {self.number}",
+                expected="at least half of them with an energy",
+                remedy="add walls that keep the molecule together, give more or better starting structures, or a "
+                "calculator that converges",
+            )
+        self.drawn = [*self.drawn, batch][-s.memory :]
+        if self.number > min(self.frozen_from, s.rounds // 2):
+            self.history.append(batch)
+        if self.number < self.frozen_from and s.deposit:
+            self.target.bias.add(batch.cvs[accepted], s.deposit)
+
+    def _replayed(self) -> Batch:
+        """What there is to learn from; the starting frames drop out once the buffer is full."""
+        joined = Batch.join(self.drawn)
+        return joined.take(joined.accepted)
+
+    def _fit(self, batch: Batch, log_w: np.ndarray) -> None:
+        rng = generator(self.seed, VARIANCES, self.number)
+        weights = tempered(log_w, self.settings.beta)
+        chosen = rng.choice(len(weights), min(FITTED, 4 * len(weights)), p=weights)
+        self.variances = fit_variances(
+            self.controller, self.schedule, batch.positions[chosen] - _centre(batch.positions[chosen]),
+            np.full(len(chosen), 1 / len(chosen)), sample_seed(self.seed, VARIANCES, self.number),
+        )  # fmt: skip
+
+    def _lessons(self, batch: Batch, log_w: np.ndarray, count: int) -> Iterator[Lesson]:
+        s, rng = self.settings, generator(self.seed, REPLAY, self.number)
+        weights = tempered(log_w, s.beta)
+        positions, slope = batch.positions - _centre(batch.positions), self.target.slope(batch)
+        low, high = np.log(self.schedule.end**2), np.log(self.schedule.start)
+        for _ in range(count):
+            chosen = rng.choice(len(weights), s.batch, p=weights)
+            x, a = self._moved(positions[chosen], slope[chosen], rng)
+            r = np.exp(rng.uniform(low, high, (s.batch, 1, 1)))
+            z = centred(torch.from_numpy(rng.standard_normal(x.shape))).numpy()
+            c = s.width**2 / (s.width**2 + r)
+            wanted = -a if s.adjoint else -c * a - (1 - c) * z / np.sqrt(r)
+            yield Lesson(*(torch.from_numpy(part).float() for part in (x + z * np.sqrt(r), r[:, 0, 0], wanted)))
+
+    def _moved(self, x: np.ndarray, a: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and slopes (B, N, 3) after random symmetries of the target: exchange of atoms, rotation."""
+        b, n = x.shape[:2]
+        if n == 1:
+            return x, a
+        order = np.broadcast_to(np.arange(n), (b, n)).copy()
+        for group in self.symmetry:
+            order[:, group] = rng.permuted(np.broadcast_to(group, (b, len(group))), axis=1)
+        turn = np.linalg.qr(rng.standard_normal((b, 3, 3)))[0]
+        if not self.mirror:
+            turn = turn * np.sign(np.linalg.det(turn))[:, None, None]
+        rows = np.arange(b)[:, None]
+        return x[rows, order] @ turn, a[rows, order] @ turn
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that a resumed run needs, by name."""
+        arrays = {f"bias.{key}": value for key, value in self.target.bias.state().items()}
+        arrays |= {"variances": self.variances, "number": np.array(self.number)}
+        for name, parts in (("drawn", self.drawn), ("history", self.history)):
+            if parts:
+                arrays |= {f"{name}.{key}": value for key, value in vars(Batch.join(parts)).items()}
+        reasons = sorted(self.target.rejections)
+        arrays["rejections"] = np.array([self.target.rejections[reason] for reason in reasons], dtype=np.int64)
+        arrays["reasons"] = np.frombuffer("\n".join(reasons).encode(), dtype=np.uint8).copy()
+        return arrays | {"calls": np.array(self.target.potential.calls)}
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from `state`."""
+
+        def under(name: str) -> dict[str, np.ndarray]:
+            return {key.removeprefix(f"{name}."): v for key, v in arrays.items() if key.startswith(f"{name}.")}
+
+        self.target.bias.load_state(under("bias"))
+        self.variances, self.number = arrays["variances"], int(arrays["number"])
+        self.drawn, self.history = _rounds(under("drawn")), _rounds(under("history"))
+        reasons = bytes(arrays["reasons"]).decode().split("\n")
+        self.target.rejections.clear()
+        self.target.rejections.update(dict(zip(reasons, map(int, arrays["rejections"]), strict=False)))
+        self.target.potential.calls = int(arrays["calls"])
+
+
+def tempered(log_w: np.ndarray, beta: float | None) -> np.ndarray:
+    """Probabilities (n,) ~ w^beta; beta None: the largest up to 1 that keeps an effective share of `LEAST_ESS`."""
+    log_w = log_w - log_w.max()
+    exponent = 1.0 if beta is None else beta
+    while True:
+        weights = np.exp(exponent * log_w)
+        weights /= weights.sum()
+        if beta is not None or exponent < 1e-3 or 1 / (weights**2).sum() >= LEAST_ESS * len(weights):
+            return weights
+        exponent *= 0.85
+
+
+def _centre(positions: np.ndarray) -> np.ndarray | float:
+    return positions.mean(1, keepdims=True) if positions.shape[1] > 1 else 0.0
+
+
+def _rounds(arrays: Mapping[str, np.ndarray]) -> list[Batch]:
+    if not arrays:
+        return []
+    joined = Batch(**arrays)
+    return [joined.take(joined.round == number) for number in np.unique(joined.round)]
