@@ -31,6 +31,8 @@ class ControllerConfig:
         spread: variance of the target's coordinates, Angstrom^2. width: of its stiffest directions, Angstrom.
         least, most: standard deviation of the least and the most noise, Angstrom.
         hidden, depth: of the perceptrons. radial: Gaussians a distance.
+        quadruples: atoms whose signed volumes the pair network sees, so that it tells left from right; none: it is blind
+            to reflections.
         scalars, vectors, layers: of the trunk. odd: parity-odd channels of the trunk; 0 is blind to reflections.
     """
 
@@ -43,6 +45,7 @@ class ControllerConfig:
     hidden: int = 192
     depth: int = 3
     radial: int = 16
+    quadruples: tuple[tuple[int, ...], ...] = ()
     scalars: int = 32
     vectors: int = 16
     layers: int = 3
@@ -61,7 +64,8 @@ class Controller(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """The configuration, as JSON can hold it."""
-        return asdict(self.config) | {"numbers": list(self.config.numbers)}
+        listed = {"numbers": list(self.config.numbers), "quadruples": [list(q) for q in self.config.quadruples]}
+        return asdict(self.config) | listed
 
     def forward(self, r: Tensor, x: Tensor) -> Tensor:
         c = self.config
@@ -95,6 +99,7 @@ class PairController(Controller):
     first: Tensor
     second: Tensor
     centres: Tensor
+    corners: Tensor
 
     def __init__(self, config: ControllerConfig):
         super().__init__(config)
@@ -104,7 +109,10 @@ class PairController(Controller):
         reach = 5.0 * config.spread**0.5
         self.register_buffer("centres", torch.linspace(0.0, reach, config.radial), persistent=False)
         self.pairs = len(first)
-        self.net = _perceptron(self.pairs * (config.radial + 1) + 16, config.hidden, config.depth, self.pairs)
+        corners = torch.tensor(config.quadruples, dtype=torch.long).reshape(-1, 4)
+        self.register_buffer("corners", corners, persistent=False)
+        inputs = self.pairs * (config.radial + 1) + 2 * len(corners) + 16
+        self.net = _perceptron(inputs, config.hidden, config.depth, self.pairs)
 
     def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
         apart = x[:, self.first] - x[:, self.second]
@@ -112,7 +120,13 @@ class PairController(Controller):
         shrunk = distance / (1 + r / self.config.spread).sqrt()
         gaps = (shrunk - self.centres) / (self.centres[1] - self.centres[0])
         features = torch.cat([(-0.5 * gaps.square()).exp(), shrunk / self.centres[-1]], -1)
-        strength = self.net(torch.cat([features.flatten(1), time], 1))
+        parts = [features.flatten(1), time]
+        if len(self.corners):
+            at = x[:, self.corners] / (1 + r[..., None] / self.config.spread).sqrt()
+            edges = at[:, :, 1:] - at[:, :, :1]
+            volume = (edges[:, :, 0] * torch.linalg.cross(edges[:, :, 1], edges[:, :, 2])).sum(-1)
+            parts += [torch.tanh(volume), torch.tanh(0.2 * volume)]
+        strength = self.net(torch.cat(parts, 1))
         force = strength[..., None] * apart / distance
         out = torch.zeros_like(x)
         return out.index_add(1, self.first, force).index_add(1, self.second, -force)
@@ -148,7 +162,8 @@ class TrunkController(Controller):
 def build_controller(config: ControllerConfig | dict[str, Any]) -> Controller:
     """The network of a configuration."""
     if isinstance(config, dict):
-        config = ControllerConfig(**{**config, "numbers": tuple(config["numbers"])})
+        quadruples = tuple(tuple(q) for q in config["quadruples"])
+        config = ControllerConfig(**{**config, "numbers": tuple(config["numbers"]), "quadruples": quadruples})
     return {"point": PointController, "pair": PairController, "trunk": TrunkController}[config.kind](config)
 
 

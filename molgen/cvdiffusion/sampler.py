@@ -12,8 +12,10 @@ present bias gradients (WT-ASBS, arXiv 2510.11923, replays stale ones).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from molgen.cvdiffusion.target import Batch, Target
 from molgen.errors import CalculatorError
 from molgen.rng import generator, sample_seed
 
-TRAJECTORIES, VARIANCES, REPLAY = 0, 1, 2  # streams of random numbers
+TRAJECTORIES, VARIANCES, REPLAY, FINAL = 0, 1, 2, 3  # streams of random numbers
 FITTED = 2000  # samples that kernel variances are fitted on
 LEAST_ESS = 0.3  # of the replayed buffer
 
@@ -38,7 +40,7 @@ class SamplerSettings:
         rounds: of `draws` trajectories each; `draws * rounds` energies in all, beside pretraining.
         learn: gradient steps a round, of `batch` samples. pretrain: steps on the starting frames.
         memory: rounds the buffer holds.
-        deposit: eV of bias a round. freeze: share of the rounds after which the bias rests.
+        deposit: kT of bias a round. freeze: share of the rounds after which the bias rests.
         refit: rounds between fits of the kernel variances.
         beta: exponent of the replay weights, None: as large as leaves `LEAST_ESS`; 0 replays evenly.
         width: s, Angstrom. adjoint: only the adjoint target (c = 1 wherever its variance is finite).
@@ -50,7 +52,7 @@ class SamplerSettings:
     batch: int = 256
     pretrain: int = 1500
     memory: int = 16
-    deposit: float = 0.1
+    deposit: float = 4.0
     freeze: float = 0.65
     refit: int = 6
     beta: float | None = None
@@ -81,11 +83,11 @@ class Sampler:
         controller: holds the averaged weights; trajectories are drawn with it.
         frames: starting geometries evaluated by `target`, e.g. of a short simulation in each known basin.
         symmetry: classes of exchangeable atoms, each a list of indices. mirror: whether reflections are symmetries.
+        fixed_variances: keep the kernels of a Gaussian target. judge: figures of a round, for `records`.
 
     Attributes:
         history: every round's draws from the first one kept for the estimates on.
         variances: of the forward kernels.
-        energies_used: evaluations asked of the potential.
     """
 
     def __init__(
@@ -100,14 +102,16 @@ class Sampler:
         mirror: bool,
         seed: int = 0,
         fixed_variances: bool = False,
+        judge: Callable[[Sampler, Batch], dict[str, Any]] | None = None,
     ):
         self.target, self.controller, self.schedule, self.settings = target, controller, schedule, settings
         self.frames, self.symmetry, self.mirror, self.seed = frames, symmetry, mirror, seed
-        self.fixed_variances = fixed_variances
+        self.fixed_variances, self.judge = fixed_variances, judge
         self.variances = schedule.guess(settings.width)
         self.number = 0  # of the next round; round 0 is pretraining
         self.history: list[Batch] = []
         self.drawn: list[Batch] = []
+        self.records: list[dict[str, Any]] = []
 
     @property
     def atoms(self) -> int:
@@ -125,6 +129,11 @@ class Sampler:
         """Number of the first round that deposits nothing."""
         return 1 + round(self.settings.freeze * self.settings.rounds)
 
+    @property
+    def energies_used(self) -> int:
+        """Evaluations asked of the potential, those for the starting frames included."""
+        return self.target.potential.calls
+
     def epoch(self, average: Mapping[str, Tensor]) -> Iterator[Lesson]:
         """One round with the averaged weights: everything but the learning, which is the caller's."""
         self.controller.load_state_dict(dict(average))
@@ -133,7 +142,7 @@ class Sampler:
             yield from self._lessons(self.frames, np.zeros(len(self.frames)), self.settings.pretrain)
         else:
             self._draw()
-            replayed = self._replayed()
+            replayed = self.replayed()
             log_w = self.target.log_weights(replayed)
             if not self.fixed_variances and self.number % self.settings.refit == 1:
                 self._fit(replayed, log_w)
@@ -162,9 +171,11 @@ class Sampler:
         if self.number > min(self.frozen_from, s.rounds // 2):
             self.history.append(batch)
         if self.number < self.frozen_from and s.deposit:
-            self.target.bias.add(batch.cvs[accepted], s.deposit)
+            self.target.bias.add(batch.cvs[accepted], s.deposit * self.target.kt)
+        if self.judge is not None:
+            self.records.append(self.judge(self, batch))
 
-    def _replayed(self) -> Batch:
+    def replayed(self) -> Batch:
         """What there is to learn from; the starting frames drop out once the buffer is full."""
         joined = Batch.join(self.drawn)
         return joined.take(joined.accepted)
@@ -215,7 +226,8 @@ class Sampler:
                 arrays |= {f"{name}.{key}": value for key, value in vars(Batch.join(parts)).items()}
         reasons = sorted(self.target.rejections)
         arrays["rejections"] = np.array([self.target.rejections[reason] for reason in reasons], dtype=np.int64)
-        arrays["reasons"] = np.frombuffer("\n".join(reasons).encode(), dtype=np.uint8).copy()
+        for name, value in (("reasons", reasons), ("records", self.records)):
+            arrays[name] = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8).copy()
         return arrays | {"calls": np.array(self.target.potential.calls)}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -227,9 +239,9 @@ class Sampler:
         self.target.bias.load_state(under("bias"))
         self.variances, self.number = arrays["variances"], int(arrays["number"])
         self.drawn, self.history = _rounds(under("drawn")), _rounds(under("history"))
-        reasons = bytes(arrays["reasons"]).decode().split("\n")
+        reasons, self.records = (json.loads(bytes(arrays[name])) for name in ("reasons", "records"))
         self.target.rejections.clear()
-        self.target.rejections.update(dict(zip(reasons, map(int, arrays["rejections"]), strict=False)))
+        self.target.rejections.update(dict(zip(reasons, map(int, arrays["rejections"]), strict=True)))
         self.target.potential.calls = int(arrays["calls"])
 
 

@@ -13,6 +13,7 @@ from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.cvs import CV, evaluate
 from molgen.cvdiffusion.walls import Wall, wall_energy
 from molgen.geometry.bonds import distance_matrix, radius_sums
+from molgen.geometry.chirality import signed_volumes
 from molgen.potentials.base import Potential
 from molgen.units import KB
 
@@ -65,6 +66,7 @@ class Target:
 
     Attributes:
         least: (N, N) Angstrom, pairs closer than that are rejected without an energy; zeros for model systems.
+        centres: (Q, 4) neighbours of stereocentres, and hands: (Q,) the signs of their volumes that are sampled.
         floor: eV; energies below it are holes of the potential, and rejected. Set it from what is known of minima.
         rejections: reason -> count, of all geometries so far.
     """
@@ -75,6 +77,8 @@ class Target:
     bias: WellTemperedBias
     temperature: float
     least: np.ndarray
+    centres: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), dtype=int))
+    hands: np.ndarray = field(default_factory=lambda: np.zeros(0))
     floor: float = -np.inf
     rejections: Counter[str] = field(default_factory=Counter)
 
@@ -93,6 +97,9 @@ class Target:
         if self.least.any():
             close = (distance_matrix(positions) < self.least).any((1, 2))
             reasons = dict.fromkeys(map(int, np.flatnonzero(close)), "atoms too close")
+        if len(self.centres):
+            turned = (signed_volumes(positions, self.centres) * self.hands < 0).any(1)
+            reasons |= dict.fromkeys(map(int, np.flatnonzero(turned)), "other handedness")
         values, cv_gradient = evaluate(self.cvs, positions)
         for i in np.flatnonzero(~np.isfinite(values).all(1) | ~np.isfinite(cv_gradient).all((1, 2, 3))):
             reasons.setdefault(int(i), "collective variable undefined")
@@ -114,7 +121,8 @@ class Target:
             array[bad] = 0.0
         self.rejections.update(reasons.values())
         drawn = np.zeros(n)
-        drawn[energies == energies] = self.bias.evaluate(values[energies == energies])[0]
+        kept = np.isfinite(energies)
+        drawn[kept] = self.bias.evaluate(values[kept])[0]
         return Batch(
             positions, log_path, energies, gradient, walls, values, cv_gradient, np.full(n, number), drawn
         )  # fmt: skip

@@ -86,7 +86,7 @@ def ramachandran(
         heading = _weights_heading(figure, title, ensemble.diagnostics, ensemble.verdict)
         heading.set_y(1 - 0.08 / height)
 
-    return _png(draw, (width, height), None)
+    return figure_png(draw, (width, height), None)
 
 
 def weights(log_weights: ArrayLike, *, title: str = "", judged: str | None = None) -> bytes:
@@ -113,7 +113,7 @@ def weights(log_weights: ArrayLike, *, title: str = "", judged: str | None = Non
             axes.spines[["top", "right"]].set_visible(False)
         _weights_heading(figure, title, found, judged or verdict(found))
 
-    return _png(draw, (8.4, 3.8))
+    return figure_png(draw, (8.4, 3.8))
 
 
 def free_energy(fes: FES, *, unit: str = "kJ/mol", title: str = "", subtitle: str = "") -> bytes:
@@ -131,9 +131,9 @@ def free_energy(fes: FES, *, unit: str = "kJ/mol", title: str = "", subtitle: st
             _curve(figure.subplots(), fes, energy, unit)
         else:
             _maps(figure, fes, energy, unit)
-        _heading(figure, title, subtitle)
+        heading(figure, title, subtitle)
 
-    return _png(draw, (6.4, 4.2) if len(fes.names) == 1 else (9.2, 4.2))
+    return figure_png(draw, (6.4, 4.2) if len(fes.names) == 1 else (9.2, 4.2))
 
 
 def _box(left: float, top: float, width: float, height: float, across: float, down: float):
@@ -215,7 +215,7 @@ def _weight_tail(axes: Axes, log_w: np.ndarray, finite: np.ndarray, found: Weigh
 
 
 def _curve(axes: Axes, fes: FES, energy: float, unit: str) -> None:
-    scale = _axis(axes.xaxis, fes, 0)
+    scale = axis_scale(axes.xaxis, fes, 0)
     x, values, error = fes.centers[0] * scale, fes.free_energy / energy, fes.error / energy
     known = np.isfinite(values)
     shown = np.where(known, values, np.nan)
@@ -241,7 +241,7 @@ def _maps(figure: Figure, fes: FES, energy: float, unit: str) -> None:
         (left, values, top, "free energy"),
         (right, error, float(np.ma.median(error)) * 3 if error.count() else 1.0, "standard error"),
     ):
-        x, y = (fes.edges[at] * _axis(axis, fes, at) for at, axis in enumerate((axes.xaxis, axes.yaxis)))
+        x, y = (fes.edges[at] * axis_scale(axis, fes, at) for at, axis in enumerate((axes.xaxis, axes.yaxis)))
         axes.set_facecolor(EMPTY)
         picture = axes.pcolormesh(x, y, data.T, cmap=MAP if axes is left else ERRORS, vmin=0, vmax=high or 1.0)
         figure.colorbar(picture, ax=axes, extend="max", pad=0.02).set_label(f"{name}, {unit}")
@@ -254,7 +254,7 @@ def _maps(figure: Figure, fes: FES, energy: float, unit: str) -> None:
     right.set_ylabel("")
 
 
-def _axis(axis: Any, fes: FES, at: int) -> float:
+def axis_scale(axis: Any, fes: FES, at: int) -> float:
     """Label an axis with a collective variable; the factor to what it shows (degrees, or its own unit)."""
     unit = fes.units[at]
     shown = {"rad": "degrees", "A": "Å"}.get(unit, unit)
@@ -277,16 +277,16 @@ def _unit(unit: str) -> float:
 def _weights_heading(figure: Figure, title: str, found: WeightDiagnostics, judged: str) -> Text:
     shape = f"k-hat {found.khat:.2f}" if np.isfinite(found.khat) else "too few weights for a k-hat"
     line = f"ESS {100 * found.ess:.3g} % of {found.n:,} samples, {shape}: {judged}"
-    return _heading(figure, title, line, INK if judged == "reliable" else ACCENT)
+    return heading(figure, title, line, INK if judged == "reliable" else ACCENT)
 
 
-def _heading(figure: Figure, title: str, subtitle: str, color: str = INK) -> Text:
+def heading(figure: Figure, title: str, subtitle: str, color: str = INK) -> Text:
     """Title and subtitle, left-aligned above everything."""
     lines = "\n".join(line for line in (title, subtitle) if line)
     return figure.suptitle(lines, x=0.01, ha="left", fontsize=10, color=color)
 
 
-def _png(draw: Any, size: tuple[float, float], layout: Any = "constrained") -> bytes:
+def figure_png(draw: Any, size: tuple[float, float], layout: Any = "constrained") -> bytes:
     """The figure that `draw` fills, without pyplot: it holds no state and needs no display."""
     import matplotlib
     from matplotlib.figure import Figure

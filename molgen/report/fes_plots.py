@@ -1,0 +1,117 @@
+"""Pictures of a CV-biased run: the surface with its basins, and how the run converged. PNG bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from molgen.report.ensemble_plots import EMPTY, MAP, STYLE, UNITS, axis_scale, figure_png, heading
+from molgen.report.plots import ACCENT, CURVE, INK, QUIET
+from molgen.reweight.free_energy import FES
+
+MOST_POINTS = 1500  # samples shown
+
+
+def surface(
+    fes: FES,
+    others: Mapping[str, np.ndarray],
+    basins: Sequence[tuple[tuple[float, ...], str]],
+    samples: np.ndarray,
+    *,
+    unit: str,
+    title: str = "",
+    subtitle: str = "",
+    good: bool = True,
+) -> bytes:
+    """A free-energy surface of one or two collective variables (of three: the first two have been kept by the caller).
+
+    Args:
+        fes: the path-weighted surface. others: estimates on the same bins, eV, by name (drawn in one dimension).
+        basins: (minimum, label). samples: (n, D) resampled ones, drawn as points in two dimensions.
+        unit: "kcal/mol" or "kJ/mol". good: whether the estimate passed its gate.
+    """
+    energy, top = UNITS[unit]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        x = fes.centers[0] * axis_scale(axes.xaxis, fes, 0)
+        known = np.isfinite(fes.free_energy)
+        if len(fes.edges) == 1:
+            values = np.where(known, fes.free_energy / energy, np.nan)
+            error = np.where(known & np.isfinite(fes.error), fes.error / energy, 0.0)
+            axes.fill_between(x, values - error, values + error, color=CURVE, alpha=0.25, lw=0)
+            axes.plot(x, values, color=CURVE, lw=1.8, label="path weights ± standard error")
+            for (name, other), style in zip(others.items(), ("--", ":"), strict=False):
+                shown = np.where(known & np.isfinite(other), other / energy, np.nan)
+                axes.plot(x, shown - np.nanmin(shown), style, color=INK, lw=1.2, label=name)
+            for minimum, label in basins:
+                at = int(np.abs(fes.centers[0] - minimum[0]).argmin())
+                axes.annotate(label, (x[at], values[at]), (0, -14), textcoords="offset points", ha="center",
+                              va="top", fontsize=8, color=ACCENT)  # fmt: skip
+            axes.set_ylim(-0.18 * np.nanmax(values), 1.05 * np.nanmax(values))
+            axes.set_ylabel(f"free energy, {unit}")
+            axes.legend(frameon=False, fontsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+        else:
+            y = fes.centers[1] * axis_scale(axes.yaxis, fes, 1)
+            scales = [np.ptp(v) / np.ptp(c) for v, c in zip((x, y), fes.centers, strict=True)]
+            values = np.ma.masked_invalid(fes.free_energy / energy)
+            high = min(float(values.max()), 4 * top) if values.count() else top
+            levels = np.linspace(0, high, 17)
+            axes.set_facecolor(EMPTY)
+            picture = axes.contourf(x, y, values.T, levels=levels, cmap=MAP, extend="max")
+            axes.contour(x, y, values.T, levels=levels[::2], colors=INK, linewidths=0.4)
+            figure.colorbar(picture, ax=axes, pad=0.02).set_label(f"free energy, {unit}")
+            axes.plot(*(samples[:MOST_POINTS, d] * scales[d] for d in (0, 1)), ".", ms=1.2, color=QUIET, alpha=0.5)
+            for minimum, label in basins:
+                place = [m * s for m, s in zip(minimum, scales, strict=True)]
+                axes.plot(*place, "o", ms=5, mfc="none", mec=ACCENT, mew=1.4)
+                axes.annotate(label, place, (0, 8), textcoords="offset points", ha="center", fontsize=8, color=INK,
+                              bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85})  # fmt: skip
+        heading(figure, title, subtitle, INK if good else ACCENT)
+
+    return figure_png(draw, (6.4, 4.6))
+
+
+def convergence(records: Sequence[Mapping[str, Any]], frozen_from: int, *, title: str = "") -> bytes:
+    """Effective sample size, k-hat and height of the bias, round by round, against energies spent."""
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(3, 1, sharex=True)
+        energies = np.array([row["energies"] for row in records], dtype=float)
+        rests = next((row["energies"] for row in records if row["round"] >= frozen_from), None)
+        for axes, key, other, label in (
+            (panels[0], "ess", "ess_unbiased", "ESS, share"),
+            (panels[1], "khat", "khat_unbiased", "k-hat"),
+            (panels[2], "bias", None, "highest bias, kT"),
+        ):
+            for name, color, text in ((key, CURVE, "biased target"), (other, QUIET, "without bias")):
+                if name is not None:
+                    values = np.array([np.nan if row[name] is None else row[name] for row in records], dtype=float)
+                    values = np.where(np.isfinite(values), values, np.nan)
+                    axes.plot(energies, values, ".", ms=2.5, color=color, alpha=0.5)
+                    axes.plot(energies, _running(values), color=color, lw=1.5, label=text)
+            if rests is not None:
+                axes.axvline(rests, color=ACCENT, lw=0.8, ls="--")
+            axes.set_ylabel(label)
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0].legend(frameon=False, fontsize=8, ncols=2)
+        panels[1].axhline(0.7, color=QUIET, lw=0.8, ls=":")
+        panels[1].set_ylim(0, 2)
+        if rests is not None:
+            place = panels[2].get_xaxis_transform()
+            panels[2].text(rests, 0.05, " the bias rests", color=ACCENT, fontsize=8, transform=place)
+        panels[2].set_xlabel("energies")
+        heading(figure, title, "")
+
+    return figure_png(draw, (6.4, 5.6))
+
+
+def _running(values: np.ndarray, width: int = 7) -> np.ndarray:
+    """Running median."""
+    half = width // 2
+    padded = np.pad(values, half, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width)
+    return np.array([np.median(w[np.isfinite(w)]) if np.isfinite(w).any() else np.nan for w in windows])

@@ -1,0 +1,283 @@
+"""What the rounds of a CV-biased run say: final draws, the weighted ensemble, three surfaces side by side, basins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from molgen.cvdiffusion.noising import fit_variances, simulate
+from molgen.cvdiffusion.sampler import FINAL, Sampler, tempered
+from molgen.cvdiffusion.target import Batch
+from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.estimate import Estimate
+from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
+from molgen.reweight.importance import WeightDiagnostics, diagnose, normalised, psis
+from molgen.rng import sample_seed
+
+if TYPE_CHECKING:
+    import mdtraj
+
+Progress = Callable[[dict[str, Any]], None]
+CHUNK = 500  # trajectories at a time
+RESTS = 0.2  # kT: the surface rests when no bin below `LOW` moves by more between snapshots
+SNAPSHOTS = 20  # in a whole run
+LOW = 8.0  # kT above the minimum, where surfaces are compared
+DISAGREE = 0.5  # kT, root mean square between two estimates
+SHALLOW = 1.0  # kT: a basin with a lower way out belongs to its neighbour
+
+
+@dataclass(frozen=True)
+class Basin:
+    """A minimum of the surface and what drains into it.
+
+    Attributes:
+        minimum: values of the collective variables there. free_energy: of the basin against the first, eV.
+        share: of the weight. samples: with a weight in it.
+    """
+
+    minimum: tuple[float, ...]
+    free_energy: Estimate
+    share: float
+    samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class Surfaces:
+    """Three estimates of one surface on the same bins, and what they agree on.
+
+    Attributes:
+        path: with path weights, the one to use. histogram: samples taken to be those of the biased target, reweighted
+            by the bias alone. bias: (shape of the bins) eV, from the bias itself; minimum 0.
+        biased: diagnostics of the weights for the biased target, which decide whether to believe `path`.
+        disagreement: root mean square difference to `path` where it is below 8 kT, kT, by name.
+        basins: deepest first; none for three variables.
+    """
+
+    path: FES
+    histogram: FES
+    bias: np.ndarray
+    biased: WeightDiagnostics
+    disagreement: dict[str, float]
+    basins: list[Basin]
+
+
+def judge(sampler: Sampler, batch: Batch) -> dict[str, Any]:
+    """Figures of a round: how good its weights are, how far the bias has grown, energies so far."""
+    found = diagnose(sampler.target.log_weights(batch))
+    plain = diagnose(sampler.target.log_weights(batch, biased=False))
+    return {
+        "round": int(batch.round[0]),
+        "energies": int(sampler.energies_used),
+        "accepted": int(batch.accepted.sum()),
+        "ess": found.ess,
+        "khat": found.khat,
+        "log_z": found.log_z,
+        "ess_unbiased": plain.ess,
+        "khat_unbiased": plain.khat,
+        "bias": float(np.max(sampler.target.bias.values)) / sampler.target.kt,
+    }
+
+
+def final_draws(sampler: Sampler, count: int, fine: int) -> tuple[Batch, int]:
+    """Samples with the finished controller in `fine` times as many steps; and that number of steps.
+
+    The kernels of the finer grid are fitted to the samples of the last rounds first.
+    """
+    schedule = replace(sampler.schedule, steps=sampler.schedule.steps * fine)
+    learned = sampler.replayed()
+    log_w = sampler.target.log_weights(learned)
+    rng_seed = sample_seed(sampler.seed, FINAL)
+    variances = schedule.guess(sampler.settings.width)
+    if not sampler.fixed_variances:
+        weights = tempered(log_w, sampler.settings.beta)
+        x = learned.positions
+        x = x - x.mean(1, keepdims=True) if x.shape[1] > 1 else x
+        variances = fit_variances(sampler.controller, schedule, x, weights, rng_seed)
+    parts = []
+    for number, start in enumerate(range(0, count, CHUNK)):
+        found = simulate(
+            sampler.controller, schedule, variances, sampler.atoms, min(CHUNK, count - start), sampler.seed, FINAL,
+            number,
+        )  # fmt: skip
+        parts.append(sampler.target.evaluate(found.positions, found.log_path, sampler.number))
+    return Batch.join(parts), schedule.steps
+
+
+def ensemble_of(sampler: Sampler, draws: Batch, topology: mdtraj.Topology | None = None) -> Ensemble:
+    """The final draws and those of the rounds under the resting bias, weighted for the target without bias."""
+    target = sampler.target
+    frozen = [batch for batch in sampler.history if batch.round[0] >= sampler.frozen_from]
+    batch = Batch.join([*frozen, draws])
+    good = batch.accepted
+    centre = batch.positions.mean(1, keepdims=True) if batch.positions.shape[1] > 1 else 0.0
+    return Ensemble(
+        positions=batch.positions - centre,
+        log_weights=target.log_weights(batch, biased=False),
+        energies=batch.energies,
+        temperature=target.temperature,
+        numbers=target.potential.numbers,
+        topology=topology,
+        cvs={
+            axis.name: CollectiveVariable(axis.name, np.where(good, batch.cvs[:, d], np.nan), axis.unit, axis.period)
+            for d, axis in enumerate(target.bias.axes)
+        },
+        validity=dict(Counter({"rejected": int((~good).sum())})) if not good.all() else {},
+    )
+
+
+def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:
+    """The three estimates on bins of a hill's width, and the basins of the path-weighted one."""
+    target, bias = sampler.target, sampler.target.bias
+    edges = [
+        np.linspace(a.low, a.high, max(6, round((a.high - a.low) / w)) + 1)
+        for a, w in zip(bias.axes, bias.widths, strict=True)
+    ]
+    variables = list(ensemble.cvs.values())
+    values = np.stack([cv.values for cv in variables], 1)
+    good = np.isfinite(values).all(1)
+    push = np.full(len(values), -np.inf)
+    push[good] = bias.evaluate(values[good])[0] / target.kt
+    biased = np.where(good, ensemble.log_weights - np.where(good, push, 0.0), -np.inf)
+    path = histogram_fes(variables, ensemble.log_weights, ensemble.weights, target.temperature, bins=edges)
+    histogram = histogram_fes(variables, push, normalised(push), target.temperature, bins=edges)
+    centres = np.stack(np.meshgrid(*path.centers, indexing="ij"), -1).reshape(-1, len(edges))
+    depth = -bias.gamma / (bias.gamma - 1) * bias.evaluate(centres)[0].reshape(path.free_energy.shape)
+    low = path.free_energy < LOW * target.kt
+    others = {"histogram": histogram.free_energy, "bias": depth}
+    return Surfaces(
+        path=path,
+        histogram=histogram,
+        bias=depth - depth.min(),
+        biased=diagnose(biased),
+        disagreement={name: _apart(path.free_energy, other, low) / target.kt for name, other in others.items()},
+        basins=basins(ensemble, path) if len(edges) < 3 else [],
+    )
+
+
+def basins(ensemble: Ensemble, fes: FES) -> list[Basin]:
+    """Where the surface drains to, bin by bin; basins less than 1 kT deep are merged with their neighbours."""
+    label = _drained(fes)
+    flat = _bins_of(ensemble, fes)
+    owner = np.where(flat >= 0, label.reshape(-1)[flat], -1)
+    free = fes.free_energy.reshape(-1)
+    found = sorted((l for l in np.unique(label) if l >= 0), key=lambda l: -ensemble.weights[owner == l].sum())
+    centres = np.stack(np.meshgrid(*fes.centers, indexing="ij"), -1).reshape(-1, len(fes.edges))
+    rows = []
+    for l in found:
+        inside = owner == l
+        lowest = np.where(label.reshape(-1) == l, free, np.inf).argmin()
+        rows.append(
+            Basin(
+                minimum=tuple(map(float, centres[lowest])),
+                free_energy=Estimate(0.0, 0.0, 0.0, True, "eV") if l == found[0]
+                else ensemble.free_energy(owner == found[0], inside),
+                share=float(ensemble.weights[inside].sum()),
+                samples=int((inside & (ensemble.weights > 0)).sum()),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def converged(sampler: Sampler) -> bool:
+    """Whether the last three snapshots of the surface under the resting bias differ by less than 0.2 kT, k-hat < 0.7.
+
+    A snapshot is the path-weighted surface of everything since the bias rests, every twentieth of the run.
+    """
+    every = max(1, sampler.settings.rounds // SNAPSHOTS)
+    frozen = [batch for batch in sampler.history if batch.round[0] >= sampler.frozen_from]
+    if len(frozen) < 4 * every or len(frozen) % every:
+        return False
+    joined = Batch.join(frozen)
+    if not diagnose(sampler.target.log_weights(joined)).khat < 0.7:
+        return False
+    seen = [_snapshot(sampler, Batch.join(frozen[: len(frozen) - k * every])) for k in range(4)]
+    moves = []
+    for later, earlier in zip(seen, seen[1:], strict=False):
+        low = np.isfinite(later) & np.isfinite(earlier) & (later < LOW)
+        moves.append(np.abs(later[low] - earlier[low]).max() if low.any() else np.inf)
+    return max(moves) < RESTS
+
+
+def _snapshot(sampler: Sampler, batch: Batch) -> np.ndarray:
+    """The surface in kT over coarse bins; 0 at its minimum."""
+    bias = sampler.target.bias
+    weights = normalised(psis(sampler.target.log_weights(batch, biased=False)))
+    edges = [np.linspace(a.low, a.high, max(6, round((a.high - a.low) / (2 * w)) + 1))
+             for a, w in zip(bias.axes, bias.widths, strict=True)]  # fmt: skip
+    share = np.histogramdd(bias_wrapped(bias, batch.cvs), edges, weights=weights)[0]
+    with np.errstate(divide="ignore"):
+        free = -np.log(share)
+    return free - free.min()
+
+
+def bias_wrapped(bias: Any, cvs: np.ndarray) -> np.ndarray:
+    """Values (n, D) moved into the ranges of the periodic axes."""
+    return np.stack([axis.wrapped(cvs[:, d]) for d, axis in enumerate(bias.axes)], 1)
+
+
+def _apart(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
+    both = where & np.isfinite(one) & np.isfinite(other)
+    if not both.any():
+        return float("inf")
+    difference = one[both] - other[both]
+    return float(np.sqrt(np.mean((difference - difference.mean()) ** 2)))
+
+
+def _bins_of(ensemble: Ensemble, fes: FES) -> np.ndarray:
+    """(n,) flat index of the bin of each sample, -1 outside the grid."""
+    flat, inside = np.zeros(len(ensemble), dtype=int), np.ones(len(ensemble), dtype=bool)
+    for cv, edges in zip(ensemble.cvs.values(), fes.edges, strict=True):
+        values = cv.wrapped(edges[0])
+        index = np.searchsorted(edges, values, side="right") - 1
+        inside &= (index >= 0) & (index < len(edges) - 1) & np.isfinite(values)
+        flat = flat * (len(edges) - 1) + np.clip(index, 0, len(edges) - 2)
+    return np.where(inside, flat, -1)
+
+
+def _drained(fes: FES) -> np.ndarray:
+    """Basin of each bin (shape of the grid), the flat index of its minimum; -1 where there is no sample.
+
+    Bins are flooded from below: one without a lower neighbour starts a basin, one between two joins the deeper, and
+    merges them where the shallower is less than `SHALLOW` kT deep.
+    """
+    shape, free = fes.free_energy.shape, fes.free_energy.reshape(-1) / fes.kt
+    label = np.full(free.shape, -1)
+    root: dict[int, int] = {}
+
+    def top(l: int) -> int:
+        while root[l] != l:
+            l = root[l]
+        return l
+
+    for at in np.argsort(free, kind="stable"):
+        if not np.isfinite(free[at]):
+            break
+        near = {top(label[n]) for n in _neighbours(at, shape, fes.periods) if label[n] >= 0}
+        if not near:
+            root[int(at)] = int(at)
+            label[at] = at
+            continue
+        deepest = min(near, key=lambda l: free[l])
+        label[at] = deepest
+        for other in near - {deepest}:
+            if free[at] - free[other] < SHALLOW:
+                root[other] = deepest
+    return np.array([top(l) if l >= 0 else -1 for l in label]).reshape(shape)
+
+
+def _neighbours(at: int, shape: tuple[int, ...], periods: tuple[float | None, ...]) -> list[int]:
+    index = np.array(np.unravel_index(at, shape))
+    found = []
+    for axis, (size, period) in enumerate(zip(shape, periods, strict=True)):
+        for step in (-1, 1):
+            moved = index.copy()
+            moved[axis] += step
+            if period is not None:
+                moved[axis] %= size
+            if 0 <= moved[axis] < size:
+                found.append(int(np.ravel_multi_index(tuple(moved), shape)))
+    return found

@@ -1,0 +1,85 @@
+"""The grid of a collective variable: from a range that is given, from its period, or from walls and radii."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from molgen.cvdiffusion.bias import Axis
+from molgen.cvdiffusion.cvs import CV
+from molgen.cvdiffusion.walls import STIFFNESS, Wall
+from molgen.errors import InputError
+from molgen.geometry.bonds import radius_sums
+
+WIDTHS = {"A": 0.1, "rad": 0.2}  # of the hills; of a bare number, a share of its range:
+WIDTH_SHARE = 1 / 30
+SHORTEST = 0.7  # of the sum of covalent radii: where the grid of a distance begins
+BEYOND = 0.3  # Angstrom from a wall to the end of the grid
+CELLS = 4  # grid cells a hill width
+
+
+def axis_of(
+    cv: CV,
+    limits: tuple[float, float] | None,
+    walls: Sequence[Wall],
+    width: float | None,
+    bins: int | None,
+    starts: np.ndarray,
+    numbers: np.ndarray,
+) -> tuple[Axis, float, list[Wall]]:
+    """The axis of a collective variable, its hill width, and walls that keep it on the axis.
+
+    Args:
+        limits: (low, high) in the unit of `cv`; None to find them. width: of the hills, or None. starts: (S,) its
+            values in the starting structures. numbers: (N,) atomic numbers.
+
+    Raises:
+        InputError: no range can be found, a start lies outside of it, or the grid is too coarse for the hills.
+    """
+    where = f"collective variable {cv.name!r}"
+    if cv.period is not None:
+        half = cv.period / 2
+        if limits is not None and not math.isclose(limits[1] - limits[0], cv.period, rel_tol=1e-6):
+            raise InputError("a periodic variable has its period for a range", where=where, remedy="give no range")
+        low, high = (-half, half) if limits is None else limits
+    else:
+        low, high = limits if limits is not None else _found(cv, walls, numbers, where)
+    if not low < high:
+        raise InputError(f"range {low:g} to {high:g}", where=where, expected="low < high")
+    if cv.period is None and not ((starts >= low) & (starts <= high)).all():
+        scale = 180 / math.pi if cv.unit == "rad" else 1.0
+        raise InputError(
+            f"the starting structures are at {', '.join(f'{s * scale:.4g}' for s in starts)}",
+            where=f"grid of {cv.name!r}, {low * scale:.4g} to {high * scale:.4g}",
+            expected="starting structures inside the grid",
+            remedy="widen --range, or move the start",
+        )
+    width = width or WIDTHS.get(cv.unit, (high - low) * WIDTH_SHARE)
+    count = bins or max(8, math.ceil(CELLS * (high - low) / width))
+    stiffness = STIFFNESS.get(cv.unit, 20.0)
+    fences = [] if cv.period is not None else [Wall(cv, high, True, stiffness), Wall(cv, low, False, stiffness)]
+    return Axis(cv.name, cv.unit, low, high, count, cv.period), width, fences
+
+
+def _found(cv: CV, walls: Sequence[Wall], numbers: np.ndarray, where: str) -> tuple[float, float]:
+    """A range from walls on the same variable; the low end of a plain distance from covalent radii."""
+    own = [wall for wall in walls if wall.cv.name == cv.name]
+    highs = [wall.limit for wall in own if wall.above]
+    lows = [wall.limit for wall in own if not wall.above]
+    pad = BEYOND if cv.unit == "A" else 0.0
+    pair = re.fullmatch(r"distance (\d+) (\d+)", cv.name)
+    if not lows and pair:
+        lows = [SHORTEST * float(radius_sums(numbers)[int(pair[1]), int(pair[2])]) + pad]
+    if cv.name.startswith("path-s"):
+        highs, lows = highs or [1.05], lows or [-0.05]
+    if not highs or not lows:
+        raise InputError(
+            "its range is not known",
+            where=where,
+            expected="a range, or walls on both of its sides (a distance needs the upper one only)",
+            remedy=f'give --range "LOW HIGH" in the order of --cv, or --wall "{cv.name} < ..."',
+        )
+    return min(lows) - pad, max(highs) + pad

@@ -1,0 +1,154 @@
+"""What `molgen fes` leaves in its output folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from molgen.checkpoint import save_checkpoint
+from molgen.cvdiffusion.plumed import colvar_text, fes_text, hills_text
+from molgen.cvdiffusion.sampler import Sampler
+from molgen.cvdiffusion.target import Batch
+from molgen.io import write_extxyz
+from molgen.report import ensemble_plots, fes_plots
+from molgen.report.ensemble_plots import UNITS
+from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.importance import RELIABLE_KHAT
+from molgen.run import SUMMARY, Run
+from molgen.units import KJ_MOL
+from molgen.workflows.fes_estimate import DISAGREE, Basin, Surfaces
+from molgen.workflows.peptide_output import ensemble_hash
+
+CONTROLLER = "controller"
+MOST_FRAMES = 2000  # in samples.xyz, drawn by weight; all samples are in weights.npz
+LABELLED = 6  # basins named in the picture
+
+
+def passed(found: Surfaces) -> bool:
+    """The gate: k-hat of the weights for the biased target is at most 0.7."""
+    return bool(found.biased.khat <= RELIABLE_KHAT)
+
+
+def write_results(
+    run: Run,
+    ensemble: Ensemble,
+    found: Surfaces,
+    sampler: Sampler,
+    draws: Batch,
+    steps: int,
+    units: str,
+    seconds: Mapping[str, float],
+    notes: list[str],
+) -> dict[str, Any]:
+    """Write surfaces, samples, pictures, the finished controller and the summary, which is returned."""
+    fes, target = found.path, sampler.target
+    for name, free, error in (
+        ("fes.dat", fes.free_energy, fes.error),
+        ("fes_histogram.dat", found.histogram.free_energy, found.histogram.error),
+        ("fes_bias.dat", found.bias, None),
+    ):
+        run.write_text(name, fes_text(fes.names, fes.units, fes.periods, fes.centers, free, error))
+    good = np.isfinite(ensemble.log_weights)
+    values = np.stack([cv.values for cv in ensemble.cvs.values()], 1)
+    extra = {
+        "bias": target.bias.evaluate(values[good])[0] / KJ_MOL,
+        "energy": ensemble.energies[good] / KJ_MOL,
+        "logweight": ensemble.log_weights[good] - ensemble.log_weights.max(),
+    }
+    run.write_text("COLVAR", colvar_text(fes.names, fes.units, fes.periods, values[good], extra))
+    run.write_text("HILLS", hills_text(target.bias))
+    ensemble.save(run)
+    drawn = ensemble.resample(min(MOST_FRAMES, len(ensemble)), seed=run.seed)
+    if ensemble.topology is None:
+        frames = [Atoms(ensemble.numbers, x, info={"energy": e}) for x, e in
+                  zip(drawn.positions, drawn.energies, strict=True)]  # fmt: skip
+        write_extxyz(run.path("samples.xyz"), frames)
+    _write_controller(run, sampler)
+    _write_pictures(run, ensemble, found, sampler, drawn, units)
+    energy = UNITS[units][0]
+    figures = {
+        "verdict": ensemble.verdict,
+        "gate": {"khat_biased": found.biased.khat, "limit": RELIABLE_KHAT, "passed": passed(found)},
+        "weights": asdict(ensemble.diagnostics),
+        "weights_biased": asdict(found.biased),
+        "disagreement_kt": {**found.disagreement, "limit": DISAGREE},
+        "energy_calls": sampler.energies_used,
+        "rejections": dict(target.rejections),
+        "rounds": len(sampler.records),
+        "steps": [sampler.schedule.steps, steps],
+        "bias_skipped": target.bias.skipped,
+        "seconds": dict(seconds),
+        "notes": notes,
+        "ensemble_hash": ensemble_hash(ensemble),
+        "units": units,
+    }
+    run.write_json("rounds.json", sampler.records)
+    return run.finish(
+        "ok" if passed(found) else "gate_failed",
+        results=[_row(basin, energy, units, number) for number, basin in enumerate(found.basins)],
+        **figures,
+    )
+
+
+def finished_run(run: Run) -> tuple[Ensemble, dict[str, Any]] | None:
+    """The ensemble and summary of a run that had finished before it was resumed; None of any other."""
+    path = run.directory / SUMMARY
+    if not run.resumed or not path.exists():
+        return None
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    return (Ensemble.load(run.directory), summary) if "ensemble_hash" in summary else None
+
+
+def _row(basin: Basin, energy: float, units: str, number: int) -> dict[str, Any]:
+    found = basin.free_energy.scaled(1 / energy, units)
+    return {
+        "name": f"basin {number}", "minimum": list(basin.minimum), "share": basin.share, "samples": basin.samples,
+        **asdict(found),
+    }  # fmt: skip
+
+
+def _write_controller(run: Run, sampler: Sampler) -> None:
+    """Everything that draws more of the same samples: network, kernel variances, bias."""
+    tensors = dict(sampler.controller.state_dict())
+    run.path(CONTROLLER)
+    save_checkpoint(
+        run.directory / CONTROLLER, tensors,
+        {"model": "cvdiffusion", "config": sampler.controller.describe(), "schedule": asdict(sampler.schedule),
+         "variances": sampler.variances.tolist(), "round": sampler.number},
+    )  # fmt: skip
+
+
+def _write_pictures(
+    run: Run, ensemble: Ensemble, found: Surfaces, sampler: Sampler, drawn: Ensemble, units: str
+) -> None:
+    fes, energy, good = found.path, UNITS[units][0], passed(found)
+    labels = [(basin.minimum, _label(basin, energy)) for basin in found.basins[:LABELLED] if basin.share > 1e-12]
+    verdict = f"k-hat {found.biased.khat:.2f} biased, {ensemble.diagnostics.khat:.2f} without bias"
+    apart = ", ".join(f"{name} {value:.2f}" for name, value in found.disagreement.items())
+    subtitle = f"{verdict}; apart from path weights, kT: {apart}"
+    if len(fes.edges) < 3:
+        picture = fes_plots.surface(
+            fes, {"histogram": found.histogram.free_energy, "bias": found.bias}, labels,
+            np.stack([cv.wrapped(e[0]) for cv, e in zip(drawn.cvs.values(), fes.edges, strict=True)], 1),
+            unit=units, title=f"free energy, {ensemble.temperature:g} K", subtitle=subtitle, good=good,
+        )  # fmt: skip
+        run.write_bytes("fes.png", picture)
+    else:
+        for name in fes.names:
+            plain = ensemble_plots.free_energy(ensemble.fes(name), unit=units, title=name, subtitle=verdict)
+            run.write_bytes(f"fes_{name.replace(' ', '_')}.png", plain)
+    run.write_bytes("convergence.png", fes_plots.convergence(sampler.records, sampler.frozen_from))
+    run.write_bytes("weights.png", ensemble_plots.weights(ensemble.log_weights, judged=ensemble.verdict))
+
+
+def _label(basin: Basin, energy: float) -> str:
+    found = basin.free_energy
+    if found.value == 0 and found.error == 0:
+        return "0"
+    error = f" ± {found.error / energy:.2f}" if np.isfinite(found.error) else ""
+    return f"{found.value / energy:.2f}{error}"

@@ -1,0 +1,154 @@
+"""The molecule of a free-energy run: its energies, the structures it starts from, what is equivalent in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from molgen.errors import InputError
+from molgen.geometry.bonds import atom_classes, bond_graph
+from molgen.geometry.chirality import signed_volumes, tetrahedral_quadruples
+from molgen.potentials.ase import calculator_from_spec
+from molgen.potentials.base import Potential
+from molgen.structures import read_side
+
+if TYPE_CHECKING:
+    import mdtraj
+
+SOLVENTS = {"none": None, "obc2": "implicit/obc2.xml"}
+MOST_QUADRUPLES = 40  # signed volumes that a controller sees
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """A molecule with energies.
+
+    Attributes:
+        potential: of it. starts: (S, N, 3) Angstrom, one structure for each known basin. topology: mdtraj's, or None.
+    """
+
+    potential: Potential
+    starts: np.ndarray
+    topology: mdtraj.Topology | None = None
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """(N,) atomic numbers."""
+        return self.potential.numbers
+
+    @property
+    def bonds(self) -> np.ndarray:
+        """(N, N) bonds that all starts share."""
+        return np.logical_and.reduce([bond_graph(self.numbers, x) for x in self.starts])
+
+    def exchangeable(self, fixed: Sequence[int]) -> list[list[int]]:
+        """Groups of atoms that may be exchanged: hydrogens (or halogens) on one centre, in all starts alike.
+
+        Args:
+            fixed: atoms that a collective variable or a wall singles out.
+        """
+        if len(self.numbers) < 2:
+            return []
+        bonds = self.bonds
+        colours = [atom_classes(self.numbers, bond_graph(self.numbers, x))[-1] for x in self.starts]
+        groups: dict[tuple, list[int]] = {}
+        for atom in np.flatnonzero(bonds.sum(1) == 1):
+            if int(atom) not in fixed:
+                key = (int(np.flatnonzero(bonds[atom])[0]), *(colour[atom] for colour in colours))
+                groups.setdefault(key, []).append(int(atom))
+        return [group for group in groups.values() if len(group) > 1]
+
+    def stereocentres(self, exchangeable: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, 4) neighbours of the centres that are handed, and the signs (Q,) of their volumes in the first start.
+
+        A centre with two neighbours that may be exchanged, or that not all starts share, has no hand.
+        """
+        quadruples = tetrahedral_quadruples(self.bonds) if len(self.numbers) > 4 else np.zeros((0, 4), dtype=int)
+        colour = atom_classes(self.numbers, self.bonds)[-1] if len(quadruples) else []
+        handed = np.array([len({colour[a] for a in q}) == 4 for q in quadruples], dtype=bool)
+        quadruples = quadruples[handed]
+        volumes = signed_volumes(self.starts, quadruples)
+        same = (volumes * volumes[:1] > 0).all(0) if len(quadruples) else np.zeros(0, dtype=bool)
+        return quadruples[same], np.sign(volumes[0])[same] if len(quadruples) else np.zeros(0)
+
+    def chains(self) -> np.ndarray:
+        """(Q, 4) one torsion around each bond of two atoms that have other neighbours, heavy ones where possible."""
+        bonds, found = self.bonds, []
+        for j, k in np.argwhere(np.triu(bonds)):
+            ends = [
+                sorted((a for a in np.flatnonzero(bonds[here]) if a != other), key=lambda a: (self.numbers[a] == 1, a))
+                for here, other in ((j, k), (k, j))
+            ]
+            if ends[0] and ends[1]:
+                found.append((ends[0][0], j, k, ends[1][0]))
+        return np.array(found[:MOST_QUADRUPLES], dtype=int).reshape(-1, 4)
+
+
+def system_from_files(
+    paths: Sequence[str | Path], calculator: str, kwargs: Mapping[str, Any] | None, charge: int, spin: int
+) -> System:
+    """A molecule by one structure file a basin and an ASE calculator, e.g. "gfn2".
+
+    Raises:
+        InputError: no file, unreadable ones, or of different molecules; no such calculator.
+    """
+    read = [read_side(path, "--xyz") for path in paths]
+    if not read:
+        raise InputError("no structure", where="--xyz", expected="a file, or one for each known basin")
+    for other in read[1:]:
+        if not np.array_equal(other.numbers, read[0].numbers):
+            raise InputError(
+                "holds other atoms, or in another order, than the first structure",
+                where=other.where,
+                expected=f"the atoms of {read[0].where} in the same order",
+            )
+    potential = calculator_from_spec(calculator, dict(kwargs or {}), read[0].numbers, charge, spin)
+    return System(potential, np.stack([part.positions for part in read]))
+
+
+def system_from_pdb(
+    paths: Sequence[str | Path], forcefield: Sequence[str], solvent: str = "obc2", platform: str = "auto"
+) -> System:
+    """A molecule by PDB files with all hydrogens and an OpenMM force field; GB OBC2 as OpenMM's native force.
+
+    Args:
+        paths: one file a basin. forcefield: files that OpenMM finds, e.g. "amber14/protein.ff14SB.xml".
+        solvent: "obc2" or "none".
+
+    Raises:
+        InputError: a file is missing or unreadable, atoms differ, or the force field does not know a residue.
+    """
+    import mdtraj
+    from openmm import app
+
+    from molgen.potentials.openmm import OpenMMPotential, native_gbsa
+
+    if solvent not in SOLVENTS:
+        raise InputError(f"unknown solvent {solvent!r}", where="--solvent", expected=" or ".join(SOLVENTS))
+    files = []
+    for path in paths:
+        try:
+            files.append(app.PDBFile(str(path)))
+        except (OSError, ValueError, IndexError, KeyError) as error:
+            raise InputError(f"cannot be read ({error})", where=str(path), expected="a PDB file") from error
+    if len({file.topology.getNumAtoms() for file in files}) != 1:
+        raise InputError("the files hold different numbers of atoms", where="--pdb", expected="one molecule")
+    implicit = SOLVENTS[solvent]
+    try:
+        field = app.ForceField(*forcefield, *([implicit] if implicit else []))
+        system = field.createSystem(
+            files[0].topology, nonbondedMethod=app.NoCutoff, constraints=None, removeCMMotion=False
+        )
+    except (ValueError, OSError) as error:
+        raise InputError(
+            str(error), where=f"force field {', '.join(forcefield)}",
+            expected="files that OpenMM finds, and a PDB with all hydrogens and names they know",
+            remedy="add hydrogens first (openmm.app.Modeller.addHydrogens), or choose another --forcefield",
+        ) from error  # fmt: skip
+    potential = OpenMMPotential(native_gbsa(system) if implicit else system, files[0].topology, platform)
+    starts = np.stack([np.array(file.getPositions(asNumpy=True)._value) * 10 for file in files])
+    return System(potential, starts, mdtraj.Topology.from_openmm(files[0].topology))
