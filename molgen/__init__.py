@@ -6,7 +6,8 @@ The public names load on first use, so that `import molgen` costs milliseconds:
     TSResult        what `find_ts` returns
     load_model      a trained transition-state generator, by weights name or checkpoint folder
     sample_peptide  a weighted equilibrium ensemble of a peptide
-    Ensemble        what `sample_peptide` returns: samples, log-weights, averages, free energies
+    sample_cv       the same of any molecule, pushed along collective variables, from energies alone
+    Ensemble        what both return: samples, log-weights, averages, free energies
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from molgen.reweight.ensemble import Ensemble
     from molgen.tsgen import load_model
+    from molgen.workflows.fes import sample_cv
     from molgen.workflows.peptide import sample_peptide
     from molgen.workflows.ts import TSResult, find_ts
 
 __version__ = "0.1.0"
-__all__ = ["Ensemble", "TSResult", "__version__", "find_ts", "load_model", "sample_peptide"]
+__all__ = ["Ensemble", "TSResult", "__version__", "find_ts", "load_model", "sample_cv", "sample_peptide"]
 
 _HOMES = {
     "Ensemble": "molgen.reweight.ensemble",
     "TSResult": "molgen.workflows.ts",
     "find_ts": "molgen.workflows.ts",
     "load_model": "molgen.tsgen",
+    "sample_cv": "molgen.workflows.fes",
     "sample_peptide": "molgen.workflows.peptide",
 }
 

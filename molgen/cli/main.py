@@ -12,7 +12,7 @@ import molgen
 from molgen.cli.common import Group
 
 # Modules of molgen.cli, in the order of `molgen --help`.
-COMMANDS = ("ts", "peptide", "train", "evaluate", "data", "doctor")
+COMMANDS = ("ts", "peptide", "fes", "train", "evaluate", "data", "doctor")
 
 
 class _Ordered(Group):

@@ -126,10 +126,9 @@ class PairController(Controller):
             edges = at[:, :, 1:] - at[:, :, :1]
             volume = (edges[:, :, 0] * torch.linalg.cross(edges[:, :, 1], edges[:, :, 2])).sum(-1)
             parts += [torch.tanh(volume), torch.tanh(0.2 * volume)]
-        strength = self.net(torch.cat(parts, 1))
-        force = strength[..., None] * apart / distance
-        out = torch.zeros_like(x)
-        return out.index_add(1, self.first, force).index_add(1, self.second, -force)
+        force = self.net(torch.cat(parts, 1))[..., None] * apart / distance
+        total = torch.zeros_like(x)
+        return total.index_add(1, self.first, force).index_add(1, self.second, -force)
 
 
 class TrunkController(Controller):
@@ -143,8 +142,16 @@ class TrunkController(Controller):
         self.register_buffer("index", index, persistent=False)
         self.trunk = Trunk(
             TrunkConfig(
-                scalars=config.scalars, vectors=config.vectors, odd=config.odd, pair=config.scalars, heads=4,
-                layers=config.layers, node_inputs=16, pair_inputs=1, conditions=16, time=False,
+                scalars=config.scalars,
+                vectors=config.vectors,
+                odd=config.odd,
+                pair=config.scalars,
+                heads=4,
+                layers=config.layers,
+                node_inputs=16,
+                pair_inputs=1,
+                conditions=16,
+                time=False,
             )  # fmt: skip
         )
         self.out = nn.Linear(config.vectors, 1, bias=False)

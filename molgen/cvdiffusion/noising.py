@@ -24,7 +24,7 @@ from torch import Tensor
 
 from molgen.rng import generator
 
-Score = Callable[[Tensor, Tensor], Tensor]
+Score = Callable[[Tensor, Tensor], Tensor]  # (r (B,), x (B, N, 3)) float32 -> (B, N, 3), 1/Angstrom
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Schedule:
 
     start: float = 36.0
     end: float = 0.02
-    steps: int = 40
+    steps: int = 100
     spread: float = 1.0
 
     @cached_property
@@ -55,7 +55,7 @@ class Schedule:
         """(steps,) variance of the noise that each step takes away."""
         return -np.diff(self.residual)
 
-    def guess(self, width: float) -> np.ndarray:
+    def variances(self, width: float) -> np.ndarray:
         """(steps,) variances of the forward kernels that would be exact for a Gaussian target of `width`, Angstrom."""
         r, left, removed = self.residual[:-1], self.residual[1:], self.removed
         return removed * left / r + (removed / r) ** 2 * r * width**2 / (r + width**2)
@@ -91,7 +91,6 @@ def simulate(
     """Run the controlled process from the source to the sample.
 
     Args:
-        score: (r (B,), x (B, N, 3)) float32 -> (B, N, 3), 1/Angstrom.
         variances: (steps,) of the forward kernels, Angstrom^2.
         count: trajectories; number i depends on (seed, stream, i) only.
     """
@@ -100,11 +99,11 @@ def simulate(
     noise = centred(noise)
     source = schedule.start + schedule.spread
     x = noise[0] * source**0.5
-    log_path = _log_source(x, source)
+    log_path = -_log_normal(x, source)
     for k, removed in enumerate(schedule.removed):
-        mean = x + removed * _score(score, schedule.residual[k], x)
+        drift = removed * _score(score, schedule.residual[k], x)
         jump = noise[k + 1] * variances[k] ** 0.5
-        before, x = x, mean + jump
+        before, x = x, x + drift + jump
         log_path += _log_normal(before - x, removed) - _log_normal(jump, variances[k])
     return Trajectories(x.numpy(), log_path.numpy())
 
@@ -114,7 +113,7 @@ def fit_variances(score: Score, schedule: Schedule, samples: np.ndarray, weights
     """Variances (steps,) of the forward kernels by maximum likelihood, on noised samples of the target.
 
     Args:
-        samples: (n, N, 3) Angstrom. weights: (n,) normalised.
+        samples: (n, N, 3) Angstrom, without centre of mass. weights: (n,) normalised.
     """
     x = torch.from_numpy(samples)
     noise = torch.Generator().manual_seed(seed)
@@ -123,8 +122,8 @@ def fit_variances(score: Score, schedule: Schedule, samples: np.ndarray, weights
     for k in range(schedule.steps - 1, -1, -1):
         removed = schedule.removed[k]
         noisy = x + centred(torch.randn(x.shape, generator=noise, dtype=x.dtype)) * removed**0.5
-        residue = x - noisy - removed * _score(score, schedule.residual[k], noisy)
-        fitted[k] = float((w * residue.square().sum((1, 2))).sum()) / dimensions(x.shape[1])
+        left = x - noisy - removed * _score(score, schedule.residual[k], noisy)
+        fitted[k] = float((w * left.square().sum((1, 2))).sum()) / dimensions(x.shape[1])
         x = noisy
     return fitted
 
@@ -132,10 +131,6 @@ def fit_variances(score: Score, schedule: Schedule, samples: np.ndarray, weights
 def _score(score: Score, residual: float, x: Tensor) -> Tensor:
     small = x.float()
     return score(small.new_full((len(x),), residual), small).double()
-
-
-def _log_source(x: Tensor, variance: float) -> Tensor:
-    return -_log_normal(x, variance)
 
 
 def _log_normal(shift: Tensor, variance: float) -> Tensor:

@@ -27,7 +27,7 @@ from molgen.cvdiffusion.target import Batch, Target
 from molgen.errors import CalculatorError
 from molgen.rng import generator, sample_seed
 
-TRAJECTORIES, VARIANCES, REPLAY, FINAL = 0, 1, 2, 3  # streams of random numbers
+TRAJECTORIES, KERNELS, REPLAY, FINAL = 0, 1, 2, 3  # streams of random numbers
 FITTED = 2000  # samples that kernel variances are fitted on
 LEAST_ESS = 0.3  # of the replayed buffer
 
@@ -72,8 +72,7 @@ class Lesson:
 def lesson_loss(model: torch.nn.Module, lesson: Lesson, width: float) -> dict[str, Tensor]:
     """Mean squared error a coordinate, in units of the score of a Gaussian of `width`."""
     error = model(lesson.residual, lesson.noised) - lesson.wanted
-    each = error.square().mean((1, 2)) * (lesson.residual + width**2)
-    return {"loss": each.mean()}
+    return {"loss": (error.square().mean((1, 2)) * (lesson.residual + width**2)).mean()}
 
 
 class Sampler:
@@ -83,11 +82,11 @@ class Sampler:
         controller: holds the averaged weights; trajectories are drawn with it.
         frames: starting geometries evaluated by `target`, e.g. of a short simulation in each known basin.
         symmetry: classes of exchangeable atoms, each a list of indices. mirror: whether reflections are symmetries.
-        fixed_variances: keep the kernels of a Gaussian target. judge: figures of a round, for `records`.
+        fixed_kernels: keep the kernels of a Gaussian target. judge: figures of a round, for `records`.
 
     Attributes:
         history: every round's draws from the first one kept for the estimates on.
-        variances: of the forward kernels.
+        variances: (steps,) of the forward kernels.
     """
 
     def __init__(
@@ -101,13 +100,13 @@ class Sampler:
         symmetry: list[list[int]],
         mirror: bool,
         seed: int = 0,
-        fixed_variances: bool = False,
+        fixed_kernels: bool = False,
         judge: Callable[[Sampler, Batch], dict[str, Any]] | None = None,
     ):
         self.target, self.controller, self.schedule, self.settings = target, controller, schedule, settings
         self.frames, self.symmetry, self.mirror, self.seed = frames, symmetry, mirror, seed
-        self.fixed_variances, self.judge = fixed_variances, judge
-        self.variances = schedule.guess(settings.width)
+        self.fixed_kernels, self.judge = fixed_kernels, judge
+        self.variances = schedule.variances(settings.width)
         self.number = 0  # of the next round; round 0 is pretraining
         self.history: list[Batch] = []
         self.drawn: list[Batch] = []
@@ -144,11 +143,11 @@ class Sampler:
             self._draw()
             replayed = self.replayed()
             log_w = self.target.log_weights(replayed)
-            if not self.fixed_variances and self.number % self.settings.refit == 1:
+            if not self.fixed_kernels and self.number % self.settings.refit == 1:
                 self._fit(replayed, log_w)
             yield from self._lessons(replayed, log_w, self.settings.learn)
         self.number += 1
-        if self.number == 1 and not self.fixed_variances:
+        if self.number == 1 and not self.fixed_kernels:
             self._fit(self.frames, np.zeros(len(self.frames)))
 
     def _draw(self) -> None:
@@ -181,12 +180,12 @@ class Sampler:
         return joined.take(joined.accepted)
 
     def _fit(self, batch: Batch, log_w: np.ndarray) -> None:
-        rng = generator(self.seed, VARIANCES, self.number)
+        rng = generator(self.seed, KERNELS, self.number)
         weights = tempered(log_w, self.settings.beta)
         chosen = rng.choice(len(weights), min(FITTED, 4 * len(weights)), p=weights)
         self.variances = fit_variances(
             self.controller, self.schedule, batch.positions[chosen] - _centre(batch.positions[chosen]),
-            np.full(len(chosen), 1 / len(chosen)), sample_seed(self.seed, VARIANCES, self.number),
+            np.full(len(chosen), 1 / len(chosen)), sample_seed(self.seed, KERNELS, self.number),
         )  # fmt: skip
 
     def _lessons(self, batch: Batch, log_w: np.ndarray, count: int) -> Iterator[Lesson]:

@@ -22,7 +22,7 @@ from molgen.cvdiffusion.start import starting_frames
 from molgen.cvdiffusion.target import Batch, Target, closest_allowed
 from molgen.cvdiffusion.train import train_sampler
 from molgen.cvdiffusion.walls import Wall, check_walls, parse_wall
-from molgen.errors import InputError
+from molgen.errors import CalculatorError, InputError
 from molgen.potentials.base import Potential
 from molgen.reweight.ensemble import Ensemble
 from molgen.rng import sample_seed
@@ -35,6 +35,7 @@ from molgen.workflows.fes_system import System
 
 FRAMES, START = 1, 2  # streams of random numbers beside those of the sampler
 FLOOR = 1.5  # eV below the lowest starting frame: no minimum, but a hole of the potential
+STEPS_A_FRAME = 5  # energies that a starting frame costs, about
 LARGE = 30  # atoms from which the trunk is the default controller
 
 
@@ -49,7 +50,7 @@ class FesSettings:
         cap: kT, the bias grows no higher. bins: of the grid a variable; None: four a hill width.
         controller: "auto", "point", "pair" or "trunk". hidden: width of its perceptrons.
         samples: drawn with the finished controller, in `fine` times as many steps.
-        learning_rate: peak. fixed_variances: keep the kernels of a Gaussian target (for comparison).
+        learning_rate: peak. fixed_kernels: keep the kernels of a Gaussian target (for comparison).
         stop: end before all rounds are done once the surface rests.
     """
 
@@ -65,7 +66,7 @@ class FesSettings:
     samples: int = 4000
     fine: int = 2
     learning_rate: float = 1.5e-3
-    fixed_variances: bool = False
+    fixed_kernels: bool = False
     stop: bool = True
 
 
@@ -174,6 +175,34 @@ def run_fes(
         return ensemble, write_results(run, ensemble, found, sampler, draws, steps, units, seconds, problem.notes)
 
 
+def forecast(
+    system: System,
+    cvs: Sequence[CV | str],
+    temperature: float,
+    *,
+    ranges: Sequence[tuple[float, float] | None] | None,
+    walls: Sequence[Wall | str],
+    settings: FesSettings,
+) -> str:
+    """What a run will cost, in words: energies, seconds an energy, minutes in all; from a few energies measured now."""
+    problem = Problem.of(system, cvs, temperature, ranges, walls, settings)
+    s, starts = settings.sampler, np.repeat(system.starts[:1], 8, axis=0)
+    system.potential.energy_and_forces(starts[:1])
+    begin = time.monotonic()
+    energies, _ = system.potential.energy_and_forces(starts)
+    each = (time.monotonic() - begin) / len(starts)
+    if not np.isfinite(energies).all():
+        raise CalculatorError("the starting structure has no energy", where="starting structure 0")
+    count = s.rounds * s.draws + settings.samples
+    starting = STEPS_A_FRAME * settings.frames
+    minutes = (count + starting) * each / 60
+    axes = ", ".join(f"{axis.name} {axis.low:.3g} to {axis.high:.3g} {axis.unit}" for axis in problem.bias.axes)
+    return (
+        f"{count + starting} energies at {1000 * each:.1f} ms: {minutes:.0f} min, and about as long again to learn\n"
+        f"grid: {axes}; {len(problem.walls)} walls; {len(system.starts)} starting structures"
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """Everything checked and built that a run needs before its first energy."""
@@ -265,7 +294,7 @@ class Problem:
             log(self.notes[-1])
         return Sampler(
             target, controller, schedule, s.sampler, frames,
-            symmetry=symmetry, mirror=not odd, seed=seed, fixed_variances=s.fixed_variances, judge=judge,
+            symmetry=symmetry, mirror=not odd, seed=seed, fixed_kernels=s.fixed_kernels, judge=judge,
         )  # fmt: skip
 
     def _singled_out(self) -> set[int]:

@@ -91,8 +91,8 @@ def final_draws(sampler: Sampler, count: int, fine: int) -> tuple[Batch, int]:
     learned = sampler.replayed()
     log_w = sampler.target.log_weights(learned)
     rng_seed = sample_seed(sampler.seed, FINAL)
-    variances = schedule.guess(sampler.settings.width)
-    if not sampler.fixed_variances:
+    variances = schedule.variances(sampler.settings.width)
+    if not sampler.fixed_kernels:
         weights = tempered(log_w, sampler.settings.beta)
         x = learned.positions
         x = x - x.mean(1, keepdims=True) if x.shape[1] > 1 else x
@@ -100,8 +100,8 @@ def final_draws(sampler: Sampler, count: int, fine: int) -> tuple[Batch, int]:
     parts = []
     for number, start in enumerate(range(0, count, CHUNK)):
         found = simulate(
-            sampler.controller, schedule, variances, sampler.atoms, min(CHUNK, count - start), sampler.seed, FINAL,
-            number,
+            sampler.controller, schedule, variances, sampler.atoms, min(CHUNK, count - start), sampler.seed,
+            FINAL, number,
         )  # fmt: skip
         parts.append(sampler.target.evaluate(found.positions, found.log_path, sampler.number))
     return Batch.join(parts), schedule.steps

@@ -130,7 +130,7 @@ def _write_pictures(
     labels = [(basin.minimum, _label(basin, energy)) for basin in found.basins[:LABELLED] if basin.share > 1e-12]
     verdict = f"k-hat {found.biased.khat:.2f} biased, {ensemble.diagnostics.khat:.2f} without bias"
     apart = ", ".join(f"{name} {value:.2f}" for name, value in found.disagreement.items())
-    subtitle = f"{verdict}; apart from path weights, kT: {apart}"
+    subtitle = f"{verdict}\ndifference to path weights, kT: {apart}"
     if len(fes.edges) < 3:
         picture = fes_plots.surface(
             fes, {"histogram": found.histogram.free_energy, "bias": found.bias}, labels,

@@ -1,0 +1,258 @@
+"""`molgen fes`: a free-energy surface along collective variables, from energies alone."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from molgen.cli import common
+from molgen.errors import InputError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the subcommand to `app`."""
+    app.command(name="fes")(fes)
+
+
+def fes(
+    ctx: typer.Context,
+    config: Annotated[Path | None, typer.Argument(help="TOML file with these options as keys; options win.")] = None,
+    xyz: Annotated[
+        list[Path] | None, typer.Option("--xyz", help="Structure; one for each basin you know of; may be repeated.")
+    ] = None,
+    calculator: Annotated[
+        str, typer.Option("--calculator", help="For --xyz: gfn2, gfn1, or module:Class of an ASE calculator.")
+    ] = "gfn2",
+    charge: Annotated[int, typer.Option("--charge", help="Total charge, for --xyz.")] = 0,
+    spin: Annotated[int, typer.Option("--spin", help="Unpaired electrons, for --xyz.")] = 0,
+    pdb: Annotated[
+        list[Path] | None, typer.Option("--pdb", help="Instead of --xyz: PDB with all hydrogens; may be repeated.")
+    ] = None,
+    forcefield: Annotated[
+        list[str] | None, typer.Option("--forcefield", help="OpenMM force field, for --pdb; may be repeated.")
+    ] = None,
+    solvent: Annotated[str, typer.Option("--solvent", help="For --pdb: obc2 or none.")] = "obc2",
+    platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
+    cv: Annotated[
+        list[str] | None,
+        typer.Option("--cv", help='One to three of "distance 0 4", "torsion 4 6 8 14", "d = distance 0 4 - ...".'),
+    ] = None,
+    range_: Annotated[
+        list[str] | None,
+        typer.Option("--range", help='"LOW HIGH" of each --cv in A or degrees, "auto" where it is periodic or walled.'),
+    ] = None,
+    wall: Annotated[
+        list[str] | None, typer.Option("--wall", help='Part of the target: "distance 0 4 < 3.3"; may be repeated.')
+    ] = None,
+    temperature: Annotated[float, typer.Option("-T", "--temperature", help="K.")] = 300.0,
+    rounds: Annotated[int, typer.Option("--rounds", min=4, help="Of --draws energies each.")] = 300,
+    draws: Annotated[int, typer.Option("--draws", min=16, help="Trajectories, and energies, a round.")] = 192,
+    learn: Annotated[int, typer.Option("--learn", min=1, help="Gradient steps a round.")] = 80,
+    samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Drawn at the end.")] = 4000,
+    gamma: Annotated[float, typer.Option("--gamma", help="Bias factor.")] = 12.0,
+    cap: Annotated[float, typer.Option("--cap", help="The bias grows no higher, kT.")] = 23.0,
+    hill_width: Annotated[
+        list[float] | None, typer.Option("--hill-width", help="Of each --cv, in A or degrees.")
+    ] = None,
+    width: Annotated[float, typer.Option("--width", help="Of the stiffest thermal motion, A.")] = 0.05,
+    controller: Annotated[str, typer.Option("--controller", help="auto, pair or trunk.")] = "auto",
+    stop: Annotated[bool, typer.Option("--stop/--no-stop", help="End early once the surface rests.")] = True,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will cost, and do nothing.")] = False,
+    units: Annotated[str, typer.Option("--units", help="Of energies: kcal/mol or kJ/mol.")] = "kcal/mol",
+    out: common.Out = Path("molgen-fes"),
+    overwrite: common.Overwrite = False,
+    resume: common.Resume = False,
+    seed: common.Seed = 0,
+    as_json: common.Json = False,
+) -> None:
+    """Free energy along one to three collective variables: a diffusion learns to sample, exact weights correct it.
+
+    Writes fes.dat, COLVAR, HILLS (PLUMED reads them), weights.npz, samples, fes.png, convergence.png and summary.json
+    to OUT. Exit code 3 when k-hat says that the surface cannot be trusted; everything is written all the same.
+    """
+    given = {key: value for key, value in locals().items() if key not in ("ctx", "config")}
+    options = merged(given, config, ctx)
+    summary, folder = run(options)
+    if options["as_json"] and summary:
+        common.print_json(summary)
+    elif summary:
+        typer.echo(report(summary, folder))
+    if summary and summary["status"] == "gate_failed":
+        common.warn(
+            "k-hat of the path weights is above 0.7: the surface is not to be trusted; try more --rounds and --learn, "
+            "or a --width nearer to the stiffest bond"
+        )
+        raise typer.Exit(common.ExitCode.GATE_FAILED)
+
+
+def merged(given: dict[str, Any], config: Path | None, ctx: typer.Context) -> dict[str, Any]:
+    """Options of the command line over those of the file over defaults.
+
+    Raises:
+        InputError: no such file, not TOML, or a key that is no option.
+    """
+    if config is None:
+        return given
+    try:
+        stored = tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(config), expected="a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(
+            f"is not TOML ({error})", where=str(config), remedy="write for example rounds = 300"
+        ) from error
+    names = {key.rstrip("_").replace("_", "-"): key for key in given}
+    result = dict(given)
+    for name, value in stored.items():
+        if name.replace("_", "-") not in names:
+            raise InputError(f"unknown key {name!r}", where=str(config), expected=", ".join(sorted(names)))
+        key = names[name.replace("_", "-")]
+        source = ctx.get_parameter_source(key)
+        if source is None or source.name == "DEFAULT":
+            result[key] = _typed(key, value, given[key], config)
+    return result
+
+
+def _typed(key: str, value: Any, default: Any, config: Path) -> Any:
+    """A value of the file as the command line would have given it; paths count from the file's folder."""
+    if key in ("xyz", "pdb"):
+        listed = value if isinstance(value, list) else [value]
+        return [config.parent / str(item) for item in listed]
+    if key in ("cv", "wall", "range_", "forcefield", "hill_width"):
+        return value if isinstance(value, list) else [value]
+    if key == "out":
+        return Path(value)
+    if isinstance(default, float) and isinstance(value, int):
+        return float(value)
+    if type(value) is not type(default):
+        raise InputError(
+            f"{key} = {value!r}",
+            where=str(config),
+            expected=f"a value like {default!r}",
+            remedy="see molgen fes --help",
+        )
+    return value
+
+
+def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """Build what the options describe and run it; nothing is written, and the summary is empty, for --estimate."""
+    from molgen.workflows.fes import forecast, run_fes
+
+    system, described = _system(o)
+    cvs = o["cv"] or []
+    given: dict[str, Any] = {
+        "ranges": _ranges(o["range_"], cvs, len(system.numbers)), "walls": o["wall"] or [],
+        "settings": _settings(o, cvs, len(system.numbers)),
+    }  # fmt: skip
+    if not cvs:
+        raise InputError(
+            "no collective variable", where="--cv", expected="one to three",
+            remedy='give for example --cv "distance 0 4"',
+        )  # fmt: skip
+    if o["estimate"]:
+        typer.echo(forecast(system, cvs, o["temperature"], **given))
+        return {}, o["out"]
+    with common.progress() as bar:
+        task = bar.add_task("starting", total=o["rounds"])
+
+        def show(row: dict[str, Any]) -> None:
+            text = (
+                f"ESS {row['ess']:.0%}, k-hat {row['khat']:.2f}, bias {row['bias']:.0f} kT, {row['energies']} energies"
+            )
+            bar.update(task, description=text, completed=row["round"])
+
+        _, summary = run_fes(
+            system, cvs, o["temperature"], **given, seed=o["seed"], out=o["out"], overwrite=o["overwrite"],
+            resume=o["resume"], units=o["units"], described=described, log=common.log, progress=show,
+        )  # fmt: skip
+    return summary, o["out"]
+
+
+def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from molgen.workflows.fes_system import system_from_files, system_from_pdb
+
+    if bool(o["xyz"]) == bool(o["pdb"]):
+        raise InputError(
+            "give --xyz or --pdb, one of the two", where="molgen fes", expected="a structure to start from"
+        )
+    if o["xyz"]:
+        names = {"xyz": [str(p) for p in o["xyz"]], **{key: o[key] for key in ("calculator", "charge", "spin")}}
+        return system_from_files(o["xyz"], o["calculator"], None, o["charge"], o["spin"]), names
+    field = o["forcefield"] or ["amber14/protein.ff14SB.xml"]
+    names = {"pdb": [str(p) for p in o["pdb"]], "forcefield": field, "solvent": o["solvent"]}
+    return system_from_pdb(o["pdb"], field, o["solvent"], o["platform"]), names
+
+
+def _settings(o: dict[str, Any], cvs: list[str], atoms: int) -> Any:
+    from molgen.cvdiffusion.sampler import SamplerSettings
+    from molgen.workflows.fes import FesSettings
+
+    sampler = replace(
+        SamplerSettings(), rounds=o["rounds"], draws=o["draws"], learn=o["learn"], width=o["width"]
+    )  # fmt: skip
+    widths = o["hill_width"]
+    if widths:
+        widths = tuple(value * scale for value, scale in zip(widths, _scales(cvs, atoms), strict=False))
+    if o["controller"] not in ("auto", "pair", "trunk"):
+        raise InputError(f"unknown controller {o['controller']!r}", where="--controller", expected="auto, pair, trunk")
+    return FesSettings(
+        sampler=sampler, gamma=o["gamma"], cap=o["cap"], widths=widths or None, samples=o["samples"],
+        controller=o["controller"], stop=o["stop"],
+    )  # fmt: skip
+
+
+def _scales(cvs: list[str], atoms: int) -> list[float]:
+    """What a number on the command line is multiplied by, for each collective variable: degrees become radians."""
+    from math import pi
+
+    from molgen.cvdiffusion.cvs import parse_cv
+
+    return [pi / 180 if parse_cv(text, atoms).unit == "rad" else 1.0 for text in cvs]
+
+
+def _ranges(texts: list[str] | None, cvs: list[str], atoms: int) -> list[tuple[float, float] | None] | None:
+    if not texts:
+        return None
+    found: list[tuple[float, float] | None] = []
+    scales = _scales(cvs, atoms) + [1.0] * len(texts)
+    for text, scale in zip(texts, scales, strict=False):
+        if text == "auto":
+            found.append(None)
+            continue
+        try:
+            low, high = (float(word) * scale for word in text.split())
+        except ValueError as error:
+            raise InputError(f"{text!r}", where="--range", expected='"LOW HIGH" or "auto"') from error
+        found.append((low, high))
+    return found
+
+
+def report(summary: dict[str, Any], out: Path) -> str:
+    """A run in words: basins with their free energies, how good the weights are, what it cost, where it is."""
+    gate, weights = summary["gate"], summary["weights"]
+    rows = [
+        ("verdict", f"{summary['verdict']}; k-hat {_number(gate['khat_biased'])} under the bias (fine up to "
+                    f"{gate['limit']}), {_number(weights['khat'])} without it"),
+        ("ESS", f"{summary['weights_biased']['ess']:.1%} under the bias, {weights['ess']:.1%} without it, of "
+                f"{weights['n']} samples"),
+        ("estimates apart", ", ".join(f"{name} {_number(value)} kT" for name, value in
+                                      summary["disagreement_kt"].items() if name != "limit")),
+    ]  # fmt: skip
+    for row in summary["results"]:
+        place = ", ".join(f"{value:.2f}" for value in row["minimum"])
+        doubt = "" if row["reliable"] else f"   (k-hat {_number(row['khat'])}: not reliable)"
+        rows.append((row["name"], f"{_number(row['value'], 4)} +- {_number(row['error'])} {row['unit']} at ({place})"
+                     + doubt))  # fmt: skip
+    rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
+    seconds = sum(summary["seconds"].values())
+    rows.append(("cost", f"{summary['energy_calls']} energies, {seconds:.0f} s, {summary['rounds']} rounds"))
+    rows.append(("files", f"{out}/: fes.dat, fes.png, convergence.png, COLVAR, HILLS, weights.npz, ..."))
+    return "\n".join(f"{name:<16} {text}" for name, text in rows)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "none" if value is None else f"{value:.{digits}g}"
