@@ -38,11 +38,13 @@ def starting_frames(
     found = []
     for index, start in enumerate(starts):
         atoms = Atoms(potential.numbers, start)
-        atoms.set_masses([MASS] * len(atoms))
+        atoms.set_masses([MASS] * len(atoms))  # pyright: ignore[reportArgumentType]
         atoms.calc = PotentialCalculator(total)
         rng = generator(seed, index)
         try:
-            FIRE(atoms, logfile=None).run(fmax=0.1, steps=RELAX)
+            FIRE(atoms, logfile=None).run(  # pyright: ignore[reportArgumentType]
+                fmax=0.1, steps=RELAX
+            )
             MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
             dynamics = Langevin(
                 atoms, STEP * units.fs, temperature_K=temperature, friction=FRICTION / units.fs, fixcm=False, rng=rng

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from molgen.report.ensemble_plots import EMPTY, MAP, STYLE, UNITS, axis_scale, figure_png, heading
+from molgen.report.ensemble_plots import EMPTY, MAP, UNITS, axis_scale, figure_png, heading
 from molgen.report.plots import ACCENT, CURVE, INK, QUIET
 from molgen.reweight.free_energy import FES
 

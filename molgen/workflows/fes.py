@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from molgen.cvdiffusion.bias import Axis, WellTemperedBias
+from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.controller import Controller, ControllerConfig, build_controller
 from molgen.cvdiffusion.cvs import CV, check_start, evaluate, parse_cv
 from molgen.cvdiffusion.noising import Schedule

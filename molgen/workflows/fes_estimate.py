@@ -164,16 +164,16 @@ def basins(ensemble: Ensemble, fes: FES) -> list[Basin]:
     flat = _bins_of(ensemble, fes)
     owner = np.where(flat >= 0, label.reshape(-1)[flat], -1)
     free = fes.free_energy.reshape(-1)
-    found = sorted((l for l in np.unique(label) if l >= 0), key=lambda l: -ensemble.weights[owner == l].sum())
+    found = sorted((at for at in np.unique(label) if at >= 0), key=lambda at: -ensemble.weights[owner == at].sum())
     centres = np.stack(np.meshgrid(*fes.centers, indexing="ij"), -1).reshape(-1, len(fes.edges))
     rows = []
-    for l in found:
-        inside = owner == l
-        lowest = np.where(label.reshape(-1) == l, free, np.inf).argmin()
+    for at in found:
+        inside = owner == at
+        lowest = np.where(label.reshape(-1) == at, free, np.inf).argmin()
         rows.append(
             Basin(
                 minimum=tuple(map(float, centres[lowest])),
-                free_energy=Estimate(0.0, 0.0, 0.0, True, "eV") if l == found[0]
+                free_energy=Estimate(0.0, 0.0, 0.0, True, "eV") if at == found[0]
                 else ensemble.free_energy(owner == found[0], inside),
                 share=float(ensemble.weights[inside].sum()),
                 samples=int((inside & (ensemble.weights > 0)).sum()),
@@ -248,10 +248,10 @@ def _drained(fes: FES) -> np.ndarray:
     label = np.full(free.shape, -1)
     root: dict[int, int] = {}
 
-    def top(l: int) -> int:
-        while root[l] != l:
-            l = root[l]
-        return l
+    def top(basin: int) -> int:
+        while root[basin] != basin:
+            basin = root[basin]
+        return basin
 
     for at in np.argsort(free, kind="stable"):
         if not np.isfinite(free[at]):
@@ -261,12 +261,12 @@ def _drained(fes: FES) -> np.ndarray:
             root[int(at)] = int(at)
             label[at] = at
             continue
-        deepest = min(near, key=lambda l: free[l])
+        deepest = min(near, key=lambda basin: free[basin])
         label[at] = deepest
         for other in near - {deepest}:
             if free[at] - free[other] < SHALLOW:
                 root[other] = deepest
-    return np.array([top(l) if l >= 0 else -1 for l in label]).reshape(shape)
+    return np.array([top(basin) if basin >= 0 else -1 for basin in label]).reshape(shape)
 
 
 def _neighbours(at: int, shape: tuple[int, ...], periods: tuple[float | None, ...]) -> list[int]:

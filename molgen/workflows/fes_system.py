@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ class System:
         """(N, N) bonds that all starts share."""
         return np.logical_and.reduce([bond_graph(self.numbers, x) for x in self.starts])
 
-    def exchangeable(self, fixed: Sequence[int]) -> list[list[int]]:
+    def exchangeable(self, fixed: Collection[int]) -> list[list[int]]:
         """Groups of atoms that may be exchanged: hydrogens (or halogens) on one centre, in all starts alike.
 
         Args:
