@@ -31,7 +31,7 @@ from molgen.prose.training import (
     train_prose,
     validation_figures,
 )
-from molgen.prose.weights import load_flow
+from molgen.prose.weights import deepened, load_flow
 from molgen.train.loop import TrainSettings
 from molgen.units import KB
 
@@ -262,3 +262,16 @@ def test_layouts_are_made_once() -> None:
     item: MDSet = md_set("G", "ace-nme")
     assert Layout.of(item.peptide) is gly().layout or Layout.of(item.peptide).atoms == 19
     assert math.isclose(float(gly().energies[0]), item.energies[0, 0], rel_tol=1e-5)
+
+
+def test_a_deepened_flow_is_the_same_flow_until_it_learns():
+    flow = load_flow().model  # heads of an untrained one would pass no gradient
+    grown = deepened(flow, flow.config.layers + 2)
+    frames = gly()
+    state = frames.state(frames.at(310.0)[:4])
+    before, after = flow.log_density(frames.layout, state), grown.log_density(frames.layout, state)
+    assert torch.allclose(before, after, rtol=1e-5)
+    after.sum().backward()
+    assert any(float(p.grad.abs().max()) > 0 for p in grown.trunk.layers[-1].parameters() if p.grad is not None)
+    with pytest.raises(InputError, match="more than"):
+        deepened(grown, grown.config.layers)

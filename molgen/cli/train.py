@@ -98,6 +98,9 @@ def train_prose(
     time_budget: Annotated[str, typer.Option("--time-budget", help="Training time, such as 30m or 2h.")] = "2h",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train by steps instead of by time.")] = None,
     init: Annotated[str | None, typer.Option("--init", help="Start from these weights (name or folder).")] = None,
+    layers: Annotated[
+        int | None, typer.Option("--layers", help="Deepen the trunk of --init; the new layers begin as identities.")
+    ] = None,
     own: Annotated[
         Path | None,
         typer.Option("--own", help="Sequences, one a line, to learn by energies alone: of samples of --init."),
@@ -116,7 +119,7 @@ def train_prose(
     from molgen.prose.model import ProseFlow
     from molgen.prose.training import ProseLoss
     from molgen.prose.training import train_prose as run_training
-    from molgen.prose.weights import load_flow
+    from molgen.prose.weights import deepened, load_flow
     from molgen.rng import sample_seed
     from molgen.run import Run
     from molgen.workflows.train_prose import load_own_data, load_training_data
@@ -125,12 +128,14 @@ def train_prose(
     settings: dict[str, Any] = {
         "data": [str(path) for path in data], "exclude": exclude and str(exclude), "val": val, "val_share": val_share,
         "init": init, "batch": batch, "learning_rate": learning_rate, "steps": steps,
-        "own": own and str(own), "own_samples": own_samples,
+        "own": own and str(own), "own_samples": own_samples, **({"layers": layers} if layers else {}),
     }  # fmt: skip
     if own is not None and init is None:
         raise InputError("--own needs a flow to draw samples from", where="--init", expected="weights of Prose")
     torch.manual_seed(sample_seed(seed))
     model = ProseFlow() if init is None else load_flow(init).model
+    if layers is not None:
+        model = deepened(model, layers)
     chosen = [sequence.strip() for sequence in val.split(",") if sequence.strip()]
     with common.progress() as bar:
         task = bar.add_task("files", total=None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from molgen.checkpoint import load_weights
+from molgen.errors import InputError
 from molgen.prose.model import ProseFlow
 
 DEFAULT = "prose"
@@ -39,3 +41,22 @@ def load_flow(
     """
     model, checkpoint = load_weights(weights, "prose", ProseFlow)
     return Proposal(model.to(device, dtype).eval(), checkpoint.hash, checkpoint.config)
+
+
+def deepened(model: ProseFlow, layers: int) -> ProseFlow:
+    """The same flow, to the bit of its arithmetic, with a trunk of `layers` layers: the new ones begin as identities.
+
+    Raises:
+        InputError: the trunk has as many layers already, or more.
+    """
+    if layers <= model.config.layers:
+        raise InputError(
+            f"{layers} layers", where="--layers", expected=f"more than the {model.config.layers} there are"
+        )
+    grown = ProseFlow(replace(model.config, layers=layers))
+    grown.load_state_dict(model.state_dict(), strict=False)
+    for layer in list(grown.trunk.layers)[model.config.layers :]:
+        for last in (layer.pair_out, layer.update[-1], layer.mix_v, layer.coefficients):
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+    return grown
