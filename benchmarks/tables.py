@@ -222,6 +222,85 @@ def prose_speed(report: dict) -> str:
     return "\n".join(lines)
 
 
+def cv_models(report: dict) -> str:
+    """Model systems against exact answers, three seeds each."""
+    lines = [
+        "| system | energies | s, one core | RMSE of the surface, kT: path / histogram / bias | ΔF error (its σ), kT | "
+        "ln Z error | ESS, k-hat under the bias |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["models"]:
+        surface = " / ".join(_figure(row.get(f"rmse_{kind}")) for kind in ("path", "histogram", "bias"))
+        delta = f"{row['delta_f_error']:+.3f} ({row['delta_f_sigma']:.3f})" if "delta_f_error" in row else "-"
+        ess = row.get("ess_biased", row["ess"])
+        lines.append(
+            f"| {row['system']}, seed {row['seed']} | {row['energies']:,} | {row['seconds']:.0f} | {surface} | "
+            f"{delta} | "
+            f"{row['log_z_error']:+.3f} | {ess:.2f}, {row['khat_biased']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def cv_corrupted(report: dict) -> str:
+    """A spoilt controller: means and worst of three seeds."""
+    lines = [
+        "| controller evaluated beside the point by, Å | histogram RMSE, kT | path RMSE, kT (worst) | "
+        "ΔF error, kT (worst) | k-hat (worst) |",
+        "|---|---|---|---|---|",
+    ]
+    for shift in sorted({row["shift"] for row in report["corrupted"]}):
+        rows = [row for row in report["corrupted"] if row["shift"] == shift]
+        path, delta = [r["rmse_path"] for r in rows], [abs(r["delta_f_error"]) for r in rows]
+        lines.append(
+            f"| {shift:g} | {_mean(r['rmse_histogram'] for r in rows):.2f} | {_mean(path):.2f} ({max(path):.2f}) | "
+            f"{_mean(delta):.2f} ({max(delta):.2f}) | {max(r['khat_biased'] for r in rows):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def cv_ablation(report: dict) -> str:
+    """The double well without one part each, means of three seeds."""
+    lines = [
+        "| double well | path RMSE, kT | histogram RMSE, kT | largest ΔF error, kT | ESS under the bias | "
+        "largest k-hat |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["variant"] for row in report["ablation"]):
+        rows = [row for row in report["ablation"] if row["variant"] == name]
+        worst = max((abs(r["delta_f_error"]) for r in rows), default=float("inf"))
+        lines.append(
+            f"| {name} | {_mean(r['rmse_path'] for r in rows):.3f} | {_mean(r['rmse_histogram'] for r in rows):.3f} | "
+            f"{worst:.2f} | {_mean(r['ess_biased'] for r in rows):.2f} | {max(r['khat_biased'] for r in rows):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def cv_sn2(report: dict) -> str:
+    """Cl- + CH3Cl against metadynamics."""
+    lines = [
+        "| | energies | s, one core | barrier, kcal/mol | RMSE, F < 12 kcal/mol | swap asymmetry | "
+        "k-hat biased, unbiased |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["sn2"]["rows"]:
+        lines.append(
+            f"| `molgen fes`, seed {row['seed']} | {row['energies']:,} | {row['seconds']:.0f} | {row['barrier']:.2f} | "
+            f"{row['rmse']:.2f} | {row['swap_asymmetry']:.2f} ± {row['wells_sigma']:.2f} | {row['khat_biased']:.2f}, "
+            f"{row['khat']:.2f} |"
+        )
+    truth = report["sn2"]["reference"]
+    lines.append(
+        f"| umbrella sampling, MBAR (reference) | {truth['energies']:,} | {truth['seconds']:.0f} | "
+        f"{truth['barrier']:.2f} ± {truth['barrier_sigma']:.2f} | {truth['block_error']:.2f} (of itself) | 0, imposed | |"
+    )
+    for name, row in report["sn2"].get("peers", {}).items():
+        lines.append(
+            f"| {name} | {row['energies']:,} | {row['seconds']:.0f} | {row['barrier']:.2f} | {row['rmse']:.2f} | "
+            f"{row['swap_asymmetry']:.2f} | |"
+        )
+    return "\n".join(lines)
+
+
 def _mean(values: Iterable[float]) -> float:
     listed = list(values)
     return sum(listed) / len(listed)
@@ -253,6 +332,7 @@ PROSE = {
     "finetune": (prose_finetuned,),
     "speed": (prose_speed,),
 }
+CV = {"models": cv_models, "corrupted": cv_corrupted, "ablation": cv_ablation, "sn2": cv_sn2}
 
 
 def main() -> None:
@@ -267,6 +347,9 @@ def main() -> None:
                 sections |= {make.__name__: make(prose) for make in makers}
     if (RESULTS / "prose_training.json").exists():
         sections["prose_training"] = prose_training(json.loads((RESULTS / "prose_training.json").read_text()))
+    if (RESULTS / "cv.json").exists():
+        cv = json.loads((RESULTS / "cv.json").read_text())
+        sections |= {make.__name__: make(cv) for part, make in CV.items() if part in cv}
     for path in ("docs/benchmarks.md", "README.md", "molgen/weights/tsgen/README.md", "molgen/weights/prose/README.md"):
         if (ROOT / path).exists():
             fill(ROOT / path, sections)

@@ -35,6 +35,9 @@ def fes(
     forcefield: Annotated[
         list[str] | None, typer.Option("--forcefield", help="OpenMM force field, for --pdb; may be repeated.")
     ] = None,
+    from_ts: Annotated[
+        Path | None, typer.Option("--from-ts", help="Instead of --xyz and --cv: folder of a molgen ts run.")
+    ] = None,
     solvent: Annotated[str, typer.Option("--solvent", help="For --pdb: obc2 or none.")] = "obc2",
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
     cv: Annotated[
@@ -105,7 +108,7 @@ def merged(given: dict[str, Any], config: Path | None, ctx: typer.Context) -> di
         raise InputError(
             f"is not TOML ({error})", where=str(config), remedy="write for example rounds = 300"
         ) from error
-    names = {key.rstrip("_").replace("_", "-"): key for key in given}
+    names = {key.rstrip("_").replace("_", "-").removeprefix("as-"): key for key in given}
     result = dict(given)
     for name, value in stored.items():
         if name.replace("_", "-") not in names:
@@ -119,35 +122,45 @@ def merged(given: dict[str, Any], config: Path | None, ctx: typer.Context) -> di
 
 def _typed(key: str, value: Any, default: Any, config: Path) -> Any:
     """A value of the file as the command line would have given it; paths count from the file's folder."""
+    listed: list[Any] = value if isinstance(value, list) else [value]
+    good, example, result = type(value) is type(default), repr(default), value
     if key in ("xyz", "pdb"):
-        listed = value if isinstance(value, list) else [value]
         return [config.parent / str(item) for item in listed]
-    if key in ("cv", "wall", "range_", "forcefield", "hill_width"):
-        return value if isinstance(value, list) else [value]
-    if key == "out":
-        return Path(value)
-    if isinstance(default, float) and isinstance(value, int):
-        return float(value)
-    if type(value) is not type(default):
+    if key == "hill_width":
+        good, example, result = all(type(v) in (int, float) for v in listed), "0.1, or a list", listed
+    elif key in ("cv", "wall", "range_", "forcefield"):
+        good, example, result = all(isinstance(v, str) for v in listed), "text, or a list of texts", listed
+    elif key == "from_ts":
+        good, example, result = isinstance(value, str), "a path", config.parent / str(value)
+    elif key == "out":
+        good, example, result = isinstance(value, str), "a path", Path(str(value))
+    elif isinstance(default, float) and type(value) is int:
+        good, result = True, float(value)
+    if not good:
         raise InputError(
-            f"{key} = {value!r}",
+            f"{key.rstrip('_')} = {value!r}",
             where=str(config),
-            expected=f"a value like {default!r}",
+            expected=f"a value like {example}",
             remedy="see molgen fes --help",
         )
-    return value
+    return result
 
 
 def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     """Build what the options describe and run it; nothing is written, and the summary is empty, for --estimate."""
     from molgen.workflows.fes import forecast, run_fes
 
-    system, described = _system(o)
-    cvs = o["cv"] or []
-    given: dict[str, Any] = {
-        "ranges": _ranges(o["range_"], cvs, len(system.numbers)), "walls": o["wall"] or [],
-        "settings": _settings(o, cvs, len(system.numbers)),
-    }  # fmt: skip
+    path = None
+    if o["from_ts"]:
+        path, system, cvs, given = _from_ts(o)
+        described = path.described
+    else:
+        system, described = _system(o)
+        cvs = o["cv"] or []
+        given = {
+            "ranges": _ranges(o["range_"], cvs, len(system.numbers)), "walls": o["wall"] or [],
+            "settings": _settings(o, cvs, len(system.numbers)),
+        }  # fmt: skip
     if not cvs:
         raise InputError(
             "no collective variable", where="--cv", expected="one to three",
@@ -167,7 +180,7 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
 
         _, summary = run_fes(
             system, cvs, o["temperature"], **given, seed=o["seed"], out=o["out"], overwrite=o["overwrite"],
-            resume=o["resume"], units=o["units"], described=described, log=common.log, progress=show,
+            resume=o["resume"], units=o["units"], described=described, prior=path, log=common.log, progress=show,
         )  # fmt: skip
     return summary, o["out"]
 
@@ -187,6 +200,24 @@ def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return system_from_pdb(o["pdb"], field, o["solvent"], o["platform"]), names
 
 
+def _from_ts(o: dict[str, Any]) -> tuple[Any, Any, list[Any], dict[str, Any]]:
+    """The path, molecule, collective variable and other arguments that a `ts` run decides."""
+    from molgen.workflows.fes_from_ts import read_path
+    from molgen.workflows.fes_system import System
+
+    clash = [name for name, key in (("--xyz", "xyz"), ("--pdb", "pdb"), ("--cv", "cv"), ("--range", "range_"),
+                                    ("--charge", "charge"), ("--spin", "spin")) if o[key]]  # fmt: skip
+    if clash or o["calculator"] != "gfn2":
+        raise InputError(
+            f"together with {', '.join(clash) or '--calculator'}", where="--from-ts",
+            expected="structures, calculator, charge, spin and collective variable from the ts run",
+        )  # fmt: skip
+    path = read_path(o["from_ts"])
+    settings = path.settings(_settings(o, [], len(path.potential.numbers)), o["temperature"])
+    given = {"ranges": None, "walls": [path.wall(), *(o["wall"] or [])], "settings": settings}
+    return path, System(path.potential, path.frames[[0, -1]]), list(path.cvs[:1]), given
+
+
 def _settings(o: dict[str, Any], cvs: list[str], atoms: int) -> Any:
     from molgen.cvdiffusion.sampler import SamplerSettings
     from molgen.workflows.fes import FesSettings
@@ -196,7 +227,8 @@ def _settings(o: dict[str, Any], cvs: list[str], atoms: int) -> Any:
     )  # fmt: skip
     widths = o["hill_width"]
     if widths:
-        widths = tuple(value * scale for value, scale in zip(widths, _scales(cvs, atoms), strict=False))
+        scales = _scales(cvs, atoms) + [1.0] * len(widths)
+        widths = tuple(value * scale for value, scale in zip(widths, scales, strict=False))
     if o["controller"] not in ("auto", "pair", "trunk"):
         raise InputError(f"unknown controller {o['controller']!r}", where="--controller", expected="auto, pair, trunk")
     return FesSettings(
@@ -247,6 +279,11 @@ def report(summary: dict[str, Any], out: Path) -> str:
         doubt = "" if row["reliable"] else f"   (k-hat {_number(row['khat'])}: not reliable)"
         rows.append((row["name"], f"{_number(row['value'], 4)} +- {_number(row['error'])} {row['unit']} at ({place})"
                      + doubt))  # fmt: skip
+    for name, row in summary.get("barrier", {}).items():
+        if isinstance(row, dict):
+            doubt = "" if row["reliable"] else f"   (k-hat {_number(row['khat'])}: not reliable)"
+            label = "reaction" if name == "reaction" else f"barrier {name}"
+            rows.append((label, f"{_number(row['value'], 4)} +- {_number(row['error'])} {row['unit']}{doubt}"))
     rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
     seconds = sum(summary["seconds"].values())
     rows.append(("cost", f"{summary['energy_calls']} energies, {seconds:.0f} s, {summary['rounds']} rounds"))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from molgen.cvdiffusion.noising import centred
 from molgen.nn.radial import FourierTime
 from molgen.nn.trunk import Trunk, TrunkConfig
 
@@ -31,7 +32,7 @@ class ControllerConfig:
         spread: variance of the target's coordinates, Angstrom^2. width: of its stiffest directions, Angstrom.
         least, most: standard deviation of the least and the most noise, Angstrom.
         hidden, depth: of the perceptrons. radial: Gaussians a distance.
-        quadruples: atoms whose signed volumes the pair network sees, so that it tells left from right; none: it is blind
+        quadruples: atoms whose signed volumes the pair network sees, to tell left from right; none: it is blind
             to reflections.
         scalars, vectors, layers: of the trunk. odd: parity-odd channels of the trunk; 0 is blind to reflections.
     """
@@ -90,7 +91,7 @@ class PointController(Controller):
 
     def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
         shrunk = x / (1 + r / self.config.spread).sqrt()
-        return self.net(torch.cat([shrunk.flatten(1), torch.tanh(shrunk).flatten(1), time], 1)).view_as(x)
+        return centred(self.net(torch.cat([shrunk.flatten(1), torch.tanh(shrunk).flatten(1), time], 1)).view_as(x))
 
 
 class PairController(Controller):
@@ -155,14 +156,25 @@ class TrunkController(Controller):
             )  # fmt: skip
         )
         self.out = nn.Linear(config.vectors, 1, bias=False)
+        if config.odd:  # the trunk's vectors are polar: only what is axial, taken for polar, tells left from right
+            self.turn, self.gate = (
+                nn.Linear(config.odd, config.vectors, bias=False),
+                nn.Linear(config.scalars, config.odd),
+            )
+            self.out_axial = nn.Linear(config.odd + config.vectors, 1, bias=False)
 
     def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
         shrunk = x / (1 + r / self.config.spread).sqrt()
         nodes = self.types(self.index).expand(len(x), -1, -1)
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        far = torch.log1p(torch.cdist(shrunk, shrunk))[..., None]
-        _, v, _ = self.trunk(nodes, [shrunk], mask, pair_features=far, condition=time)
+        exact = "donot_use_mm_for_euclid_dist"  # the default loses half the digits above 25 atoms
+        far = torch.log1p(torch.cdist(shrunk, shrunk, compute_mode=exact))[..., None]
+        s, v, odd = self.trunk(nodes, [shrunk], mask, pair_features=far, condition=time)
         force = self.out(v)[..., 0]
+        if odd is not None:
+            pseudo, axial = odd
+            parts = [axial * self.gate(s)[..., None, :], v * torch.tanh(self.turn(pseudo))[..., None, :]]
+            force = force + self.out_axial(torch.cat(parts, -1))[..., 0]
         return force - force.mean(1, keepdim=True)
 
 

@@ -217,13 +217,14 @@ def evaluate(cvs: Sequence[CV], positions: np.ndarray) -> tuple[np.ndarray, np.n
         x = torch.tensor(positions[finite], requires_grad=True)
         with torch.enable_grad():
             value = cv.function(x)
+            total = value.sum()
         if value.shape != (len(finite),) or not value.requires_grad:
             raise InputError(
                 f"its function returns shape {tuple(value.shape)}, differentiable: {value.requires_grad}",
                 where=f"collective variable {cv.name!r}",
                 expected=f"({len(finite)},) for {len(finite)} structures, computed from them by torch operations",
             )
-        gradient = torch.autograd.grad(value.sum(), x, materialize_grads=True)[0].numpy()
+        gradient = torch.autograd.grad(total, x, materialize_grads=True)[0].numpy()
         value = value.detach().numpy()
         good = np.isfinite(value) & (np.abs(gradient).max((1, 2)) < STEEP)
         values[finite[good], d], gradients[finite[good], d] = value[good], gradient[good]

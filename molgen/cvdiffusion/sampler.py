@@ -111,6 +111,7 @@ class Sampler:
         self.history: list[Batch] = []
         self.drawn: list[Batch] = []
         self.records: list[dict[str, Any]] = []
+        self.calls_before = 0  # of the potential, which are not this run's
 
     @property
     def atoms(self) -> int:
@@ -131,7 +132,7 @@ class Sampler:
     @property
     def energies_used(self) -> int:
         """Evaluations asked of the potential, those for the starting frames included."""
-        return self.target.potential.calls
+        return self.target.potential.calls - self.calls_before
 
     def epoch(self, average: Mapping[str, Tensor]) -> Iterator[Lesson]:
         """One round with the averaged weights: everything but the learning, which is the caller's."""
@@ -143,7 +144,7 @@ class Sampler:
             self._draw()
             replayed = self.replayed()
             log_w = self.target.log_weights(replayed)
-            if not self.fixed_kernels and self.number % self.settings.refit == 1:
+            if not self.fixed_kernels and (self.number - 1) % self.settings.refit == 0:
                 self._fit(replayed, log_w)
             yield from self._lessons(replayed, log_w, self.settings.learn)
         self.number += 1
@@ -167,7 +168,7 @@ class Sampler:
                 "calculator that converges",
             )
         self.drawn = [*self.drawn, batch][-s.memory :]
-        if self.number > min(self.frozen_from, s.rounds // 2):
+        if self.number >= min(self.frozen_from, s.rounds // 2 + 1):
             self.history.append(batch)
         if self.number < self.frozen_from and s.deposit:
             self.target.bias.add(batch.cvs[accepted], s.deposit * self.target.kt)
@@ -175,7 +176,7 @@ class Sampler:
             self.records.append(self.judge(self, batch))
 
     def replayed(self) -> Batch:
-        """What there is to learn from; the starting frames drop out once the buffer is full."""
+        """What there is to learn from: the accepted draws of the last rounds."""
         joined = Batch.join(self.drawn)
         return joined.take(joined.accepted)
 
@@ -210,7 +211,8 @@ class Sampler:
         order = np.broadcast_to(np.arange(n), (b, n)).copy()
         for group in self.symmetry:
             order[:, group] = rng.permuted(np.broadcast_to(group, (b, len(group))), axis=1)
-        turn = np.linalg.qr(rng.standard_normal((b, 3, 3)))[0]
+        turn, upper = np.linalg.qr(rng.standard_normal((b, 3, 3)))
+        turn = turn * np.sign(np.diagonal(upper, axis1=1, axis2=2))[:, None]  # evenly over O(3)
         if not self.mirror:
             turn = turn * np.sign(np.linalg.det(turn))[:, None, None]
         rows = np.arange(b)[:, None]
@@ -227,7 +229,7 @@ class Sampler:
         arrays["rejections"] = np.array([self.target.rejections[reason] for reason in reasons], dtype=np.int64)
         for name, value in (("reasons", reasons), ("records", self.records)):
             arrays[name] = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8).copy()
-        return arrays | {"calls": np.array(self.target.potential.calls)}
+        return arrays | {"calls": np.array(self.energies_used)}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from `state`."""
@@ -241,7 +243,7 @@ class Sampler:
         reasons, self.records = (json.loads(bytes(arrays[name])) for name in ("reasons", "records"))
         self.target.rejections.clear()
         self.target.rejections.update(dict(zip(reasons, map(int, arrays["rejections"]), strict=True)))
-        self.target.potential.calls = int(arrays["calls"])
+        self.calls_before = self.target.potential.calls - int(arrays["calls"])
 
 
 def tempered(log_w: np.ndarray, beta: float | None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What is sampled: exp(-(E + V + walls)/kT), with everything that training and weights need of a batch of geometries."""
+"""What is sampled: exp(-(E + V + walls)/kT), with all that training and weights need of a batch of geometries."""
 
 from __future__ import annotations
 
@@ -67,6 +67,8 @@ class Target:
     Attributes:
         least: (N, N) Angstrom, pairs closer than that are rejected without an energy; zeros for model systems.
         centres: (Q, 4) neighbours of stereocentres, and hands: (Q,) the signs of their volumes that are sampled.
+            With any, trajectories end in the mixture of the target and its mirror image, which a controller that is
+            blind to reflections can learn, and whatever ends as the mirror image is reflected.
         floor: eV; energies below it are holes of the potential, and rejected. Set it from what is known of minima.
         rejections: reason -> count, of all geometries so far.
     """
@@ -94,6 +96,10 @@ class Target:
         """
         n = len(positions)
         reasons: dict[int, str] = {}
+        if len(self.centres):  # the mixture is half as dense as the target, and has the same averages once reflected
+            mirrored = np.all(signed_volumes(positions, self.centres) * self.hands < 0, axis=1)
+            positions = np.where(np.asarray(mirrored)[:, None, None], -positions, positions)
+            log_path = log_path - np.log(2)
         if self.least.any():
             close = (distance_matrix(positions) < self.least).any((1, 2))
             reasons = dict.fromkeys(map(int, np.flatnonzero(close)), "atoms too close")

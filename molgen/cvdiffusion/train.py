@@ -75,4 +75,4 @@ def train_sampler(
     )
     trainer.run(resume)
     sampler.controller.load_state_dict(trainer.average)
-    return sampler.controller
+    return sampler.controller.eval()

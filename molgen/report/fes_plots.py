@@ -50,7 +50,8 @@ def surface(
                 at = int(np.abs(fes.centers[0] - minimum[0]).argmin())
                 axes.annotate(label, (x[at], values[at]), (0, -14), textcoords="offset points", ha="center",
                               va="top", fontsize=8, color=ACCENT)  # fmt: skip
-            axes.set_ylim(-0.18 * np.nanmax(values), 1.05 * np.nanmax(values))
+            high = max(np.nanmax(values, initial=0.0), 1e-3)
+            axes.set_ylim(-0.18 * high, 1.05 * high)
             axes.set_ylabel(f"free energy, {unit}")
             axes.legend(frameon=False, fontsize=8)
             axes.spines[["top", "right"]].set_visible(False)
@@ -58,7 +59,7 @@ def surface(
             y = fes.centers[1] * axis_scale(axes.yaxis, fes, 1)
             scales = [np.ptp(v) / np.ptp(c) for v, c in zip((x, y), fes.centers, strict=True)]
             values = np.ma.masked_invalid(fes.free_energy / energy)
-            high = min(float(values.max()), 4 * top) if values.count() else top
+            high = min(float(values.max()), 4 * top) if values.count() > 1 else top
             levels = np.linspace(0, high, 17)
             axes.set_facecolor(EMPTY)
             picture = axes.contourf(x, y, values.T, levels=levels, cmap=MAP, extend="max")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from molgen.checkpoint import load_checkpoint, save_checkpoint
-from molgen.errors import InputError
+from molgen.errors import InputError, MolgenError
 from molgen.files import json_text
 from molgen.rng import sample_seed, torch_generator
 
@@ -121,7 +121,12 @@ class Trainer:
         if resume and (self.directory / "state").is_dir():
             self._restore()
         with _deferred_interrupt() as interrupted:
-            self._train(interrupted)
+            try:
+                self._train(interrupted)
+            except MolgenError:
+                if self.companion is not None and not self.batch_number:  # between epochs, all is whole
+                    self._save()
+                raise
         figures = self._validate()
         self._save()
         self.model.load_state_dict(self.average)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,20 +17,23 @@ from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.controller import Controller, ControllerConfig, build_controller
 from molgen.cvdiffusion.cvs import CV, check_start, evaluate, parse_cv
 from molgen.cvdiffusion.noising import Schedule
-from molgen.cvdiffusion.sampler import Sampler, SamplerSettings
+from molgen.cvdiffusion.sampler import Sampler
 from molgen.cvdiffusion.start import starting_frames
 from molgen.cvdiffusion.target import Batch, Target, closest_allowed
 from molgen.cvdiffusion.train import train_sampler
 from molgen.cvdiffusion.walls import Wall, check_walls, parse_wall
 from molgen.errors import CalculatorError, InputError
 from molgen.potentials.base import Potential
+from molgen.potentials.composite import BiasPotential, SumPotential
+from molgen.report.ensemble_plots import UNITS
 from molgen.reweight.ensemble import Ensemble
-from molgen.rng import sample_seed
+from molgen.rng import generator, sample_seed
 from molgen.run import Run
 from molgen.units import KB
 from molgen.workflows.fes_estimate import Progress, converged, ensemble_of, final_draws, judge, surfaces
 from molgen.workflows.fes_grid import axis_of
-from molgen.workflows.fes_output import finished_run, write_results
+from molgen.workflows.fes_output import check_names, finished_run, write_results
+from molgen.workflows.fes_settings import FesSettings, check_settings, flattened
 from molgen.workflows.fes_system import System
 
 FRAMES, START = 1, 2  # streams of random numbers beside those of the sampler
@@ -39,35 +42,21 @@ STEPS_A_FRAME = 5  # energies that a starting frame costs, about
 LARGE = 30  # atoms from which the trunk is the default controller
 
 
-@dataclass(frozen=True)
-class FesSettings:
-    """What decides a run beside the molecule, its collective variables, walls and temperature.
+class Prior(Protocol):
+    """What is known of a reaction before its run (see `molgen.workflows.fes_from_ts`)."""
 
-    Attributes:
-        sampler: rounds and learning. schedule: steps of a trajectory (its spread is measured).
-        frames: of the short simulation that everything starts from.
-        gamma: bias factor. widths: of the hills, one a collective variable, in its unit; None for the defaults.
-        cap: kT, the bias grows no higher. bins: of the grid a variable; None: four a hill width.
-        controller: "auto", "point", "pair" or "trunk". hidden: width of its perceptrons.
-        samples: drawn with the finished controller, in `fine` times as many steps.
-        learning_rate: peak. fixed_kernels: keep the kernels of a Gaussian target (for comparison).
-        stop: end before all rounds are done once the surface rests.
-    """
+    @property
+    def frames(self) -> np.ndarray:
+        """(S, N, 3) Angstrom, where the short simulations begin, under the filled bias."""
+        ...
 
-    sampler: SamplerSettings = SamplerSettings()
-    schedule: Schedule = Schedule()
-    frames: int = 400
-    gamma: float = 12.0
-    widths: tuple[float, ...] | None = None
-    cap: float = 23.0
-    bins: int | None = None
-    controller: str = "auto"
-    hidden: int = 192
-    samples: int = 4000
-    fine: int = 2
-    learning_rate: float = 1.5e-3
-    fixed_kernels: bool = False
-    stop: bool = True
+    def fill(self, bias: WellTemperedBias) -> None:
+        """Give the fresh bias its first hills."""
+        ...
+
+    def report(self, ensemble: Ensemble, run: Run | None) -> dict[str, Any]:
+        """Entries for the summary."""
+        ...
 
 
 def sample_cv(
@@ -136,16 +125,19 @@ def run_fes(
     resume: bool = False,
     units: str = "kcal/mol",
     described: Mapping[str, Any] | None = None,
+    prior: Prior | None = None,
     log: Callable[[str], None] = lambda message: None,
     progress: Progress = lambda figures: None,
 ) -> tuple[Ensemble, dict[str, Any]]:
-    """`sample_cv`, and the summary of the run; `described` says in words what the settings cannot (files, calculator)."""
+    """`sample_cv`, and the summary of the run; `described`: what the settings cannot say (files, calculator)."""
+    if units not in UNITS:
+        raise InputError(f"unknown unit {units!r}", where="--units", expected=" or ".join(UNITS))
     system = potential if isinstance(potential, System) else System(potential, _structures(starts, potential))
-    problem = Problem.of(system, cvs, temperature, ranges, walls, settings)
+    problem = replace(Problem.of(system, cvs, temperature, ranges, walls, settings), prior=prior)
     recorded = {
         "cvs": [cv.name for cv in problem.cvs], "walls": [_wall_text(w) for w in problem.walls],
         "axes": [asdict(axis) for axis in problem.bias.axes], "temperature": temperature, "units": units,
-        "settings": asdict(settings), **(described or {}),
+        **flattened(asdict(settings)), **(described or {}),
     }  # fmt: skip
     run = None
     if out is not None:
@@ -170,9 +162,10 @@ def run_fes(
         seconds["samples"] = time.monotonic() - begin - sum(seconds.values())
         ensemble = ensemble_of(sampler, draws, system.topology)
         found = surfaces(ensemble, sampler)
+        more = {} if prior is None else prior.report(ensemble, run)
         if run is None:
-            return ensemble, {}
-        return ensemble, write_results(run, ensemble, found, sampler, draws, steps, units, seconds, problem.notes)
+            return ensemble, more
+        return ensemble, write_results(run, ensemble, found, sampler, draws, steps, units, seconds, problem.notes, more)
 
 
 def forecast(
@@ -214,6 +207,7 @@ class Problem:
     temperature: float
     settings: FesSettings
     notes: list[str]
+    prior: Prior | None = None
 
     @classmethod
     def of(
@@ -236,6 +230,7 @@ class Problem:
         variables = [parse_cv(cv, atoms) if isinstance(cv, str) else cv for cv in cvs]
         if not 1 <= len(variables) <= 3:
             raise InputError(f"{len(variables)} collective variables", where="--cv", expected="one to three")
+        check_settings(settings, len(system.starts), atoms)
         if len({cv.name for cv in variables}) < len(variables):
             raise InputError("a collective variable is given twice", where="--cv", expected="different ones")
         built = [parse_wall(wall, atoms) if isinstance(wall, str) else wall for wall in walls]
@@ -262,22 +257,27 @@ class Problem:
             chosen.append(used)
             fences += fence
         bias = WellTemperedBias(axes, chosen, settings.gamma, temperature, cap=settings.cap * KB * temperature)
+        check_names(bias)
         return cls(system, variables, built + fences, bias, temperature, settings, [])
 
     def sampler(self, seed: int, log: Callable[[str], None]) -> Sampler:
         """The sampler after its starting frames, which cost energies."""
-        system, s = self.system, self.settings
+        system, s, spent = self.system, self.settings, self.system.potential.calls
         fixed = self._singled_out()
         symmetry = system.exchangeable(fixed)
         centres, hands = system.stereocentres(symmetry)
-        odd = len(centres) > 0 or self._odd()
+        odd = not len(centres) and self._odd()  # with a centre the mirror image is known for what it is
         target = Target(
             system.potential, self.cvs, self.walls, self.bias, self.temperature, closest_allowed(system.numbers),
             centres, hands,
         )  # fmt: skip
         log("a short simulation of each starting structure")
+        potential, starts = system.potential, system.starts
+        if self.prior is not None:
+            self.prior.fill(self.bias)
+            potential, starts = SumPotential(potential, BiasPotential(self._push, system.numbers)), self.prior.frames
         positions = starting_frames(
-            system.potential, self.walls, system.starts, self.temperature, s.frames, sample_seed(seed, FRAMES)
+            potential, self.walls, starts, self.temperature, s.frames, sample_seed(seed, FRAMES)
         )
         frames = target.evaluate(positions, np.zeros(len(positions)), 0)
         frames = frames.take(frames.accepted)
@@ -292,21 +292,33 @@ class Problem:
         for name in still:
             self.notes.append(f"{name} does not move in the starting simulation: is it constant by construction?")
             log(self.notes[-1])
-        return Sampler(
+        sampler = Sampler(
             target, controller, schedule, s.sampler, frames,
             symmetry=symmetry, mirror=not odd, seed=seed, fixed_kernels=s.fixed_kernels, judge=judge,
         )  # fmt: skip
+        sampler.calls_before = spent
+        return sampler
+
+    def _push(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Energy (B,) eV and gradient (B, N, 3) eV/A of the bias."""
+        values, slopes = evaluate(self.cvs, positions)
+        energy, push = self.bias.evaluate(values)
+        return energy, np.einsum("bd,bdna->bna", push, slopes)
 
     def _singled_out(self) -> set[int]:
         """Atoms that a collective variable or a wall depends on."""
-        slopes = evaluate([*self.cvs, *(wall.cv for wall in self.walls)], self.system.starts[:1])[1]
-        return set(map(int, np.flatnonzero(np.abs(slopes).max((0, 1, 3)) > 0)))
+        slopes = evaluate([*self.cvs, *(wall.cv for wall in self.walls)], self._shaken())[1]
+        return set(map(int, np.flatnonzero(~(np.abs(slopes).max((0, 1, 3)) == 0))))
+
+    def _shaken(self) -> np.ndarray:
+        """The starts without their symmetry, at which a variable may hide what it depends on."""
+        return self.system.starts + 0.05 * generator(0).standard_normal(self.system.starts.shape)
 
     def _odd(self) -> bool:
         """Whether a reflection changes a collective variable or a wall (a torsion: yes)."""
         variables = [*self.cvs, *(wall.cv for wall in self.walls)]
-        here, there = evaluate(variables, self.system.starts)[0], evaluate(variables, -self.system.starts)[0]
-        return len(self.system.numbers) > 1 and bool(np.abs(here - there).max() > 1e-6)
+        here, there = (evaluate(variables, sign * self._shaken())[0] for sign in (1, -1))
+        return len(self.system.numbers) > 1 and not np.abs(here - there).max() <= 1e-6
 
     def _spread(self, frames: Batch) -> float:
         """Variance of a coordinate over the frames, Angstrom^2: the size of the molecule."""
@@ -326,8 +338,7 @@ class Problem:
             labels[group] = min(group)
         quadruples: tuple[tuple[int, ...], ...] = ()
         if odd and kind == "pair":
-            centres, _ = self.system.stereocentres(symmetry)
-            quadruples = tuple(tuple(map(int, q)) for q in np.concatenate([centres, self.system.chains()]))
+            quadruples = tuple(tuple(map(int, q)) for q in self.system.chains())
         config = ControllerConfig(
             kind, tuple(map(int, labels)), spread=schedule.spread, width=s.sampler.width, least=schedule.end,
             most=schedule.start**0.5, hidden=s.hidden, quadruples=quadruples, odd=8 if odd and kind == "trunk" else 0,

@@ -15,7 +15,7 @@ from molgen.cvdiffusion.target import Batch
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.estimate import Estimate
 from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
-from molgen.reweight.importance import WeightDiagnostics, diagnose, normalised, psis
+from molgen.reweight.importance import LEAST_DRAWS, WeightDiagnostics, diagnose, normalised, psis
 from molgen.rng import sample_seed
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:
 
 
 def basins(ensemble: Ensemble, fes: FES) -> list[Basin]:
-    """Where the surface drains to, bin by bin; basins less than 1 kT deep are merged with their neighbours."""
+    """Where the surface drains to, bin by bin; basins less than 1 kT deep are merged, those of < 25 samples left out."""
     label = _drained(fes)
     flat = _bins_of(ensemble, fes)
     owner = np.where(flat >= 0, label.reshape(-1)[flat], -1)
@@ -169,6 +169,8 @@ def basins(ensemble: Ensemble, fes: FES) -> list[Basin]:
     rows = []
     for at in found:
         inside = owner == at
+        if (inside & (ensemble.weights > 0)).sum() < LEAST_DRAWS and rows:
+            continue  # a handful of strays is no basin
         lowest = np.where(label.reshape(-1) == at, free, np.inf).argmin()
         rows.append(
             Basin(

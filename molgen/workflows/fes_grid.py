@@ -47,8 +47,8 @@ def axis_of(
         low, high = (-half, half) if limits is None else limits
     else:
         low, high = limits if limits is not None else _found(cv, walls, numbers, where)
-    if not low < high:
-        raise InputError(f"range {low:g} to {high:g}", where=where, expected="low < high")
+    if not (low < high and math.isfinite(low) and math.isfinite(high)):
+        raise InputError(f"range {low:g} to {high:g}", where=where, expected="finite, low < high")
     if cv.period is None and not ((starts >= low) & (starts <= high)).all():
         scale = 180 / math.pi if cv.unit == "rad" else 1.0
         raise InputError(
@@ -57,7 +57,9 @@ def axis_of(
             expected="starting structures inside the grid",
             remedy="widen --range, or move the start",
         )
-    width = width or WIDTHS.get(cv.unit, (high - low) * WIDTH_SHARE)
+    width = WIDTHS.get(cv.unit, (high - low) * WIDTH_SHARE) if width is None else width
+    if not 0 < width < math.inf:
+        raise InputError(f"hill width {width:g}", where=where, expected=f"above 0, in {cv.unit or 'its unit'}")
     count = bins or max(8, math.ceil(CELLS * (high - low) / width))
     stiffness = STIFFNESS.get(cv.unit, 20.0)
     fences = [] if cv.period is not None else [Wall(cv, high, True, stiffness), Wall(cv, low, False, stiffness)]

@@ -11,6 +11,7 @@ import numpy as np
 from ase import Atoms
 
 from molgen.checkpoint import save_checkpoint
+from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.plumed import colvar_text, fes_text, hills_text
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.cvdiffusion.target import Batch
@@ -27,6 +28,19 @@ from molgen.workflows.peptide_output import ensemble_hash
 CONTROLLER = "controller"
 MOST_FRAMES = 2000  # in samples.xyz, drawn by weight; all samples are in weights.npz
 LABELLED = 6  # basins named in the picture
+COLUMNS: tuple[str, ...] = ("bias", "energy", "logweight")  # of COLVAR, beside the collective variables
+
+
+def check_names(bias: WellTemperedBias) -> None:
+    """Refuse collective variables whose names clash in the files, before a run has cost anything.
+
+    Raises:
+        InputError: names the clash.
+    """
+    names, units, periods = zip(*((a.name, a.unit, a.period) for a in bias.axes), strict=True)
+    colvar_text(names, units, periods, np.zeros((0, len(names))), dict.fromkeys(COLUMNS, np.zeros(0)))
+    fes_text(names, units, periods, [np.zeros(1)] * len(names), *2 * [np.zeros([1] * len(names))])
+    hills_text(bias)
 
 
 def passed(found: Surfaces) -> bool:
@@ -44,6 +58,7 @@ def write_results(
     units: str,
     seconds: Mapping[str, float],
     notes: list[str],
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write surfaces, samples, pictures, the finished controller and the summary, which is returned."""
     fes, target = found.path, sampler.target
@@ -55,11 +70,12 @@ def write_results(
         run.write_text(name, fes_text(fes.names, fes.units, fes.periods, fes.centers, free, error))
     good = np.isfinite(ensemble.log_weights)
     values = np.stack([cv.values for cv in ensemble.cvs.values()], 1)
-    extra = {
-        "bias": target.bias.evaluate(values[good])[0] / KJ_MOL,
-        "energy": ensemble.energies[good] / KJ_MOL,
-        "logweight": ensemble.log_weights[good] - ensemble.log_weights.max(),
-    }
+    columns = (
+        target.bias.evaluate(values[good])[0] / KJ_MOL,
+        ensemble.energies[good] / KJ_MOL,
+        ensemble.log_weights[good] - ensemble.log_weights.max(),
+    )
+    extra = dict(zip(COLUMNS, columns, strict=True))
     run.write_text("COLVAR", colvar_text(fes.names, fes.units, fes.periods, values[good], extra))
     run.write_text("HILLS", hills_text(target.bias))
     ensemble.save(run)
@@ -86,6 +102,7 @@ def write_results(
         "notes": notes,
         "ensemble_hash": ensemble_hash(ensemble),
         "units": units,
+        **(more or {}),
     }
     run.write_json("rounds.json", sampler.records)
     return run.finish(

@@ -1,0 +1,17 @@
+"""The free-energy barrier of HCN -> HNC at 300 K; run from this folder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import molgen
+from molgen.units import KCAL_MOL
+from molgen.workflows.fes import FesSettings
+from molgen.workflows.fes_from_ts import fes_from_ts
+
+if not Path("runs/ts/summary.json").exists():
+    molgen.find_ts("../hcn/reactant.xyz", "../hcn/product.xyz", out="runs/ts", overwrite=True)
+settings = FesSettings()
+settings = replace(settings, sampler=replace(settings.sampler, rounds=100))
+ensemble, barrier = fes_from_ts("runs/ts", 300.0, settings=settings)
+for name in ("forward", "reverse", "reaction"):
+    print(name, getattr(barrier, name).scaled(1 / KCAL_MOL, "kcal/mol"))

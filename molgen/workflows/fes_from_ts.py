@@ -1,0 +1,335 @@
+"""Free-energy barrier of a reaction whose transition state `molgen ts` has found.
+
+The frames reactant - transition state - product of its folder define how far along (s) and how far from (z) the path a
+structure is; the energies of the frames give the first bias, so that the sampler knows the whole path from its first
+round; the barrier is that of `molgen.reweight.barrier`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from scipy.optimize import nnls
+
+from molgen.cvdiffusion.bias import WellTemperedBias
+from molgen.cvdiffusion.cvs import CV, evaluate, path_s, path_z
+from molgen.cvdiffusion.target import closest_allowed
+from molgen.cvdiffusion.walls import Wall
+from molgen.errors import CalculatorError, InputError
+from molgen.geometry.align import rmsd, superpose
+from molgen.geometry.bonds import distance_matrix
+from molgen.io import load_reaction, write_extxyz
+from molgen.potentials.ase import calculator_from_spec
+from molgen.potentials.base import Potential
+from molgen.reweight.barrier import Barrier, find_barrier
+from molgen.reweight.ensemble import Ensemble
+from molgen.run import MANIFEST, SUMMARY, Run
+from molgen.saddle.modes import finite_difference_hessian, masses
+from molgen.units import KB, KCAL_MOL, kcal
+from molgen.workflows.fes import FesSettings, run_fes
+from molgen.workflows.fes_estimate import Progress
+from molgen.workflows.fes_system import System
+
+IMAGES, BETWEEN = 13, 8  # frames of the path; energies a step of it
+TUBE, STIFFNESS = 0.4, 100.0  # Angstrom: walls begin at z = TUBE^2; eV/A^4
+ABOVE = 15.0  # kT by which the cap of the bias exceeds the energy barrier
+HILL = 0.02  # width of the hills in s
+PATH, SADDLE = "path.xyz", "ts.xyz"
+
+
+@dataclass(frozen=True, eq=False)
+class ReactionPath:
+    """What a `ts` run leaves for a free-energy run.
+
+    Attributes:
+        frames: (M, N, 3) Angstrom, evenly spaced on each side of the saddle, each superposed on the one before.
+        saddle: index of the transition state. energies: (M,) eV. profile: (2, K) s and eV, more closely spaced.
+        potential: of the same calculator, charge and spin.
+        stiffest: eV/A^2, largest eigenvalue of the Hessian at either end. described: of the `ts` run, for a manifest.
+    """
+
+    frames: np.ndarray
+    saddle: int
+    energies: np.ndarray
+    profile: np.ndarray
+    potential: Potential
+    stiffest: float
+    described: dict[str, Any]
+
+    @property
+    def cvs(self) -> tuple[CV, CV]:
+        """s (0 to 1 from reactant to product) and z (Angstrom^2)."""
+        return path_s(self.frames), path_z(self.frames)
+
+    @property
+    def barrier(self) -> float:
+        """eV, of the saddle above the lowest frame."""
+        return float(self.energies[self.saddle] - self.energies.min())
+
+    def settings(self, settings: FesSettings, temperature: float) -> FesSettings:
+        """`settings` with a bias that may grow as high as the barrier, and steps as fine as the stiffest motion."""
+        kt = KB * temperature
+        cap = max(settings.cap, self.barrier / kt + ABOVE)
+        width = min(settings.sampler.width, (kt / self.stiffest) ** 0.5)
+        return replace(
+            settings, cap=cap, gamma=max(settings.gamma, cap / 2), widths=settings.widths or (HILL,),
+            sampler=replace(settings.sampler, width=width),
+            schedule=replace(settings.schedule, end=min(settings.schedule.end, width / 2)),
+        )  # fmt: skip
+
+    def wall(self, tube: float = TUBE) -> Wall:
+        """Keeps structures within about `tube` (RMSD in Angstrom) of the path."""
+        return Wall(self.cvs[1], tube**2, True, STIFFNESS)
+
+    # what a run begins with and adds to its results, see `molgen.workflows.fes.Prior`
+
+    def fill(self, bias: WellTemperedBias) -> None:
+        """Hills, one a node, that mirror the energies of the path: V(s) ~ (1 - 1/gamma) (E(saddle) - E(s))."""
+        s, energies = self.profile
+        deep = (1 - 1 / bias.gamma) * np.maximum(self.energies[self.saddle] - energies, 0)
+        nodes = bias.axes[0].nodes
+        shape = np.exp(-(((nodes[:, None] - nodes) / bias.widths[0]) ** 2) / 2)
+        heights = nnls(shape, np.interp(nodes, s, deep))[0]
+        for node in np.flatnonzero(heights):
+            grown = bias.evaluate([[nodes[node]]])[0][0]
+            bias.add([[nodes[node]]], heights[node] * np.exp(grown / (bias.kt * (bias.gamma - 1))))
+
+    def report(self, ensemble: Ensemble, run: Run | None) -> dict[str, Any]:
+        """The barrier, eV and kcal/mol; `path.xyz` beside it."""
+        if run is not None:
+            energies = [{"energy": float(e), "relative_kcal": round(kcal(e - self.energies[0]), 4)}
+                        for e in self.energies]  # fmt: skip
+            frames = zip(self.frames, energies, strict=True)
+            write_extxyz(run.path(PATH), [Atoms(ensemble.numbers, x, info=info) for x, info in frames])
+        return {"barrier": summarised(barrier_of(ensemble, self), self)}
+
+
+def read_path(folder: str | Path, images: int = IMAGES) -> ReactionPath:
+    """The path of a finished `molgen ts` run.
+
+    Frames come from its path.xyz; without one (`--verify none`), from straight lines between reactant, saddle and
+    product, which must then still be where they were.
+
+    Raises:
+        InputError: no such folder or file in it, another command's folder, or no saddle that joins the two sides.
+        CalculatorError: a frame has no energy.
+    """
+    folder = Path(folder)
+    manifest, summary = _json(folder, MANIFEST), _json(folder, SUMMARY)
+    if manifest.get("command") != "ts":
+        raise InputError(
+            f"is a run of {manifest.get('command')!r}", where=str(folder), expected="the folder of a molgen ts run"
+        )
+    asked, results = manifest.get("settings", {}), summary.get("results") or [{}]
+    verdict = results[0].get("verdict", "without a result")
+    if verdict not in ("intended", "unverified") or not asked.get("refine", True):
+        verdict = verdict if asked.get("refine", True) else "not refined"
+        raise InputError(
+            f"its best saddle is {verdict.replace('_', ' ')}", where=str(folder),
+            expected="a transition state that joins reactant and product",
+            remedy="run molgen ts again with more --samples until its verdict is 'intended'",
+        )  # fmt: skip
+    saddle = _frames(folder / SADDLE)[:1]
+    if (folder / PATH).exists():
+        frames = _frames(folder / PATH)
+    else:
+        frames = _ends(asked, folder, saddle[0])
+    numbers = saddle[0].numbers
+    if len(frames) < 3 or any(not np.array_equal(frame.numbers, numbers) for frame in frames):
+        raise InputError(
+            f"{len(frames)} frames, not all of the atoms of {SADDLE}", where=str(folder / PATH),
+            expected="at least 3 frames from reactant to product", remedy="run molgen ts again",
+        )  # fmt: skip
+    x = np.stack([frame.positions for frame in frames])
+    top = int(_deviation(x, saddle[0].positions[None]).argmin())
+    path, index = even_path(x, top, images)
+    for k, frame in enumerate(path):
+        if (distance_matrix(frame[None])[0] < closest_allowed(numbers)).any():
+            raise InputError(
+                f"atoms come too close in frame {k}", where=f"path of {folder}", expected="a path that avoids clashes",
+                remedy="run molgen ts with --verify quick or irc, which writes the path it followed",
+            )  # fmt: skip
+    potential = calculator_from_spec(
+        asked.get("calculator", "gfn2"), asked.get("calculator_kwargs"), numbers, asked.get("charge", 0),
+        asked.get("spin") or 0,
+    )  # fmt: skip
+    share = np.linspace(0, images - 1, BETWEEN * (images - 1) + 1)
+    lower = np.minimum(share.astype(int), images - 2)
+    fine = path[lower] + (share - lower)[:, None, None] * (path[lower + 1] - path[lower])
+    energies = potential.energy_and_forces(fine)[0]
+    if not np.isfinite(energies).all():
+        bad = int(np.flatnonzero(~np.isfinite(energies))[0])
+        raise CalculatorError(
+            f"no energy at {share[bad]:g} ({potential.failures.get(bad, 'not finite')})", where=f"path of {folder}",
+            expected=f"energies along all of its {images} frames",
+        )  # fmt: skip
+    s = evaluate([path_s(path)], fine)[0][:, 0]
+    order = np.argsort(s)
+    profile = np.stack([s, energies])[:, order]
+    stiffest = max(np.linalg.eigvalsh(finite_difference_hessian(potential, path[end])[0])[-1] for end in (0, -1))
+    names = {key: asked.get(key) for key in ("calculator", "calculator_kwargs", "charge", "spin")}
+    return ReactionPath(
+        path, index, energies[::BETWEEN], profile, potential, float(stiffest), {"from_ts": str(folder), **names}
+    )
+
+
+def even_path(frames: np.ndarray, saddle: int, images: int = IMAGES) -> tuple[np.ndarray, int]:
+    """Frames (images, N, 3) at even steps of RMSD on each side of the saddle, and its new index.
+
+    Args:
+        frames: (M, N, 3) Angstrom, M >= 3, from reactant to product; neighbours are joined by straight lines after
+            superposition. saddle: index of the frame that is kept as it is, not the first or last.
+
+    Raises:
+        InputError: the saddle is an end of the path, or a side of it has no length.
+    """
+    if not 0 < saddle < len(frames) - 1:
+        raise InputError(
+            f"the transition state is frame {saddle} of {len(frames)}", where="reaction path",
+            expected="frames on both sides of it",
+        )  # fmt: skip
+    path = frames.astype(float) - frames.mean(1, keepdims=True)
+    for _ in range(4):  # straight pieces are superposed anew, which changes their lengths a little
+        path = _chained(path)
+        length = np.concatenate([[0.0], np.cumsum(_deviation(path[1:], path[:-1]))])
+        before, after = length[saddle], length[-1] - length[saddle]
+        if min(before, after) < 1e-3:
+            raise InputError(
+                "the transition state is the same structure as an end", where="reaction path",
+                expected="reactant, transition state and product that differ",
+            )  # fmt: skip
+        first = int(np.clip(round((images - 1) * before / (before + after)), 2, images - 3))
+        wanted = np.concatenate([
+            np.linspace(0, before, first + 1), np.linspace(before, length[-1], images - first)[1:],
+        ])  # fmt: skip
+        flat = path.reshape(len(path), -1)
+        path = np.stack([np.interp(wanted, length, column) for column in flat.T], 1).reshape(images, -1, 3)
+        saddle = first
+    return _chained(path), saddle
+
+
+def barrier_of(ensemble: Ensemble, path: ReactionPath) -> Barrier:
+    """The free-energy barrier along s; see `molgen.reweight.barrier` for its definition."""
+    s = ensemble.cv("path-s").values
+    used = np.flatnonzero((ensemble.weights > 0) & np.isfinite(s))
+    slopes = np.zeros(len(s))
+    slopes[used] = path_speed(path, ensemble.positions[used])
+    return find_barrier(
+        s, slopes, ensemble.log_weights, ensemble.weights, ensemble.temperature, groups=ensemble.groups,
+        near=float(evaluate(path.cvs[:1], path.frames[path.saddle][None])[0][0, 0]),
+    )  # fmt: skip
+
+
+def path_speed(path: ReactionPath, positions: np.ndarray) -> np.ndarray:
+    """|D s| (n,) of positions (n, N, 3): the mass-weighted length of the gradient of s, 1/(Angstrom sqrt(amu))."""
+    gradient = evaluate(path.cvs[:1], positions)[1][:, 0]
+    return np.sqrt((np.nan_to_num(gradient) ** 2 / masses(path.potential.numbers)[:, None]).sum((1, 2)))
+
+
+def summarised(barrier: Barrier, path: ReactionPath) -> dict[str, Any]:
+    """A barrier for a summary: kcal/mol, with the energies of the saddle above both ends beside it."""
+    named = {"forward": barrier.forward, "reverse": barrier.reverse, "reaction": barrier.reaction}
+    top = path.energies[path.saddle]
+    return {
+        **{name: asdict(estimate.scaled(1 / KCAL_MOL, "kcal/mol")) for name, estimate in named.items()},
+        "s": barrier.place, "samples": barrier.samples,
+        "energy_forward": kcal(top - path.energies[0]), "energy_reverse": kcal(top - path.energies[-1]),
+    }  # fmt: skip
+
+
+def fes_from_ts(
+    folder: str | Path,
+    temperature: float = 300.0,
+    *,
+    settings: FesSettings | None = None,
+    walls: Sequence[Wall | str] = (),
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    log: Callable[[str], None] = lambda message: None,
+    progress: Progress = lambda figures: None,
+) -> tuple[Ensemble, Barrier]:
+    """Sample along the path of a `molgen ts` run, and its free-energy barrier; arguments as of `sample_cv`.
+
+    The basins are what the tube around the path holds: conformers of reactant or product outside of it do not count.
+    """
+    path = read_path(folder)
+    ensemble, _ = run_fes(
+        System(path.potential, path.frames[[0, -1]]), path.cvs[:1], temperature, walls=[path.wall(), *walls],
+        settings=path.settings(settings or FesSettings(), temperature), seed=seed, out=out, overwrite=overwrite,
+        resume=resume, described=path.described, log=log, progress=progress, prior=path,
+    )  # fmt: skip
+    return ensemble, barrier_of(ensemble, path)
+
+
+def _json(folder: Path, name: str) -> Mapping[str, Any]:
+    if not folder.is_dir():
+        raise InputError(
+            "no such folder", where=str(folder), expected="the folder of a molgen ts run",
+            remedy="run molgen ts REACTANT PRODUCT --out DIR first",
+        )  # fmt: skip
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"no {name}", where=str(folder), expected="the folder of a finished molgen ts run",
+            remedy="run molgen ts REACTANT PRODUCT --out DIR first",
+        ) from error  # fmt: skip
+    except ValueError as error:
+        raise InputError(f"not valid JSON ({error})", where=str(folder / name), remedy="run molgen ts again") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _frames(path: Path) -> list[Atoms]:
+    from ase.io import read
+
+    if not path.exists():
+        raise InputError(
+            f"no {path.name}", where=str(path.parent), expected="the folder of a finished molgen ts run",
+            remedy="run molgen ts again",
+        )  # fmt: skip
+    try:
+        found = [frame for frame in read(path, index=":") if isinstance(frame, Atoms)]
+    except Exception as error:  # ASE's readers raise whatever their parsing meets
+        raise InputError(
+            f"cannot be read ({type(error).__name__}: {error})", where=str(path), expected="an extxyz file",
+            remedy="run molgen ts again",
+        ) from error  # fmt: skip
+    if not found or not all(np.isfinite(frame.positions).all() for frame in found):
+        raise InputError("holds no structure, or coordinates that are not finite", where=str(path))
+    return found
+
+
+def _ends(asked: Mapping[str, Any], folder: Path, saddle: Atoms) -> list[Atoms]:
+    """Reactant, saddle and product, in one order of atoms, where the run followed no path."""
+    sides = [asked.get("reactant"), asked.get("product")]
+    if asked.get("smiles") or any(not side or side.startswith("[") or not Path(side).is_file() for side in sides):
+        raise InputError(
+            f"no {PATH}, and {asked.get('smiles') or ' and '.join(map(str, sides))} cannot be read again",
+            where=str(folder), expected=f"{PATH}, or one file each for reactant and product where they were",
+            remedy="run molgen ts with --verify quick or irc",
+        )  # fmt: skip
+    reaction, _ = load_reaction(*sides, charge=asked.get("charge", 0), spin=asked.get("spin"))
+    return [Atoms(reaction.numbers, reaction.reactant), saddle, Atoms(reaction.numbers, reaction.product)]
+
+
+def _chained(path: np.ndarray) -> np.ndarray:
+    """Frames (M, N, 3), each superposed on the one before."""
+    placed = [torch.from_numpy(path[0])]
+    for frame in path[1:]:
+        placed.append(superpose(torch.from_numpy(frame), placed[-1], prior=1e-6))
+    return torch.stack(placed).numpy()
+
+
+def _deviation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """RMSD (M,) in Angstrom of the pairs a, b (M or 1, N, 3) after superposition."""
+    first, second = (torch.from_numpy(np.ascontiguousarray(x)) for x in np.broadcast_arrays(a, b))
+    return rmsd(first, second).numpy()

@@ -1,0 +1,71 @@
+"""What decides a free-energy run beside the molecule, its collective variables, walls and temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from molgen.cvdiffusion.controller import KINDS
+from molgen.cvdiffusion.noising import Schedule
+from molgen.cvdiffusion.sampler import SamplerSettings
+from molgen.errors import InputError
+
+
+@dataclass(frozen=True)
+class FesSettings:
+    """What decides a run beside the molecule, its collective variables, walls and temperature.
+
+    Attributes:
+        sampler: rounds and learning. schedule: steps of a trajectory (its spread is measured).
+        frames: of the short simulation that everything starts from.
+        gamma: bias factor. widths: of the hills, one a collective variable, in its unit; None for the defaults.
+        cap: kT, the bias grows no higher. bins: of the grid a variable; None: four a hill width.
+        controller: "auto", "point", "pair" or "trunk". hidden: width of its perceptrons.
+        samples: drawn with the finished controller, in `fine` times as many steps.
+        learning_rate: peak. fixed_kernels: keep the kernels of a Gaussian target (for comparison).
+        stop: end before all rounds are done once the surface rests.
+    """
+
+    sampler: SamplerSettings = SamplerSettings()
+    schedule: Schedule = Schedule()
+    frames: int = 400
+    gamma: float = 12.0
+    widths: tuple[float, ...] | None = None
+    cap: float = 23.0
+    bins: int | None = None
+    controller: str = "auto"
+    hidden: int = 192
+    samples: int = 4000
+    fine: int = 2
+    learning_rate: float = 1.5e-3
+    fixed_kernels: bool = False
+    stop: bool = True
+
+
+def check_settings(settings: FesSettings, starts: int, atoms: int) -> None:
+    """Refuse what would fail only after energies have been spent.
+
+    Raises:
+        InputError: names the setting.
+    """
+    flat = flattened(asdict(settings))
+    names = ("rounds", "draws", "learn", "batch", "pretrain", "memory", "refit")
+    least = dict.fromkeys([*(f"sampler.{name}" for name in names), "schedule.steps", "samples", "fine", "hidden"], 1)
+    for name, low in {**least, "frames": starts}.items():
+        if flat[name] < low:
+            raise InputError(f"{name} = {flat[name]}", where="settings", expected=f"at least {low}")
+    for name in ("sampler.width", "schedule.end", "schedule.start", "learning_rate"):
+        if not 0 < flat[name] < np.inf:
+            raise InputError(f"{name} = {flat[name]}", where="settings", expected="above 0")
+    known = ("auto", "point") if atoms == 1 else ("auto", *KINDS)
+    if settings.controller not in known:
+        raise InputError(f"unknown controller {settings.controller!r}", where="settings", expected=", ".join(known))
+
+
+def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with names such as "sampler.rounds" for those in groups."""
+    groups = {name: value if isinstance(value, dict) else {"": value} for name, value in settings.items()}
+    return {f"{name}.{key}".rstrip("."): value for name, group in groups.items() for key, value in group.items()}

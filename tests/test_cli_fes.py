@@ -1,0 +1,209 @@
+"""`molgen fes`: what it prints and writes, its exit codes, options from a file, and bad input by its text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from molgen.cli import main
+from molgen.cvdiffusion import sampler, start, target
+from molgen.data.peptide import build_peptide
+from molgen.data.start import start_structure
+from molgen.workflows import fes
+
+runner = CliRunner()
+FEW = ["--rounds", "4", "--draws", "16", "--learn", "1", "-n", "30"]
+TORSION = "torsion 4 6 8 14"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command line does not offer, small: starting simulation, pretraining, the network."""
+    few = partial(sampler.SamplerSettings, pretrain=8, batch=16)
+    monkeypatch.setattr(sampler, "SamplerSettings", few)
+    monkeypatch.setattr(fes, "FesSettings", partial(fes.FesSettings, frames=16, hidden=16, fine=1))
+    monkeypatch.setattr(start, "SETTLE", 2)
+    monkeypatch.setattr(start, "RELAX", 10)
+
+
+@pytest.fixture
+def hcn(tmp_path: Path) -> Path:
+    """HCN, bent, for an angle to have a gradient."""
+    path = tmp_path / "hcn.xyz"
+    path.write_text("3\nbent\nH -0.95 0.45 0.0\nC 0.0 0.0 0.0\nN 1.15 0.0 0.0\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def dipeptide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Alanine dipeptide with all hydrogens."""
+    from openmm import app, unit
+
+    peptide = build_peptide("A", "ace-nme")
+    path = tmp_path_factory.mktemp("pdb") / "ala.pdb"
+    with path.open("w") as stream:
+        app.PDBFile.writeFile(peptide.topology, start_structure(peptide, 0) * unit.angstrom, stream)
+    return path
+
+
+@pytest.fixture
+def molgen(tmp_path: Path) -> Callable[..., Result]:
+    """`molgen fes ... --out tmp_path/out`."""
+
+    def run(*arguments: Any) -> Result:
+        return runner.invoke(main.app, ["fes", *map(str, arguments), "--out", str(tmp_path / "out")])
+
+    return run
+
+
+DISTANCE = ["--cv", "distance 0 1", "--range", "0.7 1.8"]
+
+
+def test_report_and_files(molgen: Callable[..., Result], hcn: Path, tmp_path: Path) -> None:
+    result = molgen("--xyz", hcn, *DISTANCE, *FEW, "--wall", "distance 1 2 < 1.6")
+    assert result.exit_code in (0, 3), result.stderr
+    lines = {line[:16].strip(): line[17:] for line in result.stdout.splitlines()}
+    assert "fine up to 0.7" in lines["verdict"] and "under the bias" in lines["ESS"] and "4 rounds" in lines["cost"]
+    assert "kT" in lines["estimates apart"] and str(tmp_path / "out") in lines["files"]
+    assert "kcal/mol at (" in lines["basin 0"]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"fes.dat", "COLVAR", "HILLS", "weights.npz", "samples.xyz", "fes.png", "summary.json"} <= written
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]
+    assert manifest["xyz"] == [str(hcn)] and manifest["calculator"] == "gfn2" and manifest["sampler.rounds"] == 4
+    assert manifest["walls"][0] == "distance 1 2 < 1.6 k=20"
+    warned = "not to be trusted" in result.stderr
+    assert warned == (result.exit_code == 3)
+    again = molgen("--xyz", hcn, *DISTANCE, *FEW, "--wall", "distance 1 2 < 1.6", "--resume")
+    assert again.exit_code == result.exit_code and again.stdout == result.stdout and "nothing to resume" in again.stderr
+    other = molgen("--xyz", hcn, *DISTANCE, *FEW[2:], "--rounds", 5, "--wall", "distance 1 2 < 1.6", "--resume")
+    assert other.exit_code == 2 and "'sampler.rounds' was 4 and is now 5" in other.stderr
+    assert molgen("--xyz", hcn, *DISTANCE, *FEW).exit_code == 2  # not over the earlier run unasked
+
+
+def test_options_of_a_file_and_of_the_command_line(molgen: Callable[..., Result], hcn: Path, tmp_path: Path) -> None:
+    """An angle and a hill width in degrees; the file's folder is where its paths begin; options win."""
+    (tmp_path / "run.toml").write_text(
+        'xyz = "hcn.xyz"\ncv = ["angle 0 1 2", "distance 1 2"]\nrange = ["90 175", "0.9 1.6"]\nhill-width = [6, 0.1]\n'
+        'temperature = 320\nrounds = 900\ndraws = 16\nlearn = 1\nsamples = 25\nstop = false\nunits = "kJ/mol"\n'
+        "json = true\n"
+    )
+    result = molgen(tmp_path / "run.toml", "--rounds", 4, "-T", 310)
+    assert result.exit_code in (0, 3), result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["rounds"] == 4 and summary["units"] == "kJ/mol" and summary["weights"]["n"] == 25 + 16
+    settings = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]
+    assert settings["temperature"] == 310.0 and settings["xyz"] == [str(tmp_path / "hcn.xyz")]
+    assert settings["widths"] == pytest.approx([np.pi / 30, 0.1])
+    assert [settings["axes"][0][end] for end in ("low", "high")] == pytest.approx([np.pi / 2, np.radians(175)])
+    text = (tmp_path / "out" / "fes.dat").read_text()
+    assert text.startswith("#! FIELDS angle_0_1_2 distance_1_2 file.free error")
+
+
+@pytest.mark.parametrize(("line", "texts"), [
+    ("round = 4", ["unknown key 'round'", "rounds", "run.toml"]),
+    ("rounds = 4.5", ["rounds = 4.5", "a value like 300"]),
+    ("rounds = 0", ["sampler.rounds = 0", "at least 1"]),
+    ("temperature = true", ["temperature = True", "300.0"]),
+    ('hill-width = "wide"', ["hill_width = 'wide'", "0.1, or a list"]),
+    ("cv = 3", ["cv = 3", "a list of texts"]),
+    ("range = [[0.7, 1.8]]", ["range = [[0.7, 1.8]]", "a list of texts"]),
+    ("out = 3", ["out = 3", "a path"]),
+    ("rounds = = 4", ["is not TOML"]),
+])  # fmt: skip
+def test_bad_file(line: str, texts: list[str], hcn: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(line)
+    options = [*(["--xyz", str(hcn)]), *(DISTANCE if "cv" not in line and "range" not in line else [])]
+    result = runner.invoke(main.app, ["fes", str(tmp_path / "run.toml"), *options])
+    assert result.exit_code == 2 and all(text in result.stderr for text in texts), result.stderr
+
+
+def test_a_file_that_is_not_there(molgen: Callable[..., Result], tmp_path: Path) -> None:
+    result = molgen(tmp_path / "nowhere.toml")
+    assert result.exit_code == 2 and "nowhere.toml: cannot be read" in result.stderr
+
+
+def test_estimate_writes_nothing(molgen: Callable[..., Result], hcn: Path, tmp_path: Path) -> None:
+    result = molgen("--xyz", hcn, *DISTANCE, "--estimate", "--rounds", 10, "--draws", 20, "-n", 100)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(f"{10 * 20 + 100 + 5 * 16} energies at ") and " min, and about" in result.stdout
+    assert "grid: distance 0 1 0.7 to 1.8 A; 2 walls; 1 starting structures" in result.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"hcn.xyz"}
+
+
+def test_openmm(
+    molgen: Callable[..., Result], dipeptide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a controller draws that has hardly learned is taken as it is, clashes and all."""
+    monkeypatch.setattr(target, "CLASH", 0.05)
+    options = ["--pdb", dipeptide, "--cv", TORSION, "--rounds", 4, "--draws", 32, "--learn", 2, "-n", 40, "--json"]
+    result = molgen(*options, "--platform", "CPU")
+    assert result.exit_code in (0, 3), result.stderr
+    summary = json.loads(result.stdout)
+    assert "other handedness" not in summary["rejections"]
+    assert summary["rounds"] == 4 and summary["gate"]["passed"] == (result.exit_code == 0)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"topology.pdb", "samples.xtc", "weights.npz", "fes.png"} <= written and "samples.xyz" not in written
+    settings = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]
+    assert settings["forcefield"] == ["amber14/protein.ff14SB.xml"] and settings["solvent"] == "obc2"
+    assert "#! SET periodic_torsion_4_6_8_14 true" in (tmp_path / "out" / "fes.dat").read_text()
+
+
+def test_bad_openmm_input(molgen: Callable[..., Result], dipeptide: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.pdb"
+    kept = [line for line in dipeptide.read_text().splitlines() if not line.rstrip().endswith(" H")]
+    bare.write_text("\n".join(kept) + "\n")
+    for options, texts in (
+        (["--pdb", bare], ["force field amber14", "add hydrogens"]),
+        (["--pdb", dipeptide, "--solvent", "water"], ["unknown solvent 'water'", "obc2"]),
+        (["--pdb", dipeptide, "--forcefield", "mine.xml"], ["mine.xml"]),
+        (["--pdb", dipeptide, "--platform", "Abacus"], ["no OpenMM platform 'Abacus'"]),
+        (["--pdb", tmp_path / "none.pdb"], ["none.pdb: cannot be read"]),
+    ):
+        result = molgen(*options, "--cv", TORSION)
+        assert result.exit_code == 2 and all(text in result.stderr for text in texts), result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        ([], ["give --xyz or --pdb, one of the two"]),
+        (["--xyz", "HCN", "--pdb", "x.pdb"], ["give --xyz or --pdb, one of the two"]),
+        (["--xyz", "HCN"], ["no collective variable", "--cv"]),
+        (["--xyz", "nowhere.xyz", *DISTANCE], ["nowhere.xyz"]),
+        (["--xyz", "HCN", "--cv", "dihedral 0 1 2"], ["no kind of variable 'dihedral'", "torsion I J K L"]),
+        (["--xyz", "HCN", "--cv", "distance 0 7"], ["no atom '7'", "atoms 0 to 2"]),
+        (["--xyz", "HCN", "--cv", "distance 0 1"], ["its range is not known", "--range"]),
+        (["--xyz", "HCN", "--cv", "distance 0 1", "--range", "1 2 3"], ["--range: '1 2 3'", "LOW HIGH"]),
+        (["--xyz", "HCN", "--cv", "distance 0 1", "--range", "2 3"], ["starting structures are at 1.0"]),
+        (["--xyz", "HCN", *DISTANCE, "--range", "1 2"], ["2 ranges for 1 collective variables"]),
+        (["--xyz", "HCN", *DISTANCE, *DISTANCE], ["given twice"]),
+        (["--xyz", "HCN", *DISTANCE, "--hill-width", "1", "--hill-width", "2"], ["2 hill widths for 1"]),
+        (["--xyz", "HCN", *DISTANCE, "--hill-width", "0"], ["hill width 0"]),
+        (["--xyz", "HCN", *DISTANCE, "--wall", "distance 1 2 < 0.5"], ["start structure is at 1.15 A"]),
+        (["--xyz", "HCN", *DISTANCE, "--wall", "distance 1 2 3"], ["wall 'distance 1 2 3'", "cannot be read"]),
+        (["--xyz", "HCN", *DISTANCE, "-T", "0"], ["temperature 0 K"]),
+        (["--xyz", "HCN", *DISTANCE, "--gamma", "1"], ["bias factor 1.0"]),
+        (["--xyz", "HCN", *DISTANCE, "--width", "0"], ["sampler.width = 0.0"]),
+        (["--xyz", "HCN", *DISTANCE, "--controller", "point"], ["unknown controller 'point'"]),
+        (["--xyz", "HCN", *DISTANCE, "--units", "hartree"], ["unknown unit 'hartree'"]),
+        (["--xyz", "HCN", *DISTANCE, "--calculator", "b3lyp"], ["unknown calculator"]),
+        (["--xyz", "HCN", *DISTANCE, "--spin", "1"], ["unpaired"]),
+        (["--xyz", "HCN", *DISTANCE, "--rounds", "1"], ["--rounds"]),
+        (["--xyz", "HCN", *DISTANCE, "--overwrite", "--resume"], ["exclude each other"]),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], texts: list[str], molgen: Callable[..., Result], hcn: Path, tmp_path: Path
+) -> None:
+    result = molgen(*(str(hcn) if a == "HCN" else a for a in arguments))
+    assert result.exit_code == 2, (result.stdout, result.stderr)
+    assert all(text in result.stderr for text in texts), result.stderr
+    assert result.stdout == "" and "Traceback" not in result.stderr and not (tmp_path / "out").exists()
