@@ -29,6 +29,8 @@ from molgen.rng import generator, sample_seed
 
 TRAJECTORIES, KERNELS, REPLAY, FINAL = 0, 1, 2, 3  # streams of random numbers
 FITTED = 2000  # samples that kernel variances are fitted on
+FREE = ("atoms too close", "other handedness")  # reasons of rejection that cost no energy
+LEAST_ACCEPTED = 0.1  # share of a round
 LEAST_ESS = 0.3  # of the replayed buffer
 
 
@@ -156,14 +158,16 @@ class Sampler:
         found = simulate(
             self.controller, self.schedule, self.variances, self.atoms, s.draws, self.seed, TRAJECTORIES, self.number
         )
+        before = sum(self.target.rejections[reason] for reason in FREE)
         batch = self.target.evaluate(found.positions, found.log_path, self.number)
         accepted = batch.accepted
-        if accepted.sum() < 0.5 * s.draws:
+        costly = s.draws - accepted.sum() - sum(self.target.rejections[reason] for reason in FREE) + before
+        if costly > 0.5 * s.draws or accepted.sum() < LEAST_ACCEPTED * s.draws:
             reasons = ", ".join(f"{count} x {reason}" for reason, count in self.target.rejections.most_common())
             raise CalculatorError(
                 f"{s.draws - accepted.sum()} of {s.draws} samples were rejected ({reasons} so far)",
                 where=f"round {self.number}",
-                expected="at least half of them with an energy",
+                expected=f"an energy for half of those asked for, and for {LEAST_ACCEPTED:.0%} of all",
                 remedy="add walls that keep the molecule together, give more or better starting structures, or a "
                 "calculator that converges",
             )

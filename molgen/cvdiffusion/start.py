@@ -31,7 +31,6 @@ def starting_frames(
     from ase import Atoms, units
     from ase.calculators.calculator import CalculatorError as Failed
     from ase.md.langevin import Langevin
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
     from ase.optimize import FIRE
 
     total = SumPotential(potential, BiasPotential(lambda x: wall_energy(walls, x), potential.numbers))
@@ -45,7 +44,8 @@ def starting_frames(
             FIRE(atoms, logfile=None).run(  # pyright: ignore[reportArgumentType]
                 fmax=0.1, steps=RELAX
             )
-            MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
+            speed = (units.kB * temperature * MASS) ** 0.5
+            atoms.set_momenta(speed * rng.standard_normal(atoms.positions.shape))
             dynamics = Langevin(
                 atoms, STEP * units.fs, temperature_K=temperature, friction=FRICTION / units.fs, fixcm=False, rng=rng
             )

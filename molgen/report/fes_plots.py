@@ -69,8 +69,8 @@ def surface(
             for minimum, label in basins:
                 place = [m * s for m, s in zip(minimum, scales, strict=True)]
                 axes.plot(*place, "o", ms=5, mfc="none", mec=ACCENT, mew=1.4)
-                axes.annotate(label, place, (0, 8), textcoords="offset points", ha="center", fontsize=8, color=INK,
-                              bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85})  # fmt: skip
+                box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85}
+                axes.annotate(label, place, (0, 8), textcoords="offset points", ha="center", fontsize=8, bbox=box)
         heading(figure, title, subtitle, INK if good else ACCENT)
 
     return figure_png(draw, (6.4, 4.6))

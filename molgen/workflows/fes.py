@@ -30,14 +30,14 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.rng import generator, sample_seed
 from molgen.run import Run
 from molgen.units import KB
-from molgen.workflows.fes_estimate import Progress, converged, ensemble_of, final_draws, judge, surfaces
+from molgen.workflows.fes_estimate import Progress, converged, judge, outcome
 from molgen.workflows.fes_grid import axis_of
 from molgen.workflows.fes_output import check_names, finished_run, write_results
 from molgen.workflows.fes_settings import FesSettings, check_settings, flattened
 from molgen.workflows.fes_system import System
 
 FRAMES, START = 1, 2  # streams of random numbers beside those of the sampler
-FLOOR = 1.5  # eV below the lowest starting frame: no minimum, but a hole of the potential
+FLOOR = 6.0  # eV below the lowest starting frame: no product, but a hole of the potential
 STEPS_A_FRAME = 5  # energies that a starting frame costs, about
 LARGE = 30  # atoms from which the trunk is the default controller
 
@@ -158,14 +158,12 @@ def run_fes(
             stop=lambda s: _look(s, settings, progress),
         )  # fmt: skip
         seconds["rounds"] = time.monotonic() - begin - seconds["start"]
-        draws, steps = final_draws(sampler, settings.samples, settings.fine)
+        found = outcome(sampler, settings.samples, settings.fine, system.topology)
         seconds["samples"] = time.monotonic() - begin - sum(seconds.values())
-        ensemble = ensemble_of(sampler, draws, system.topology)
-        found = surfaces(ensemble, sampler)
-        more = {} if prior is None else prior.report(ensemble, run)
+        more = {} if prior is None else prior.report(found.ensemble, run)
         if run is None:
-            return ensemble, more
-        return ensemble, write_results(run, ensemble, found, sampler, draws, steps, units, seconds, problem.notes, more)
+            return found.ensemble, more
+        return found.ensemble, write_results(run, found, sampler, units, seconds, problem.notes, more)
 
 
 def forecast(

@@ -14,7 +14,6 @@ from molgen.checkpoint import save_checkpoint
 from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.plumed import colvar_text, fes_text, hills_text
 from molgen.cvdiffusion.sampler import Sampler
-from molgen.cvdiffusion.target import Batch
 from molgen.io import write_extxyz
 from molgen.report import ensemble_plots, fes_plots
 from molgen.report.ensemble_plots import UNITS
@@ -22,7 +21,7 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import RELIABLE_KHAT
 from molgen.run import SUMMARY, Run
 from molgen.units import KJ_MOL
-from molgen.workflows.fes_estimate import DISAGREE, Basin, Surfaces
+from molgen.workflows.fes_estimate import DISAGREE, Basin, Outcome, Surfaces
 from molgen.workflows.peptide_output import ensemble_hash
 
 CONTROLLER = "controller"
@@ -50,17 +49,15 @@ def passed(found: Surfaces) -> bool:
 
 def write_results(
     run: Run,
-    ensemble: Ensemble,
-    found: Surfaces,
+    outcome: Outcome,
     sampler: Sampler,
-    draws: Batch,
-    steps: int,
     units: str,
     seconds: Mapping[str, float],
     notes: list[str],
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write surfaces, samples, pictures, the finished controller and the summary, which is returned."""
+    ensemble, found = outcome.ensemble, outcome.surfaces
     fes, target = found.path, sampler.target
     for name, free, error in (
         ("fes.dat", fes.free_energy, fes.error),
@@ -96,7 +93,8 @@ def write_results(
         "energy_calls": sampler.energies_used,
         "rejections": dict(target.rejections),
         "rounds": len(sampler.records),
-        "steps": [sampler.schedule.steps, steps],
+        "steps": [sampler.schedule.steps, outcome.steps],
+        "correction": outcome.correction,
         "bias_skipped": target.bias.skipped,
         "seconds": dict(seconds),
         "notes": notes,
