@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from molgen.checkpoint import load_checkpoint
 from molgen.cvdiffusion.controller import ControllerConfig, build_controller
-from molgen.cvdiffusion.corrector import corrected_draws
 from molgen.cvdiffusion.noising import Schedule
 from molgen.cvdiffusion.sampler import Lesson, Sampler, SamplerSettings, lesson_loss, tempered
 from molgen.cvdiffusion.train import train_sampler
@@ -22,9 +21,9 @@ from molgen.geometry.bonds import distance_matrix
 from molgen.potentials.base import Potential
 from molgen.reweight.ensemble import Ensemble
 from molgen.units import KB
-from molgen.workflows import fes, fes_estimate
+from molgen.workflows import fes
 from molgen.workflows.fes import FesSettings, sample_cv
-from molgen.workflows.fes_estimate import DISAGREE, ensemble_of, final_draws, final_kernels, outcome, surfaces
+from molgen.workflows.fes_estimate import DISAGREE, ensemble_of, final_draws, outcome, surfaces
 
 KT = KB * T
 SMALL = FesSettings(
@@ -341,22 +340,3 @@ def test_pair_controller_is_what_four_atoms_get():
     sampler = tiny_sampler(four_atoms())
     assert build_controller(sampler.controller.describe()).config == sampler.controller.config
     assert isinstance(sampler.controller.config, ControllerConfig) and sampler.atoms == 4
-
-
-def test_the_corrector_keeps_weights_exact(trained: tuple[Ensemble, Sampler]):
-    """Resampled on the way, the same kernels still give ln Z and the difference of the wells."""
-    sampler = trained[1]
-    batch, ancestors = corrected_draws(sampler, *final_kernels(sampler, 1), 2000)
-    ensemble = ensemble_of(sampler, batch, ancestors=ancestors)
-    assert 50 < len(np.unique(ancestors)) <= 2000 and ensemble.groups is not None
-    found, exact = ensemble.free_energy(*sides(ensemble)), wells().basin_free_energy_difference(T)
-    assert found.value == pytest.approx(exact, abs=max(4 * found.error, 0.3 * KT))
-    assert ensemble.diagnostics.log_z == pytest.approx(wells().log_partition(T), abs=0.3)
-
-
-def test_weights_that_fail_call_for_the_corrector(trained: tuple[Ensemble, Sampler], monkeypatch: pytest.MonkeyPatch):
-    sampler = trained[1]
-    assert outcome(sampler, 1000, 1).correction is None
-    monkeypatch.setattr(fes_estimate, "RELIABLE_KHAT", -1.0)
-    found = outcome(sampler, 1000, 1).correction
-    assert found is not None and found["used"] is False and found["ancestors"] > 50 and np.isfinite(found["khat_after"])

@@ -285,10 +285,6 @@ def report(summary: dict[str, Any], out: Path) -> str:
             label = "reaction" if name == "reaction" else f"barrier {name}"
             rows.append((label, f"{_number(row['value'], 4)} +- {_number(row['error'])} {row['unit']}{doubt}"))
     rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
-    if (smc := summary["correction"]) is not None:
-        text = "used" if smc["used"] else "did not help"
-        rows.append(("corrector", f"sequential Monte Carlo {text}: k-hat {_number(smc['khat_before'])} -> "
-                     f"{_number(smc.get('khat_after'))}, {smc['ancestors']} ancestors"))  # fmt: skip
     seconds = sum(summary["seconds"].values())
     rows.append(("cost", f"{summary['energy_calls']} energies, {seconds:.0f} s, {summary['rounds']} rounds"))
     rows.append(("files", f"{out}/: fes.dat, fes.png, convergence.png, COLVAR, HILLS, weights.npz, ..."))

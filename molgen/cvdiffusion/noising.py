@@ -26,8 +26,6 @@ from molgen.rng import generator
 
 Score = Callable[[Tensor, Tensor], Tensor]  # (r (B,), x (B, N, 3)) float32 -> (B, N, 3), 1/Angstrom
 
-Interference = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -95,14 +93,12 @@ def simulate(
     count: int,
     seed: int,
     *stream: int,
-    interfere: Interference | None = None,
 ) -> Trajectories:
     """Run the controlled process from the source to the sample.
 
     Args:
         variances: (steps,) of the forward kernels, Angstrom^2.
         count: trajectories; number i depends on (seed, stream, i) only.
-        interfere: called before each step with its number, the geometries and their log_path; returns both, changed.
     """
     shape = (schedule.steps + 1, atoms, 3)
     noise = torch.from_numpy(np.stack([generator(seed, *stream, i).standard_normal(shape) for i in range(count)], 1))
@@ -111,9 +107,7 @@ def simulate(
     x = noise[0] * source**0.5
     log_path = -_log_normal(x, source)
     for k, removed in enumerate(schedule.removed):
-        if interfere is not None:
-            x, log_path = interfere(k, x, log_path)
-        drift = removed * evaluated(score, schedule.residual[k], x)
+        drift = removed * _score(score, schedule.residual[k], x)
         jump = noise[k + 1] * variances[k] ** 0.5
         before, x = x, x + drift + jump
         log_path += _log_normal(before - x, removed) - _log_normal(jump, variances[k])
@@ -134,13 +128,13 @@ def fit_variances(score: Score, schedule: Schedule, samples: np.ndarray, weights
     for k in range(schedule.steps - 1, -1, -1):
         removed = schedule.removed[k]
         noisy = x + centred(torch.randn(x.shape, generator=noise, dtype=x.dtype)) * removed**0.5
-        left = x - noisy - removed * evaluated(score, schedule.residual[k], noisy)
+        left = x - noisy - removed * _score(score, schedule.residual[k], noisy)
         fitted[k] = float((w * left.square().sum((1, 2))).sum()) / dimensions(x.shape[1])
         x = noisy
     return fitted
 
 
-def evaluated(score: Score, residual: float, x: Tensor) -> Tensor:
+def _score(score: Score, residual: float, x: Tensor) -> Tensor:
     """The score (n, N, 3) of x in double precision."""
     small = x.float()
     return score(small.new_full((len(x),), residual), small).double()

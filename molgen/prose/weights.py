@@ -55,8 +55,9 @@ def deepened(model: ProseFlow, layers: int) -> ProseFlow:
         )
     grown = ProseFlow(replace(model.config, layers=layers))
     grown.load_state_dict(model.state_dict(), strict=False)
+    ends = ("pair_out", "update.3", "mix_v", "coefficients")  # what a layer adds comes through these
     for layer in list(grown.trunk.layers)[model.config.layers :]:
-        for last in (layer.pair_out, layer.update[-1], layer.mix_v, layer.coefficients):
-            for parameter in last.parameters():
+        for name in ends:
+            for parameter in layer.get_submodule(name).parameters():
                 nn.init.zeros_(parameter)
     return grown

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from molgen.cvdiffusion.corrector import corrected_draws
-from molgen.cvdiffusion.noising import Schedule, fit_variances, simulate
+from molgen.cvdiffusion.noising import fit_variances, simulate
 from molgen.cvdiffusion.sampler import FINAL, Sampler, tempered
 from molgen.cvdiffusion.target import Batch
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.estimate import Estimate
 from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
-from molgen.reweight.importance import LEAST_DRAWS, RELIABLE_KHAT, WeightDiagnostics, diagnose, normalised, psis
+from molgen.reweight.importance import LEAST_DRAWS, WeightDiagnostics, diagnose, normalised, psis
 from molgen.rng import sample_seed
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ RESTS = 0.2  # kT: the surface rests when no bin below `LOW` moves by more betwe
 SNAPSHOTS = 20  # in a whole run
 LOW = 8.0  # kT above the minimum, where surfaces are compared
 DISAGREE = 0.5  # kT, root mean square between two estimates
-LEAST_ANCESTORS = 100  # that resampled trajectories must descend from to be used
 SHALLOW = 1.0  # kT: a basin with a lower way out belongs to its neighbour
 
 
@@ -84,21 +82,19 @@ def judge(sampler: Sampler, batch: Batch) -> dict[str, Any]:
     }
 
 
-def final_kernels(sampler: Sampler, fine: int) -> tuple[Schedule, np.ndarray]:
-    """A grid of `fine` times as many steps, and the variances (steps,) of its kernels, fitted to the last rounds."""
-    schedule = replace(sampler.schedule, steps=sampler.schedule.steps * fine)
-    if sampler.fixed_kernels:
-        return schedule, schedule.variances(sampler.settings.width)
-    learned = sampler.replayed()
-    weights = tempered(sampler.target.log_weights(learned), sampler.settings.beta)
-    x = learned.positions
-    x = x - x.mean(1, keepdims=True) if x.shape[1] > 1 else x
-    return schedule, fit_variances(sampler.controller, schedule, x, weights, sample_seed(sampler.seed, FINAL))
-
-
 def final_draws(sampler: Sampler, count: int, fine: int) -> tuple[Batch, int]:
-    """Samples with the finished controller in `fine` times as many steps; and that number of steps."""
-    schedule, variances = final_kernels(sampler, fine)
+    """Samples with the finished controller in `fine` times as many steps; and that number of steps.
+
+    The kernels of the finer grid are fitted to the samples of the last rounds first.
+    """
+    schedule = replace(sampler.schedule, steps=sampler.schedule.steps * fine)
+    variances = schedule.variances(sampler.settings.width)
+    if not sampler.fixed_kernels:
+        learned = sampler.replayed()
+        weights = tempered(sampler.target.log_weights(learned), sampler.settings.beta)
+        x = learned.positions
+        x = x - x.mean(1, keepdims=True) if x.shape[1] > 1 else x
+        variances = fit_variances(sampler.controller, schedule, x, weights, sample_seed(sampler.seed, FINAL))
     parts = []
     for number, start in enumerate(range(0, count, CHUNK)):
         found = simulate(
@@ -109,17 +105,11 @@ def final_draws(sampler: Sampler, count: int, fine: int) -> tuple[Batch, int]:
     return Batch.join(parts), schedule.steps
 
 
-def ensemble_of(
-    sampler: Sampler, draws: Batch, topology: mdtraj.Topology | None = None, ancestors: np.ndarray | None = None
-) -> Ensemble:
-    """The final draws and those of the rounds under the resting bias, weighted for the target without bias.
-
-    Args:
-        ancestors: labels of draws that descend from one another; with them, the draws stand alone.
-    """
+def ensemble_of(sampler: Sampler, draws: Batch, topology: mdtraj.Topology | None = None) -> Ensemble:
+    """The final draws and those of the rounds under the resting bias, weighted for the target without bias."""
     target = sampler.target
     frozen = [batch for batch in sampler.history if batch.round[0] >= sampler.frozen_from]
-    batch = Batch.join([*frozen, draws]) if ancestors is None else draws
+    batch = Batch.join([*frozen, draws])
     good = batch.accepted
     centre = batch.positions.mean(1, keepdims=True) if batch.positions.shape[1] > 1 else 0.0
     return Ensemble(
@@ -133,41 +123,24 @@ def ensemble_of(
             axis.name: CollectiveVariable(axis.name, np.where(good, batch.cvs[:, d], np.nan), axis.unit, axis.period)
             for d, axis in enumerate(target.bias.axes)
         },
-        groups=ancestors,
         validity=dict(Counter({"rejected": int((~good).sum())})) if not good.all() else {},
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a run found: the ensemble, its surfaces, the steps of its final trajectories, and the corrector's figures.
-
-    `correction` is None where it was not needed; otherwise k-hat before and after, ancestors, and whether it is used.
-    """
+    """What a run found: the ensemble, its surfaces, the steps of its final trajectories."""
 
     ensemble: Ensemble
     surfaces: Surfaces
     steps: int
-    correction: dict[str, Any] | None = None
 
 
 def outcome(sampler: Sampler, count: int, fine: int, topology: mdtraj.Topology | None = None) -> Outcome:
-    """Draw, weigh and judge; where k-hat under the bias is above 0.7, try sequential Monte Carlo."""
+    """Draw, weigh and judge."""
     draws, steps = final_draws(sampler, count, fine)
     ensemble = ensemble_of(sampler, draws, topology)
-    found = surfaces(ensemble, sampler)
-    if found.biased.khat <= RELIABLE_KHAT:
-        return Outcome(ensemble, found, steps)
-    again, ancestors = corrected_draws(sampler, *final_kernels(sampler, fine), count)
-    figures: dict[str, Any] = {"khat_before": found.biased.khat, "ancestors": len(np.unique(ancestors)), "used": False}
-    if not again.accepted.any():
-        return Outcome(ensemble, found, steps, figures)
-    other = ensemble_of(sampler, again, topology, ancestors)
-    corrected = surfaces(other, sampler)
-    figures["khat_after"] = corrected.biased.khat
-    if corrected.biased.khat <= RELIABLE_KHAT and figures["ancestors"] >= LEAST_ANCESTORS:
-        return Outcome(other, corrected, steps, {**figures, "used": True})
-    return Outcome(ensemble, found, steps, figures)
+    return Outcome(ensemble, surfaces(ensemble, sampler), steps)
 
 
 def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:

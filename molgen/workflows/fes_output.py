@@ -94,7 +94,6 @@ def write_results(
         "rejections": dict(target.rejections),
         "rounds": len(sampler.records),
         "steps": [sampler.schedule.steps, outcome.steps],
-        "correction": outcome.correction,
         "bias_skipped": target.bias.skipped,
         "seconds": dict(seconds),
         "notes": notes,
