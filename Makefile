@@ -33,6 +33,8 @@ bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/trunk.py
 	$(BIN)/python benchmarks/ts.py --data $(DATA) --out runs/bench-ts
 	$(BIN)/python benchmarks/prose.py --out runs/bench-prose
+	$(BIN)/python benchmarks/sn2.py --out runs/sn2-umbrella
+	$(BIN)/python benchmarks/cv.py --out runs/bench-cv
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -72,7 +72,7 @@ def test_report_and_files(molgen: Callable[..., Result], hcn: Path, tmp_path: Pa
     lines = {line[:16].strip(): line[17:] for line in result.stdout.splitlines()}
     assert "fine up to 0.7" in lines["verdict"] and "under the bias" in lines["ESS"] and "4 rounds" in lines["cost"]
     assert "kT" in lines["estimates apart"] and str(tmp_path / "out") in lines["files"]
-    assert "kcal/mol at (" in lines["basin 0"]
+    assert "the deepest, at (" in lines["basin 0"]
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"fes.dat", "COLVAR", "HILLS", "weights.npz", "samples.xyz", "fes.png", "summary.json"} <= written
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]

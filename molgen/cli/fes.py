@@ -276,6 +276,9 @@ def report(summary: dict[str, Any], out: Path) -> str:
     ]  # fmt: skip
     for row in summary["results"]:
         place = ", ".join(f"{value:.2f}" for value in row["minimum"])
+        if row["error"] == 0 and row["value"] == 0:
+            rows.append((row["name"], f"0, the deepest, at ({place})"))
+            continue
         doubt = "" if row["reliable"] else f"   (k-hat {_number(row['khat'])}: not reliable)"
         rows.append((row["name"], f"{_number(row['value'], 4)} +- {_number(row['error'])} {row['unit']} at ({place})"
                      + doubt))  # fmt: skip

@@ -18,13 +18,14 @@ from molgen.io import write_extxyz
 from molgen.report import ensemble_plots, fes_plots
 from molgen.report.ensemble_plots import UNITS
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.importance import RELIABLE_KHAT
+from molgen.reweight.importance import RELIABLE_KHAT, verdict
 from molgen.run import SUMMARY, Run
 from molgen.units import KJ_MOL
 from molgen.workflows.fes_estimate import DISAGREE, Basin, Outcome, Surfaces
 from molgen.workflows.peptide_output import ensemble_hash
 
 CONTROLLER = "controller"
+VERDICTS = ("reliable", "warn", "biased", "failed")  # of the weights with and without bias, the worse one counts
 MOST_FRAMES = 2000  # in samples.xyz, drawn by weight; all samples are in weights.npz
 LABELLED = 6  # basins named in the picture
 COLUMNS: tuple[str, ...] = ("bias", "energy", "logweight")  # of COLVAR, beside the collective variables
@@ -85,7 +86,7 @@ def write_results(
     _write_pictures(run, ensemble, found, sampler, drawn, units)
     energy = UNITS[units][0]
     figures = {
-        "verdict": ensemble.verdict,
+        "verdict": max(ensemble.verdict, verdict(found.biased), key=VERDICTS.index),
         "gate": {"khat_biased": found.biased.khat, "limit": RELIABLE_KHAT, "passed": passed(found)},
         "weights": asdict(ensemble.diagnostics),
         "weights_biased": asdict(found.biased),
@@ -142,9 +143,9 @@ def _write_pictures(
 ) -> None:
     fes, energy, good = found.path, UNITS[units][0], passed(found)
     labels = [(basin.minimum, _label(basin, energy)) for basin in found.basins[:LABELLED] if basin.share > 1e-12]
-    verdict = f"k-hat {found.biased.khat:.2f} biased, {ensemble.diagnostics.khat:.2f} without bias"
+    judged = f"k-hat {found.biased.khat:.2f} biased, {ensemble.diagnostics.khat:.2f} without bias"
     apart = ", ".join(f"{name} {value:.2f}" for name, value in found.disagreement.items())
-    subtitle = f"{verdict}\ndifference to path weights, kT: {apart}"
+    subtitle = f"{judged}\ndifference to path weights, kT: {apart}"
     if len(fes.edges) < 3:
         picture = fes_plots.surface(
             fes, {"histogram": found.histogram.free_energy, "bias": found.bias}, labels,
@@ -154,7 +155,7 @@ def _write_pictures(
         run.write_bytes("fes.png", picture)
     else:
         for name in fes.names:
-            plain = ensemble_plots.free_energy(ensemble.fes(name), unit=units, title=name, subtitle=verdict)
+            plain = ensemble_plots.free_energy(ensemble.fes(name), unit=units, title=name, subtitle=judged)
             run.write_bytes(f"fes_{name.replace(' ', '_')}.png", plain)
     run.write_bytes("convergence.png", fes_plots.convergence(sampler.records, sampler.frozen_from))
     run.write_bytes("weights.png", ensemble_plots.weights(ensemble.log_weights, judged=ensemble.verdict))
