@@ -23,17 +23,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-STEP, FRICTION = 0.7, 0.02  # fs, 1/fs
-MASS = 12.0  # amu of every atom; barriers take the real masses
+STEP = 0.7  # fs; the dynamics take equal masses, barriers the real ones
 EVERY = 5  # steps between kept values
 SETTLE = 0.1  # share of the run left out
 SPRING = 0.6  # standard deviation of a window, in distances between windows
-ACCELERATION = 9.648533e-3  # eV/(A amu) in A/fs^2
 
 
 def run(folder: Path, windows: int, steps: int, blocks: int, temperature: float, seed: int, out: Path) -> dict:
     """Sample all windows and weigh; the figures, also in `out`/umbrella.json."""
     import torch
+    from langevin import baoab
 
     from molgen.cvdiffusion.cvs import evaluate
     from molgen.cvdiffusion.walls import wall_energy
@@ -54,30 +53,21 @@ def run(folder: Path, windows: int, steps: int, blocks: int, temperature: float,
         base, slope = support(s)
         return 0.5 * stiffness * (s - at) ** 2 - base, stiffness * (s - at) - slope
 
-    def forces(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def forces(x: np.ndarray) -> np.ndarray:
         found = path.potential.energy_and_forces(x)[1]
         values, slopes = evaluate(s_cv, x)
         if not (np.isfinite(found).all() and np.isfinite(values).all()):
             raise SystemExit("a walker was lost: no energy or no s")
         _, push = windowed(values[:, 0], centres)
         _, held = wall_energy([wall], x)
-        return found - held - push[:, None, None] * slopes[:, 0], values[:, 0]
+        return found - held - push[:, None, None] * slopes[:, 0]
 
     rng = np.random.default_rng(seed)
     x = path.frames[np.abs(along[None] - centres[:, None]).argmin(1)].copy()
-    v = np.sqrt(kt / MASS * ACCELERATION) * rng.standard_normal(x.shape)
-    decay, kick = np.exp(-FRICTION * STEP), np.sqrt(kt / MASS * ACCELERATION)
-    force, _ = forces(x)
     kept_s, kept_x = [], []
-    for step in range(1, steps + 1):
-        v = v + 0.5 * STEP * force / MASS * ACCELERATION
-        x = x + 0.5 * STEP * v
-        v = decay * v + kick * np.sqrt(1 - decay**2) * rng.standard_normal(v.shape)
-        x = x + 0.5 * STEP * v
-        force, s = forces(x)
-        v = v + 0.5 * STEP * force / MASS * ACCELERATION
+    for step, x in zip(range(1, steps + 1), baoab(forces, x, kt, STEP, rng), strict=False):  # noqa: B020
         if step % EVERY == 0 and step > SETTLE * steps:
-            kept_s.append(s)
+            kept_s.append(evaluate(s_cv, x)[0][:, 0])
             kept_x.append(x)
         if step % max(1, steps // 10) == 0:
             print(f"{step} steps, {path.potential.calls} energies, {time.monotonic() - begin:.0f} s", flush=True)

@@ -9,6 +9,7 @@ All are residuals of the score of a Gaussian of the target's spread, in units of
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ class ControllerConfig:
     odd: int = 0
 
 
-class Controller(nn.Module):
+class Controller(nn.Module, ABC):
     """f(r (B,), x (B, N, 3)) -> (B, N, 3), without net force for more than one atom."""
 
     def __init__(self, config: ControllerConfig):
@@ -76,9 +77,9 @@ class Controller(nn.Module):
         plain = -x / (r + c.spread)
         return plain + self.correction(r, x, time) / (r + c.width**2).sqrt()
 
+    @abstractmethod
     def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
         """What the network adds (B, N, 3), of order one. r is (B, 1, 1), time (B, F)."""
-        raise NotImplementedError
 
 
 class PointController(Controller):

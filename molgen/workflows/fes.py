@@ -32,9 +32,10 @@ from molgen.run import Run
 from molgen.units import KB
 from molgen.workflows.fes_estimate import Progress, converged, judge, outcome
 from molgen.workflows.fes_grid import axis_of
-from molgen.workflows.fes_output import check_names, finished_run, write_results
+from molgen.workflows.fes_output import check_names, write_results
 from molgen.workflows.fes_settings import FesSettings, check_settings, flattened
 from molgen.workflows.fes_system import System
+from molgen.workflows.peptide_output import finished_run
 
 FRAMES, START = 1, 2  # streams of random numbers beside those of the sampler
 FLOOR = 6.0  # eV below the lowest starting frame: no product, but a hole of the potential
@@ -263,7 +264,7 @@ class Problem:
         system, s, spent = self.system, self.settings, self.system.potential.calls
         fixed = self._singled_out()
         symmetry = system.exchangeable(fixed)
-        centres, hands = system.stereocentres(symmetry)
+        centres, hands = system.stereocentres()
         odd = not len(centres) and self._odd()  # with a centre the mirror image is known for what it is
         target = Target(
             system.potential, self.cvs, self.walls, self.bias, self.temperature, closest_allowed(system.numbers),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -123,7 +122,7 @@ def ensemble_of(sampler: Sampler, draws: Batch, topology: mdtraj.Topology | None
             axis.name: CollectiveVariable(axis.name, np.where(good, batch.cvs[:, d], np.nan), axis.unit, axis.period)
             for d, axis in enumerate(target.bias.axes)
         },
-        validity=dict(Counter({"rejected": int((~good).sum())})) if not good.all() else {},
+        validity={"rejected": int((~good).sum())} if not good.all() else {},
     )
 
 
@@ -224,13 +223,13 @@ def _snapshot(sampler: Sampler, batch: Batch) -> np.ndarray:
     weights = normalised(psis(sampler.target.log_weights(batch, biased=False)))
     edges = [np.linspace(a.low, a.high, max(6, round((a.high - a.low) / (2 * w)) + 1))
              for a, w in zip(bias.axes, bias.widths, strict=True)]  # fmt: skip
-    share = np.histogramdd(bias_wrapped(bias, batch.cvs), edges, weights=weights)[0]
+    share = np.histogramdd(_wrapped(bias, batch.cvs), edges, weights=weights)[0]
     with np.errstate(divide="ignore"):
         free = -np.log(share)
     return free - free.min()
 
 
-def bias_wrapped(bias: Any, cvs: np.ndarray) -> np.ndarray:
+def _wrapped(bias: Any, cvs: np.ndarray) -> np.ndarray:
     """Values (n, D) moved into the ranges of the periodic axes."""
     return np.stack([axis.wrapped(cvs[:, d]) for d, axis in enumerate(bias.axes)], 1)
 

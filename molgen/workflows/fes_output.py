@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +18,7 @@ from molgen.report import ensemble_plots, fes_plots
 from molgen.report.ensemble_plots import UNITS
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import RELIABLE_KHAT, verdict
-from molgen.run import SUMMARY, Run
+from molgen.run import Run
 from molgen.units import KJ_MOL
 from molgen.workflows.fes_estimate import DISAGREE, Basin, Outcome, Surfaces
 from molgen.workflows.peptide_output import ensemble_hash
@@ -108,15 +107,6 @@ def write_results(
         results=[_row(basin, energy, units, number) for number, basin in enumerate(found.basins)],
         **figures,
     )
-
-
-def finished_run(run: Run) -> tuple[Ensemble, dict[str, Any]] | None:
-    """The ensemble and summary of a run that had finished before it was resumed; None of any other."""
-    path = run.directory / SUMMARY
-    if not run.resumed or not path.exists():
-        return None
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    return (Ensemble.load(run.directory), summary) if "ensemble_hash" in summary else None
 
 
 def _row(basin: Basin, energy: float, units: str, number: int) -> dict[str, Any]:

@@ -62,10 +62,10 @@ class System:
                 groups.setdefault(key, []).append(int(atom))
         return [group for group in groups.values() if len(group) > 1]
 
-    def stereocentres(self, exchangeable: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    def stereocentres(self) -> tuple[np.ndarray, np.ndarray]:
         """(Q, 4) neighbours of the centres that are handed, and the signs (Q,) of their volumes in the first start.
 
-        A centre with two neighbours that may be exchanged, or that not all starts share, has no hand.
+        A centre with two neighbours of one kind, or that not all starts share, has no hand.
         """
         quadruples = tetrahedral_quadruples(self.bonds) if len(self.numbers) > 4 else np.zeros((0, 4), dtype=int)
         colour = atom_classes(self.numbers, self.bonds)[-1] if len(quadruples) else []
