@@ -10,8 +10,9 @@ The file concatenates the atoms of all reactions; reaction k occupies rows `ptr[
     p_frag (A,)        product fragment of each atom
     r_frag (A,)        reactant fragment of each atom, optional (default one fragment)
     charge, spin (R,)  total charge and number of unpaired electrons, optional (default 0)
+    level (R,)         electronic-structure method of the geometries, optional (default "", unknown)
 
-Other keys (smiles, barrier_kcal, ...) are ignored.
+Other keys (smiles, barrier_kcal, ...) are ignored here; `read_column` reads them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class Reaction:
         spin: number of unpaired electrons.
         name: shown to people, need not be unique.
         ts: (N, 3) float64 Angstrom, where known.
+        level: electronic-structure method of the geometries, such as "GFN2-xTB"; "" if unknown.
     """
 
     numbers: np.ndarray
@@ -54,6 +56,7 @@ class Reaction:
     spin: int = 0
     name: str = ""
     ts: np.ndarray | None = None
+    level: str = ""
 
     def __len__(self) -> int:
         """Number of atoms."""
@@ -72,6 +75,7 @@ class Reaction:
             spin=self.spin,
             name=self.name,
             ts=self.ts,
+            level=self.level,
         )
 
 
@@ -101,6 +105,7 @@ def load_npz(path: str | os.PathLike, split: str | None = None) -> list[Reaction
     names = arrays["id"].astype(str).tolist()
     charges = arrays.get("charge", np.zeros(len(names))).astype(int).tolist()
     spins = arrays.get("spin", np.zeros(len(names))).astype(int).tolist()
+    levels = arrays.get("level", np.full(len(names), "")).astype(str).tolist()
     known = np.isfinite(ts[ptr[:-1], 0]).tolist() if len(names) else []
     bounds = ptr.tolist()
     reactions = []
@@ -108,22 +113,46 @@ def load_npz(path: str | os.PathLike, split: str | None = None) -> list[Reaction
         a = slice(bounds[k], bounds[k + 1])
         reactions.append(
             Reaction(
-                z[a], r[a], p[a], p_frag[a], r_frag[a], charges[k], spins[k], names[k], ts[a] if known[k] else None
-            )
+                z[a],
+                r[a],
+                p[a],
+                p_frag[a],
+                r_frag[a],
+                charges[k],
+                spins[k],
+                names[k],
+                ts[a] if known[k] else None,
+                levels[k],
+            )  # fmt: skip
         )
     return reactions
 
 
-def save_npz(path: str | os.PathLike, reactions: Sequence[Reaction], splits: Sequence[str] | str) -> None:
+def read_column(path: str | os.PathLike, key: str) -> np.ndarray:
+    """One array of the file, such as `split` or `smiles`; empty where the file has none of that name.
+
+    Raises:
+        InputError: no such file, or not an npz of reactions.
+    """
+    return _read(Path(path), (key,)).get(key, np.zeros(0))
+
+
+def save_npz(
+    path: str | os.PathLike,
+    reactions: Sequence[Reaction],
+    splits: Sequence[str] | str,
+    columns: Mapping[str, Sequence] | None = None,
+) -> None:
     """Write `reactions` in the format of `load_npz`; coordinates as float32. The file appears whole or not at all.
 
     Args:
         path: file to write; replaced if it exists.
         reactions: any number of them.
         splits: the split of each reaction, or one name for all.
+        columns: further arrays, one value a reaction, under keys of their own.
 
     Raises:
-        InputError: as many splits as reactions are needed.
+        InputError: as many splits, and values of a column, as reactions are needed.
     """
     path = Path(path)
     splits = [splits] * len(reactions) if isinstance(splits, str) else list(splits)
@@ -131,6 +160,10 @@ def save_npz(path: str | os.PathLike, reactions: Sequence[Reaction], splits: Seq
         raise InputError(
             f"{len(splits)} splits for {len(reactions)} reactions", where=str(path), expected="one split a reaction"
         )
+
+    for key, values in (columns or {}).items():
+        if len(values) != len(reactions):
+            raise InputError(f"{len(values)} values of {key} for {len(reactions)} reactions", where=str(path))
 
     def rows(values, dtype, shape):
         return np.concatenate([np.zeros(shape, dtype), *(np.asarray(v, dtype) for v in values)])
@@ -149,6 +182,8 @@ def save_npz(path: str | os.PathLike, reactions: Sequence[Reaction], splits: Seq
         "r_frag": rows((r.reactant_fragments for r in reactions), np.int16, 0),
         "charge": np.array([r.charge for r in reactions], dtype=np.int16),
         "spin": np.array([r.spin for r in reactions], dtype=np.int16),
+        "level": np.array([r.level for r in reactions], dtype=str),
+        **{key: np.asarray(values) for key, values in (columns or {}).items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as out:
@@ -162,12 +197,13 @@ def save_npz(path: str | os.PathLike, reactions: Sequence[Reaction], splits: Seq
     part.replace(path)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of the file that a Reaction needs; long text columns are left on disk."""
+def _read(
+    path: Path, wanted: Sequence[str] = (*_REQUIRED, "r_frag", "charge", "spin", "level")
+) -> dict[str, np.ndarray]:
+    """The arrays `wanted`, by default those a Reaction needs; long text columns are left on disk."""
     where = str(path)
     if not path.is_file():
         raise InputError("no such file", where=where, expected="an npz of reactions", remedy="check the path")
-    wanted = (*_REQUIRED, "r_frag", "charge", "spin")
     try:
         with np.load(path, allow_pickle=False) as data:
             missing = [key for key in _REQUIRED if key not in data]
@@ -207,6 +243,7 @@ def _check(arrays: dict[str, np.ndarray], where: str) -> None:
         "r_frag": (atoms,),
         "charge": (count,),
         "spin": (count,),
+        "level": (count,),
     }
     shapes |= dict.fromkeys(("r", "ts", "p"), (atoms, 3))
     for key, shape in shapes.items():

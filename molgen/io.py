@@ -65,7 +65,7 @@ def load_reaction(
         mapping = _choose_mapping(r, p, map_atoms)
         name = f"{_label(reactant, 'reactant')} -> {_label(product, 'product')}"
     notes = [*r.notes, *p.notes]
-    spin = _spin(r.numbers, charge, spin)
+    spin = checked_spin(r.numbers, charge, spin)
     if not mapping.bond_changes and mapping.displacement < _SAME:
         raise InputError(
             f"reactant and product are the same structure (RMSD {mapping.displacement:.3f} Angstrom, same bonds)",
@@ -130,8 +130,12 @@ def _check_pair(r: Structure, p: Structure) -> None:
         raise InputError("one atom cannot react", where=r.where, expected=f"2 to {MAX_ATOMS} atoms")
 
 
-def _spin(numbers: np.ndarray, charge: int, spin: int | None) -> int:
-    """Unpaired electrons: as asked if possible, else the fewest."""
+def checked_spin(numbers: np.ndarray, charge: int, spin: int | None) -> int:
+    """Unpaired electrons: as asked if possible; the fewest if None.
+
+    Raises:
+        InputError: no electrons left, or a number that this many electrons cannot have.
+    """
     electrons = int(numbers.sum()) - charge
     if electrons < 1:
         raise InputError(

@@ -53,13 +53,24 @@ def embed_reaction(smiles: str, seed: int = 0) -> tuple[SmilesSide, SmilesSide]:
             expected="reactant>>product",
             remedy="put catalysts that take part on both sides, and leave the others out",
         )
-    return _embed(parts[0], "reactant", seed), _embed(parts[2], "product", seed)
+    reactant, product = (
+        embed_molecule(part, f"--smiles, {side} {part}", seed)
+        for part, side in ((parts[0], "reactant"), (parts[2], "product"))
+    )
+    return reactant, product
 
 
-def _embed(smiles: str, side: str, seed: int) -> SmilesSide:
+def embed_molecule(smiles: str, where: str, seed: int = 0) -> SmilesSide:
+    """One molecule, or several joined by dots, with hydrogens and coordinates; stereo labels are kept.
+
+    Args:
+        where: the origin of `smiles`, for messages.
+
+    Raises:
+        InputError: not a valid SMILES, a repeated atom-map number, or no geometry could be built.
+    """
     from rdkit import Chem
 
-    where = f"--smiles, {side} {smiles}"
     options = Chem.SmilesParserParams()
     options.removeHs = False
     molecule = _quietly(Chem.MolFromSmiles, smiles, options)
@@ -82,7 +93,7 @@ def _embed(smiles: str, side: str, seed: int) -> SmilesSide:
     for fragment, members in zip(fragments, indices, strict=True):
         positions, relaxed = _conformers(fragment, where, seed)
         if not relaxed:
-            notes.append(f"{side}: no force field covers {Chem.MolToSmiles(fragment)}; its geometry is only embedded")
+            notes.append(f"{where}: no force field covers {Chem.MolToSmiles(fragment)}; its geometry is only embedded")
         radius = float(np.abs(positions).max())
         positions = positions + np.array([edge + radius, 0.0, 0.0])
         edge += 2 * radius + _GAP

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms
@@ -114,6 +115,14 @@ def calculator_from_spec(
             remedy="check --calculator-kwargs against the calculator's documentation",
         ) from error
     return AsePotential(calculator, numbers, charge, spin)
+
+
+def level_name(spec: str, kwargs: Mapping[str, Any] | None = None) -> str:
+    """The electronic-structure level that a calculator's name stands for: "GFN2-xTB", or class and arguments."""
+    if spec.lower() in EMBEDDED:
+        return EMBEDDED[spec.lower()]
+    given = ", ".join(f"{key}={value!r}" for key, value in sorted((kwargs or {}).items()))
+    return spec.rpartition(":")[2] + (f"({given})" if given else "")
 
 
 class PotentialCalculator(Calculator):

@@ -107,7 +107,7 @@ def test_a_pool_keeps_the_protocol_and_equals_one_process():
         alone = XtbPotential([8, 1, 1]).energy_and_forces(POSITIONS)
         for here, there in zip(alone, pool.energy_and_forces(POSITIONS), strict=True):
             np.testing.assert_array_equal(here, there)
-        workers = [worker.process for worker in pool._pool]
+        workers = [worker.process for worker in pool._pool.members]
         assert len(workers) == 2 and all(process.is_alive() for process in workers)
     assert all(process.exitcode == 0 for process in workers)
 
@@ -128,8 +128,8 @@ def test_a_crashed_worker_costs_one_sample_and_is_replaced():
         assert np.isnan(energy[[2, 5, 7]]).all() and np.isnan(forces[[2, 5, 7]]).all() and pool.calls == 12
         assert np.isfinite(pool.energy(POSITIONS)).all() and pool.failures == {}
 
-        pool._pool[0].process.kill()  # dies idle, between two batches
-        pool._pool[0].process.join()
+        pool._pool.members[0].process.kill()  # dies idle, between two batches
+        pool._pool.members[0].process.join()
         energy = pool.energy(POSITIONS)
         assert np.isnan(energy).sum() == 1 and list(pool.failures.values()) == ["worker process died (SIGKILL)"]
 
@@ -141,8 +141,8 @@ def test_an_interrupted_pool_starts_anew(monkeypatch):
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("molgen.potentials.parallel.wait", interrupt)
+            patch.setattr("molgen.pool.wait", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 pool.energy(POSITIONS)
-        assert pool._pool == []
+        assert pool._pool.members == []
         np.testing.assert_array_equal(pool.energy(POSITIONS[::-1]), 0.5 * (POSITIONS[::-1] ** 2).sum((1, 2)))

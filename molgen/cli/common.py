@@ -7,8 +7,10 @@ the quality gate failed, 4 partial (some samples failed), 130 interrupted.
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,12 +65,45 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json_text(value))
 
 
+def json_object(text: str | None, where: str, example: str) -> dict[str, Any]:
+    """The JSON object an option gives; empty where it is not given.
+
+    Raises:
+        InputError: not JSON, or not an object.
+    """
+    try:
+        value = json.loads(text) if text else {}
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{text!r} is not a JSON object", where=where, expected=f"such as '{example}'")
+    return value
+
+
 def progress() -> Progress:
     """A progress bar on stderr that leaves nothing behind; silent when stderr is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+
+
+@contextlib.contextmanager
+def live_line(every: float = 60.0) -> Iterator[Callable[[str], None]]:
+    """A function that shows a line in place of its last one on a terminal; in a log, one line in `every` seconds."""
+    last = 0.0
+    if stderr.is_terminal:
+        with stderr.status("") as status:
+            yield lambda message: status.update(_escaped(message))
+        return
+
+    def say(message: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            log(message)
+
+    yield say
 
 
 def resolve_device(name: str) -> torch.device:

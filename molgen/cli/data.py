@@ -1,4 +1,4 @@
-"""`molgen data md`: molecular dynamics of peptides, to train and to judge by."""
+"""`molgen data`: molecular dynamics of peptides, and reactions of any molecules, to train and to judge by."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from molgen.cli import common
+from molgen.cli.train import seconds_of
 from molgen.errors import InputError
 
 app = typer.Typer(help="Make data sets.", no_args_is_help=True)
@@ -113,6 +114,78 @@ def md(
             typer.echo(_line(result))
     if failed:
         raise typer.Exit(common.ExitCode.PARTIAL)
+
+
+@app.command("reactions")
+def reactions(
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Molecules: SMILES lists (.smi, .txt), structures (.xyz, .sdf), reaction sets (.npz)."),
+    ] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Stop at so many reactions.")] = None,
+    attempts: Annotated[int | None, typer.Option("--attempts", min=1, help="Stop after so many attempts.")] = None,
+    time_budget: Annotated[str | None, typer.Option("--time-budget", help="Stop after 30m, 2h, ...")] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", help="Never make a reaction of this set: set.npz or set.npz:test; may be repeated."),
+    ] = None,
+    calculator: Annotated[
+        str, typer.Option("--calculator", help="gfn2, gfn1, or module:Class of an ASE calculator.")
+    ] = "gfn2",
+    calculator_kwargs: Annotated[
+        str | None, typer.Option("--calculator-kwargs", help="JSON, for module:Class.")
+    ] = None,
+    guess: Annotated[str, typer.Option("--guess", help="tsgen, sqrt (distances), or both, drawn at random.")] = "both",
+    weights: Annotated[
+        str, typer.Option("--weights", help="Of TS-GEN: shipped weights or checkpoint folder.")
+    ] = "tsgen",
+    charge: Annotated[int, typer.Option("--charge", help="Total charge of structure files.")] = 0,
+    spin: Annotated[int | None, typer.Option("--spin", help="Unpaired electrons; default the fewest possible.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default one a core.")] = None,
+    out: common.Out = Path("molgen-reactions"),
+    seed: common.Seed = 0,
+    resume: common.Resume = False,
+    overwrite: common.Overwrite = False,
+    as_json: common.Json = False,
+) -> None:
+    """New elementary reactions of SOURCES with verified transition states: OUT/reactions.npz, for `molgen train ts`.
+
+    Stopped anywhere, --resume goes on; the limits (--count, --attempts, --time-budget) may then be others. Of a source
+    set with splits only training reactions give molecules, and the reactions of its other splits are excluded.
+    """
+    from molgen.run import Run
+    from molgen.workflows.reactions import find_reactions, plan_of
+
+    seconds = seconds_of(time_budget) if time_budget else None
+    kwargs = common.json_object(calculator_kwargs, "--calculator-kwargs", '{"method": "GFN1-xTB"}')
+    plan, settings = plan_of(
+        sources or [], exclude or [], calculator=calculator, calculator_kwargs=kwargs, guess=guess, weights=weights,
+        charge=charge, spin=spin, seed=seed,
+    )  # fmt: skip
+    common.log(f"{len(plan.molecules)} molecules; {len(plan.excluded)} keys of excluded reactions")
+    with Run(out, "data reactions", settings, seed=seed, overwrite=overwrite, resume=resume) as run:
+        with common.live_line() as say:
+            search = find_reactions(
+                plan, run, attempts=attempts, count=count, seconds=seconds, workers=workers,
+                progress=lambda search: say(search.line()),
+            )  # fmt: skip
+        summary = run.finish("ok", **search.figures())
+    if as_json:
+        common.print_json(summary)
+    else:
+        typer.echo(_yield(summary, out))
+
+
+def _yield(summary: dict[str, Any], out: Path) -> str:
+    """The run in words: what was kept, how the attempts ended, what to do with it."""
+    tried = max(summary["attempts"], 1)
+    lines = [
+        f"{summary['kept']} transition states of {summary['reactions']} reactions from {summary['attempts']} attempts, "
+        f"{summary['per_worker_hour']:.0f} an hour and worker",
+        f"{summary['verified'] / tried:6.1%}  verified, {summary['intended'] / tried:.1%} as intended",
+    ]
+    lines += [f"{number / tried:6.1%}  {reason}" for reason, number in summary["rejections"].items()]
+    return "\n".join([*lines, f"train on it: molgen train ts --data {out}/reactions.npz --init tsgen"])
 
 
 def _line(result: dict[str, Any]) -> str:

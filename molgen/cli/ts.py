@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from molgen.cli import common
-from molgen.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
@@ -53,15 +51,7 @@ def ts(
     """
     from molgen.workflows.ts import find_ts
 
-    try:
-        kwargs: Any = json.loads(calculator_kwargs) if calculator_kwargs else {}
-        assert isinstance(kwargs, dict)
-    except (ValueError, AssertionError) as error:
-        raise InputError(
-            f"{calculator_kwargs!r} is not a JSON object",
-            where="--calculator-kwargs",
-            expected='such as \'{"method": "GFN1-xTB"}\'',
-        ) from error
+    kwargs = common.json_object(calculator_kwargs, "--calculator-kwargs", '{"method": "GFN1-xTB"}')
     torch_device = common.resolve_device(device)
     with common.progress() as bar:
         task = bar.add_task("guessing", total=None)

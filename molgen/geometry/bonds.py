@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +13,22 @@ from scipy.sparse.csgraph import connected_components
 # SMILES, 0.2 to 0.3 is a plateau on which 0.5 to 1 % of the geometries differ in any bond (a factor of 1.2 to 1.3
 # instead: 1.3 to 6 %, because H2 needs more of it than strained rings bear). Its upper end still bonds F2.
 TOLERANCE = 0.3
+OVERLAP = 0.6  # of the sum of covalent radii; the shortest distance in 1,900 transition states of RDB7 is 0.77 of it
 
 
 def radius_sums(numbers) -> np.ndarray:
     """(N, N) sums of covalent radii, Angstrom (Cordero et al., Dalton Trans. 2832 (2008), via ase.data)."""
     radii = covalent_radii[np.asarray(numbers)]
     return radii[:, None] + radii[None, :]
+
+
+def overlapping(numbers, positions: np.ndarray) -> str:
+    """In words, the worst pair of atoms too close for any electronic structure; empty if there is none."""
+    i, j = np.triu_indices(len(positions), 1)
+    ratio = distance_matrix(positions)[i, j] / radius_sums(numbers)[i, j]
+    k = int(ratio.argmin())
+    distance = distance_matrix(positions)[i[k], j[k]]
+    return "" if ratio[k] > OVERLAP else f"atoms {i[k] + 1} and {j[k] + 1} are {distance:.2f} A apart"
 
 
 def distance_matrix(positions) -> np.ndarray:
@@ -101,6 +112,23 @@ def atom_classes(numbers, bonds: np.ndarray, rounds: int | None = None) -> list[
         if rounds is None and len(set(refined)) == len(set(colour)):
             break
     return history
+
+
+def molecule_key(numbers, bonds: np.ndarray, charge: int = 0) -> str:
+    """A text that is the same for the same connectivity (N, N), whatever the order of the atoms and fragments.
+
+    Colours of the atoms refined to the end, fragment by fragment. Molecules that differ only where such refinement
+    is blind (some regular graphs) share a key; the same molecule never has two. Stereochemistry and bond orders do not
+    count.
+    """
+    numbers, part = np.asarray(numbers), fragments(bonds)
+    pieces = []
+    for k in range(int(part.max()) + 1):
+        member = np.flatnonzero(part == k)
+        colours = atom_classes(numbers[member], bonds[np.ix_(member, member)], rounds=len(member))[-1]
+        pieces.append((len(member), sorted(colours)))
+    text = repr((int(charge), sorted(numbers.tolist()), sorted(pieces)))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def same_molecule(numbers_a, bonds_a: np.ndarray, numbers_b, bonds_b: np.ndarray) -> bool:

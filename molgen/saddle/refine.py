@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from molgen.geometry.bonds import bond_graph, bond_orders, distance_matrix, frag
 from molgen.potentials.base import Potential
 from molgen.saddle.model_hessian import lindh_hessian
 from molgen.saddle.modes import counted, gradient, internal_basis
-from molgen.saddle.optimize import bofill_update, stationary_point
+from molgen.saddle.optimize import Search, bofill_update, stationary_point
 
 STIFFEN = 4.0  # eV/Angstrom^2 added to every curvature of the model Hessian
 SOFTEN = 20.0  # eV/Angstrom^2 added to the model Hessian when the bonding change is turned into a motion
@@ -51,6 +52,7 @@ def refine(
     hessian: np.ndarray | None = None,
     fmax: float = 0.02,
     max_calls: int = 100,
+    stop: Callable[[Search], bool] | None = None,
 ) -> Refinement:
     """Optimise `positions` to a first-order saddle.
 
@@ -66,6 +68,7 @@ def refine(
         hessian: (3N, 3N) eV/Angstrom^2 to start from, if better than the model's is known.
         fmax: eV/Angstrom, largest force on an atom of a converged geometry.
         max_calls: gradient calls at most.
+        stop: further reason to stop, asked after every step; the geometry then has not converged.
 
     Raises:
         CalculatorError: the calculator failed; `gradient_calls` of the error has the calls spent.
@@ -91,6 +94,7 @@ def refine(
             fmax=fmax,
             max_calls=max_calls - (potential.calls - before),
             start=start,
+            stop=stop,
         )
     calls = potential.calls - before
     return Refinement(search.positions, search.energy, search.fmax, search.converged, calls, search.hessian)

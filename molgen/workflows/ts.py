@@ -11,11 +11,11 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import covalent_radii
 
 from molgen.data.reactions import Reaction
 from molgen.errors import CalculatorError, InputError
 from molgen.geometry.align import rmsd
+from molgen.geometry.bonds import overlapping
 from molgen.io import load_reaction
 from molgen.potentials.ase import AsePotential, calculator_from_spec
 from molgen.potentials.base import Potential
@@ -34,7 +34,6 @@ from molgen.workflows.ts_result import VERDICTS, Candidate, TSResult
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 SAME_SADDLE = 0.05  # Angstrom RMSD, with energies within SAME_ENERGY: one saddle
 SAME_ENERGY = 2e-3  # eV
-OVERLAP = 0.6  # of the sum of covalent radii; the shortest distance in 1,900 transition states of RDB7 is 0.77 of it
 PHYSICS_TRIES = 4  # noisy sqrt-distance guesses, at least, until one leads to the intended saddle
 SLIDE = 0.3  # Angstrom, norm of the step off a saddle of higher order
 END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls, for the wells the barriers are measured from
@@ -224,7 +223,7 @@ class _Search:
         if self.method is None:
             candidate.reason = "not refined"
             return self._finish(candidate, before)
-        if overlap := _overlapping(reaction.numbers, x):
+        if overlap := overlapping(reaction.numbers, x):
             self.rejections["guess with overlapping atoms"] += 1
             candidate.verdict, candidate.reason = "not_a_saddle", f"{overlap} in the guess, so it was not refined"
             return self._finish(candidate, before)
@@ -370,15 +369,6 @@ def _model(
     if reaction.charge or reaction.spin:
         notes.append("warning: the weights saw neutral closed-shell reactions only; the guesses may be worse")
     return model
-
-
-def _overlapping(numbers: np.ndarray, positions: np.ndarray) -> str:
-    """In words, the worst pair of atoms too close for any electronic structure; empty if there is none."""
-    i, j = np.triu_indices(len(numbers), 1)
-    distance = np.linalg.norm(positions[i] - positions[j], axis=1)
-    ratio = distance / (covalent_radii[numbers[i]] + covalent_radii[numbers[j]])
-    k = int(ratio.argmin())
-    return "" if ratio[k] > OVERLAP else f"atoms {i[k] + 1} and {j[k] + 1} are {distance[k]:.2f} A apart"
 
 
 def _rmsd(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,0 +1,98 @@
+"""Whether two transition states are one: the same reaction by connectivity, the same geometry by RMSD."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+
+from molgen.geometry.align import rmsd
+from molgen.geometry.bonds import distance_matrix
+
+SAME_RMSD = 0.05  # Angstrom
+SAME_ENERGY = 2e-3  # eV
+LABELLINGS = 500  # ways to exchange equivalent atoms that are tried
+
+
+class KnownSaddles:
+    """Transition states seen so far, found again in any atom order, direction and handedness."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, list[tuple[float, Saddle]]] = {}
+
+    def add(
+        self, key: str, energy: float, numbers: np.ndarray, ts: np.ndarray, before: np.ndarray, after: np.ndarray
+    ) -> bool:
+        """Take up a transition state unless it is known; whether it was new.
+
+        Args:
+            key: of the reaction, see :func:`molgen.data.exclusion.reaction_key`. energy: eV, of the transition state.
+            numbers: (N,). ts: (N, 3) Angstrom. before, after: (N, N) connectivity of the two ends.
+        """
+        known = self._of.setdefault(key, [])
+        saddle = (numbers, ts, before, after)
+        if any(abs(energy - e) < SAME_ENERGY and same_saddle(saddle, other) for e, other in known):
+            return False
+        known.append((energy, saddle))
+        return True
+
+    def __len__(self) -> int:
+        return sum(map(len, self._of.values()))
+
+    @property
+    def reactions(self) -> int:
+        """Number of different reactions by connectivity."""
+        return len(self._of)
+
+
+Saddle = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # numbers, ts, before, after
+
+
+def same_saddle(a: Saddle, b: Saddle) -> bool:
+    """Whether two transition states (numbers, ts, before, after) coincide within SAME_RMSD after relabelling.
+
+    Atoms may be exchanged where element and both connectivities allow it; reactant and product, and mirror images, too.
+    """
+    if np.abs(_profile(a[0], a[1]) - _profile(b[0], b[1])).max(initial=0) > 4 * SAME_RMSD:
+        return False  # whatever the labels: distances of superposable geometries differ by little
+    mine = torch.from_numpy(np.asarray(a[1], dtype=float))
+    for order in _labellings(a, b):
+        if float(rmsd(torch.from_numpy(np.asarray(b[1], dtype=float)[order]), mine, reflect=True)) < SAME_RMSD:
+            return True
+    return False
+
+
+def _profile(numbers: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Sorted distances, pairs of each two elements by themselves: independent of labels and handedness."""
+    i, j = np.triu_indices(len(x), 1)
+    low, high = np.minimum(numbers[i], numbers[j]), np.maximum(numbers[i], numbers[j])
+    d = distance_matrix(x)[i, j]
+    return d[np.lexsort((d, high, low))]
+
+
+def _labellings(a: Saddle, b: Saddle) -> Iterator[list[int]]:
+    """Orders (N,) of b's atoms that make it the reaction a, forwards or backwards."""
+    from networkx.algorithms.isomorphism import GraphMatcher
+
+    for flip in (False, True):
+        matcher = GraphMatcher(
+            _graph(a, False), _graph(b, flip), lambda u, v: u["z"] == v["z"], lambda u, v: u["bonded"] == v["bonded"]
+        )
+        for match in islice(matcher.isomorphisms_iter(), LABELLINGS):
+            yield [match[k] for k in range(len(a[0]))]
+
+
+def _graph(saddle: Saddle, flip: bool):
+    """The bonds of both ends in one graph, each labelled with the ends that have it."""
+    import networkx  # a torch dependency; slow to import
+
+    numbers, _, before, after = saddle
+    before, after = (after, before) if flip else (before, after)
+    graph = networkx.Graph()
+    for k, z in enumerate(numbers):
+        graph.add_node(k, z=int(z))
+    for i, j in zip(*np.nonzero(np.triu(before | after, 1)), strict=True):
+        graph.add_edge(int(i), int(j), bonded=(bool(before[i, j]), bool(after[i, j])))
+    return graph

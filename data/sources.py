@@ -1,0 +1,127 @@
+"""Molecules to look for reactions of: from lists of SMILES, structure files, or the ends of known reactions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from molgen.data.reactions import Reaction, load_npz, read_column
+from molgen.errors import InputError
+from molgen.geometry.bonds import bond_graph, molecule_key
+from molgen.io import checked_spin
+from molgen.smiles import embed_molecule
+from molgen.structures import read_side
+
+SMALLEST = 4  # atoms; smaller fragments of a reaction have next to no reactions of their own
+LISTS = {".smi", ".smiles", ".txt"}
+
+
+@dataclass(frozen=True, eq=False)
+class Molecule:
+    """A molecule, or several that may react: `numbers` (N,), `positions` (N, 3) Angstrom, charge in e, spin in unpaired
+    electrons; `name` tells its source."""
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    charge: int
+    spin: int
+    name: str
+
+
+def read_molecules(path: str | os.PathLike, charge: int = 0, spin: int | None = None) -> list[Molecule]:
+    """The molecules of a file, each connectivity once, in the file's order.
+
+    Args:
+        path: list of SMILES, one a line (.smi, .txt; a name may follow, lines with # are comments); reaction set (.npz;
+            where it has splits, of the training reactions only); else one structure (xyz, sdf, ...).
+        charge: e, of structure files. spin: unpaired electrons; default the fewest.
+
+    Raises:
+        InputError: no such file, or content that is not what its suffix says (names the line).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            "no such file", where=str(path), expected="SMILES (.smi, .txt), structures (.xyz, .sdf) or reactions (.npz)"
+        )
+    if path.suffix == ".npz":
+        found = [m for r in load_npz(path, training_split(path)) for m in ends_of(r, path.name)]
+    elif path.suffix in LISTS:
+        found = list(_from_list(path, spin))
+    else:
+        structure = read_side(path, "molecule")
+        found = [_molecule(structure.numbers, structure.positions, charge, spin, path.stem)]
+    unique: dict[str, Molecule] = {}
+    for molecule in found:
+        unique.setdefault(key_of(molecule), molecule)
+    if not unique:
+        raise InputError("no molecules in it", where=str(path), expected="at least one")
+    return list(unique.values())
+
+
+def key_of(molecule: Molecule) -> str:
+    """The molecule's connectivity as a text, see :func:`molgen.geometry.bonds.molecule_key`."""
+    return molecule_key(molecule.numbers, bond_graph(molecule.numbers, molecule.positions), molecule.charge)
+
+
+def training_split(path: str | os.PathLike) -> str | None:
+    """ "train" for a set with several splits that has one of that name; None: all of it may be used."""
+    names = set(read_column(path, "split").tolist())
+    return "train" if len(names) > 1 and "train" in names else None
+
+
+def ends_of(reaction: Reaction, origin: str) -> Iterator[Molecule]:
+    """Reactant and product; the fragments of a neutral side one by one, as their placement means nothing."""
+    sides = (("r", reaction.reactant, reaction.reactant_fragments), ("p", reaction.product, reaction.product_fragments))
+    for side, positions, part in sides:
+        pieces = int(part.max()) + 1
+        for k in range(pieces):
+            member = part == k
+            numbers = reaction.numbers[member]
+            whole = pieces == 1
+            if not whole and (reaction.charge or reaction.spin or numbers.sum() % 2 or len(numbers) < SMALLEST):
+                continue
+            name = f"{origin}:{reaction.name}:{side}" + ("" if whole else str(k + 1))
+            yield Molecule(numbers, np.array(positions[member]), reaction.charge, reaction.spin, name)
+
+
+def _from_list(path: Path, spin: int | None) -> Iterator[Molecule]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError("is not text", where=str(path), expected="SMILES, one a line") from error
+    for number, line in enumerate(lines, start=1):
+        fields = line.split(maxsplit=1)
+        if not fields or line.lstrip().startswith("#"):
+            continue
+        side = embed_molecule(fields[0], f"{path}, line {number}: {fields[0]}")
+        name = f"{path.name}:{number}:{fields[-1].strip()}"
+        yield _molecule(side.numbers, side.conformers[0], side.charge, spin, name)
+
+
+def _molecule(numbers: np.ndarray, positions: np.ndarray, charge: int, spin: int | None, name: str) -> Molecule:
+    if len(numbers) < 2:
+        raise InputError("one atom cannot react", where=name, expected="a molecule of two atoms or more")
+    return Molecule(numbers, positions, charge, checked_spin(numbers, charge, spin), name)
+
+
+def all_molecules(paths: Sequence[str | os.PathLike], charge: int = 0, spin: int | None = None) -> list[Molecule]:
+    """The molecules of several files, each connectivity once.
+
+    Raises:
+        InputError: no files, or see :func:`read_molecules`.
+    """
+    if not paths:
+        raise InputError(
+            "no molecules given", where="SOURCES", expected="files of SMILES, structures or reactions",
+            remedy="molgen data reactions molecules.smi, for one",
+        )  # fmt: skip
+    unique: dict[str, Molecule] = {}
+    for path in paths:
+        for molecule in read_molecules(path, charge, spin):
+            unique.setdefault(key_of(molecule), molecule)
+    return list(unique.values())

@@ -1,0 +1,159 @@
+"""A pool of worker processes, one job each at a time; a worker that dies takes only its job with it.
+
+Each worker has its own pipe, so that the job it died on is known; concurrent.futures breaks the whole pool instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from molgen.errors import InputError
+
+# Fresh interpreters: a fork would copy the threads' locks of torch, OpenMM and tblite without their threads.
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+@dataclass(frozen=True)
+class Died:
+    """The answer to a job whose worker died: how, in words."""
+
+    reason: str
+
+
+class WorkerPool:
+    """Hands jobs to `workers` processes.
+
+    Args:
+        factory: picklable, makes in each worker the callable that does a job.
+        workers: processes; None: one a core this process may use. Each runs one OpenMP thread unless OMP_NUM_THREADS
+            says otherwise.
+        where: names the pool in messages.
+
+    Attributes:
+        members: the living workers. They start when there is work for them, and live until `close()`.
+
+    Raises:
+        InputError: no worker, or a factory that cannot be sent to one.
+    """
+
+    def __init__(
+        self, factory: Callable[[], Callable[..., Any]], workers: int | None = None, where: str = "WorkerPool"
+    ):
+        try:
+            ForkingPickler.dumps(factory)
+        except Exception as error:
+            raise InputError(
+                f"the factory cannot be sent to a worker: {error}",
+                where=where,
+                remedy="use functools.partial of a class or a function defined in a module",
+            ) from error
+        self.factory = factory
+        self.workers = len(os.sched_getaffinity(0)) if workers is None else int(workers)
+        if self.workers < 1:
+            raise InputError(f"{workers} workers", where=where, expected="at least 1")
+        self.members: list[Worker] = []
+
+    def run(self, jobs: Iterable[tuple]) -> Iterator[tuple[tuple, Any]]:
+        """(job, answer) of every job, in the order of finishing; the answer is `Died` where the worker died.
+
+        A job is taken from `jobs` only when a worker is free for it. Ending early, Ctrl-C included, kills the workers:
+        none may keep an answer that the next call would read.
+        """
+        waiting = iter(jobs)
+        busy: dict[Connection, tuple[Worker, tuple]] = {}
+        idle, exhausted = list(self.members), False
+        try:
+            while True:
+                while not exhausted and (idle or len(self.members) < self.workers):
+                    job = next(waiting, None)
+                    if job is None:
+                        exhausted = True
+                        break
+                    worker = idle.pop() if idle else self._new()
+                    worker.submit(job)
+                    busy[worker.connection] = worker, job
+                if not busy:
+                    return
+                for connection in wait(list(busy)):
+                    worker, job = busy.pop(connection)  # pyright: ignore[reportArgumentType]
+                    try:
+                        answer = worker.connection.recv()
+                        idle.append(worker)
+                    except (EOFError, ConnectionResetError):
+                        self.members.remove(worker)
+                        answer = Died(worker.end())
+                    yield job, answer
+        except BaseException:
+            for worker in self.members:
+                worker.process.kill()
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the workers. A later `run` starts new ones."""
+        while self.members:
+            self.members.pop().end()
+
+    def _new(self) -> Worker:
+        self.members.append(Worker(self.factory))
+        return self.members[-1]
+
+
+class Worker:
+    """A process that does jobs one after the other."""
+
+    def __init__(self, factory: Callable[[], Callable[..., Any]]):
+        self.connection, theirs = _CONTEXT.Pipe()
+        self.process = _CONTEXT.Process(target=_serve, args=(theirs, factory), daemon=True)
+        with _one_thread():
+            self.process.start()
+        theirs.close()  # ours alone would keep the pipe open after the worker's death
+
+    def submit(self, job: tuple) -> None:
+        """Hand over a job; one that died idle is found out by the read that follows."""
+        with contextlib.suppress(BrokenPipeError):
+            self.connection.send(job)
+
+    def end(self) -> str:
+        """Close the pipe, which ends a living worker; how the process ended, in words."""
+        self.connection.close()
+        self.process.join()
+        code = self.process.exitcode or 0
+        return f"worker process died ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+
+
+def _serve(connection: Connection, factory: Callable[[], Callable[..., Any]]) -> None:
+    """A worker's life: jobs in, answers out, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    work = factory()
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        answer = work(*job)
+        try:
+            connection.send(answer)
+        except BrokenPipeError:
+            return  # the parent is gone
+
+
+@contextmanager
+def _one_thread():
+    """Processes started inside get OMP_NUM_THREADS=1 unless it is set: one thread a worker, not cores a worker."""
+    given = os.environ.get("OMP_NUM_THREADS")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["OMP_NUM_THREADS"]

@@ -1,0 +1,253 @@
+"""New reactions of molecules, attempt by attempt in worker processes: `molgen data reactions`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from molgen.data.exclusion import excluded_keys, split_spec
+from molgen.data.reactions import read_column
+from molgen.data.sources import all_molecules, training_split
+from molgen.errors import CalculatorError, InputError
+from molgen.files import explained, sha256
+from molgen.pool import Died, WorkerPool
+from molgen.potentials.ase import calculator_from_spec, level_name
+from molgen.run import Run
+from molgen.tsgen import load_model
+from molgen.workflows.reaction_attempt import VERIFIED, Attempts, Guess, Plan
+from molgen.workflows.reaction_set import ReactionSet
+
+JOURNAL, REACTIONS = "attempts.jsonl", "reactions.npz"
+WRITE_EVERY = 600.0  # seconds between two writings of the npz
+GUESSES: dict[str, tuple[Guess, ...]] = {"tsgen": ("tsgen",), "sqrt": ("sqrt",), "both": ("tsgen", "sqrt")}
+
+
+def plan_of(
+    sources: Sequence[Path],
+    exclude: Sequence[str],
+    *,
+    calculator: str = "gfn2",
+    calculator_kwargs: Mapping[str, Any] | None = None,
+    guess: str = "both",
+    weights: str = "tsgen",
+    charge: int = 0,
+    spin: int | None = None,
+    seed: int = 0,
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan of a run, and the settings that decide its result (of files, their digests too).
+
+    Of a source set with a training split, the other splits are excluded as well.
+
+    Raises:
+        InputError: unusable files or options; a calculator that cannot describe the first molecule.
+    """
+    if guess not in GUESSES:
+        raise InputError(f"unknown guess {guess!r}", where="--guess", expected=", ".join(GUESSES))
+    molecules = all_molecules(sources, charge, spin)
+    implied = [
+        f"{path}:{name}"
+        for path in sources
+        if Path(path).suffix == ".npz" and training_split(path)
+        for name in sorted(set(read_column(path, "split").tolist()) - {"train"})
+    ]
+    keys = excluded_keys([*exclude, *implied])
+    plan = Plan(molecules, keys, calculator, dict(calculator_kwargs or {}), GUESSES[guess], weights, seed)
+    first = molecules[0]
+    calculator_from_spec(calculator, dict(plan.calculator_kwargs), first.numbers, first.charge, first.spin)
+    model = load_model(weights).hash if "tsgen" in plan.guesses else None
+    files = {str(path): sha256(Path(path).read_bytes()) for path in (*sources, *(split_spec(e)[0] for e in exclude))}
+    settings = {
+        "sources": [str(path) for path in sources], "exclude": list(exclude), "files": files, "calculator": calculator,
+        "calculator_kwargs": plan.calculator_kwargs, "guess": guess, "weights": model, "charge": charge, "spin": spin,
+    }  # fmt: skip
+    return plan, settings
+
+
+def find_reactions(
+    plan: Plan,
+    run: Run,
+    *,
+    attempts: int | None = None,
+    count: int | None = None,
+    seconds: float | None = None,
+    workers: int | None = None,
+    work: Callable[[Plan], Callable[[int], dict[str, Any]]] = Attempts,
+    progress: Callable[[Search], None] = lambda search: None,
+) -> Search:
+    """Attempts 0, 1, 2, ... of `plan` until one of the limits; the reactions end up in `run.directory/reactions.npz`.
+
+    Every finished attempt is in the journal (`attempts.jsonl`) before it counts, and counts in the order of its
+    number: killed anywhere and resumed, a run of so many attempts gives the same file as one that was not, whatever
+    the number of workers.
+
+    Args:
+        attempts, count, seconds: stop after so many attempts, reactions kept, or seconds of this call; at least one.
+        workers: processes, default one a core. work: makes the callable that carries out an attempt, in each worker.
+        progress: called after every attempt.
+
+    Raises:
+        InputError: no limit, no worker, or a damaged journal. CalculatorError: it failed on every attempt.
+    """
+    if attempts is None and count is None and seconds is None:
+        raise InputError(
+            "nothing says when to stop", where="--attempts, --count, --time-budget", expected="at least one of them"
+        )
+    pool = WorkerPool(partial(work, plan), workers, "--workers")
+    search = Search(plan, run)
+    search.resume()
+    search.take(count)
+    limit = time.monotonic() + seconds if seconds is not None else None
+
+    def waiting() -> Iterator[tuple[int]]:
+        for index in search.open_attempts(attempts):
+            if search.enough(count) or (limit is not None and time.monotonic() > limit):
+                return
+            yield (index,)
+
+    try:
+        for (index,), answer in pool.run(waiting()):
+            died = isinstance(answer, Died)
+            search.keep({"attempt": index, "outcome": "worker died"} if died else answer)
+            search.take(count)
+            progress(search)
+            search.publish(WRITE_EVERY)
+    finally:
+        pool.close()
+        search.close()
+        search.take(count)
+        search.publish()
+    failed = search.found.outcomes["calculator failed"] + search.found.outcomes["worker died"]
+    if failed and failed == search.taken:
+        raise CalculatorError(
+            "failed on every attempt",
+            where=f"calculator {plan.calculator!r}",
+            remedy="check --charge and --spin, or choose another --calculator",
+        )
+    return search
+
+
+class Search:
+    """Where a run stands: attempts finished (in the journal), and of these, taken in order, the reactions found.
+
+    Attributes:
+        found: the reactions. taken: attempts that count, 0 to taken - 1. calls: gradient calls of these, by stage.
+    """
+
+    def __init__(self, plan: Plan, run: Run):
+        self.plan, self.run = plan, run
+        self.found = ReactionSet(level_name(plan.calculator, plan.calculator_kwargs), plan.excluded)
+        self.taken, self.calls = 0, Counter()
+        self.busy_seconds = 0.0
+        self.path = run.path(JOURNAL)
+        self._finished: dict[int, dict[str, Any]] = {}
+        self._stream: Any = None
+        self._begin = self._written = time.monotonic()
+        self._fresh = 0
+
+    def resume(self) -> None:
+        """Read the journal of an earlier run, if there is one, and open it for more."""
+        if self.path.exists():
+            self._finished = read_journal(self.path)
+        with explained(self.path):
+            self._stream = self.path.open("a", encoding="utf-8")
+
+    def open_attempts(self, attempts: int | None) -> Iterator[int]:
+        """Numbers of attempts not yet finished, below `attempts`."""
+        done, index = set(self._finished), 0
+        while attempts is None or index < attempts:
+            if index not in done:
+                yield index
+            index += 1
+
+    def keep(self, record: dict[str, Any]) -> None:
+        """Write a finished attempt to the journal."""
+        self._stream.write(json.dumps({**record, "seed": self.plan.seed}) + "\n")
+        self._stream.flush()
+        self._finished[record["attempt"]] = {**record, "seed": self.plan.seed}
+        self._fresh += 1
+
+    def take(self, count: int | None = None) -> None:
+        """Let finished attempts count, in order, up to the first unfinished one or the last reaction asked for."""
+        while self.taken in self._finished and not self.enough(count):
+            record = self._finished[self.taken]
+            self.found.add(record)
+            self.calls.update(record.get("calls", {}))
+            self.busy_seconds += record.get("seconds", 0.0)
+            self.taken += 1
+
+    def enough(self, count: int | None) -> bool:
+        """Whether so many reactions are found."""
+        return count is not None and len(self.found) >= count
+
+    def publish(self, every: float = 0.0) -> None:
+        """Write the npz, unless it was written in the last `every` seconds."""
+        if time.monotonic() - self._written < every:
+            return
+        self.found.write(self.run.path(REACTIONS))
+        self._written = time.monotonic()
+        self.run.record(**self.figures())
+
+    def close(self) -> None:
+        """Close the journal."""
+        if self._stream is not None:
+            self._stream.close()
+
+    @property
+    def per_hour(self) -> float:
+        """Reactions kept an hour of one worker's time."""
+        return 3600 * len(self.found) / self.busy_seconds if self.busy_seconds else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """What the summary says: yield, rate, costs."""
+        outcomes = dict(self.found.outcomes.most_common())
+        verified = sum(outcomes.get(name, 0) for name in (*VERIFIED, "duplicate"))
+        return {
+            "attempts": self.taken,
+            "verified": verified,
+            "kept": len(self.found),
+            "reactions": self.found.reactions,
+            "intended": outcomes.get("intended", 0),
+            "per_worker_hour": round(self.per_hour, 1),
+            "energy_calls": self.calls.total(),
+            "calls_by_stage": dict(self.calls),
+            "rejections": {name: n for name, n in outcomes.items() if name not in VERIFIED},
+        }
+
+    def line(self) -> str:
+        """Rate and yield, for the person watching."""
+        elapsed = max(time.monotonic() - self._begin, 1e-6)
+        share = len(self.found) / max(self.taken, 1)
+        rate = 3600 * share * self._fresh / elapsed
+        return f"{self.taken} attempts, {len(self.found)} reactions ({share:.0%}), {rate:.0f} an hour"
+
+
+def read_journal(path: Path) -> dict[int, dict[str, Any]]:
+    """Records of a journal by attempt; a last line cut short by a kill is removed from the file.
+
+    Raises:
+        InputError: another line that is no record.
+    """
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with explained(path), path.open("r+b") as stream:
+            stream.truncate(whole)
+    records: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(data[:whole].splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            records[int(record["attempt"])] = record
+            assert isinstance(record["outcome"], str)
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise InputError(
+                "not the record of an attempt",
+                where=f"{path}, line {number}",
+                expected="what an earlier run wrote",
+                remedy="remove the line: its attempt is then made again",
+            ) from error
+    return records
