@@ -36,8 +36,9 @@ from molgen.potentials.analytic import DoubleWell, Harmonic, MuellerBrown
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.units import KB, KCAL_MOL
-from molgen.workflows.fes import FesSettings, Problem, run_fes
+from molgen.workflows.fes import FesSettings, run_fes
 from molgen.workflows.fes_estimate import ensemble_of, final_draws, surfaces
+from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_system import System
 
 T, SEEDS, LOW = 300.0, (0, 1, 2), 8.0  # K; kT, where surfaces are compared

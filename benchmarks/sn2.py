@@ -36,7 +36,8 @@ def potential():
 
 def problem():
     """The system with both complexes known, its variables and walls."""
-    from molgen.workflows.fes import FesSettings, Problem
+    from molgen.workflows.fes_problem import Problem
+    from molgen.workflows.fes_settings import FesSettings
     from molgen.workflows.fes_system import System
 
     system = System(potential(), np.stack([START, START[[0, 1, 2, 3, 5, 4]]]))

@@ -71,17 +71,14 @@ def four_atoms(potential: Potential | None = None, hills: int = 20) -> Target:
     return Target(potential, [distance(0, 1)], [wall], bias, T, closest_allowed(potential.numbers))
 
 
-def tiny_sampler(target: Target, *, symmetry: list[list[int]] | None = None, mirror: bool = True, **settings: Any):
+def tiny_sampler(target: Target, **settings: Any):
     """A sampler of four atoms before its first round."""
     frames = SQUARE + 0.1 * np.random.default_rng(1).standard_normal((40, 4, 3))
     batch = target.evaluate(frames, np.zeros(40), 0)
     chosen = replace(SamplerSettings(rounds=6, draws=16, learn=2, batch=16, pretrain=3), **settings)
     torch.manual_seed(0)
     controller = build_controller(ControllerConfig("pair", (6, 6, 8, 1), hidden=16))
-    return Sampler(
-        target, controller, Schedule(steps=8), chosen, batch.take(batch.accepted), symmetry=symmetry or [],
-        mirror=mirror,
-    )  # fmt: skip
+    return Sampler(target, controller, Schedule(steps=8), chosen, batch.take(batch.accepted))
 
 
 def read_plumed(path: Path) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from molgen.cli import main
-from molgen.cvdiffusion import sampler, start, target
+from molgen.cvdiffusion import start, target
 from molgen.data.peptide import build_peptide
 from molgen.data.start import start_structure
-from molgen.workflows import fes
+from molgen.workflows import fes_settings
 
 runner = CliRunner()
 FEW = ["--rounds", "4", "--draws", "16", "--learn", "1", "-n", "30"]
@@ -26,9 +26,15 @@ TORSION = "torsion 4 6 8 14"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the command line does not offer, small: starting simulation, pretraining, the network."""
-    few = partial(sampler.SamplerSettings, pretrain=8, batch=16)
-    monkeypatch.setattr(sampler, "SamplerSettings", few)
-    monkeypatch.setattr(fes, "FesSettings", partial(fes.FesSettings, frames=16, hidden=16, fine=1))
+
+    def small(coordinates: str) -> fes_settings.FesSettings:
+        usual = usually(coordinates)
+        few = replace(usual.sampler, pretrain=8, batch=16)
+        frames = 16 if coordinates == "cartesian" else 100  # enough to whiten by
+        return replace(usual, sampler=few, frames=frames, hidden=16, fine=1)
+
+    usually = fes_settings.default_settings
+    monkeypatch.setattr(fes_settings, "default_settings", small)
     monkeypatch.setattr(start, "SETTLE", 2)
     monkeypatch.setattr(start, "RELAX", 10)
 
@@ -108,7 +114,7 @@ def test_options_of_a_file_and_of_the_command_line(molgen: Callable[..., Result]
 
 @pytest.mark.parametrize(("line", "texts"), [
     ("round = 4", ["unknown key 'round'", "rounds", "run.toml"]),
-    ("rounds = 4.5", ["rounds = 4.5", "a value like 300"]),
+    ("rounds = 4.5", ["rounds = 4.5", "a value like 200"]),
     ("rounds = 0", ["sampler.rounds = 0", "at least 1"]),
     ("temperature = true", ["temperature = True", "300.0"]),
     ('hill-width = "wide"', ["hill_width = 'wide'", "0.1, or a list"]),

@@ -9,8 +9,9 @@ import torch
 from equivariance import assert_equivariant, orthogonal, randomised, relative_error, rotate
 
 from molgen.cvdiffusion.controller import Controller, ControllerConfig, build_controller
-from molgen.cvdiffusion.noising import centred
+from molgen.cvdiffusion.space import CartesianSpace
 
+centred = CartesianSpace(2).centred
 NUMBERS = (0, 1, 1, 3, 4, 5)
 QUADRUPLES = ((0, 1, 2, 3), (2, 3, 4, 5))
 KINDS: dict[str, dict] = {

@@ -15,6 +15,7 @@ from molgen.checkpoint import load_checkpoint
 from molgen.cvdiffusion.controller import ControllerConfig, build_controller
 from molgen.cvdiffusion.noising import Schedule
 from molgen.cvdiffusion.sampler import Lesson, Sampler, SamplerSettings, lesson_loss, tempered
+from molgen.cvdiffusion.space import CartesianSpace
 from molgen.cvdiffusion.train import train_sampler
 from molgen.errors import CalculatorError, InputError
 from molgen.geometry.bonds import distance_matrix
@@ -131,10 +132,10 @@ class Blind(nn.Module):
 
 @pytest.mark.parametrize("mirror", [True, False])
 def test_lessons_are_turned_and_exchanged(mirror: bool):
-    sampler = tiny_sampler(four_atoms(), symmetry=[[1, 2]], mirror=mirror)
+    space = CartesianSpace(4, [[1, 2]], mirror)
     rng = np.random.default_rng(0)
     x, a = SQUARE + 0.1 * rng.standard_normal((200, 4, 3)), rng.standard_normal((200, 4, 3))
-    moved, slope = sampler._moved(x, a, np.random.default_rng(1))
+    moved, slope = space.moved(x, a, np.random.default_rng(1))
     plain, exchanged = (np.abs(distance_matrix(moved) - distance_matrix(x[:, o])).max((1, 2)) < 1e-9
                         for o in ([0, 1, 2, 3], [0, 2, 1, 3]))  # fmt: skip
     assert (plain ^ exchanged).all() and 60 < plain.sum() < 140
@@ -149,9 +150,9 @@ def test_lessons_are_turned_and_exchanged(mirror: bool):
 
 
 def test_symmetries_keep_the_loss_of_a_controller_that_has_them():
-    sampler = tiny_sampler(four_atoms(), symmetry=[[0, 1, 2, 3]])
+    space = CartesianSpace(4, [[0, 1, 2, 3]])
     x, a = np.repeat(SQUARE[None], 64, 0), np.repeat(-np.roll(SQUARE, 1, 0)[None], 64, 0)
-    moved, slope = sampler._moved(x, a, np.random.default_rng(1))
+    moved, slope = space.moved(x, a, np.random.default_rng(1))
     r = torch.full((64,), 0.3)
     losses = [
         lesson_loss(Blind(), Lesson(torch.from_numpy(p).float(), r, torch.from_numpy(-s).float()), 0.05)["loss"]
@@ -339,4 +340,4 @@ def test_energies_that_fail_now_and_then_cost_those_samples_only():
 def test_pair_controller_is_what_four_atoms_get():
     sampler = tiny_sampler(four_atoms())
     assert build_controller(sampler.controller.describe()).config == sampler.controller.config
-    assert isinstance(sampler.controller.config, ControllerConfig) and sampler.atoms == 4
+    assert isinstance(sampler.controller.config, ControllerConfig) and sampler.target.space.atoms == 4

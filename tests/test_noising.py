@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from molgen.cvdiffusion.noising import Schedule, centred, dimensions, fit_variances, simulate
+from molgen.cvdiffusion.noising import Schedule, fit_variances, simulate
+from molgen.cvdiffusion.space import CartesianSpace
 from molgen.reweight.importance import diagnose
 
 ATOMS = 4
+SPACE = CartesianSpace(ATOMS)
 SCHEDULE = Schedule(start=36.0, end=0.02, steps=24, spread=0.02)
 
 
@@ -37,18 +39,18 @@ def exact(precision: np.ndarray):
 
     def score(r: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         flat = x.double().flatten(1) @ vectors
-        return centred((-flat * values / (1 + r[:1].double() * values) @ vectors.T).view(x.shape)).float()
+        return SPACE.centred((-flat * values / (1 + r[:1].double() * values) @ vectors.T).view(x.shape)).float()
 
     return score
 
 
 def log_z(precision: np.ndarray) -> float:
-    return 0.5 * (dimensions(ATOMS) * np.log(2 * np.pi) - np.log(np.linalg.eigvalsh(precision)[3:]).sum())
+    return 0.5 * (SPACE.dimensions * np.log(2 * np.pi) - np.log(np.linalg.eigvalsh(precision)[3:]).sum())
 
 
 def log_weights(precision: np.ndarray, schedule: Schedule, variances: np.ndarray, count: int) -> np.ndarray:
-    found = simulate(exact(precision), schedule, variances, ATOMS, count, 0)
-    x = found.positions.reshape(count, -1)
+    found = simulate(exact(precision), schedule, variances, SPACE, count, 0)
+    x = found.points.reshape(count, -1)
     return found.log_path - 0.5 * np.einsum("bi,ij,bj->b", x, precision, x)
 
 
@@ -69,14 +71,14 @@ def test_for_an_isotropic_gaussian_all_weights_are_equal():
 
 def gaussian_samples(count: int) -> np.ndarray:
     values, vectors = np.linalg.eigh(PRECISION)
-    normal = np.random.default_rng(1).standard_normal((count, dimensions(ATOMS)))
+    normal = np.random.default_rng(1).standard_normal((count, SPACE.dimensions))
     return (normal / np.sqrt(values[3:]) @ vectors[:, 3:].T).reshape(count, ATOMS, 3)
 
 
 @pytest.mark.parametrize("steps", [48, 192])
 def test_stiff_and_soft_directions_cost_weight_but_ln_z_holds(steps: int):
     schedule = Schedule(SCHEDULE.start, SCHEDULE.end, steps, SCHEDULE.spread)
-    variances = fit_variances(exact(PRECISION), schedule, gaussian_samples(4000), np.full(4000, 1 / 4000), 0)
+    variances = fit_variances(exact(PRECISION), schedule, SPACE, gaussian_samples(4000), np.full(4000, 1 / 4000), 0)
     found = diagnose(log_weights(PRECISION, schedule, variances, 4000))
     assert found.khat < 0.7 and found.log_z == pytest.approx(log_z(PRECISION), abs=4 * found.log_z_error)
     assert (0.7 if steps > 100 else 0.2) < found.ess < 0.999
@@ -86,10 +88,10 @@ def test_fitted_variances_are_the_exact_ones():
     precision = np.kron(np.eye(ATOMS) - 1 / ATOMS, np.eye(3)) / 0.1**2
     x = np.random.default_rng(2).standard_normal((4000, ATOMS, 3)) * 0.1
     x -= x.mean(1, keepdims=True)
-    fitted = fit_variances(exact(precision), SCHEDULE, x, np.full(4000, 1 / 4000), 0)
+    fitted = fit_variances(exact(precision), SCHEDULE, SPACE, x, np.full(4000, 1 / 4000), 0)
     assert fitted / SCHEDULE.variances(0.1) == pytest.approx(np.ones(24), abs=0.05)
 
 
 def test_a_trajectory_depends_on_its_own_number_alone():
-    few, many = (simulate(exact(PRECISION), SCHEDULE, SCHEDULE.variances(0.1), ATOMS, n, 3, 5) for n in (3, 7))
-    assert few.positions == pytest.approx(many.positions[:3], abs=1e-6)
+    few, many = (simulate(exact(PRECISION), SCHEDULE, SCHEDULE.variances(0.1), SPACE, n, 3, 5) for n in (3, 7))
+    assert few.points == pytest.approx(many.points[:3], abs=1e-6)

@@ -11,8 +11,9 @@ from flow_cases import KELVIN, MOLECULES, conditionals, drawn, flow_of, layout_o
 from scipy.spatial.transform import Rotation
 
 from molgen.errors import InputError
+from molgen.geometry.internal import to_cartesian, to_internal
 from molgen.prose.generate import propose, sample, uniform
-from molgen.prose.zmatrix import canonical, to_cartesian, to_internal
+from molgen.prose.zmatrix import canonical
 
 # densities
 

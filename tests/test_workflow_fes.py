@@ -24,8 +24,9 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.units import KB, KJ_MOL
 from molgen.workflows import fes
-from molgen.workflows.fes import Problem, sample_cv
+from molgen.workflows.fes import sample_cv
 from molgen.workflows.fes_estimate import basins
+from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_system import System
 
 FILES = {

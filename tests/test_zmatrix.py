@@ -18,8 +18,9 @@ from molgen.data.md import load_md
 from molgen.data.peptide import RESIDUES, Peptide, build_peptide
 from molgen.data.start import start_structure
 from molgen.errors import InputError
+from molgen.geometry.internal import log_volume, to_cartesian, to_internal, wrapped
 from molgen.prose.layout import Layout
-from molgen.prose.zmatrix import build_zmatrix, canonical, log_volume, to_cartesian, to_internal, wrapped
+from molgen.prose.zmatrix import build_zmatrix, canonical
 
 KINDS = [kind for kind in RESIDUES if kind != "[HIE]"]  # the same as H
 EVERY = pytest.mark.parametrize("kind", KINDS)

@@ -52,16 +52,34 @@ def fes(
         list[str] | None, typer.Option("--wall", help='Part of the target: "distance 0 4 < 3.3"; may be repeated.')
     ] = None,
     temperature: Annotated[float, typer.Option("-T", "--temperature", help="K.")] = 300.0,
-    rounds: Annotated[int, typer.Option("--rounds", min=4, help="Of --draws energies each.")] = 300,
-    draws: Annotated[int, typer.Option("--draws", min=16, help="Trajectories, and energies, a round.")] = 192,
-    learn: Annotated[int, typer.Option("--learn", min=1, help="Gradient steps a round.")] = 80,
-    samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Drawn at the end.")] = 4000,
+    coordinates: Annotated[
+        str,
+        typer.Option(
+            "--coordinates",
+            help="cartesian; internal, where bonds stay; auto: internal for --pdb without rings, else cartesian.",
+        ),
+    ] = "auto",
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=4, help="Of --draws energies each; default 300, internal 100.")
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option("--draws", min=16, help="Trajectories, and energies, a round; default 192, internal 1024."),
+    ] = None,
+    learn: Annotated[
+        int | None, typer.Option("--learn", min=1, help="Gradient steps a round; default 80, internal 100.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("-n", "--samples", min=1, help="Drawn at the end; default 4000, internal 8000.")
+    ] = None,
     gamma: Annotated[float, typer.Option("--gamma", help="Bias factor.")] = 12.0,
     cap: Annotated[float, typer.Option("--cap", help="The bias grows no higher, kT.")] = 23.0,
     hill_width: Annotated[
         list[float] | None, typer.Option("--hill-width", help="Of each --cv, in A or degrees.")
     ] = None,
-    width: Annotated[float, typer.Option("--width", help="Of the stiffest thermal motion, A.")] = 0.05,
+    width: Annotated[
+        float, typer.Option("--width", help="Of the stiffest thermal motion, A; for cartesian coordinates.")
+    ] = 0.05,
     controller: Annotated[str, typer.Option("--controller", help="auto, pair or trunk.")] = "auto",
     stop: Annotated[bool, typer.Option("--stop/--no-stop", help="End early once the surface rests.")] = True,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will cost, and do nothing.")] = False,
@@ -134,6 +152,8 @@ def _typed(key: str, value: Any, default: Any, config: Path) -> Any:
         good, example, result = isinstance(value, str), "a path", config.parent / str(value)
     elif key == "out":
         good, example, result = isinstance(value, str), "a path", Path(str(value))
+    elif key in ("rounds", "draws", "learn", "samples"):
+        good, example = type(value) is int, "200"
     elif isinstance(default, float) and type(value) is int:
         good, result = True, float(value)
     if not good:
@@ -159,7 +179,7 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         cvs = o["cv"] or []
         given = {
             "ranges": _ranges(o["range_"], cvs, len(system.numbers)), "walls": o["wall"] or [],
-            "settings": _settings(o, cvs, len(system.numbers)),
+            "settings": _settings(o, cvs, system),
         }  # fmt: skip
     if not cvs:
         raise InputError(
@@ -170,7 +190,7 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         typer.echo(forecast(system, cvs, o["temperature"], **given))
         return {}, o["out"]
     with common.progress() as bar:
-        task = bar.add_task("starting", total=o["rounds"])
+        task = bar.add_task("starting", total=given["settings"].sampler.rounds)
 
         def show(row: dict[str, Any]) -> None:
             text = (
@@ -213,27 +233,32 @@ def _from_ts(o: dict[str, Any]) -> tuple[Any, Any, list[Any], dict[str, Any]]:
             expected="structures, calculator, charge, spin and collective variable from the ts run",
         )  # fmt: skip
     path = read_path(o["from_ts"])
-    settings = path.settings(_settings(o, [], len(path.potential.numbers)), o["temperature"])
+    system = System(path.potential, path.frames[[0, -1]])
+    settings = path.settings(_settings(o, [], system), o["temperature"])
     given = {"ranges": None, "walls": [path.wall(), *(o["wall"] or [])], "settings": settings}
-    return path, System(path.potential, path.frames[[0, -1]]), list(path.cvs[:1]), given
+    return path, system, list(path.cvs[:1]), given
 
 
-def _settings(o: dict[str, Any], cvs: list[str], atoms: int) -> Any:
-    from molgen.cvdiffusion.sampler import SamplerSettings
-    from molgen.workflows.fes import FesSettings
+def _settings(o: dict[str, Any], cvs: list[str], system: Any) -> Any:
+    from molgen.workflows.fes_problem import coordinates_of
+    from molgen.workflows.fes_settings import COORDINATES, default_settings
 
-    sampler = replace(
-        SamplerSettings(), rounds=o["rounds"], draws=o["draws"], learn=o["learn"], width=o["width"]
-    )  # fmt: skip
+    if o["coordinates"] not in COORDINATES:
+        raise InputError(
+            f"unknown coordinates {o['coordinates']!r}", where="--coordinates", expected=", ".join(COORDINATES)
+        )
+    usual = default_settings(coordinates_of(system, o["coordinates"]))
+    asked = {key: o[key] for key in ("rounds", "draws", "learn") if o[key] is not None}
+    sampler = replace(usual.sampler, width=o["width"], **asked)
     widths = o["hill_width"]
     if widths:
-        scales = _scales(cvs, atoms) + [1.0] * len(widths)
+        scales = _scales(cvs, len(system.numbers)) + [1.0] * len(widths)
         widths = tuple(value * scale for value, scale in zip(widths, scales, strict=False))
     if o["controller"] not in ("auto", "pair", "trunk"):
         raise InputError(f"unknown controller {o['controller']!r}", where="--controller", expected="auto, pair, trunk")
-    return FesSettings(
-        sampler=sampler, gamma=o["gamma"], cap=o["cap"], widths=widths or None, samples=o["samples"],
-        controller=o["controller"], stop=o["stop"],
+    return replace(
+        usual, sampler=sampler, gamma=o["gamma"], cap=o["cap"], widths=widths or None, controller=o["controller"],
+        samples=o["samples"] or usual.samples, stop=o["stop"],
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Controllers: networks f(r, x) for the score of the target after noise of variance r, in 1/Angstrom.
 
-One interface, three networks: `PointController` for a single particle on a model surface; `PairController` for few
+One interface, four networks: `PointController` for a single particle on a model surface; `PairController` for few
 atoms, cheap, blind to reflections; `TrunkController`, the shared equivariant trunk, for many atoms, which tells left
-from right where asked to.
+from right where asked to; `InternalController` for the internal coordinates of a molecule whose bonds stay.
 
 All are residuals of the score of a Gaussian of the target's spread, in units of 1/sqrt(r + width^2).
 """
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from molgen.cvdiffusion.noising import centred
 from molgen.nn.radial import FourierTime
 from molgen.nn.trunk import Trunk, TrunkConfig
 
 KINDS = ("point", "pair", "trunk")
+HARMONICS = (1, 2, 3, 4, 6)  # of a broad dihedral that the internal network sees
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,14 @@ class ControllerConfig:
     """What a controller is.
 
     Attributes:
-        kind: "point", "pair" or "trunk".
+        kind: "point", "pair", "trunk" or "internal".
         numbers: (N,) class of each atom: equal for atoms that the network may not tell apart (trunk).
         spread: variance of the target's coordinates, Angstrom^2. width: of its stiffest directions, Angstrom.
         least, most: standard deviation of the least and the most noise, Angstrom.
         hidden, depth: of the perceptrons. radial: Gaussians a distance.
         quadruples: atoms whose signed volumes the pair network sees, to tell left from right; none: it is blind
             to reflections.
+        periods: of the coordinates, radians; 0 for those that are narrow (internal).
         scalars, vectors, layers: of the trunk. odd: parity-odd channels of the trunk; 0 is blind to reflections.
     """
 
@@ -48,6 +49,7 @@ class ControllerConfig:
     depth: int = 3
     radial: int = 16
     quadruples: tuple[tuple[int, ...], ...] = ()
+    periods: tuple[float, ...] = ()
     scalars: int = 32
     vectors: int = 16
     layers: int = 3
@@ -55,18 +57,26 @@ class ControllerConfig:
 
 
 class Controller(nn.Module, ABC):
-    """f(r (B,), x (B, N, 3)) -> (B, N, 3), without net force for more than one atom."""
+    """f(r (B,), x (B, M, c)) -> (B, M, c), without net force for more than one atom.
+
+    Attributes:
+        spread: variance of the target's coordinates, a number or (M, c).
+    """
+
+    spread: Tensor
 
     def __init__(self, config: ControllerConfig):
         super().__init__()
         self.config = config
         self.time = FourierTime(8)
+        self.register_buffer("spread", torch.tensor(config.spread), persistent=False)
         low, high = 2 * torch.tensor([config.least, config.most]).log()
         self.log_range = (float(low), float(high))
 
     def describe(self) -> dict[str, Any]:
         """The configuration, as JSON can hold it."""
-        listed = {"numbers": list(self.config.numbers), "quadruples": [list(q) for q in self.config.quadruples]}
+        listed = {name: list(getattr(self.config, name)) for name in ("numbers", "periods")}
+        listed["quadruples"] = [list(q) for q in self.config.quadruples]
         return asdict(self.config) | listed
 
     def forward(self, r: Tensor, x: Tensor) -> Tensor:
@@ -74,12 +84,12 @@ class Controller(nn.Module, ABC):
         low, high = self.log_range
         time = self.time((r.log() - low).clamp(min=0) / (high - low))
         r = r[:, None, None]
-        plain = -x / (r + c.spread)
+        plain = -x / (r + self.spread)
         return plain + self.correction(r, x, time) / (r + c.width**2).sqrt()
 
     @abstractmethod
     def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
-        """What the network adds (B, N, 3), of order one. r is (B, 1, 1), time (B, F)."""
+        """What the network adds (B, M, c), of order one. r is (B, 1, 1), time (B, F)."""
 
 
 class PointController(Controller):
@@ -92,7 +102,8 @@ class PointController(Controller):
 
     def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
         shrunk = x / (1 + r / self.config.spread).sqrt()
-        return centred(self.net(torch.cat([shrunk.flatten(1), torch.tanh(shrunk).flatten(1), time], 1)).view_as(x))
+        force = self.net(torch.cat([shrunk.flatten(1), torch.tanh(shrunk).flatten(1), time], 1)).view_as(x)
+        return force - force.mean(1, keepdim=True) if x.shape[1] > 1 else force
 
 
 class PairController(Controller):
@@ -179,12 +190,35 @@ class TrunkController(Controller):
         return force - force.mean(1, keepdim=True)
 
 
+class InternalController(Controller):
+    """A perceptron on internal coordinates; it sees broad dihedrals as angles too."""
+
+    def __init__(self, config: ControllerConfig):
+        super().__init__(config)
+        periods = torch.tensor(config.periods)
+        self.spread = torch.where(periods > 0, (periods / 2) ** 2, config.width**2)[:, None]
+        self.register_buffer("broad", torch.nonzero(periods > 0)[:, 0], persistent=False)
+        self.register_buffer("harmonics", torch.tensor(HARMONICS, dtype=torch.float32), persistent=False)
+        inputs = len(periods) + 2 * len(HARMONICS) * len(self.broad) + 16
+        self.net = _perceptron(inputs, config.hidden, config.depth, len(periods))
+
+    broad: Tensor
+    harmonics: Tensor
+
+    def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
+        angles = (x[:, self.broad] * self.harmonics).flatten(1)
+        shrunk = x[..., 0] / (r[..., 0] + self.spread[:, 0]).sqrt()
+        return self.net(torch.cat([shrunk, angles.sin(), angles.cos(), time], 1))[..., None]
+
+
 def build_controller(config: ControllerConfig | dict[str, Any]) -> Controller:
     """The network of a configuration."""
     if isinstance(config, dict):
         quadruples = tuple(tuple(q) for q in config["quadruples"])
-        config = ControllerConfig(**{**config, "numbers": tuple(config["numbers"]), "quadruples": quadruples})
-    return {"point": PointController, "pair": PairController, "trunk": TrunkController}[config.kind](config)
+        lists = {name: tuple(config[name]) for name in ("numbers", "periods")}
+        config = ControllerConfig(**{**config, **lists, "quadruples": quadruples})
+    kinds = {"point": PointController, "pair": PairController, "trunk": TrunkController, "internal": InternalController}
+    return kinds[config.kind](config)
 
 
 def _perceptron(inputs: int, hidden: int, depth: int, outputs: int) -> nn.Sequential:

@@ -9,7 +9,7 @@ steps and for any controller:
 
     log w = -U(x_K)/kT + sum_k log B(x_k | x_{k+1}) - log mu(x_0) - sum_k log F(x_{k+1} | x_k).
 
-Molecules live in the space without centre of mass, 3N - 3 dimensions; a single particle in its 3.
+The coordinates are those of a `molgen.cvdiffusion.space.Space`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molgen.cvdiffusion.space import Space
 from molgen.rng import generator
 
-Score = Callable[[Tensor, Tensor], Tensor]  # (r (B,), x (B, N, 3)) float32 -> (B, N, 3), 1/Angstrom
+Score = Callable[[Tensor, Tensor], Tensor]  # (r (B,), x (B, M, c)) float32 -> (B, M, c), 1/Angstrom
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,12 @@ class Trajectories:
     """Ends of n trajectories.
 
     Attributes:
-        positions: (n, N, 3) Angstrom, float64.
+        points: (n, M, c), float64.
         log_path: (n,) the part of log w that does not depend on the target.
     """
 
-    positions: np.ndarray
+    points: np.ndarray
     log_path: np.ndarray
-
-
-def dimensions(atoms: int) -> int:
-    """Dimensions of the space that is sampled."""
-    return 3 * atoms - 3 if atoms > 1 else 3
-
-
-def centred(x: Tensor) -> Tensor:
-    """x (..., N, 3) without centre of mass (of equal masses); a single particle stays."""
-    return x - x.mean(-2, keepdim=True) if x.shape[-2] > 1 else x
 
 
 @torch.no_grad()
@@ -89,7 +80,7 @@ def simulate(
     score: Score,
     schedule: Schedule,
     variances: np.ndarray,
-    atoms: int,
+    space: Space,
     count: int,
     seed: int,
     *stream: int,
@@ -97,50 +88,47 @@ def simulate(
     """Run the controlled process from the source to the sample.
 
     Args:
-        variances: (steps,) of the forward kernels, Angstrom^2.
+        variances: (steps,) or (steps, M, c) of the forward kernels, Angstrom^2.
         count: trajectories; number i depends on (seed, stream, i) only.
     """
-    shape = (schedule.steps + 1, atoms, 3)
+    shape = (schedule.steps + 1, *space.shape)
     noise = torch.from_numpy(np.stack([generator(seed, *stream, i).standard_normal(shape) for i in range(count)], 1))
-    noise = centred(noise)
-    source = schedule.start + schedule.spread
-    x = noise[0] * source**0.5
-    log_path = -_log_normal(x, source)
-    for k, removed in enumerate(schedule.removed):
-        drift = removed * _score(score, schedule.residual[k], x)
-        jump = noise[k + 1] * variances[k] ** 0.5
+    noise = space.centred(noise)
+    kernels, removed = torch.from_numpy(variances), torch.from_numpy(schedule.removed)
+    source = torch.as_tensor(space.source(schedule.start, schedule.spread), dtype=torch.float64)
+    x = noise[0] * source.sqrt()
+    log_path = -space.log_normal(x, source)
+    for k in range(schedule.steps):
+        drift = removed[k] * _score(score, schedule.residual[k], x)
+        jump = noise[k + 1] * kernels[k].sqrt()
         before, x = x, x + drift + jump
-        log_path += _log_normal(before - x, removed) - _log_normal(jump, variances[k])
+        log_path += space.log_normal(before - x, removed[k]) - space.log_normal(jump, kernels[k])
     return Trajectories(x.numpy(), log_path.numpy())
 
 
 @torch.no_grad()
-def fit_variances(score: Score, schedule: Schedule, samples: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
-    """Variances (steps,) of the forward kernels by maximum likelihood, on noised samples of the target.
+def fit_variances(
+    score: Score, schedule: Schedule, space: Space, samples: np.ndarray, weights: np.ndarray, seed: int
+) -> np.ndarray:
+    """Variances (steps,) or (steps, M, c) of the forward kernels by maximum likelihood on noised samples of the target.
 
     Args:
-        samples: (n, N, 3) Angstrom, without centre of mass. weights: (n,) normalised.
+        samples: (n, M, c) points. weights: (n,) normalised.
     """
-    x = torch.from_numpy(samples)
+    x = space.centred(torch.from_numpy(samples))
     noise = torch.Generator().manual_seed(seed)
-    w = torch.from_numpy(weights)
-    fitted = np.empty(schedule.steps)
+    w = torch.from_numpy(weights)[:, None, None]
+    fitted = []
     for k in range(schedule.steps - 1, -1, -1):
         removed = schedule.removed[k]
-        noisy = x + centred(torch.randn(x.shape, generator=noise, dtype=x.dtype)) * removed**0.5
+        noisy = x + space.centred(torch.randn(x.shape, generator=noise, dtype=x.dtype)) * removed**0.5
         left = x - noisy - removed * _score(score, schedule.residual[k], noisy)
-        fitted[k] = float((w * left.square().sum((1, 2))).sum()) / dimensions(x.shape[1])
+        fitted.append(space.pooled((w * left.square()).sum(0)))
         x = noisy
-    return fitted
+    return np.stack(fitted[::-1])
 
 
 def _score(score: Score, residual: float, x: Tensor) -> Tensor:
-    """The score (n, N, 3) of x in double precision."""
+    """The score (n, M, c) of x in double precision."""
     small = x.float()
     return score(small.new_full((len(x),), residual), small).double()
-
-
-def _log_normal(shift: Tensor, variance: float) -> Tensor:
-    """Log-density (B,) of a displacement (B, N, 3) under N(0, variance) in the space that is sampled."""
-    d = dimensions(shift.shape[1])
-    return -0.5 * shift.square().sum((1, 2)) / variance - 0.5 * d * np.log(2 * np.pi * variance)

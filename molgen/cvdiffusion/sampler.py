@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from molgen.cvdiffusion.controller import Controller
-from molgen.cvdiffusion.noising import Schedule, centred, fit_variances, simulate
+from molgen.cvdiffusion.noising import Schedule, fit_variances, simulate
 from molgen.cvdiffusion.target import Batch, Target
 from molgen.errors import CalculatorError
 from molgen.rng import generator, sample_seed
 
 TRAJECTORIES, KERNELS, REPLAY, FINAL = 0, 1, 2, 3  # streams of random numbers
 FITTED = 2000  # samples that kernel variances are fitted on
-FREE = ("atoms too close", "other handedness")  # reasons of rejection that cost no energy
+FREE = ("no geometry", "atoms too close", "other handedness")  # reasons of rejection that cost no energy
 LEAST_ACCEPTED = 0.1  # share of a round
 LEAST_ESS = 0.3  # of the replayed buffer
 
@@ -64,7 +64,7 @@ class SamplerSettings:
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """A batch to learn from: noised samples (B, N, 3), r (B,), regression targets (B, N, 3)."""
+    """A batch to learn from: noised points (B, M, c), r (B,), regression targets (B, M, c)."""
 
     noised: Tensor
     residual: Tensor
@@ -83,12 +83,11 @@ class Sampler:
     Args:
         controller: holds the averaged weights; trajectories are drawn with it.
         frames: starting geometries evaluated by `target`, e.g. of a short simulation in each known basin.
-        symmetry: classes of exchangeable atoms, each a list of indices. mirror: whether reflections are symmetries.
         fixed_kernels: keep the kernels of a Gaussian target. judge: figures of a round, for `records`.
 
     Attributes:
         history: every round's draws from the first one kept for the estimates on.
-        variances: (steps,) of the forward kernels.
+        variances: (steps,) or (steps, M, c) of the forward kernels.
     """
 
     def __init__(
@@ -99,16 +98,14 @@ class Sampler:
         settings: SamplerSettings,
         frames: Batch,
         *,
-        symmetry: list[list[int]],
-        mirror: bool,
         seed: int = 0,
         fixed_kernels: bool = False,
         judge: Callable[[Sampler, Batch], dict[str, Any]] | None = None,
     ):
         self.target, self.controller, self.schedule, self.settings = target, controller, schedule, settings
-        self.frames, self.symmetry, self.mirror, self.seed = frames, symmetry, mirror, seed
+        self.frames, self.seed = frames, seed
         self.fixed_kernels, self.judge = fixed_kernels, judge
-        self.variances = schedule.variances(settings.width)
+        self.variances = schedule.variances(self.width)
         self.number = 0  # of the next round; round 0 is pretraining
         self.history: list[Batch] = []
         self.drawn: list[Batch] = []
@@ -116,9 +113,9 @@ class Sampler:
         self.calls_before = 0  # of the potential, which are not this run's
 
     @property
-    def atoms(self) -> int:
-        """N."""
-        return self.frames.positions.shape[1]
+    def width(self) -> float:
+        """s of the target mix, Angstrom."""
+        return self.target.space.width or self.settings.width
 
     @property
     def steps(self) -> int:
@@ -156,10 +153,11 @@ class Sampler:
     def _draw(self) -> None:
         s = self.settings
         found = simulate(
-            self.controller, self.schedule, self.variances, self.atoms, s.draws, self.seed, TRAJECTORIES, self.number
-        )
+            self.controller, self.schedule, self.variances, self.target.space, s.draws, self.seed, TRAJECTORIES,
+            self.number,
+        )  # fmt: skip
         before = sum(self.target.rejections[reason] for reason in FREE)
-        batch = self.target.evaluate(found.positions, found.log_path, self.number)
+        batch = self.target.evaluate(found.points, found.log_path, self.number)
         accepted = batch.accepted
         costly = s.draws - accepted.sum() - sum(self.target.rejections[reason] for reason in FREE) + before
         if costly > 0.5 * s.draws or accepted.sum() < LEAST_ACCEPTED * s.draws:
@@ -189,38 +187,24 @@ class Sampler:
         weights = tempered(log_w, self.settings.beta)
         chosen = rng.choice(len(weights), min(FITTED, 4 * len(weights)), p=weights)
         self.variances = fit_variances(
-            self.controller, self.schedule, batch.positions[chosen] - _centre(batch.positions[chosen]),
+            self.controller, self.schedule, self.target.space, batch.points[chosen],
             np.full(len(chosen), 1 / len(chosen)), sample_seed(self.seed, KERNELS, self.number),
         )  # fmt: skip
 
     def _lessons(self, batch: Batch, log_w: np.ndarray, count: int) -> Iterator[Lesson]:
         s, rng = self.settings, generator(self.seed, REPLAY, self.number)
         weights = tempered(log_w, s.beta)
-        positions, slope = batch.positions - _centre(batch.positions), self.target.slope(batch)
+        space, width = self.target.space, self.width
+        points, slope = space.centred(torch.from_numpy(batch.points)).numpy(), self.target.slope(batch)
         low, high = np.log(self.schedule.end**2), np.log(self.schedule.start)
         for _ in range(count):
             chosen = rng.choice(len(weights), s.batch, p=weights)
-            x, a = self._moved(positions[chosen], slope[chosen], rng)
+            x, a = space.moved(points[chosen], slope[chosen], rng)
             r = np.exp(rng.uniform(low, high, (s.batch, 1, 1)))
-            z = centred(torch.from_numpy(rng.standard_normal(x.shape))).numpy()
-            c = s.width**2 / (s.width**2 + r)
+            z = space.centred(torch.from_numpy(rng.standard_normal(x.shape))).numpy()
+            c = width**2 / (width**2 + r)
             wanted = -a if s.adjoint else -c * a - (1 - c) * z / np.sqrt(r)
             yield Lesson(*(torch.from_numpy(part).float() for part in (x + z * np.sqrt(r), r[:, 0, 0], wanted)))
-
-    def _moved(self, x: np.ndarray, a: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Positions and slopes (B, N, 3) after random symmetries of the target: exchange of atoms, rotation."""
-        b, n = x.shape[:2]
-        if n == 1:
-            return x, a
-        order = np.broadcast_to(np.arange(n), (b, n)).copy()
-        for group in self.symmetry:
-            order[:, group] = rng.permuted(np.broadcast_to(group, (b, len(group))), axis=1)
-        turn, upper = np.linalg.qr(rng.standard_normal((b, 3, 3)))
-        turn = turn * np.sign(np.diagonal(upper, axis1=1, axis2=2))[:, None]  # evenly over O(3)
-        if not self.mirror:
-            turn = turn * np.sign(np.linalg.det(turn))[:, None, None]
-        rows = np.arange(b)[:, None]
-        return x[rows, order] @ turn, a[rows, order] @ turn
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything that a resumed run needs, by name."""
@@ -260,10 +244,6 @@ def tempered(log_w: np.ndarray, beta: float | None) -> np.ndarray:
         if beta is not None or exponent < 1e-3 or 1 / (weights**2).sum() >= LEAST_ESS * len(weights):
             return weights
         exponent *= 0.85
-
-
-def _centre(positions: np.ndarray) -> np.ndarray | float:
-    return positions.mean(1, keepdims=True) if positions.shape[1] > 1 else 0.0
 
 
 def _rounds(arrays: Mapping[str, np.ndarray]) -> list[Batch]:

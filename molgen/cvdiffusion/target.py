@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, fields
 from typing import Self
 
 import numpy as np
+import torch
 
 from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.cvs import CV, evaluate
+from molgen.cvdiffusion.space import CartesianSpace, Space
 from molgen.cvdiffusion.walls import Wall, wall_energy
 from molgen.geometry.bonds import distance_matrix, radius_sums
 from molgen.geometry.chirality import signed_volumes
@@ -26,12 +28,15 @@ class Batch:
     """n geometries and all that is known of them; the bias is left out, for it changes.
 
     Attributes:
-        positions: (n, N, 3) Angstrom. log_path: (n,) see `molgen.cvdiffusion.noising`.
-        energies: (n,) eV of the potential; NaN where rejected. gradient: (n, N, 3) eV/A of potential and walls.
-        walls: (n,) eV. cvs: (n, D). cv_gradient: (n, D, N, 3). round: (n,) in which they were drawn.
+        points: (n, M, c) of the space. positions: (n, N, 3) Angstrom, what they mean.
+        log_path: (n,) see `molgen.cvdiffusion.noising`, with the volume element of the space.
+        energies: (n,) eV of the potential; NaN where rejected. gradient: (n, M, c) eV/A of potential, walls and volume
+            element, over points. walls: (n,) eV. cvs: (n, D). cv_gradient: (n, D, M, c), over points.
+        round: (n,) in which they were drawn.
         drawn: (n,) eV, the bias under which they were drawn.
     """
 
+    points: np.ndarray
     positions: np.ndarray
     log_path: np.ndarray
     energies: np.ndarray
@@ -67,8 +72,9 @@ class Target:
     Attributes:
         least: (N, N) Angstrom, pairs closer than that are rejected without an energy; zeros for model systems.
         centres: (Q, 4) neighbours of stereocentres, and hands: (Q,) the signs of their volumes that are sampled.
-            With any, trajectories end in the mixture of the target and its mirror image, which a controller that is
-            blind to reflections can learn, and whatever ends as the mirror image is reflected.
+            Where the space is blind to reflections, trajectories end in the mixture of the target and its mirror image,
+            and whatever ends as the mirror image is reflected.
+        space: of the trajectories; None: Cartesian.
         floor: eV; energies below it are holes of the potential, and rejected. Set it from what is known of minima.
         rejections: reason -> count, of all geometries so far.
     """
@@ -81,28 +87,33 @@ class Target:
     least: np.ndarray
     centres: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), dtype=int))
     hands: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    space: Space = None  # pyright: ignore[reportAssignmentType] # set below
     floor: float = -np.inf
     rejections: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.space = self.space or CartesianSpace(len(self.potential.numbers))
 
     @property
     def kt(self) -> float:
         """eV."""
         return KB * self.temperature
 
-    def evaluate(self, positions: np.ndarray, log_path: np.ndarray, number: int) -> Batch:
-        """Energies, gradients and collective variables of positions (n, N, 3) drawn in round `number`.
+    def evaluate(self, points: np.ndarray, log_path: np.ndarray, number: int) -> Batch:
+        """Energies, gradients and collective variables of points (n, M, c) drawn in round `number`.
 
         What cannot be evaluated gets a NaN energy, a weight of zero, and is counted by reason.
         """
-        n = len(positions)
-        reasons: dict[int, str] = {}
-        if len(self.centres):  # the mixture is half as dense as the target, and has the same averages once reflected
-            mirrored = np.all(signed_volumes(positions, self.centres) * self.hands < 0, axis=1)
-            positions = np.where(np.asarray(mirrored)[:, None, None], -positions, positions)
-            log_path = log_path - np.log(2)
+        n = len(points)
+        if len(self.centres):
+            points, density = self.space.reflected(points, self.centres, self.hands)
+            log_path = log_path + np.log(density)
+        placed = self.space.place(points)
+        positions, log_path = placed.positions, log_path + placed.log_volume
+        reasons = dict.fromkeys(map(int, np.flatnonzero(~placed.inside)), "no geometry")
         if self.least.any():
             close = (distance_matrix(positions) < self.least).any((1, 2))
-            reasons = dict.fromkeys(map(int, np.flatnonzero(close)), "atoms too close")
+            reasons |= dict.fromkeys(map(int, np.flatnonzero(close)), "atoms too close")
         if len(self.centres):
             turned = (signed_volumes(positions, self.centres) * self.hands < 0).any(1)
             reasons |= dict.fromkeys(map(int, np.flatnonzero(turned)), "other handedness")
@@ -125,12 +136,17 @@ class Target:
         energies[bad] = np.nan
         for array in (gradient, walls, values, cv_gradient):
             array[bad] = 0.0
+        slope, *cv_slopes = self.space.pull(points, np.stack([gradient, *np.moveaxis(cv_gradient, 1, 0)]))
+        slope = slope - self.kt * placed.volume_slope
+        for array in (slope, *cv_slopes):
+            array[bad] = 0.0
         self.rejections.update(reasons.values())
         drawn = np.zeros(n)
         kept = np.isfinite(energies)
         drawn[kept] = self.bias.evaluate(values[kept])[0]
         return Batch(
-            positions, log_path, energies, gradient, walls, values, cv_gradient, np.full(n, number), drawn
+            points, positions, log_path, energies, slope, walls, values, np.stack(cv_slopes, 1), np.full(n, number),
+            drawn,
         )  # fmt: skip
 
     def log_weights(self, batch: Batch, biased: bool = True) -> np.ndarray:
@@ -142,11 +158,10 @@ class Target:
         return np.where(batch.accepted, log_w, -np.inf)
 
     def slope(self, batch: Batch) -> np.ndarray:
-        """(n, N, 3) gradient of (E + V + walls)/kT in 1/Angstrom with the bias as it is now, clipped atom by atom."""
+        """(n, M, c) gradient of (E + V + walls)/kT in 1/Angstrom with the bias as it is now, clipped atom by atom."""
         push = self.bias.evaluate(batch.cvs)[1]
         slope = (batch.gradient + np.einsum("nd,ndai->nai", push, batch.cv_gradient)) / self.kt
-        if slope.shape[1] > 1:
-            slope = slope - slope.mean(1, keepdims=True)
+        slope = self.space.centred(torch.from_numpy(slope)).numpy()
         size = np.linalg.norm(slope, axis=-1, keepdims=True)
         return slope * np.minimum(1.0, CLIP / np.maximum(size, 1e-12))
 

@@ -57,7 +57,7 @@ def train_sampler(
     torch.set_flush_denormal(True)
     model = build_controller(sampler.controller.config)
     model.load_state_dict(sampler.controller.state_dict())
-    width = sampler.settings.width
+    width = sampler.width
     settings = TrainSettings(
         steps=sampler.steps, learning_rate=learning_rate, weight_decay=0.0, warmup=50, ema=AVERAGE, seed=sampler.seed,
         checkpoint_seconds=save_seconds, validate_seconds=float("inf"),

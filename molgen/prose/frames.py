@@ -11,12 +11,13 @@ from torch import Tensor
 
 from molgen.data.md import MDSet
 from molgen.data.peptide import Peptide
+from molgen.geometry.internal import log_volume, to_internal
 from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
 from molgen.prose.physics import local_quadratic, scan
 from molgen.prose.state import State
-from molgen.prose.zmatrix import canonical, log_volume, to_internal
+from molgen.prose.zmatrix import canonical
 from molgen.units import KB
 
 _CHUNK = 100

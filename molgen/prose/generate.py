@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from molgen.errors import InputError
+from molgen.geometry.internal import closing_angle, log_volume, place
 from molgen.nn.trunk import TrunkCache
 from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
 from molgen.prose.physics import CHANNELS, KNOTS, local_quadratic, scan
 from molgen.prose.state import Local, State, coordinates, thermal
-from molgen.prose.zmatrix import closing_angle, log_volume, place
 from molgen.rng import torch_generator
 
 BATCH = 512

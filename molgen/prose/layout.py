@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from molgen.data.peptide import Parameters, Peptide
-from molgen.prose.zmatrix import ZMatrix, build_zmatrix
+from molgen.geometry.internal import ZMatrix
+from molgen.prose.zmatrix import build_zmatrix
 
 ELEMENTS = (1, 6, 7, 8, 16)
 # ff14SB's atom types for proteins; the flow knows atoms by type, charge and bonds, never by residue or position.

@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from molgen.geometry.internal import closing_angle, dihedral, place
 from molgen.prose.layout import COULOMB, Layout, Rotor, Terms
-from molgen.prose.zmatrix import closing_angle, dihedral, place
 
 KNOTS = 64
 CHANNELS = 7

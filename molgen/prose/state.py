@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from molgen.geometry.internal import log_volume, to_internal, wrapped
 from molgen.prose.layout import Layout
 from molgen.prose.physics import local_quadratic, scan
-from molgen.prose.zmatrix import canonical, log_volume, to_internal, wrapped
+from molgen.prose.zmatrix import canonical
 from molgen.units import KB
 
 REFERENCE = 400.0  # K

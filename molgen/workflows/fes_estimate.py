@@ -87,20 +87,25 @@ def final_draws(sampler: Sampler, count: int, fine: int) -> tuple[Batch, int]:
     The kernels of the finer grid are fitted to the samples of the last rounds first.
     """
     schedule = replace(sampler.schedule, steps=sampler.schedule.steps * fine)
-    variances = schedule.variances(sampler.settings.width)
+    variances = schedule.variances(sampler.width)
     if not sampler.fixed_kernels:
         learned = sampler.replayed()
         weights = tempered(sampler.target.log_weights(learned), sampler.settings.beta)
-        x = learned.positions
-        x = x - x.mean(1, keepdims=True) if x.shape[1] > 1 else x
-        variances = fit_variances(sampler.controller, schedule, x, weights, sample_seed(sampler.seed, FINAL))
+        variances = fit_variances(
+            sampler.controller,
+            schedule,
+            sampler.target.space,
+            learned.points,
+            weights,
+            sample_seed(sampler.seed, FINAL),
+        )
     parts = []
     for number, start in enumerate(range(0, count, CHUNK)):
         found = simulate(
-            sampler.controller, schedule, variances, sampler.atoms, min(CHUNK, count - start), sampler.seed,
+            sampler.controller, schedule, variances, sampler.target.space, min(CHUNK, count - start), sampler.seed,
             FINAL, number,
         )  # fmt: skip
-        parts.append(sampler.target.evaluate(found.positions, found.log_path, sampler.number))
+        parts.append(sampler.target.evaluate(found.points, found.log_path, sampler.number))
     return Batch.join(parts), schedule.steps
 
 

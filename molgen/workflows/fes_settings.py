@@ -13,6 +13,8 @@ from molgen.cvdiffusion.noising import Schedule
 from molgen.cvdiffusion.sampler import SamplerSettings
 from molgen.errors import InputError
 
+COORDINATES = ("auto", "cartesian", "internal")
+
 
 @dataclass(frozen=True)
 class FesSettings:
@@ -20,6 +22,8 @@ class FesSettings:
 
     Attributes:
         sampler: rounds and learning. schedule: steps of a trajectory (its spread is measured).
+        coordinates: of the process: "cartesian", "internal" (bonds stay), or "auto"; internal ones bring their own
+            widths, last noise and controller.
         frames: of the short simulation that everything starts from.
         gamma: bias factor. widths: of the hills, one a collective variable, in its unit; None for the defaults.
         cap: kT, the bias grows no higher. bins: of the grid a variable; None: four a hill width.
@@ -31,6 +35,7 @@ class FesSettings:
 
     sampler: SamplerSettings = SamplerSettings()
     schedule: Schedule = Schedule()
+    coordinates: str = "auto"
     frames: int = 400
     gamma: float = 12.0
     widths: tuple[float, ...] | None = None
@@ -43,6 +48,20 @@ class FesSettings:
     learning_rate: float = 1.5e-3
     fixed_kernels: bool = False
     stop: bool = True
+
+
+def default_settings(coordinates: str) -> FesSettings:
+    """Settings for trajectories in "cartesian" or "internal" coordinates.
+
+    Internal ones are for force fields: many cheap energies, and frames enough to whiten by.
+    """
+    if coordinates == "cartesian":
+        return FesSettings(sampler=SamplerSettings(rounds=300, learn=80))
+    sampler = SamplerSettings(rounds=100, draws=1024, learn=100, pretrain=2500)
+    return FesSettings(
+        sampler=sampler, schedule=Schedule(steps=60), coordinates=coordinates, frames=4000, hidden=256, samples=8000,
+        fine=1,
+    )  # fmt: skip
 
 
 def check_settings(settings: FesSettings, starts: int, atoms: int) -> None:
@@ -60,6 +79,10 @@ def check_settings(settings: FesSettings, starts: int, atoms: int) -> None:
     for name in ("sampler.width", "schedule.end", "schedule.start", "learning_rate"):
         if not 0 < flat[name] < np.inf:
             raise InputError(f"{name} = {flat[name]}", where="settings", expected="above 0")
+    if settings.coordinates not in COORDINATES:
+        raise InputError(
+            f"unknown coordinates {settings.coordinates!r}", where="settings", expected=", ".join(COORDINATES)
+        )
     known = ("auto", "point") if atoms == 1 else ("auto", *KINDS)
     if settings.controller not in known:
         raise InputError(f"unknown controller {settings.controller!r}", where="settings", expected=", ".join(known))

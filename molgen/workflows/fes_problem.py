@@ -1,0 +1,233 @@
+"""What a free-energy run needs before its first round: input checked, coordinates, target, network, starting frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from molgen.cvdiffusion.bias import WellTemperedBias
+from molgen.cvdiffusion.controller import Controller, ControllerConfig, build_controller
+from molgen.cvdiffusion.cvs import CV, check_start, evaluate, parse_cv
+from molgen.cvdiffusion.internal import END, InternalSpace, tree_zmatrix
+from molgen.cvdiffusion.noising import Schedule
+from molgen.cvdiffusion.sampler import Sampler
+from molgen.cvdiffusion.space import CartesianSpace, Space
+from molgen.cvdiffusion.start import starting_frames
+from molgen.cvdiffusion.target import Target, closest_allowed
+from molgen.cvdiffusion.walls import Wall, check_walls, parse_wall
+from molgen.errors import InputError
+from molgen.potentials.composite import BiasPotential, SumPotential
+from molgen.reweight.ensemble import Ensemble
+from molgen.rng import generator, sample_seed
+from molgen.run import Run
+from molgen.units import KB
+from molgen.workflows.fes_estimate import judge
+from molgen.workflows.fes_grid import axis_of
+from molgen.workflows.fes_output import check_names
+from molgen.workflows.fes_settings import FesSettings, check_settings
+from molgen.workflows.fes_system import System
+
+FRAMES, START, WOUND = 1, 2, 3  # streams of random numbers beside those of the sampler
+FLOOR = 6.0  # eV below the lowest starting frame: no product, but a hole of the potential
+LARGE = 30  # atoms from which the trunk is the default controller
+
+
+class Prior(Protocol):
+    """What is known of a reaction before its run (see `molgen.workflows.fes_from_ts`)."""
+
+    @property
+    def frames(self) -> np.ndarray:
+        """(S, N, 3) Angstrom, where the short simulations begin, under the filled bias."""
+        ...
+
+    def fill(self, bias: WellTemperedBias) -> None:
+        """Give the fresh bias its first hills."""
+        ...
+
+    def report(self, ensemble: Ensemble, run: Run | None) -> dict[str, Any]:
+        """Entries for the summary."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Everything checked and built that a run needs before its first energy."""
+
+    system: System
+    cvs: list[CV]
+    walls: list[Wall]
+    bias: WellTemperedBias
+    temperature: float
+    settings: FesSettings
+    notes: list[str]
+    prior: Prior | None = None
+
+    @classmethod
+    def of(
+        cls,
+        system: System,
+        cvs: Sequence[CV | str],
+        temperature: float,
+        ranges: Sequence[tuple[float, float] | None] | None,
+        walls: Sequence[Wall | str],
+        settings: FesSettings,
+    ) -> Problem:
+        """Check the input.
+
+        Raises:
+            InputError: what cannot be used, and why.
+        """
+        if not temperature > 0:
+            raise InputError(f"temperature {temperature:g} K", where="--temperature", expected="above 0 K")
+        atoms = len(system.numbers)
+        variables = [parse_cv(cv, atoms) if isinstance(cv, str) else cv for cv in cvs]
+        if not 1 <= len(variables) <= 3:
+            raise InputError(f"{len(variables)} collective variables", where="--cv", expected="one to three")
+        check_settings(settings, len(system.starts), atoms)
+        if len({cv.name for cv in variables}) < len(variables):
+            raise InputError("a collective variable is given twice", where="--cv", expected="different ones")
+        built = [parse_wall(wall, atoms) if isinstance(wall, str) else wall for wall in walls]
+        for start in system.starts:
+            check_start([*variables, *(w.cv for w in built)], start)
+            check_walls(built, start)
+        limits = list(ranges) if ranges is not None else [None] * len(variables)
+        if len(limits) != len(variables):
+            raise InputError(
+                f"{len(limits)} ranges for {len(variables)} collective variables", where="--range",
+                expected="one for each, or none",
+            )  # fmt: skip
+        widths = settings.widths or (None,) * len(variables)
+        if len(widths) != len(variables):
+            raise InputError(
+                f"{len(widths)} hill widths for {len(variables)} collective variables", where="--hill-width",
+                expected="one for each",
+            )  # fmt: skip
+        values = evaluate(variables, system.starts)[0]
+        axes, chosen, fences = [], [], []
+        for d, (cv, limit, width) in enumerate(zip(variables, limits, widths, strict=True)):
+            axis, used, fence = axis_of(cv, limit, built, width, settings.bins, values[:, d], system.numbers)
+            axes.append(axis)
+            chosen.append(used)
+            fences += fence
+        bias = WellTemperedBias(axes, chosen, settings.gamma, temperature, cap=settings.cap * KB * temperature)
+        check_names(bias)
+        return cls(system, variables, built + fences, bias, temperature, settings, [])
+
+    def sampler(self, seed: int, log: Callable[[str], None]) -> Sampler:
+        """The sampler after its starting frames, which cost energies."""
+        system, s, spent = self.system, self.settings, self.system.potential.calls
+        centres, hands = system.stereocentres()
+        odd = not len(centres) and self._odd()  # with a centre the mirror image is known for what it is
+        log("a short simulation of each starting structure")
+        potential, starts = system.potential, system.starts
+        if self.prior is not None:
+            self.prior.fill(self.bias)
+            potential, starts = SumPotential(potential, BiasPotential(self._push, system.numbers)), self.prior.frames
+        positions = starting_frames(
+            potential, self.walls, starts, self.temperature, s.frames, sample_seed(seed, FRAMES)
+        )
+        schedule, space = self._space(positions, mirror=not odd)
+        target = Target(
+            system.potential, self.cvs, self.walls, self.bias, self.temperature, closest_allowed(system.numbers),
+            centres, hands, space,
+        )  # fmt: skip
+        points = space.points(positions, generator(seed, WOUND))
+        frames = target.evaluate(points, np.zeros(len(points)), 0)
+        frames = frames.take(frames.accepted)
+        if not len(frames):
+            raise InputError("no frame of the short simulation can be used", where="starting structures")
+        target.rejections.clear()
+        target.floor = float(frames.energies.min()) - FLOOR
+        controller = self._controller(schedule, space, odd, sample_seed(seed, START))
+        still = [cv.name for cv, values in zip(self.cvs, frames.cvs.T, strict=True) if np.ptp(values) < 1e-6]
+        for name in still:
+            self.notes.append(f"{name} does not move in the starting simulation: is it constant by construction?")
+            log(self.notes[-1])
+        sampler = Sampler(
+            target, controller, schedule, s.sampler, frames, seed=seed, fixed_kernels=s.fixed_kernels, judge=judge
+        )  # fmt: skip
+        sampler.calls_before = spent
+        return sampler
+
+    def _push(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Energy (B,) eV and gradient (B, N, 3) eV/A of the bias."""
+        values, slopes = evaluate(self.cvs, positions)
+        energy, push = self.bias.evaluate(values)
+        return energy, np.einsum("bd,bdna->bna", push, slopes)
+
+    def _singled_out(self) -> set[int]:
+        """Atoms that a collective variable or a wall depends on."""
+        slopes = evaluate([*self.cvs, *(wall.cv for wall in self.walls)], self._shaken())[1]
+        return set(map(int, np.flatnonzero(~(np.abs(slopes).max((0, 1, 3)) == 0))))
+
+    def _shaken(self) -> np.ndarray:
+        """The starts without their symmetry, at which a variable may hide what it depends on."""
+        return self.system.starts + 0.05 * generator(0).standard_normal(self.system.starts.shape)
+
+    def _odd(self) -> bool:
+        """Whether a reflection changes a collective variable or a wall (a torsion: yes)."""
+        variables = [*self.cvs, *(wall.cv for wall in self.walls)]
+        here, there = (evaluate(variables, sign * self._shaken())[0] for sign in (1, -1))
+        return len(self.system.numbers) > 1 and not np.abs(here - there).max() <= 1e-6
+
+    def _space(self, frames: np.ndarray, mirror: bool) -> tuple[Schedule, Space]:
+        """The coordinates of the process, and its times in them."""
+        system, fixed, schedule = self.system, self._singled_out(), self.settings.schedule
+        if coordinates_of(system, self.settings.coordinates) == "cartesian":
+            space = CartesianSpace(len(system.numbers), system.exchangeable(fixed), mirror)
+            return replace(schedule, spread=self._spread(frames)), space
+        z = tree_zmatrix(system.numbers, system.bonds, system.starts[0], fixed)
+        return replace(schedule, spread=1.0, end=END), InternalSpace(z, frames)
+
+    def _spread(self, x: np.ndarray) -> float:
+        """Variance of a coordinate over the frames (n, N, 3), Angstrom^2: the size of the molecule."""
+        if x.shape[1] == 1:
+            return max(float(x.var(0).mean()), 1.0)
+        x = x - x.mean(1, keepdims=True)
+        return float((x**2).sum((1, 2)).mean() / (3 * x.shape[1] - 3))
+
+    def _controller(self, schedule: Schedule, space: Space, odd: bool, seed: int) -> Controller:
+        s, numbers, kind = self.settings, self.system.numbers, self.settings.controller
+        periods = tuple(space.periods.tolist()) if isinstance(space, InternalSpace) else ()
+        if periods:
+            kind = "internal"
+        if kind == "auto":
+            kind = "point" if len(numbers) == 1 else ("pair" if len(numbers) <= LARGE else "trunk")
+        labels = np.arange(len(numbers))
+        for group in space.symmetry if isinstance(space, CartesianSpace) else []:
+            labels[group] = min(group)
+        quadruples: tuple[tuple[int, ...], ...] = ()
+        if odd and kind == "pair":
+            quadruples = tuple(tuple(map(int, q)) for q in self.system.chains())
+        config = ControllerConfig(
+            kind, tuple(map(int, labels)), spread=schedule.spread, width=space.width or s.sampler.width,
+            least=schedule.end, most=schedule.start**0.5, hidden=s.hidden, quadruples=quadruples, periods=periods,
+            odd=8 if odd and kind == "trunk" else 0,
+        )  # fmt: skip
+        torch.manual_seed(seed)
+        return build_controller(config)
+
+
+def coordinates_of(system: System, wanted: str) -> str:
+    """ "cartesian" or "internal".
+
+    "auto" is internal where a force field keeps the bonds (a topology is known), no ring is cut and no group is linear.
+
+    Raises:
+        InputError: internal coordinates are wanted, and the molecule has none.
+    """
+    if wanted == "internal":
+        tree_zmatrix(system.numbers, system.bonds, system.starts[0])
+    if wanted != "auto":
+        return wanted
+    bonds = int(system.bonds.sum()) // 2
+    if system.topology is None or bonds != len(system.numbers) - 1:
+        return "cartesian"
+    try:
+        return coordinates_of(system, "internal")
+    except InputError:
+        return "cartesian"

@@ -1,0 +1,218 @@
+"""Internal coordinates of any molecule: exact both ways, volumes against brute force, ln Z of a known integral."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rdkit import Chem
+from rdkit.Chem import AllChem
+
+from molgen.cvdiffusion.controller import ControllerConfig, build_controller
+from molgen.cvdiffusion.internal import WIDTH, InternalSpace, tree_zmatrix
+from molgen.cvdiffusion.noising import Schedule, fit_variances, simulate
+from molgen.errors import InputError
+from molgen.geometry.bonds import bond_graph
+from molgen.geometry.internal import to_internal
+from molgen.reweight.importance import diagnose
+from molgen.workflows.fes_problem import coordinates_of
+from molgen.workflows.fes_settings import default_settings
+from molgen.workflows.fes_system import System, system_from_pdb
+
+ALA2 = Path(__file__).parent.parent / "examples/fes_ala2/ala2.pdb"
+MOLECULES = {
+    "ethanol": "CCO",
+    "alanine": "CC(N)C(=O)O",
+    "cyclobutane": "C1CCC1",
+    "toluene": "Cc1ccccc1",
+    "peroxide": "OO",
+}
+
+
+def built(smiles: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers, bonds and a conformation."""
+    molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    AllChem.EmbedMolecule(molecule, randomSeed=1)
+    numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])
+    x = molecule.GetConformer().GetPositions()
+    return numbers, bond_graph(numbers, x), x
+
+
+def shaken(x: np.ndarray, count: int, size: float = 0.05) -> np.ndarray:
+    return x + size * np.random.default_rng(0).standard_normal((count, *x.shape))
+
+
+def space_of(smiles: str, fixed: bool = False) -> tuple[InternalSpace, np.ndarray]:
+    """The space and frames; `fixed`: every atom told apart, so that no rotor is taken for threefold."""
+    numbers, bonds, x = built(smiles)
+    frames = shaken(x, 200)
+    return InternalSpace(tree_zmatrix(numbers, bonds, x, range(len(x)) if fixed else ()), frames), frames
+
+
+@pytest.mark.parametrize("name", MOLECULES)
+def test_points_and_positions_are_the_same_geometry(name: str):
+    space, frames = space_of(MOLECULES[name], fixed=True)
+    points = space.points(frames[:20], np.random.default_rng(1))
+    placed = space.place(points)
+    assert placed.inside.all() and points.shape == (20, *space.shape) and space.dimensions == 3 * space.atoms - 6
+    for one, other in zip(placed.positions, frames, strict=False):
+        apart = [np.linalg.norm(x[:, None] - x, axis=-1) for x in (one, other)]
+        assert np.abs(apart[0] - apart[1]).max() < 1e-9
+    at = torch.from_numpy(frames[:20, space.z.order])
+    again = torch.from_numpy(placed.positions[:, space.z.order])
+    assert (
+        torch.cos(to_internal(space.z, at)[..., 2] - to_internal(space.z, again)[..., 2]).min() > 1 - 1e-9
+    )  # hand too
+
+
+@pytest.mark.parametrize("name", ["ethanol", "cyclobutane", "peroxide"])
+def test_the_volume_is_the_jacobian_and_its_slope_the_gradient(name: str):
+    space, frames = space_of(MOLECULES[name])
+    point = space.points(frames[:1], np.random.default_rng(1))
+
+    def differential(x: torch.Tensor, step: float = 1e-5) -> torch.Tensor:
+        """(M, 3N) of the internal coordinates, by differences: autograd stumbles over the first three atoms."""
+        columns = []
+        for k in range(x.numel()):
+            e = torch.zeros(x.numel(), dtype=x.dtype)
+            e[k] = step
+            up, down = (to_internal(space.z, x + s * e.view(x.shape))[0, space.rows, space.columns] for s in (1, -1))
+            columns.append((up - down) / (2 * step))
+        return torch.stack(columns, 1)
+
+    # dx = (what rigid motions span) dq / |dq/dx across them|; the determinant below is that times what they span
+    moved = point + 0.3 * np.random.default_rng(2).standard_normal(point.shape)
+    x, y = (torch.from_numpy(space.place(p).positions[:, space.z.order]) for p in (point, moved))
+
+    def log_density(j: torch.Tensor, x: torch.Tensor) -> float:
+        axes, centred = torch.eye(3, dtype=x.dtype), x[0] - x[0].mean(0)
+        rigid = [axis.expand_as(centred).reshape(-1) for axis in axes]
+        rigid += [torch.linalg.cross(axis.expand_as(centred), centred).reshape(-1) for axis in axes]
+        spanned = torch.stack(rigid)
+        return float(torch.logdet(spanned @ spanned.T)) - float(torch.linalg.slogdet(torch.cat([j, spanned]))[1])
+
+    winding = [float(space._log_winding(torch.from_numpy(p[..., 0]))) for p in (point, moved)]
+    found = [float(space.place(p).log_volume[0]) - w for p, w in zip((point, moved), winding, strict=True)]
+    brute = [log_density(differential(a), a) for a in (x, y)]
+    assert found[1] - found[0] == pytest.approx(brute[1] - brute[0], abs=1e-6)
+    for k in (0, space.dimensions - 1):
+        step = np.zeros(point.shape)
+        step[0, k] = 1e-5
+        slope = (space.place(point + step).log_volume - space.place(point - step).log_volume) / 2e-5
+        assert space.place(point).volume_slope[0, k, 0] == pytest.approx(slope[0], abs=1e-6)
+
+
+def test_gradients_are_pulled_back():
+    space, frames = space_of(MOLECULES["alanine"])
+    points = space.points(frames[:3], np.random.default_rng(1))
+    weights = np.random.default_rng(3).standard_normal((2, 3, space.atoms, 3))
+
+    def value(p: np.ndarray) -> np.ndarray:
+        return np.einsum("knai,nai->kn", weights, space.place(p).positions)
+
+    pulled = space.pull(points, weights)
+    for k in range(0, space.dimensions, 5):
+        step = np.zeros(points.shape)
+        step[:, k] = 1e-5
+        slope = (value(points + step) - value(points - step)) / 2e-5
+        assert pulled[:, :, k, 0] == pytest.approx(slope, abs=1e-6)
+
+
+def test_windings_share_the_density_of_a_geometry():
+    space, frames = space_of(MOLECULES["ethanol"])
+    assert sorted(space.periods[space.periods > 0]) == pytest.approx([2 * np.pi / 3, 2 * np.pi])
+    y = torch.zeros(41, space.dimensions, dtype=torch.float64)
+    for at, period in zip(np.flatnonzero(space.periods), space.periods[space.periods > 0], strict=True):
+        shifted = y.clone()
+        shifted[:, at] = 0.3 + period * torch.arange(-20, 21)
+        still = shifted.clone()
+        still[:, at] = 0.0
+        own = space._log_winding(shifted) - space._log_winding(still)  # of this dihedral, but for a constant
+        zero = space._log_winding(y[:1])[0]
+        others = space._log_winding(still)[0] - zero
+        single = torch.logsumexp(-2 * torch.arange(-20, 21.0).square(), 0)
+        assert float((own + others).exp().sum()) == pytest.approx(float(single.exp()), rel=1e-6)
+    shares = space.points(np.repeat(frames[:1], 4000, 0), np.random.default_rng(5))
+    at = int(np.flatnonzero(space.periods == 2 * np.pi)[0])
+    values, counts = np.unique(np.round(shares[:, at, 0], 6), return_counts=True)
+    expected = np.exp(-2 * (values / (2 * np.pi)) ** 2)
+    assert counts / 4000 == pytest.approx(expected / expected.sum(), abs=0.03)
+
+
+def test_ln_z_of_springs_and_a_rotor_is_the_known_integral():
+    """Hydrogen peroxide with springs in r and theta and a threefold torsion: Z is a product of integrals."""
+    numbers, bonds, x = built("OO")
+    z = tree_zmatrix(numbers, bonds, x)
+    springs, bend, turn = 800.0, 60.0, 1.0  # in kT
+    start = to_internal(z, torch.from_numpy(x)[None, z.order])[0]
+
+    def energy(q: torch.Tensor) -> torch.Tensor:
+        r, theta, phi = q[:, 1:, 0] - start[1:, 0], q[:, 2:, 1] - start[2:, 1], q[:, 3, 2]
+        return springs / 2 * r.square().sum(1) + bend / 2 * theta.square().sum(1) + turn * torch.cos(3 * phi)
+
+    rng, count = np.random.default_rng(0), 4000
+    q = start.repeat(count, 1, 1)
+    q[:, 1:, 0] += torch.from_numpy(rng.standard_normal((count, 3))) / springs**0.5
+    q[:, 2:, 1] += torch.from_numpy(rng.standard_normal((count, 2))) / bend**0.5
+    angles = np.linspace(-np.pi, np.pi, 2000, endpoint=False)
+    share = np.exp(-turn * np.cos(3 * angles))
+    q[:, 3, 2] = torch.from_numpy(rng.choice(angles, count, p=share / share.sum()))
+    from molgen.geometry.internal import to_cartesian
+
+    frames = to_cartesian(z, q)[:, torch.from_numpy(z.rank)].numpy()
+    space = InternalSpace(z, frames)
+    periods = tuple(space.periods.tolist())
+    config = ControllerConfig("internal", tuple(numbers.tolist()), width=WIDTH, least=0.05, periods=periods, hidden=64)
+    torch.manual_seed(0)
+    net, schedule = build_controller(config), Schedule(end=0.05, steps=40)
+    points = torch.from_numpy(space.points(frames, rng))
+    optimiser = torch.optim.Adam(net.parameters(), 3e-3)
+    low, high = np.log(schedule.end**2), np.log(schedule.start)
+    for _ in range(600):
+        chosen, r = torch.from_numpy(rng.integers(count, size=256)), torch.from_numpy(rng.uniform(low, high, 256)).exp()
+        noise = torch.from_numpy(rng.standard_normal((256, *space.shape)))
+        noisy = points[chosen] + noise * r[:, None, None].sqrt()
+        error = net(r.float(), noisy.float()) * r[:, None, None].sqrt().float() + noise.float()
+        optimiser.zero_grad()
+        error.square().mean().backward()
+        optimiser.step()
+    variances = fit_variances(net, schedule, space, points.numpy(), np.full(count, 1 / count), 0)
+    found = simulate(net, schedule, variances, space, count, 0)
+    placed = space.place(found.points)
+    inner = to_internal(z, torch.from_numpy(placed.positions[:, z.order]))
+    log_w = np.where(placed.inside, found.log_path + placed.log_volume - energy(inner).numpy(), -np.inf)
+    weights = diagnose(log_w)
+    r0, t0 = start[1:, 0].numpy(), start[2:, 1].numpy()
+    grid = np.linspace(-0.5, 0.5, 4001)
+    lengths = sum(np.log(np.trapezoid((r + grid) ** 2 * np.exp(-springs / 2 * grid**2), grid)) for r in r0)
+    wide = np.linspace(-1.2, 1.2, 4001)
+    bends = sum(
+        np.log(np.trapezoid(np.clip(np.sin(t + wide), 0, None) * np.exp(-bend / 2 * wide**2), wide)) for t in t0
+    )
+    exact = lengths + bends + np.log(2 * np.pi * share.mean())
+    assert weights.khat < 0.7 and weights.ess > 0.2
+    assert weights.log_z == pytest.approx(exact, abs=4 * weights.log_z_error + 1e-3)
+
+
+def test_what_has_no_internal_coordinates_is_refused():
+    numbers, bonds, x = built("OO")
+    with pytest.raises(InputError, match="fragments"):
+        tree_zmatrix(numbers, np.zeros_like(bonds), x)
+    numbers, bonds, x = built("CC#N")
+    with pytest.raises(InputError, match="on a line"):
+        tree_zmatrix(numbers, bonds, x)
+
+
+def test_a_force_field_without_rings_chooses_internal_coordinates():
+    system = system_from_pdb([ALA2], ["amber14/protein.ff14SB.xml"])
+    assert coordinates_of(system, "auto") == "internal" and coordinates_of(system, "cartesian") == "cartesian"
+    assert (
+        coordinates_of(System(system.potential, system.starts), "auto") == "cartesian"
+    )  # bonds may break
+    assert default_settings("internal").sampler.draws > default_settings("cartesian").sampler.draws
+    z = tree_zmatrix(system.numbers, system.bonds, system.starts[0])
+    assert sorted(z.fold[z.fold > 0]) == [1, 1, 1, 1, 3, 3, 3]  # two omega, phi, psi; three methyl groups
+    fixed = tree_zmatrix(system.numbers, system.bonds, system.starts[0], fixed={0})
+    assert sorted(fixed.fold[fixed.fold > 0]) == [1, 1, 1, 1, 1, 3, 3]  # a variable sees one of its hydrogens
