@@ -208,9 +208,7 @@ def test_what_has_no_internal_coordinates_is_refused():
 def test_a_force_field_without_rings_chooses_internal_coordinates():
     system = system_from_pdb([ALA2], ["amber14/protein.ff14SB.xml"])
     assert coordinates_of(system, "auto") == "internal" and coordinates_of(system, "cartesian") == "cartesian"
-    assert (
-        coordinates_of(System(system.potential, system.starts), "auto") == "cartesian"
-    )  # bonds may break
+    assert coordinates_of(System(system.potential, system.starts), "auto") == "cartesian"  # bonds may break
     assert default_settings("internal").sampler.draws > default_settings("cartesian").sampler.draws
     z = tree_zmatrix(system.numbers, system.bonds, system.starts[0])
     assert sorted(z.fold[z.fold > 0]) == [1, 1, 1, 1, 3, 3, 3]  # two omega, phi, psi; three methyl groups
