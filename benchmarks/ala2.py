@@ -85,6 +85,95 @@ def run(grow_ns: float, rest_ns: float, seed: int, out: Path) -> None:
     )  # fmt: skip
 
 
+def surface(phi: np.ndarray, psi: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(36, 36) kcal/mol, lowest 0, NaN where there is nothing."""
+    from molgen.units import KB, KCAL_MOL
+
+    share = np.histogram2d(phi, psi, [EDGES, EDGES], weights=weights)[0]
+    free = -KB * T / KCAL_MOL * np.log(np.where(share > 0, share, np.nan))
+    return free - np.nanmin(free)
+
+
+def difference(phi: np.ndarray, weights: np.ndarray) -> float:
+    """Free energy of phi > 0 above that of phi < 0, kcal/mol."""
+    from molgen.units import KB, KCAL_MOL
+
+    return float(-KB * T / KCAL_MOL * np.log(weights[phi > 0].sum() / weights[phi < 0].sum()))
+
+
+def apart(mine: np.ndarray, truth: np.ndarray, top: float = 6.0) -> tuple[float, int]:
+    """Root mean square difference where the truth is below `top` kcal/mol, constants removed; bins not visited."""
+    low = truth < top
+    seen = low & np.isfinite(mine)
+    return float(np.std((mine - truth)[seen])), int((low & ~seen).sum())
+
+
+def row(seed: int, out: Path) -> dict:
+    """`molgen fes` with its defaults, from one conformation."""
+    from molgen.units import KCAL_MOL
+    from molgen.workflows.fes import run_fes
+    from molgen.workflows.fes_problem import coordinates_of
+    from molgen.workflows.fes_settings import default_settings
+
+    begin, system = time.process_time(), molecule()
+    settings = default_settings(coordinates_of(system, "auto"))
+    ensemble, summary = run_fes(system, CVS, T, settings=settings, seed=seed, out=out / f"ala2-{seed}", resume=True)
+    phi, psi = (ensemble.cvs[name].values for name in ("phi", "psi"))
+    delta, good = ensemble.free_energy(phi < 0, phi > 0), np.isfinite(phi)
+    return {
+        "system": "ala2", "seed": seed, "seconds": time.process_time() - begin, "energies": summary["energy_calls"],
+        "delta_f": delta.value / KCAL_MOL, "delta_f_sigma": delta.error / KCAL_MOL, "delta_f_khat": delta.khat,
+        "surface": surface(phi[good], psi[good], ensemble.weights[good]).tolist(),
+        "khat_biased": summary["gate"]["khat_biased"], "ess_biased": summary["weights_biased"]["ess"],
+        "khat": summary["weights"]["khat"], "disagreement_kt": summary["disagreement_kt"],
+    }  # fmt: skip
+
+
+def report(rows: list[dict], folder: Path, out: Path, blocks: int = 5) -> dict:
+    """Errors against the metadynamics in `folder`; of these among themselves and while they grew; of runs in `out`."""
+    from pictures import own_track
+
+    from molgen.units import KB, KCAL_MOL, KJ_MOL
+
+    stored = [np.load(path) for path in sorted(folder.glob("ala2-metad-*/metadynamics.npz"))]
+    parts = [part for run_ in stored for part in np.array_split(run_["rows"].astype(float), blocks)]
+    weights = [np.exp(part[:, 2] * KJ_MOL / (KB * T)) for part in parts]
+    alone = [difference(part[:, 0], w) for part, w in zip(parts, weights, strict=True)]
+    every = np.concatenate(parts)
+    # each run's bias has a constant of its own
+    shares = np.concatenate([w / w.sum() for w in weights])
+    truth = surface(every[:, 0], every[:, 1], shares)
+    delta = float(np.mean(alone))
+    halves = [surface(p[:, 0], p[:, 1], w) for p, w in zip(parts, weights, strict=True)]
+    found = []
+    for one in rows:
+        rmse, missing = apart(np.array(one["surface"], dtype=float), truth)
+        found.append({**one, "delta_f_error": one["delta_f"] - delta, "rmse": rmse, "missing_bins": missing})
+        del found[-1]["surface"]
+
+    def errors(values: dict, weights: np.ndarray) -> dict:
+        mine = surface(values["phi"], values["psi"], weights)
+        return {"rmse": apart(mine, truth)[0], "delta_f_error": difference(values["phi"], weights) - delta}
+
+    tracks = {f"molgen fes, seed {r['seed']}": own_track(out / f"ala2-{r['seed']}", errors) for r in rows}
+    for number, run_ in enumerate(stored):
+        centres = np.linspace(-np.pi, np.pi, run_["free"].shape[1])
+        phi, psi = np.meshgrid(centres, centres)  # openmm's first axis is the last variable
+        track = []
+        for steps, seconds, free in zip(run_["steps"], run_["seconds"], run_["free"].astype(float), strict=True):
+            w = np.exp(-(free - free.min()) * KCAL_MOL / (KB * T))
+            mine = surface(phi.ravel(), psi.ravel(), w.ravel())
+            track.append({"energies": int(steps), "seconds": float(seconds), "rmse": apart(mine, truth)[0],
+                          "delta_f_error": difference(phi.ravel(), w.ravel()) - delta})  # fmt: skip
+        tracks[f"well-tempered metadynamics, seed {number}"] = track
+    reference = {
+        "delta_f": delta, "delta_f_sigma": float(np.std(alone, ddof=1) / len(alone) ** 0.5),
+        "energies": int(sum(r["steps_all"] for r in stored)), "seconds": float(sum(r["seconds_all"] for r in stored)),
+        "block_rmse": float(np.mean([apart(h, truth)[0] for h in halves]) / len(halves) ** 0.5), "runs": len(stored),
+    }  # fmt: skip
+    return {"reference": reference, "rows": found, "tracks": tracks}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grow-ns", type=float, default=4.0)

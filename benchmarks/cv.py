@@ -4,7 +4,8 @@
     python benchmarks/cv.py --out runs/bench-cv --parts models,sn2     some of it
 
 Parts: models (Gaussian, double well, Mueller-Brown against quadrature); corrupted (a spoilt controller); ablation (the
-double well without bias, path weights, target mix, learned kernel variances, log grid); sn2 (Cl- + CH3Cl, GFN2-xTB,
+double well without bias, path weights, target mix, learned kernel variances, log grid); ala2 (alanine dipeptide against
+the metadynamics of benchmarks/ala2.py, --out runs/ala2-metad-SEED); sn2 (Cl- + CH3Cl, GFN2-xTB,
 against the umbrella sampling of benchmarks/sn2.py, --out runs/sn2-umbrella, and beside the metadynamics of
 benchmarks/metadynamics.py, --out runs/metad-sn2-SEED). Three seeds each. A row of figures a seed is kept in OUT, so an
 interrupted run continues; all together go to benchmarks/results/cv.json.
@@ -24,9 +25,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import ala2
 import numpy as np
 import sn2
 import torch
+from pictures import own_track
 
 from molgen.cvdiffusion.cvs import custom
 from molgen.cvdiffusion.noising import Schedule
@@ -50,6 +53,7 @@ SMALL = FesSettings(
     sampler=SamplerSettings(rounds=150, draws=256, learn=60, pretrain=500, width=0.15),
     schedule=Schedule(start=25.0, steps=50), frames=100, samples=8000, stop=False,
 )  # fmt: skip
+PLANE = 32_000  # final samples of the model with two variables: its surface has ten times as many bins
 SN2 = FesSettings(sampler=SamplerSettings(rounds=300, learn=80), stop=False)
 
 
@@ -275,8 +279,8 @@ def metadynamics_row(folder: Path) -> tuple[dict, list[dict]]:
     return end, track
 
 
-def sn2_report(rows: list[dict], folder: Path) -> dict[str, Any]:
-    """Everything about the reaction, errors against the umbrella sampling in `folder`."""
+def sn2_report(rows: list[dict], folder: Path, out: Path) -> dict[str, Any]:
+    """Everything about the reaction, errors against the umbrella sampling in `folder`; runs are in `out`."""
     stored = np.load(folder / "sn2-umbrella" / "umbrella.npz")
     truth, blocks = stored["curve"], stored["blocks"]
     tops = np.array([barrier(block) for block in blocks])
@@ -286,19 +290,25 @@ def sn2_report(rows: list[dict], folder: Path) -> dict[str, Any]:
         "barrier_sigma": float(tops.std(ddof=1) / len(tops) ** 0.5), "curve": truth.tolist(),
         "block_error": float(np.sqrt(np.mean(blocks[:, low].var(0, ddof=1) / len(blocks)))),
     }  # fmt: skip
-    peers, tracks = {}, {}
+
+    def errors(values: dict, weights: np.ndarray) -> dict:
+        row = {"curve": sn2.curve(values[sn2.CVS[0]] - values[sn2.CVS[1]], weights).tolist(), "wells": 0.0}
+        return {k: v for k, v in against(row, truth).items() if k in ("rmse", "barrier_error")}
+
+    peers, tracks = {}, {f"molgen fes, seed {r['seed']}": own_track(out / f"sn2-{r['seed']}", errors) for r in rows}
     for path in sorted(folder.glob("metad-sn2-*/metadynamics.npz")):
         end, track = metadynamics_row(path.parent)
         name = f"well-tempered metadynamics, 4 walkers, seed {path.parent.name.rsplit('-', 1)[1]}"
         peers[name] = against(end, truth)
         tracks[name] = [{k: v for k, v in against(row, truth).items() if k != "curve"} for row in track]
-    return {"reference": reference, "rows": [against(r, truth) for r in rows], "peers": peers, "tracks": tracks}
+    found = [against(r, truth) for r in rows]
+    return {"reference": reference, "rows": found, "peers": peers, "tracks": tracks}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--parts", default="models,corrupted,ablation,sn2")
+    parser.add_argument("--parts", default="models,corrupted,ablation,sn2,ala2")
     parser.add_argument("--references", type=Path, default=Path("runs"))
     o = parser.parse_args()
     torch.set_num_threads(1)
@@ -310,16 +320,18 @@ def main() -> None:
             value = make()
             path.write_text(json.dumps(value, default=float))
             last = value if isinstance(value, dict) else value[-1]
-            shown = {
-                k: f"{v:.3g}" if isinstance(v, float) else v for k, v in last.items() if k not in ("curve", "sigma")
-            }
+            long = ("curve", "sigma", "surface")
+            shown = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in last.items() if k not in long}
             print(name, shown, flush=True)
         return json.loads(path.read_text())
 
     parts, results = o.parts.split(","), {}
     if "models" in parts:
         results["models"] = [kept(f"gaussian {s}", lambda s=s: gaussian_row(s)) for s in SEEDS]
-        results["models"] += [kept(f"{n} {s}", lambda n=n, s=s: model_row(n, s)) for n in models() for s in SEEDS]
+        settings = {"double well": SMALL, "Mueller-Brown": replace(SMALL, samples=PLANE)}
+        results["models"] += [
+            kept(f"{n} {s}", lambda n=n, s=s: model_row(n, s, settings[n])) for n in models() for s in SEEDS
+        ]
     if "corrupted" in parts:
         results["corrupted"] = [r for s in SEEDS for r in kept(f"corrupted {s}", lambda s=s: corrupted_rows(s))]
     if "ablation" in parts:
@@ -328,10 +340,14 @@ def main() -> None:
             for n, f in ablations().items()
             for s in SEEDS
         ]
+    if "ala2" in parts:
+        rows = [kept(f"ala2 {s}", lambda s=s: ala2.row(s, o.out)) for s in SEEDS]
+        if list(o.references.glob("ala2-metad-*/metadynamics.npz")):
+            results["ala2"] = ala2.report(rows, o.references, o.out)
     if "sn2" in parts:
         rows = [kept(f"sn2 {s}", lambda s=s: sn2_row(s, o.out)) for s in SEEDS]
         if (o.references / "sn2-umbrella" / "umbrella.npz").exists():
-            results["sn2"] = sn2_report(rows, o.references)
+            results["sn2"] = sn2_report(rows, o.references, o.out)
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     stored |= results | {
         "command": "python benchmarks/cv.py --out runs/bench-cv", "date": time.strftime("%Y-%m-%d"),

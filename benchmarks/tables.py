@@ -301,6 +301,28 @@ def cv_sn2(report: dict) -> str:
     return "\n".join(lines)
 
 
+def cv_ala2(report: dict) -> str:
+    """Alanine dipeptide against metadynamics."""
+    lines = [
+        "| | energies | s, one core | ΔF(φ > 0), kcal/mol | RMSE, F < 6 kcal/mol | k-hat biased, unbiased | "
+        "ESS under the bias |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["ala2"]["rows"]:
+        lines.append(
+            f"| `molgen fes`, seed {row['seed']} | {row['energies']:,} | {row['seconds']:.0f} | {row['delta_f']:.2f} ± "
+            f"{row['delta_f_sigma']:.2f} | {row['rmse']:.2f} | {row['khat_biased']:.2f}, {row['khat']:.2f} | "
+            f"{row['ess_biased']:.1%} |"
+        )
+    truth = report["ala2"]["reference"]
+    lines.append(
+        f"| metadynamics, then its bias at rest, {truth['runs']} runs (reference) | {truth['energies']:,} | "
+        f"{truth['seconds']:.0f} | {truth['delta_f']:.2f} ± {truth['delta_f_sigma']:.2f} | {truth['block_rmse']:.2f} "
+        "(blocks) | | |"
+    )
+    return "\n".join(lines)
+
+
 def _mean(values: Iterable[float]) -> float:
     listed = list(values)
     return sum(listed) / len(listed)
@@ -332,7 +354,7 @@ PROSE = {
     "finetune": (prose_finetuned,),
     "speed": (prose_speed,),
 }
-CV = {"models": cv_models, "corrupted": cv_corrupted, "ablation": cv_ablation, "sn2": cv_sn2}
+CV = {"models": cv_models, "corrupted": cv_corrupted, "ablation": cv_ablation, "sn2": cv_sn2, "ala2": cv_ala2}
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def check(name: str, best: dict[str, Any]) -> None:
 
 def test_every_example_is_here() -> None:
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
-    assert folders == {*EXPECTED, "peptide", "fes_hcn"}
+    assert folders == {*EXPECTED, "peptide", "fes_hcn", "fes_ala2"}
     assert folders >= {"hcn", "malonaldehyde", "claisen", "diels_alder", "vinyl_alcohol", "cyclobutene"}
     for name, expected in EXPECTED.items():
         files = {"run.py", "run.sh", *expected["reactant"], *expected["product"]}

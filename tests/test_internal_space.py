@@ -48,7 +48,7 @@ def space_of(smiles: str, fixed: bool = False) -> tuple[InternalSpace, np.ndarra
     """The space and frames; `fixed`: every atom told apart, so that no rotor is taken for threefold."""
     numbers, bonds, x = built(smiles)
     frames = shaken(x, 200)
-    return InternalSpace(tree_zmatrix(numbers, bonds, x, range(len(x)) if fixed else ()), frames), frames
+    return InternalSpace.whitened(tree_zmatrix(numbers, bonds, x, range(len(x)) if fixed else ()), frames), frames
 
 
 @pytest.mark.parametrize("name", MOLECULES)
@@ -162,7 +162,7 @@ def test_ln_z_of_springs_and_a_rotor_is_the_known_integral():
     from molgen.geometry.internal import to_cartesian
 
     frames = to_cartesian(z, q)[:, torch.from_numpy(z.rank)].numpy()
-    space = InternalSpace(z, frames)
+    space = InternalSpace.whitened(z, frames)
     periods = tuple(space.periods.tolist())
     config = ControllerConfig("internal", tuple(numbers.tolist()), width=WIDTH, least=0.05, periods=periods, hidden=64)
     torch.manual_seed(0)

@@ -38,6 +38,12 @@ def fes(
     from_ts: Annotated[
         Path | None, typer.Option("--from-ts", help="Instead of --xyz and --cv: folder of a molgen ts run.")
     ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            "--pretrained", help="Draw from a finished controller: ala2, sn2, or the folder of a run."
+        ),
+    ] = None,
     solvent: Annotated[str, typer.Option("--solvent", help="For --pdb: obc2 or none.")] = "obc2",
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
     cv: Annotated[
@@ -148,6 +154,8 @@ def _typed(key: str, value: Any, default: Any, config: Path) -> Any:
         good, example, result = all(type(v) in (int, float) for v in listed), "0.1, or a list", listed
     elif key in ("cv", "wall", "range_", "forcefield"):
         good, example, result = all(isinstance(v, str) for v in listed), "text, or a list of texts", listed
+    elif key == "pretrained":
+        good, example = isinstance(value, str), "ala2"
     elif key == "from_ts":
         good, example, result = isinstance(value, str), "a path", config.parent / str(value)
     elif key == "out":
@@ -171,6 +179,8 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     from molgen.workflows.fes import forecast, run_fes
 
     path = None
+    if o["pretrained"]:
+        return _pretrained(o), o["out"]
     if o["from_ts"]:
         path, system, cvs, given = _from_ts(o)
         described = path.described
@@ -203,6 +213,21 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
             resume=o["resume"], units=o["units"], described=described, prior=path, log=common.log, progress=show,
         )  # fmt: skip
     return summary, o["out"]
+
+
+def _pretrained(o: dict[str, Any]) -> dict[str, Any]:
+    from molgen.workflows.fes_pretrained import sample_pretrained
+
+    clash = [f"--{name.replace('_', '-')}" for name in ("xyz", "pdb", "cv", "from_ts", "wall", "estimate") if o[name]]
+    if clash:
+        raise InputError(
+            f"together with {', '.join(clash)}", where="--pretrained",
+            expected="molecule, variables, walls and temperature of the finished run",
+        )  # fmt: skip
+    return sample_pretrained(
+        o["pretrained"], o["samples"], seed=o["seed"], out=o["out"], overwrite=o["overwrite"], resume=o["resume"],
+        units=o["units"], log=common.log,
+    )[1]  # fmt: skip
 
 
 def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -87,7 +87,8 @@ class InternalSpace(Space):
     """Whitened bond lengths, angles and narrow dihedrals, and broad dihedrals in radians; shape (3N - 6, 1).
 
     Args:
-        z: the z-matrix. frames: (n, N, 3) Angstrom, in atom order, which narrow coordinates are whitened by.
+        z: the z-matrix. mean: (M,) and unwhiten: (M, M), Angstrom and radians: internal coordinates are
+            points @ unwhiten + mean.
 
     Attributes:
         periods: (M,) radians of each broad dihedral, 0 for what is narrow.
@@ -95,25 +96,31 @@ class InternalSpace(Space):
 
     width = WIDTH
 
-    def __init__(self, z: ZMatrix, frames: np.ndarray):
-        self.z, self.atoms = z, len(z)
+    def __init__(self, z: ZMatrix, mean: Tensor, unwhiten: Tensor):
+        self.z, self.atoms, self.mean, self.unwhiten = z, len(z), mean, unwhiten
         self.rows, self.columns = torch.nonzero(present(z), as_tuple=True)
         self.shape, self.dimensions = (len(self.rows), 1), len(self.rows)
         fold = torch.from_numpy(z.fold)[self.rows]
         self.broad = (self.columns == 2) & (fold > 0)
         self.periods = torch.where(self.broad, 2 * math.pi / fold.clamp(min=1).double(), 0.0).numpy()
-        q = self._internal(frames)
-        self.mean = torch.where(self.broad, 0.0, q.mean(0))
-        narrow = (q - self.mean)[:, ~self.broad]
+        self.whiten = torch.linalg.inv(unwhiten)
+        self.log_scale = float(torch.linalg.slogdet(unwhiten)[1])
+
+    @classmethod
+    def whitened(cls, z: ZMatrix, frames: np.ndarray) -> InternalSpace:
+        """The space in which the narrow coordinates of `frames` (n, N, 3), Angstrom, in atom order, are white."""
+        count = 3 * len(z) - 6
+        plain = cls(z, torch.zeros(count, dtype=torch.float64), torch.eye(count, dtype=torch.float64))
+        q = plain._internal(frames)
+        mean = torch.where(plain.broad, 0.0, q.mean(0))
+        narrow = (q - mean)[:, ~plain.broad]
         deviations = narrow.std(0).clamp(min=1e-6)
         correlation = torch.corrcoef((narrow / deviations).T)
         values, vectors = torch.linalg.eigh((1 - SHRINK) * correlation + SHRINK * torch.eye(len(correlation)).double())
-        self.unwhiten = torch.eye(self.dimensions, dtype=torch.float64)
-        index = torch.nonzero(~self.broad)[:, 0]
-        root = vectors @ (values.sqrt()[:, None] * vectors.T) * deviations / WIDTH
-        self.unwhiten[index[:, None], index] = root
-        self.whiten = torch.linalg.inv(self.unwhiten)
-        self.log_scale = float(torch.linalg.slogdet(self.unwhiten)[1])
+        index = torch.nonzero(~plain.broad)[:, 0]
+        unwhiten = plain.unwhiten.clone()
+        unwhiten[index[:, None], index] = vectors @ (values.sqrt()[:, None] * vectors.T) * deviations / WIDTH
+        return cls(z, mean, unwhiten)
 
     def centred(self, points: Tensor) -> Tensor:
         return points

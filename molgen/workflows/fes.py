@@ -22,7 +22,8 @@ from molgen.report.ensemble_plots import UNITS
 from molgen.reweight.ensemble import Ensemble
 from molgen.run import Run
 from molgen.workflows.fes_estimate import Progress, converged, outcome
-from molgen.workflows.fes_output import write_results
+from molgen.workflows.fes_output import CONTROLLER, write_results
+from molgen.workflows.fes_pretrained import save_pretrained
 from molgen.workflows.fes_problem import Prior, Problem, coordinates_of
 from molgen.workflows.fes_settings import FesSettings, default_settings, flattened
 from molgen.workflows.fes_system import System
@@ -135,6 +136,9 @@ def run_fes(
         found = outcome(sampler, settings.samples, settings.fine, system.topology)
         seconds["samples"] = time.monotonic() - begin - sum(seconds.values())
         more = {} if prior is None else prior.report(found.ensemble, run)
+        if run is not None:
+            run.path(CONTROLLER)
+            save_pretrained(folder / CONTROLLER, problem, sampler)
         if run is None:
             return found.ensemble, more
         return found.ensemble, write_results(run, found, sampler, units, seconds, problem.notes, more)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from molgen.cvdiffusion.noising import fit_variances, simulate
+from molgen.cvdiffusion.noising import Schedule, fit_variances, simulate
 from molgen.cvdiffusion.sampler import FINAL, Sampler, tempered
 from molgen.cvdiffusion.target import Batch
 from molgen.reweight.ensemble import Ensemble
@@ -86,19 +86,8 @@ def final_draws(sampler: Sampler, count: int, fine: int) -> tuple[Batch, int]:
 
     The kernels of the finer grid are fitted to the samples of the last rounds first.
     """
-    schedule = replace(sampler.schedule, steps=sampler.schedule.steps * fine)
-    variances = schedule.variances(sampler.width)
-    if not sampler.fixed_kernels:
-        learned = sampler.replayed()
-        weights = tempered(sampler.target.log_weights(learned), sampler.settings.beta)
-        variances = fit_variances(
-            sampler.controller,
-            schedule,
-            sampler.target.space,
-            learned.points,
-            weights,
-            sample_seed(sampler.seed, FINAL),
-        )
+    schedule, variances = sampler.final or _final_kernels(sampler, fine)
+    sampler.final = schedule, variances
     parts = []
     for number, start in enumerate(range(0, count, CHUNK)):
         found = simulate(
@@ -107,6 +96,17 @@ def final_draws(sampler: Sampler, count: int, fine: int) -> tuple[Batch, int]:
         )  # fmt: skip
         parts.append(sampler.target.evaluate(found.points, found.log_path, sampler.number))
     return Batch.join(parts), schedule.steps
+
+
+def _final_kernels(sampler: Sampler, fine: int) -> tuple[Schedule, np.ndarray]:
+    schedule = replace(sampler.schedule, steps=sampler.schedule.steps * fine)
+    if sampler.fixed_kernels:
+        return schedule, schedule.variances(sampler.width)
+    learned = sampler.replayed()
+    weights = tempered(sampler.target.log_weights(learned), sampler.settings.beta)
+    return schedule, fit_variances(
+        sampler.controller, schedule, sampler.target.space, learned.points, weights, sample_seed(sampler.seed, FINAL)
+    )
 
 
 def ensemble_of(sampler: Sampler, draws: Batch, topology: mdtraj.Topology | None = None) -> Ensemble:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from molgen.checkpoint import save_checkpoint
 from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.plumed import colvar_text, fes_text, hills_text
 from molgen.cvdiffusion.sampler import Sampler
@@ -56,7 +55,7 @@ def write_results(
     notes: list[str],
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write surfaces, samples, pictures, the finished controller and the summary, which is returned."""
+    """Write surfaces, samples, pictures and the summary, which is returned."""
     ensemble, found = outcome.ensemble, outcome.surfaces
     fes, target = found.path, sampler.target
     for name, free, error in (
@@ -81,7 +80,6 @@ def write_results(
         frames = [Atoms(ensemble.numbers, x, info={"energy": e}) for x, e in
                   zip(drawn.positions, drawn.energies, strict=True)]  # fmt: skip
         write_extxyz(run.path("samples.xyz"), frames)
-    _write_controller(run, sampler)
     _write_pictures(run, ensemble, found, sampler, drawn, units)
     energy = UNITS[units][0]
     figures = {
@@ -117,17 +115,6 @@ def _row(basin: Basin, energy: float, units: str, number: int) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _write_controller(run: Run, sampler: Sampler) -> None:
-    """Everything that draws more of the same samples: network, kernel variances, bias."""
-    tensors = dict(sampler.controller.state_dict())
-    run.path(CONTROLLER)
-    save_checkpoint(
-        run.directory / CONTROLLER, tensors,
-        {"model": "cvdiffusion", "config": sampler.controller.describe(), "schedule": asdict(sampler.schedule),
-         "variances": sampler.variances.tolist(), "round": sampler.number},
-    )  # fmt: skip
-
-
 def _write_pictures(
     run: Run, ensemble: Ensemble, found: Surfaces, sampler: Sampler, drawn: Ensemble, units: str
 ) -> None:
@@ -147,7 +134,8 @@ def _write_pictures(
         for name in fes.names:
             plain = ensemble_plots.free_energy(ensemble.fes(name), unit=units, title=name, subtitle=judged)
             run.write_bytes(f"fes_{name.replace(' ', '_')}.png", plain)
-    run.write_bytes("convergence.png", fes_plots.convergence(sampler.records, sampler.frozen_from))
+    if sampler.records:
+        run.write_bytes("convergence.png", fes_plots.convergence(sampler.records, sampler.frozen_from))
     run.write_bytes("weights.png", ensemble_plots.weights(ensemble.log_weights, judged=ensemble.verdict))
 
 

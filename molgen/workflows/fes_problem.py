@@ -20,6 +20,7 @@ from molgen.cvdiffusion.start import starting_frames
 from molgen.cvdiffusion.target import Target, closest_allowed
 from molgen.cvdiffusion.walls import Wall, check_walls, parse_wall
 from molgen.errors import InputError
+from molgen.geometry.internal import ZMatrix
 from molgen.potentials.composite import BiasPotential, SumPotential
 from molgen.reweight.ensemble import Ensemble
 from molgen.rng import generator, sample_seed
@@ -55,7 +56,11 @@ class Prior(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Everything checked and built that a run needs before its first energy."""
+    """Everything checked and built that a run needs before its first energy.
+
+    Attributes:
+        notes: for the summary. texts: variables and walls as they were written; None if one was built otherwise.
+    """
 
     system: System
     cvs: list[CV]
@@ -65,6 +70,7 @@ class Problem:
     settings: FesSettings
     notes: list[str]
     prior: Prior | None = None
+    texts: tuple[list[str], list[str]] | None = None
 
     @classmethod
     def of(
@@ -115,13 +121,14 @@ class Problem:
             fences += fence
         bias = WellTemperedBias(axes, chosen, settings.gamma, temperature, cap=settings.cap * KB * temperature)
         check_names(bias)
-        return cls(system, variables, built + fences, bias, temperature, settings, [])
+        written = all(isinstance(given, str) for given in (*cvs, *walls))
+        texts = ([str(cv) for cv in cvs], [str(wall) for wall in walls]) if written else None
+        return cls(system, variables, built + fences, bias, temperature, settings, [], texts=texts)
 
     def sampler(self, seed: int, log: Callable[[str], None]) -> Sampler:
         """The sampler after its starting frames, which cost energies."""
         system, s, spent = self.system, self.settings, self.system.potential.calls
-        centres, hands = system.stereocentres()
-        odd = not len(centres) and self._odd()  # with a centre the mirror image is known for what it is
+        odd = self._odd()
         log("a short simulation of each starting structure")
         potential, starts = system.potential, system.starts
         if self.prior is not None:
@@ -131,10 +138,7 @@ class Problem:
             potential, self.walls, starts, self.temperature, s.frames, sample_seed(seed, FRAMES)
         )
         schedule, space = self._space(positions, mirror=not odd)
-        target = Target(
-            system.potential, self.cvs, self.walls, self.bias, self.temperature, closest_allowed(system.numbers),
-            centres, hands, space,
-        )  # fmt: skip
+        target = self.target(space)
         points = space.points(positions, generator(seed, WOUND))
         frames = target.evaluate(points, np.zeros(len(points)), 0)
         frames = frames.take(frames.accepted)
@@ -146,12 +150,23 @@ class Problem:
         still = [cv.name for cv, values in zip(self.cvs, frames.cvs.T, strict=True) if np.ptp(values) < 1e-6]
         for name in still:
             self.notes.append(f"{name} does not move in the starting simulation: is it constant by construction?")
-            log(self.notes[-1])
+        self.notes.extend(self._unbonded())
+        for note in self.notes:
+            log(note)
         sampler = Sampler(
             target, controller, schedule, s.sampler, frames, seed=seed, fixed_kernels=s.fixed_kernels, judge=judge
         )  # fmt: skip
         sampler.calls_before = spent
         return sampler
+
+    def target(self, space: Space) -> Target:
+        """What is sampled, in the coordinates of `space`."""
+        system = self.system
+        centres, hands = system.stereocentres()
+        return Target(
+            system.potential, self.cvs, self.walls, self.bias, self.temperature, closest_allowed(system.numbers),
+            centres, hands, space,
+        )  # fmt: skip
 
     def _push(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Energy (B,) eV and gradient (B, N, 3) eV/A of the bias."""
@@ -169,10 +184,24 @@ class Problem:
         return self.system.starts + 0.05 * generator(0).standard_normal(self.system.starts.shape)
 
     def _odd(self) -> bool:
-        """Whether a reflection changes a collective variable or a wall (a torsion: yes)."""
+        """Whether a reflection changes a variable or a wall (a torsion: yes), and no stereocentre would tell."""
+        if len(self.system.stereocentres()[0]):
+            return False  # the mirror image is known for what it is
         variables = [*self.cvs, *(wall.cv for wall in self.walls)]
         here, there = (evaluate(variables, sign * self._shaken())[0] for sign in (1, -1))
         return len(self.system.numbers) > 1 and not np.abs(here - there).max() <= 1e-6
+
+    def _unbonded(self) -> list[str]:
+        """Torsions of a known topology whose atoms are no chain: most often another order of atoms than was thought."""
+        if self.system.topology is None:
+            return []
+        bonds, found = self.system.bonds, []
+        for cv in self.cvs:
+            pairs = [pair for bend in cv.bends for pair in zip(bend, bend[1:], strict=False)]
+            gaps = [f"{i} and {j}" for i, j in pairs if not bonds[i, j]]
+            if cv.period is not None and gaps:
+                found.append(f"{cv.name}: atoms {gaps[0]} are not bonded; is the order of atoms what you think?")
+        return found
 
     def _space(self, frames: np.ndarray, mirror: bool) -> tuple[Schedule, Space]:
         """The coordinates of the process, and its times in them."""
@@ -180,8 +209,13 @@ class Problem:
         if coordinates_of(system, self.settings.coordinates) == "cartesian":
             space = CartesianSpace(len(system.numbers), system.exchangeable(fixed), mirror)
             return replace(schedule, spread=self._spread(frames)), space
-        z = tree_zmatrix(system.numbers, system.bonds, system.starts[0], fixed)
-        return replace(schedule, spread=1.0, end=END), InternalSpace(z, frames)
+        z = self.zmatrix()
+        return replace(schedule, spread=1.0, end=END), InternalSpace.whitened(z, frames)
+
+    def zmatrix(self) -> ZMatrix:
+        """Of the first start."""
+        system = self.system
+        return tree_zmatrix(system.numbers, system.bonds, system.starts[0], self._singled_out())
 
     def _spread(self, x: np.ndarray) -> float:
         """Variance of a coordinate over the frames (n, N, 3), Angstrom^2: the size of the molecule."""

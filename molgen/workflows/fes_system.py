@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from molgen.structures import read_side
 
 if TYPE_CHECKING:
     import mdtraj
+    from openmm import app
 
 SOLVENTS = {"none": None, "obc2": "implicit/obc2.xml"}
 MOST_QUADRUPLES = 40  # signed volumes that a controller sees
@@ -29,11 +31,13 @@ class System:
 
     Attributes:
         potential: of it. starts: (S, N, 3) Angstrom, one structure for each known basin. topology: mdtraj's, or None.
+        source: how to build the potential again, as JSON can hold it; None where that is unknown.
     """
 
     potential: Potential
     starts: np.ndarray
     topology: mdtraj.Topology | None = None
+    source: dict[str, Any] | None = None
 
     @property
     def numbers(self) -> np.ndarray:
@@ -107,7 +111,8 @@ def system_from_files(
                 expected=f"the atoms of {read[0].where} in the same order",
             )
     potential = calculator_from_spec(calculator, dict(kwargs or {}), read[0].numbers, charge, spin)
-    return System(potential, np.stack([part.positions for part in read]))
+    source = {"calculator": calculator, "kwargs": dict(kwargs or {}), "charge": charge, "spin": spin}
+    return System(potential, np.stack([part.positions for part in read]), source=source)
 
 
 def system_from_pdb(
@@ -122,10 +127,7 @@ def system_from_pdb(
     Raises:
         InputError: a file is missing or unreadable, atoms differ, or the force field does not know a residue.
     """
-    import mdtraj
     from openmm import app
-
-    from molgen.potentials.openmm import OpenMMPotential, native_gbsa
 
     if solvent not in SOLVENTS:
         raise InputError(f"unknown solvent {solvent!r}", where="--solvent", expected=" or ".join(SOLVENTS))
@@ -137,18 +139,43 @@ def system_from_pdb(
             raise InputError(f"cannot be read ({error})", where=str(path), expected="a PDB file") from error
     if len({file.topology.getNumAtoms() for file in files}) != 1:
         raise InputError("the files hold different numbers of atoms", where="--pdb", expected="one molecule")
+    starts = np.stack([np.array(file.getPositions(asNumpy=True)._value) * 10 for file in files])
+    return _force_field(files[0].topology, starts, forcefield, solvent, platform)
+
+
+def system_again(source: Mapping[str, Any], numbers: np.ndarray, starts: np.ndarray) -> System:
+    """The system that had this `source`, with other `starts` (S, N, 3), Angstrom."""
+    if "calculator" in source:
+        potential = calculator_from_spec(
+            source["calculator"], source["kwargs"], numbers, source["charge"], source["spin"]
+        )
+        return System(potential, starts, source=dict(source))
+    from openmm import app
+
+    topology = app.PDBFile(io.StringIO(source["topology"])).topology
+    return _force_field(topology, starts, source["forcefield"], source["solvent"], source["platform"])
+
+
+def _force_field(
+    topology: app.Topology, starts: np.ndarray, forcefield: Sequence[str], solvent: str, platform: str
+) -> System:
+    import mdtraj
+    from openmm import app, unit
+
+    from molgen.potentials.openmm import OpenMMPotential, native_gbsa
+
     implicit = SOLVENTS[solvent]
     try:
         field = app.ForceField(*forcefield, *([implicit] if implicit else []))
-        system = field.createSystem(
-            files[0].topology, nonbondedMethod=app.NoCutoff, constraints=None, removeCMMotion=False
-        )
+        system = field.createSystem(topology, nonbondedMethod=app.NoCutoff, constraints=None, removeCMMotion=False)
     except (ValueError, OSError) as error:
         raise InputError(
             str(error), where=f"force field {', '.join(forcefield)}",
             expected="files that OpenMM finds, and a PDB with all hydrogens and names they know",
             remedy="add hydrogens first (openmm.app.Modeller.addHydrogens), or choose another --forcefield",
         ) from error  # fmt: skip
-    potential = OpenMMPotential(native_gbsa(system) if implicit else system, files[0].topology, platform)
-    starts = np.stack([np.array(file.getPositions(asNumpy=True)._value) * 10 for file in files])
-    return System(potential, starts, mdtraj.Topology.from_openmm(files[0].topology))
+    potential = OpenMMPotential(native_gbsa(system) if implicit else system, topology, platform)
+    text = io.StringIO()
+    app.PDBFile.writeFile(topology, starts[0] * unit.angstrom, text, keepIds=True)
+    source = {"forcefield": list(forcefield), "solvent": solvent, "platform": platform, "topology": text.getvalue()}
+    return System(potential, starts, mdtraj.Topology.from_openmm(topology), source)

@@ -1,0 +1,154 @@
+"""Finished controllers: written by every run whose molecule and variables can be named, drawn from again at will."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from molgen.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
+from molgen.cvdiffusion.controller import build_controller
+from molgen.cvdiffusion.internal import InternalSpace
+from molgen.cvdiffusion.noising import Schedule
+from molgen.cvdiffusion.sampler import Sampler, SamplerSettings
+from molgen.cvdiffusion.space import CartesianSpace
+from molgen.errors import InputError
+from molgen.reweight.ensemble import Ensemble
+from molgen.rng import generator
+from molgen.run import Run
+from molgen.workflows.fes_estimate import outcome
+from molgen.workflows.fes_output import CONTROLLER, write_results
+from molgen.workflows.fes_problem import Problem
+from molgen.workflows.fes_settings import FesSettings
+from molgen.workflows.fes_system import system_again
+from molgen.workflows.peptide_output import finished_run
+
+PREFIX = "fes-"  # of shipped controllers among the weights
+
+
+def save_pretrained(directory: Path, problem: Problem, sampler: Sampler) -> None:
+    """Write all that `load_pretrained` needs; of a run whose potential or variables have no text, the network alone."""
+    space, config = sampler.target.space, {"model": "cvdiffusion", "config": sampler.controller.describe()}
+    tensors = {f"net.{name}": tensor for name, tensor in sampler.controller.state_dict().items()}
+    if problem.texts is not None and problem.system.source is not None and sampler.final is not None:
+        schedule, variances = sampler.final
+        arrays = {f"bias.{name}": array for name, array in sampler.target.bias.state().items()}
+        arrays |= {"variances": variances, "starts": problem.system.starts, "numbers": problem.system.numbers}
+        tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        if isinstance(space, InternalSpace):
+            tensors |= {"space.mean": space.mean, "space.unwhiten": space.unwhiten}
+        elif isinstance(space, CartesianSpace):
+            config["space"] = {"symmetry": space.symmetry, "mirror": space.mirror}
+        config |= {
+            "schedule": asdict(schedule), "source": problem.system.source, "cvs": problem.texts[0],
+            "walls": problem.texts[1], "ranges": [_range(axis) for axis in problem.bias.axes],
+            "temperature": problem.temperature, "settings": asdict(problem.settings),
+            "floor": sampler.target.floor, "seed": sampler.seed, "energies": sampler.energies_used,
+        }  # fmt: skip
+    save_checkpoint(directory, tensors, config)
+
+
+def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, str]:
+    """A finished controller ready to draw from; and the hash of its weights.
+
+    Args:
+        name: of a shipped one ("ala2", "sn2"), the folder of a finished `molgen fes` run, or its controller folder.
+
+    Raises:
+        InputError: no such controller, or it was written by a run that cannot be named.
+        CheckpointError: a file is damaged.
+    """
+    folder = find_pretrained(name)
+    stored = load_checkpoint(folder)
+    c, tensors = stored.config, stored.tensors
+    if c.get("model") != "cvdiffusion" or "source" not in c:
+        raise InputError(
+            "holds a network, but not what it was trained for", where=str(folder),
+            expected="the controller of a run by molgen fes with --xyz or --pdb and variables given as text",
+        )  # fmt: skip
+    given = c["settings"]
+    settings = FesSettings(**{
+        **given, "sampler": SamplerSettings(**given["sampler"]), "schedule": Schedule(**given["schedule"]),
+        "widths": tuple(given["widths"]) if given["widths"] else None,
+    })  # fmt: skip
+    system = system_again(c["source"], tensors["numbers"].numpy(), tensors["starts"].numpy())
+    ranges = [tuple(r) if r else None for r in c["ranges"]]
+    problem = Problem.of(system, c["cvs"], c["temperature"], ranges, c["walls"], settings)
+    problem.bias.load_state({key[5:]: tensors[key].numpy() for key in tensors if key.startswith("bias.")})
+    space = (
+        CartesianSpace(len(system.numbers), **c["space"]) if "space" in c
+        else InternalSpace(problem.zmatrix(), tensors["space.mean"], tensors["space.unwhiten"])
+    )  # fmt: skip
+    target, schedule = problem.target(space), Schedule(**c["schedule"])
+    target.floor = c["floor"] if c["floor"] is not None else -np.inf
+    controller = build_controller(c["config"])
+    controller.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("net.")})
+    frames = target.evaluate(space.points(system.starts, generator(seed)), np.zeros(len(system.starts)), 0)
+    sampler = Sampler(target, controller.eval(), schedule, settings.sampler, frames, seed=seed)
+    sampler.final = schedule, tensors["variances"].numpy()
+    target.rejections.clear()
+    sampler.calls_before = system.potential.calls
+    return problem, sampler, stored.hash
+
+
+def find_pretrained(name: str | Path) -> Path:
+    """The checkpoint folder that `name` means (see `load_pretrained`)."""
+    shipped = {path.name.removeprefix(PREFIX): path for path in sorted(SHIPPED.glob(f"{PREFIX}*"))}
+    if str(name) in shipped:
+        return shipped[str(name)]
+    for folder in (Path(name) / CONTROLLER, Path(name)):
+        if (folder / "config.json").exists():
+            return folder
+    raise InputError(
+        f"no controller {str(name)!r}", where="--pretrained",
+        expected=f"one of {', '.join(shipped) or 'none shipped'}, or the folder of a finished molgen fes run",
+    )  # fmt: skip
+
+
+def sample_pretrained(
+    name: str | Path,
+    samples: int | None = None,
+    *,
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    units: str = "kcal/mol",
+    log: Callable[[str], None] = lambda message: None,
+) -> tuple[Ensemble, dict[str, Any]]:
+    """New weighted samples from a finished controller, without learning; the summary is empty without `out`.
+
+    Args:
+        name: see `load_pretrained`. samples: None: twice as many as its run drew at the end. seed: of the samples.
+        out, overwrite, resume, units, log: as in `molgen.sample_cv`.
+
+    Returns:
+        the ensemble, and the summary of the run.
+    """
+    problem, sampler, digest = load_pretrained(name, seed)
+    count = samples or 2 * problem.settings.samples
+    run = None
+    if out is not None:
+        recorded = {"pretrained": str(name), "hash": digest, "samples": count, "units": units}
+        run = Run(out, "fes", recorded, seed=seed, overwrite=overwrite, resume=resume)
+        if (finished := finished_run(run)) is not None:
+            log(f"{run.directory} is finished: nothing to resume")
+            return finished
+    log(f"{count} samples of {', '.join(problem.texts[0] if problem.texts else [])} at {problem.temperature:g} K")
+    begin = time.monotonic()
+    with run or nullcontext():
+        found = outcome(sampler, count, 1, problem.system.topology)
+        if run is None:
+            return found.ensemble, {}
+        seconds = {"samples": time.monotonic() - begin}
+        return found.ensemble, write_results(run, found, sampler, units, seconds, problem.notes)
+
+
+def _range(axis: Any) -> list[float] | None:
+    return None if axis.period else [axis.low, axis.high]

@@ -1,0 +1,72 @@
+"""Finished controllers: saved by a run, drawn from again, refused where they are not what they should be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fes_cases import TINY, X, run_wells
+from typer.testing import CliRunner
+
+from molgen.cli import main
+from molgen.errors import InputError
+from molgen.workflows.fes import run_fes
+from molgen.workflows.fes_pretrained import find_pretrained, load_pretrained, sample_pretrained
+from molgen.workflows.fes_settings import default_settings
+from molgen.workflows.fes_system import system_from_files, system_from_pdb
+
+ROOT = Path(__file__).parent.parent
+FEW = replace(TINY.sampler, rounds=4, width=0.05)
+CASES = {
+    "cartesian": (["distance 0 1"], [(0.7, 1.8)]),
+    "internal": (["torsion 4 6 8 14", "torsion 6 8 14 16"], None),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A tiny run with GFN2-xTB or a force field, and the log-weights of its final samples."""
+    folder = tmp_path_factory.mktemp(request.param)
+    settings = replace(default_settings(request.param), sampler=FEW, frames=120, hidden=16, samples=40, fine=1)
+    cvs, ranges = CASES[request.param]
+    if request.param == "cartesian":
+        (folder / "hcn.xyz").write_text("3\nbent\nH -0.95 0.45 0.0\nC 0.0 0.0 0.0\nN 1.15 0.0 0.0\n")
+        system = system_from_files([folder / "hcn.xyz"], "gfn2", None, 0, 0)
+    else:
+        system = system_from_pdb([ROOT / "examples/fes_ala2/ala2.pdb"], ["amber14/protein.ff14SB.xml"])
+    ensemble, _ = run_fes(system, cvs, 300.0, ranges=ranges, settings=settings, out=folder / "run", seed=3)
+    return folder / "run", ensemble.log_weights[-40:]
+
+
+def test_the_same_seed_draws_the_final_samples_again(finished: tuple[Path, np.ndarray]):
+    folder, log_weights = finished
+    ensemble, _ = sample_pretrained(folder, 40, seed=3)
+    both = np.isfinite(log_weights) & np.isfinite(ensemble.log_weights)
+    assert len(ensemble) == 40 and (np.isfinite(log_weights) == np.isfinite(ensemble.log_weights)).all()
+    assert ensemble.log_weights[both] == pytest.approx(log_weights[both], abs=1e-6)
+    other, _ = sample_pretrained(folder / "controller", 30, seed=4)
+    assert len(other) == 30 and not np.array_equal(other.positions[:10], ensemble.positions[:10])
+
+
+def test_command_line(finished: tuple[Path, np.ndarray], tmp_path: Path):
+    folder, _ = finished
+    arguments = ["fes", "--pretrained", str(folder), "-n", "60", "--out", str(tmp_path / "out"), "--json"]
+    result = CliRunner().invoke(main.app, arguments)
+    assert result.exit_code in (0, 3), result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["rounds"] == 0 and summary["weights"]["n"] == 60 and summary["energy_calls"] <= 60
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"fes.dat", "fes.png", "weights.npz"} <= written and "convergence.png" not in written
+    clash = CliRunner().invoke(main.app, [*arguments, "--cv", "distance 0 1"])
+    assert clash.exit_code == 2 and "together with --cv" in clash.stderr
+
+
+def test_a_run_that_cannot_be_named_is_refused(tmp_path: Path):
+    run_wells(out=tmp_path / "run", cvs=[X])
+    with pytest.raises(InputError, match="not what it was trained for"):
+        load_pretrained(tmp_path / "run")
+    with pytest.raises(InputError, match="no controller 'ala3'"):
+        find_pretrained("ala3")
