@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 from typer.testing import CliRunner, Result
 
 from molgen.checkpoint import save_checkpoint
+from molgen.cli import evaluate as command
 from molgen.cli import main
 from molgen.data.md import MDSet, save_md
 from molgen.data.peptide import build_peptide
@@ -21,10 +22,11 @@ from molgen.errors import CalculatorError, InputError
 from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
 from molgen.prose.model import ProseConfig, ProseFlow
+from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
 from molgen.units import KB, KJ_MOL
 from molgen.workflows import evaluate_prose as workflow
-from molgen.workflows.draws import Draws
+from molgen.workflows.draws import Draws, Energies
 
 KT = KB * 310
 SMALL = ProseConfig(width=16, head=8, channels=4, encoder_layers=1, scalars=8, vectors=4, pair=8, heads=1, layers=1)
@@ -145,7 +147,8 @@ class Exact:
         log_q = -energies / KT - log_z - np.log(found.mean())
         self.log_q = np.where(found, log_q, -np.inf)
         chosen = np.flatnonzero(found)
-        self.draws = Draws(x[chosen], log_q[chosen], energies[chosen], 310.0, len(chosen), {"sampling": 1.0})
+        validity, calls = validate(build_peptide("GG"), x[chosen]), len(chosen)
+        self.draws = Draws(x[chosen], log_q[chosen], energies[chosen], validity, 310.0, calls, {"sampling": 1.0})
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.energies
@@ -172,6 +175,32 @@ def test_exact_flow_and_one_that_misses_a_mode(share: float, weights: Path, monk
         mean, dynamic = row["energy"]["reweighted"], row["energy"]["md"]
         assert mean[0] == pytest.approx(energies.mean() / KT) == dynamic[0]
         assert mean[1] * 0.99 <= dynamic[1] < 2 * mean[1], "these frames do not depend on each other"
+
+
+def test_broken_proposals_are_counted_and_weigh_exactly_nothing(
+    data: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third proposal with a hydrogen pulled off: raw counts, reasons, and a weighted share of zero."""
+
+    def pulled(*arguments: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        x, log_q = propose(*arguments, **options)
+        x[::3, 1] += 1.5
+        return x, log_q
+
+    monkeypatch.setattr("molgen.workflows.draws.propose", pulled)
+    (case,) = workflow.gather([data / "GG.npz"])
+    with Energies(case.peptide, "Reference", 1) as energies:
+        row = workflow.evaluate_case(case, load_flow(weights), energies, samples=60)
+    assert row["validity"]["bad_bond"] == 20 == row["validity"]["broken_topology"] and row["energy_calls"] == 40
+    assert row["rejections"] == {"broken topology": 20} and row["finite_energies"] == 1.0 and row["n"] == 60
+    assert row["validity"]["share_broken_topology_reweighted"] == 0.0
+    assert row["validity"]["share_wrong_chirality_reweighted"] == 0.0
+    means = workflow.means([row])["2"]
+    assert means["broken_topology"] == 20 and means["share_broken_topology_reweighted"] == 0.0
+    assert means["non_finite_energies"] == 0
+    text = command._sequence(row)
+    assert "broken topology 20 (20 bonds" in text and "of weight zero: 20 x broken topology" in text
+    assert "share of the weight: wrong chirality 0, broken topology 0\n" in text
 
 
 def test_interrupted_and_resumed(evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,10 +45,10 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_report_and_files(molgen: Callable[..., Result], tmp_path: Path, exact: None) -> None:
     asked = ["--observable", "phi 1", "--observable", "distance 0 5"]
-    result = molgen("GG", "-n", 40, "-T", 400, *asked, "--units", "kcal/mol")
+    result = molgen("GG", "-n", 60, "-T", 400, *asked, "--units", "kcal/mol")
     assert result.exit_code == 0, result.stderr
     lines = {line[:20].strip(): line[21:] for line in result.stdout.splitlines()}
-    assert lines["peptide"] == "GG, 17 atoms, 400 K" and lines["verdict"] == "reliable" and lines["samples"] == "40"
+    assert lines["peptide"] == "GG, 17 atoms, 400 K" and lines["verdict"] == "reliable" and lines["samples"] == "60"
     assert "% raw" in lines["ESS"] and "fine up to" in lines["k-hat"]
     assert lines["potential energy"].endswith("kcal/mol") and lines["phi 1"].endswith("degrees")
     assert lines["distance 0 5"].endswith(" A") and " +- " in lines["distance 0 5"]
@@ -80,14 +80,16 @@ def test_smc_is_reported() -> None:
             "hot_temperature": 600.0, "hot_weights": {"khat": 0.61}, "unique_ancestors": 7, "ess_of_ancestors": 0.3,
         },
         "finetuning": [{"ess": 0.01, "khat": 0.9}, {"ess": 0.2, "khat": 0.4}], "results": [],
-        "validity": {"wrong_chirality": 0, "broken_topology": 1}, "rejections": {"non-finite energy": 2},
+        "validity": {"wrong_chirality": 0, "broken_topology": 1},
+        "rejections": {"broken topology": 1, "non-finite energy": 2},
         "samples_per_second": None, "energies_per_second": None, "energy_calls": 77,
     }  # fmt: skip
     lines = command.report(summary, Path(__file__).parent).splitlines()
     assert "AG, ace-nme, 30 atoms" in lines[0] and "the largest weights were dropped" in lines[1]
     assert "none (fine up to 0.20)" in lines[4] and "600 K, k-hat 0.61 there" in lines[5]
     assert "7; ESS by ancestor 30.00%" in lines[6] and "after 1 rounds" in lines[8] and "20.00%, k-hat 0.4" in lines[8]
-    assert "2 x non-finite energy" in lines[10] and lines[11].endswith("77 energies")
+    assert "1 x broken topology" in lines[10] and "2 x non-finite energy" in lines[11]
+    assert lines[12].endswith("77 energies")
 
 
 def test_an_earlier_run_is_not_overwritten_unasked(molgen: Callable[..., Result], tmp_path: Path, exact: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,6 +115,18 @@ def test_pooled_weights_are_those_of_the_mixture(bench):
     mixture = np.logaddexp(q[0] + np.log(30 / 80), q[1] + np.log(50 / 80))
     assert pool.log_weights() == pytest.approx(-energies[usable] / (KB * T) - mixture, abs=2e-3)
     assert len(pool.frames()) == usable.sum() and np.abs(q[0] - q[1]).max() > 0.1
+
+
+def test_invalid_draws_are_no_frames_but_count_among_the_draws(bench):
+    """Ten of thirty said to have a contact: the others weigh what a mixture of thirty gives them."""
+    drawn = bench.draws(tiny_flow(), 30, 1, "a")
+    usable = np.isfinite(drawn.log_weights) & (np.arange(30) >= 10)
+    spoilt = replace(drawn, validity=replace(drawn.validity, contact=~usable))
+    pool = _Pool(LAYOUT, T)
+    pool.add([tiny_flow()], spoilt, bench.store, 0)
+    assert len(pool.frames()) == usable.sum() <= 20
+    assert pool.log_weights() == pytest.approx(drawn.log_weights[usable])
+    assert diagnose(spoilt.log_weights).n == 30
 
 
 def test_weights_without_a_mean_are_tempered(tmp_path, monkeypatch):

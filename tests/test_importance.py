@@ -147,6 +147,13 @@ def test_equal_weights_are_perfect(noise):
     assert found.log_z == pytest.approx(5, abs=1e-9 + 2 * noise) and found.log_z_error == pytest.approx(0, abs=1e-5)
 
 
+def test_equal_weights_among_zeros_are_perfect():
+    """Weights of zero or one are bounded, whatever the noise of single precision on the ones."""
+    log_w = 1e-5 * np.random.default_rng(0).standard_normal(1000)
+    log_w[::10] = -np.inf
+    assert khat(log_w) == 0.0 and diagnose(log_w).ess_psis == pytest.approx(0.9)
+
+
 def test_ties_at_the_cutoff():
     plateau = np.zeros(10000)
     plateau[:100] = np.log(2)  # two values: bounded

@@ -16,6 +16,7 @@ from molgen.reweight.smc import (
     climb,
     from_proposal,
     resampled_indices,
+    restricted,
     spring_scale,
     start,
 )
@@ -220,6 +221,20 @@ def test_no_particle_with_a_weight():
     population = start(densities, np.zeros((10, 1, 3)), np.full(10, np.nan))
     with pytest.raises(InputError, match="no particle of 10 has a weight"):
         climb(population, densities, 0.1)
+
+
+def test_restricted_to_a_region_no_particle_leaves_it_and_its_share_is_exact():
+    """The double well right of its top: the mean weight is its partition function, a quadrature of the well's."""
+    q, top = Wide((1.2, 0.3, 0.3)), WELL.stationary_points()[1]
+    densities = restricted(between_temperatures(WELL, HOT, COLD), lambda x: x[:, 0, 0] > top)
+    x = q.sample(4000, 5)
+    population = start(densities, x, -WELL.energy(x) / (KB * HOT) - q.log_density(x)[0])
+    assert (np.isneginf(population.log_weights) == (x[:, 0, 0] <= top)).all()
+    end = climb(population, densities, 0.1, seed=1)
+    assert (end.positions[np.isfinite(end.log_weights), 0, 0] > top).all()
+    whole, moves = hot_population(4000, 5)
+    log_z = diagnose(climb(whole, moves, 0.1, seed=1).log_weights).log_z
+    assert diagnose(end.log_weights).log_z == pytest.approx(log_z + np.log(exact_right(COLD)), abs=0.15)
 
 
 def test_between_temperatures_is_the_boltzmann_density_of_the_temperature_between():

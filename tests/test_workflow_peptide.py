@@ -20,6 +20,7 @@ import molgen
 from molgen.data.peptide import Peptide, build_peptide
 from molgen.errors import CalculatorError, CheckpointError, InputError
 from molgen.prose.layout import Layout
+from molgen.prose.validity import validate
 from molgen.reweight.importance import normalised
 from molgen.units import KB, KJ_MOL, NM
 from molgen.workflows import draws, finetune
@@ -123,9 +124,13 @@ def test_dropping_the_largest_weights_is_biased(exact):
 def test_non_finite_energies_have_weight_zero_and_are_counted(monkeypatch):
     monkeypatch.setattr(Peptide, "potential", lambda self, platform, workers: Wrong(self, every=3))
     ensemble, summary = run(30, 400.0)
-    assert summary["rejections"] == {"non-finite energy": 10} and summary["weights"]["n"] == 30
-    assert np.isneginf(ensemble.log_weights).tolist() == [i % 3 == 0 for i in range(30)]
-    assert normalised(ensemble.log_weights)[1] == pytest.approx(1 / 20, abs=1e-3)
+    valid = np.flatnonzero(validate(build_peptide("GG"), ensemble.positions).valid)  # of others none is asked
+    lost = (len(valid) + 2) // 3
+    assert summary["rejections"].pop("broken topology", 0) == 30 - len(valid) < 5
+    assert summary["rejections"] == {"non-finite energy": lost} and summary["weights"]["n"] == 30
+    kept = np.delete(valid, np.s_[::3])
+    assert np.flatnonzero(np.isfinite(ensemble.log_weights)).tolist() == kept.tolist()
+    assert normalised(ensemble.log_weights)[kept] == pytest.approx(1 / len(kept), abs=1e-3)
 
 
 def test_no_finite_energy_at_all(monkeypatch):
@@ -234,6 +239,16 @@ def test_resume_refuses_other_settings(tmp_path, exact):
     run(10, 400.0, out=tmp_path)
     with pytest.raises(InputError, match="cannot resume: 'n' was 10 and is now 11"):
         run(11, 400.0, out=tmp_path, resume=True)
+
+
+def test_resume_refuses_a_run_of_another_target(tmp_path, exact):
+    """One of before broken topology had weight zero: its ladder and its adapter are of another distribution."""
+    run(10, 400.0, out=tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["settings"]["target"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="cannot resume: 'target' was None and is now 'conformations of right"):
+        run(10, 400.0, out=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(("sequence", "cap", "text"), [

@@ -3,7 +3,7 @@
 The reference comes in two parts, two independent runs or the halves of one. A figure is the mean of its values against
 the parts, the floor its value between them, so that both suffer alike from parts that are short.
 
-- `e_w2`: Wasserstein-2 of the energies, in kT. Raw proposals: of the samples whose energy is finite.
+- `e_w2`: Wasserstein-2 of the energies, in kT. Raw proposals: of the samples that have an energy.
 - `t_w2`: Wasserstein-2 of all phi and psi on the torus, radians.
 - `tica_w2`: Wasserstein-2 in the two slowest combinations (TICA, lag of 10 frames) of sine and cosine of phi, psi and
   chi, fitted on the reference; each combination has variance 1 there. Frames of one temperature of a replica exchange

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,7 +19,7 @@ from molgen.geometry.chirality import signed_volumes
 SHORTEST, LONGEST = 0.75, 1.25
 # Seen from H, the other three turn clockwise: L residues at CA (2S; 2R for CYS), and (3S)-ILE, (3R)-THR at CB.
 _CENTRES = {("CA", None): ("N", "C", "CB"), ("CB", "ILE"): ("CA", "CG1", "CG2"), ("CB", "THR"): ("CA", "OG1", "CG2")}
-_CHUNK = 4_000_000  # pair distances at once, 32 MB
+_CHUNK = 200_000  # pair distances at once: what fits a cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,21 @@ class Validity:
     def valid(self) -> np.ndarray:
         """(n,) right hand and whole topology."""
         return ~(self.wrong_chirality | self.broken_topology)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything by name, for npz; `of_arrays` reads it back."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def of_arrays(cls, parts: Sequence[Mapping[str, np.ndarray]]) -> Self:
+        """The verdicts that one or more `arrays` came from, one part after another; other keys are ignored.
+
+        Raises:
+            KeyError: an array is missing.
+        """
+        names = [field.name for field in fields(cls) if field.name != "proline"]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        return cls(**joined, proline=np.asarray(parts[0]["proline"]))
 
     def summary(self, weights: ArrayLike | None = None) -> dict[str, Any]:
         """Counts of each fault among the n samples, and their shares; `weights` (n,) adds the weighted shares.
@@ -114,19 +130,22 @@ def _wrong_chirality(peptide: Peptide, x: np.ndarray) -> np.ndarray:
 def _topology(peptide: Peptide, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n,) bonds out of range, (n,) pairs too close."""
     n = len(peptide)
-    bonded = np.zeros((n, n), dtype=bool)
-    bonded[tuple(peptide.bonds.T)] = True
-    i, j = np.nonzero(np.triu(~bonded, 1))
-    least = radius_sums(peptide.numbers)[i, j] + TOLERANCE
-    length = peptide.parameters.bond_length
+    least = np.square(radius_sums(peptide.numbers) + TOLERANCE)
     b, c = peptide.bonds.T
+    least[b, c] = least[c, b] = 0.0
+    np.fill_diagonal(least, 0.0)
+    length = peptide.parameters.bond_length
     bad, contact = np.zeros(len(x), dtype=bool), np.zeros(len(x), dtype=bool)
-    step = max(_CHUNK // max(len(i), 1), 1)
+    step = max(_CHUNK // n**2, 1)
     for start in range(0, len(x), step):
         rows = slice(start, start + step)
         ratio = np.linalg.norm(x[rows, b] - x[rows, c], axis=-1) / length
         bad[rows] = ((ratio < SHORTEST) | (ratio > LONGEST)).any(1)
-        contact[rows] = (np.linalg.norm(x[rows, i] - x[rows, j], axis=-1) < least).any(1)
+        square = np.zeros((len(ratio), n, n))
+        for axis in np.moveaxis(x[rows], -1, 0):
+            gap = axis[:, :, None] - axis[:, None, :]
+            square += np.square(gap, out=gap)
+        contact[rows] = (square < least).any((1, 2))
     return bad, contact
 
 

@@ -22,7 +22,7 @@ from molgen.errors import InputError
 LEAST_DRAWS = 25  # fewer positive weights have no tail to fit (PSIS takes a fifth of them, and needs 5)
 RELIABLE_KHAT = 0.7  # Vehtari et al. 2024: above it no practical number of samples helps
 UNDERFLOW = 700.0  # exp(-700) is the least a double can hold; log-weights that far below the largest are zero
-EQUAL = 1e-2  # spread of all ln w below which weights are equal but for single precision: no tail to judge
+EQUAL = 1e-2  # spread of ln w of weights above zero below which they are equal but for single precision: no tail
 FLAT = 1e-9  # spread of ln w below which a tail is a single value with rounding
 
 Verdict = Literal["reliable", "warn", "biased", "failed"]
@@ -244,7 +244,7 @@ def _smoothed(log_w: np.ndarray) -> tuple[np.ndarray, float, int]:
         smooth[positive], shape, tail = _smoothed(log_w[positive])
         return smooth, shape, tail
     ordered = np.sort(log_w)
-    if top - ordered[0] < EQUAL:
+    if top - log_w[positive].min() < EQUAL:
         return log_w, 0.0, 0
     tail = min(length, int((ordered > ordered[-length - 1] + FLAT).sum()))  # ties with the cutoff are no tail either
     if tail == 0 or (tail >= 5 and top - ordered[-tail] < FLAT):

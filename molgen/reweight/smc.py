@@ -77,6 +77,18 @@ def from_proposal(
     return densities
 
 
+def restricted(densities: Densities, inside: Callable[[np.ndarray], np.ndarray]) -> Densities:
+    """The same ladder on the positions for which `inside`, (n, N, 3) -> (n,) of bool, is true; no density elsewhere."""
+
+    def within(positions: np.ndarray) -> Ends:
+        ends, kept = densities(positions), inside(positions)
+        return ends._replace(
+            start=np.where(kept, ends.start, -np.inf), target=np.where(kept, ends.target, -np.inf)
+        )  # fmt: skip
+
+    return within
+
+
 @dataclass(frozen=True)
 class Stage:
     """One rung: b; ESS before resampling and whether that followed; mean acceptance; step; ancestors left."""

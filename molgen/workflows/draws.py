@@ -1,4 +1,9 @@
-"""Draws from a flow with their energies, in pieces that are stored as they are finished."""
+"""Draws from a flow with their energies, in pieces that are stored as they are finished.
+
+The target is the Boltzmann distribution of the given molecule: of conformations whose bonds, contacts and handedness
+are those of the peptide (`molgen.prose.validity`). A draw that is another molecule has weight zero and no energy; it
+stays among the n.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +25,14 @@ from molgen.potentials.parallel import ParallelPotential
 from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
+from molgen.prose.validity import Validity, validate
 from molgen.run import Run
 from molgen.units import KB
 
 PIECE = 1000  # draws a piece; part of what defines the bits, since sums depend on the shape of a batch
-OUTSIDE = "outside the space of conformations"
+OUTSIDE, NON_FINITE = "outside the space of conformations", "non-finite energy"
+WRONG_CHIRALITY, BROKEN_TOPOLOGY = "wrong chirality", "broken topology"
+TARGET = "conformations of right handedness, bonds and contacts"  # a setting of runs: others cannot be resumed
 STATE = "state"  # folder of a run that holds unfinished work
 POOL_START, POOL_EACH = 4.0, 2e-4  # seconds: starting a process pool, and handing it one geometry
 
@@ -114,13 +122,15 @@ class Draws:
     """n draws from one flow at one temperature.
 
     Attributes:
-        positions: (n, N, 3) Angstrom. log_q: (n,). energies: (n,) eV, NaN where there is none. temperature: K.
+        positions: (n, N, 3) Angstrom. log_q: (n,). energies: (n,) eV, NaN where there is none. validity: of the
+            positions; energies are those of valid ones. temperature: K.
         calls: energies evaluated. seconds: {"sampling", "energies"}, those of earlier runs included.
     """
 
     positions: np.ndarray
     log_q: np.ndarray
     energies: np.ndarray
+    validity: Validity
     temperature: float
     calls: int
     seconds: dict[str, float]
@@ -130,19 +140,23 @@ class Draws:
 
     @property
     def log_weights(self) -> np.ndarray:
-        """(n,) -E/kT - ln q, -inf where either is not finite."""
-        usable = np.isfinite(self.energies) & np.isfinite(self.log_q)
+        """(n,) -E/kT - ln q; -inf where either is not finite, and for a draw that is not the molecule."""
+        usable = np.isfinite(self.energies) & np.isfinite(self.log_q) & self.validity.valid
         with np.errstate(invalid="ignore"):
             return np.where(usable, -self.energies / (KB * self.temperature) - self.log_q, -np.inf)
 
     @property
     def rejections(self) -> dict[str, int]:
-        """Draws of weight zero, by reason."""
-        closed = np.isfinite(self.log_q)
-        counts = {
-            OUTSIDE: int((~closed).sum()),
-            "non-finite energy": int((closed & ~np.isfinite(self.energies)).sum()),
+        """Draws of weight zero by reason, each under the first that holds, so that they add up."""
+        faults = {
+            OUTSIDE: ~np.isfinite(self.log_q),
+            WRONG_CHIRALITY: self.validity.wrong_chirality,
+            BROKEN_TOPOLOGY: self.validity.broken_topology,
+            NON_FINITE: ~np.isfinite(self.energies),
         }
+        counts, left = {}, np.ones(len(self), dtype=bool)
+        for reason, fault in faults.items():
+            counts[reason], left = int((left & fault).sum()), left & ~fault
         return {reason: count for reason, count in counts.items() if count}
 
 
@@ -159,46 +173,57 @@ def draw(
     stage: str = "sampling",
     progress: Progress = lambda stage, done, total: None,
 ) -> Draws:
-    """Draw n samples and compute their energies, piece by piece; pieces that `store` holds are read instead.
+    """Draw n samples and compute the energies of the valid ones, piece by piece; pieces that `store` holds are read.
+
+    A stored piece without validity, of an earlier version of molgen, is made anew.
 
     Args:
         temperature: K. seed: sample i depends on (seed, i) only.
         name: of the pieces in `store`. stage: what `progress` is told.
 
     Raises:
-        CalculatorError: not one energy is finite.
+        CalculatorError: no sample is valid and has a finite energy.
     """
     pieces: list[dict[str, np.ndarray]] = []
     for first in range(0, n, PIECE):
         count = min(PIECE, n - first)
         piece = store.get(f"{name}-{first:07d}")
-        if piece is None:
+        if piece is None or "wrong_chirality" not in piece:
             begin = time.perf_counter()
             x, log_q = propose(
                 flow, layout, count, temperature, seed, first=first,
                 progress=_counter(lambda done, first=first: progress(stage, first + done, n)),
             )  # fmt: skip
-            middle, before = time.perf_counter(), energies.potential.calls
-            energy, counted = np.full(count, np.nan), energies.potential
-            usable = np.isfinite(log_q)
-            if usable.any():
-                energy[usable] = energies(x[usable], n - first - count)
-            seconds = [middle - begin, time.perf_counter() - middle]
-            piece = {"positions": x, "log_q": log_q, "energies": energy, "seconds": np.array(seconds)}
-            piece["calls"] = np.array(counted.calls - before)
+            piece = _judged(layout, energies, x, log_q, n - first - count, begin)
             store.put(f"{name}-{first:07d}", piece)
         pieces.append(piece)
         progress(stage, first + count, n)
     x, log_q, energy = (np.concatenate([piece[key] for piece in pieces]) for key in ("positions", "log_q", "energies"))
-    if not np.isfinite(energy).any():
-        reason = next(
-            iter(energies.potential.failures.values()), "every sample lies outside the space of conformations"
-        )
-        raise CalculatorError(f"no sample of {n} has a finite energy ({reason})", where=layout.peptide.sequence)
     sampling, computing = np.sum([piece["seconds"] for piece in pieces], axis=0)
     calls = int(sum(int(piece["calls"]) for piece in pieces))
     seconds = {"sampling": float(sampling), "energies": float(computing)}
-    return Draws(x, log_q, energy, temperature, calls, seconds)
+    drawn = Draws(x, log_q, energy, Validity.of_arrays(pieces), temperature, calls, seconds)
+    if not np.isfinite(energy).any():
+        counts = ", ".join(f"{count} x {reason}" for reason, count in drawn.rejections.items())
+        reason = next(iter(energies.potential.failures.values()), counts)
+        raise CalculatorError(f"no sample of {n} has a finite energy ({reason})", where=layout.peptide.sequence)
+    return drawn
+
+
+def _judged(
+    layout: Layout, energies: Energies, x: np.ndarray, log_q: np.ndarray, remaining: int, begin: float
+) -> dict[str, np.ndarray]:
+    """A piece: proposals x (n, N, 3) and log_q (n,), sampled since `begin` (`time.perf_counter`), with their validity
+    and, where a conformation is valid, its energy; `remaining`: how many are to follow."""
+    validity = validate(layout.peptide, x)
+    middle, counted = time.perf_counter(), energies.potential
+    energy, before = np.full(len(x), np.nan), counted.calls
+    usable = np.isfinite(log_q) & validity.valid
+    if usable.any():
+        energy[usable] = energies(x[usable], remaining)
+    seconds = np.array([middle - begin, time.perf_counter() - middle])
+    piece = {"positions": x, "log_q": log_q, "energies": energy, "seconds": seconds}
+    return piece | {"calls": np.array(counted.calls - before)} | validity.arrays()
 
 
 def _counter(report: Callable[[int], None]) -> Callable[[int], None]:

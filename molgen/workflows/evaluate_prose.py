@@ -32,7 +32,7 @@ from molgen.reweight.estimate import autocorrelation_time, weighted_mean
 from molgen.reweight.importance import diagnose, drop_top, forward_ess, kish, normalised, psis, verdict
 from molgen.run import Run
 from molgen.units import KB
-from molgen.workflows.draws import Energies, Progress, Store, draw
+from molgen.workflows.draws import NON_FINITE, OUTSIDE, Energies, Progress, Store, draw
 
 LEAST_FRAMES = 40  # of the reference: two parts of 20
 SAME_TEMPERATURE = 0.5  # K
@@ -157,12 +157,14 @@ def evaluate_case(
     Returns:
         `sequence, residues, atoms, n, temperature`; `weights` (WeightDiagnostics and the verdict, over all n; beside
         them `ess_top_dropped`, without the largest 0.2 % as Prose reports, biased: for comparison with it alone);
-        `finite_energies` (share of n); `validity` (see `Validity.summary`); `energy` (means in kT with standard errors,
-        reweighted and of the dynamics); `md` (see `_on_frames`) and `metrics` (see `molgen.prose.evaluate.compare`),
-        None without dynamics; `notes`; `energy_calls`; `seconds` of each stage.
+        `finite_energies` (share of n that is no `rejections` of OUTSIDE or NON_FINITE; the energies of invalid
+        samples are not computed); `rejections` (samples of weight zero by reason, see `Draws.rejections`); `validity`
+        (of all proposals, see `Validity.summary`; the weighted shares of invalid ones are zero); `energy` (means in kT
+        with standard errors, reweighted and of the dynamics); `md` (see `_on_frames`) and `metrics` (see
+        `molgen.prose.evaluate.compare`), None without dynamics; `notes`; `energy_calls`; `seconds` of each stage.
 
     Raises:
-        CalculatorError: not one energy could be computed.
+        CalculatorError: no sample is valid and has a finite energy.
     """
     peptide, kt = case.peptide, KB * temperature
     layout = Layout.of(peptide)
@@ -181,8 +183,9 @@ def evaluate_case(
         "n": samples,
         "temperature": temperature,
         "weights": {**asdict(diagnostics), "verdict": verdict(diagnostics), "ess_top_dropped": kish(drop_top(log_w))},
-        "finite_energies": float(np.isfinite(drawn.energies).mean()),
-        "validity": validate(peptide, x).summary(weights if weights.any() else None),
+        "finite_energies": 1 - sum(drawn.rejections.get(reason, 0) for reason in (OUTSIDE, NON_FINITE)) / samples,
+        "rejections": drawn.rejections,
+        "validity": drawn.validity.summary(weights if weights.any() else None),
         "energy": {"reweighted": [mean.value, mean.error], "md": None},
         "md": None,
         "metrics": None,
@@ -214,9 +217,8 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         figures["khat_max"] = max(np.inf if (k := row["weights"]["khat"]) is None else k for row in some)
         for key in ("wrong_chirality", "broken_topology", "bad_bond", "contact"):
             figures[key] = sum(row["validity"][key] for row in some)
-        figures["share_broken_topology_reweighted"] = _mean(
-            [row["validity"].get("share_broken_topology_reweighted") for row in some]
-        )
+        for key in ("share_wrong_chirality_reweighted", "share_broken_topology_reweighted"):
+            figures[key] = _mean([row["validity"].get(key) for row in some])
         figures["non_finite_energies"] = sum(round((1 - row["finite_energies"]) * row["n"]) for row in some)
         for key in ("nll_per_dof", "ess_forward"):
             figures[key] = _mean([(row["md"] or {}).get(key) for row in some])

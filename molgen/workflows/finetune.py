@@ -103,7 +103,7 @@ def finetune_flow(
         the best flow, judged by fresh draws (the given one if none was better), and a record of each round.
 
     Raises:
-        CalculatorError: no draw has a finite energy.
+        CalculatorError: no draw is valid and has a finite energy.
     """
     s = settings or FinetuneSettings()
     flows, pool, record = [proposal], _Pool(layout, temperature), []
@@ -174,7 +174,7 @@ class _Pool:
         self._frames.append((kept, frames))
 
     def log_weights(self) -> np.ndarray:
-        """Balance-heuristic log-weights of the frames; -inf for those whose energy is not finite."""
+        """Balance-heuristic log-weights of the frames; the draws without weight are counted among those of a flow."""
         energies = np.concatenate([draws.energies for draws in self.rounds])
         log_q = np.stack([np.concatenate(row) for row in self.log_q])
         usable = np.concatenate([np.isfinite(draws.log_weights) for draws in self.rounds])
@@ -185,7 +185,7 @@ class _Pool:
         return every[np.concatenate([kept + at for (kept, _), at in zip(self._frames, starts, strict=True)])]
 
     def frames(self) -> Frames:
-        """All usable draws."""
+        """All usable draws: valid conformations with a finite energy."""
         return Frames.join([frames for _, frames in self._frames])
 
     def _density(self, model: ProseFlow, draws: Draws) -> np.ndarray:

@@ -14,16 +14,17 @@ import numpy as np
 from molgen.data.peptide import Peptide, build_peptide, residues_of
 from molgen.errors import InputError
 from molgen.prose.layout import Layout
+from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
 from molgen.report.ensemble_plots import UNITS
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import diagnose, verdict
 from molgen.reweight.observables import parse_observable
-from molgen.reweight.smc import Population, between_temperatures, climb, spring_scale, start
+from molgen.reweight.smc import Population, between_temperatures, climb, restricted, spring_scale, start
 from molgen.rng import sample_seed
 from molgen.run import Run
 from molgen.units import KB
-from molgen.workflows.draws import Draws, Energies, Progress, Store, draw
+from molgen.workflows.draws import TARGET, Draws, Energies, Progress, Store, draw
 from molgen.workflows.finetune import Round, finetune_flow
 from molgen.workflows.peptide_output import Sampled, describe, finished_run, observed, status, write_ensemble
 
@@ -59,7 +60,8 @@ def sample_peptide(
 
     A flow proposes conformations with their exact densities; energies turn them into weighted samples of the Boltzmann
     distribution; the tail of the weights (k-hat) says whether to believe them. Look at `ensemble.verdict`: "reliable",
-    "warn", "biased" or "failed".
+    "warn", "biased" or "failed". The distribution is that of the given molecule: proposals of wrong chirality or broken
+    topology have weight zero, and are counted in `ensemble.validity`.
 
     Args:
         sequence: one-letter codes from N to C, e.g. "AAGY"; see `molgen.data.peptide.build_peptide`.
@@ -82,7 +84,7 @@ def sample_peptide(
     Raises:
         InputError: no such residue, cap, observable or platform; n < 1; a temperature outside the trained range; the
             folder cannot be used, or the disk is full (finished pieces are kept for `resume`).
-        CheckpointError: no such weights. CalculatorError: not one energy is finite.
+        CheckpointError: no such weights. CalculatorError: no sample is valid and has a finite energy.
     """
     return run_peptide(
         sequence, n, temperature, cap=cap, weights=weights, finetune=finetune, smc=smc, observables=observables,
@@ -129,6 +131,7 @@ def run_peptide(
         "sequence": sequence, "n": n, "temperature": temperature, "cap": cap, "checkpoint": proposal.hash,
         "finetune": finetune, "smc": smc, "observables": list(observables), "prose_compat": prose_compat,
         "platform": platform, "units": units, "save_float64": save_float64,
+        "target": TARGET,
     }  # fmt: skip
     with Energies(peptide, platform, workers) as energies, tempfile.TemporaryDirectory() as scratch:
         given = {"seed": seed, "device": _device(device), "overwrite": overwrite, "resume": resume}
@@ -196,7 +199,8 @@ class _Work:
         """Sequential Monte Carlo from the highest temperature the flow knows."""
         hot = max(float(proposal.config.get("temperatures", [self.temperature])[-1]), self.temperature)
         draws = self.draws(proposal, n, self.seed, "draws", hot)
-        densities = between_temperatures(self.energies.plan(n * MOVES * LEAPFROG), hot, self.temperature)
+        ladder = between_temperatures(self.energies.plan(n * MOVES * LEAPFROG), hot, self.temperature)
+        densities = restricted(ladder, lambda positions: validate(self.peptide, positions).valid)
         bonds, stiffness = self.peptide.bonds, self.peptide.parameters.bond_k
         scale = spring_scale(len(self.peptide), bonds, stiffness, self.temperature)
         stored = self.store.get("ladder")
