@@ -191,6 +191,7 @@ def test_bad_openmm_input(molgen: Callable[..., Result], dipeptide: Path, tmp_pa
         (["--xyz", "HCN", "--cv", "distance 0 1", "--range", "2 3"], ["starting structures are at 1.0"]),
         (["--xyz", "HCN", *DISTANCE, "--range", "1 2"], ["2 ranges for 1 collective variables"]),
         (["--xyz", "HCN", *DISTANCE, *DISTANCE], ["given twice"]),
+        (["--xyz", "HCN", *DISTANCE, "--cv", "distance 1 0", "--range", "0.7 1.8"], ["are the same"]),
         (["--xyz", "HCN", *DISTANCE, "--hill-width", "1", "--hill-width", "2"], ["2 hill widths for 1"]),
         (["--xyz", "HCN", *DISTANCE, "--hill-width", "0"], ["hill width 0"]),
         (["--xyz", "HCN", *DISTANCE, "--wall", "distance 1 2 < 0.5"], ["start structure is at 1.15 A"]),

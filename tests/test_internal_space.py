@@ -17,7 +17,7 @@ from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph
 from molgen.geometry.internal import to_internal
 from molgen.reweight.importance import diagnose
-from molgen.workflows.fes_problem import coordinates_of
+from molgen.workflows.fes_problem import Problem, coordinates_of
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System, system_from_pdb
 
@@ -214,3 +214,12 @@ def test_a_force_field_without_rings_chooses_internal_coordinates():
     assert sorted(z.fold[z.fold > 0]) == [1, 1, 1, 1, 3, 3, 3]  # two omega, phi, psi; three methyl groups
     fixed = tree_zmatrix(system.numbers, system.bonds, system.starts[0], fixed={0})
     assert sorted(fixed.fold[fixed.fold > 0]) == [1, 1, 1, 1, 1, 3, 3]  # a variable sees one of its hydrogens
+
+
+def test_torsions_that_are_no_chain_are_pointed_out():
+    """The usual reason is another order of atoms in the file than the one the numbers are from."""
+    system = system_from_pdb([ALA2], ["amber14/protein.ff14SB.xml"])
+    for text, expected in (("torsion 4 6 8 10", 0), ("torsion 4 6 8 13", 1)):
+        problem = Problem.of(system, [text], 300.0, None, [], default_settings("internal"))
+        notes = problem._unbonded()
+        assert len(notes) == expected and all("8 and 13 are not bonded" in note for note in notes)

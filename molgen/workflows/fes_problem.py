@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -97,6 +98,7 @@ class Problem:
         if len({cv.name for cv in variables}) < len(variables):
             raise InputError("a collective variable is given twice", where="--cv", expected="different ones")
         built = [parse_wall(wall, atoms) if isinstance(wall, str) else wall for wall in walls]
+        _refuse_twins(variables, system)
         for start in system.starts:
             check_start([*variables, *(w.cv for w in built)], start)
             check_walls(built, start)
@@ -244,6 +246,17 @@ class Problem:
         )  # fmt: skip
         torch.manual_seed(seed)
         return build_controller(config)
+
+
+def _refuse_twins(variables: Sequence[CV], system: System) -> None:
+    """Refuse variables that are one under two names, "distance 0 1" and "distance 1 0"."""
+    x = system.starts[:1] + 0.05 * generator(0).standard_normal((8, *system.starts.shape[1:]))
+    values = evaluate(variables, x)[0]
+    for i, j in itertools.combinations(range(len(variables)), 2):
+        if min(np.abs(values[:, i] - sign * values[:, j]).max() for sign in (1, -1)) < 1e-9:
+            raise InputError(
+                f"{variables[i].name!r} and {variables[j].name!r} are the same", where="--cv", expected="different ones"
+            )
 
 
 def coordinates_of(system: System, wanted: str) -> str:
