@@ -11,6 +11,8 @@ The file concatenates the atoms of all reactions; reaction k occupies rows `ptr[
     r_frag (A,)        reactant fragment of each atom, optional (default one fragment)
     charge, spin (R,)  total charge and number of unpaired electrons, optional (default 0)
     level (R,)         electronic-structure method of the geometries, optional (default "", unknown)
+    verified (R,)      whether ts is a transition state that joins r and p, optional (default yes); training and
+                       evaluation use such rows only
 
 Other keys (smiles, barrier_kcal, ...) are ignored here; `read_column` reads them.
 """
@@ -79,13 +81,17 @@ class Reaction:
         )
 
 
-def load_npz(path: str | os.PathLike, split: str | None = None) -> list[Reaction]:
+def load_npz(path: str | os.PathLike, split: str | None = None, *, verified: bool = False) -> list[Reaction]:
     """Reactions of an npz file (format: see the module), all of them or those of one split, in file order.
 
     The arrays of a Reaction are read-only views of the file's arrays.
 
+    Args:
+        verified: leave out rows that the file says are not.
+
     Raises:
-        InputError: no such file, not an npz, missing keys, inconsistent shapes, non-finite coordinates, unknown split.
+        InputError: no such file, not an npz, missing keys, inconsistent shapes, non-finite coordinates, unknown split,
+            or none verified.
     """
     arrays = _read(Path(path))
     where = str(path)
@@ -98,6 +104,13 @@ def load_npz(path: str | os.PathLike, split: str | None = None) -> list[Reaction
         if not len(chosen):
             names = ", ".join(f"'{s}' ({n})" for s, n in zip(*np.unique(splits, return_counts=True), strict=True))
             raise InputError(f"no reaction of split '{split}'", where=where, expected=f"one of {names or 'none'}")
+    if verified and "verified" in arrays:
+        kept = chosen[arrays["verified"].astype(bool)[chosen]]
+        if len(chosen) and not len(kept):
+            raise InputError(
+                f"none of {len(chosen)} reactions is verified", where=where, expected="rows with `verified` true"
+            )
+        chosen = kept
     z = _frozen(arrays["z"], np.int64)
     r, ts, p = (_frozen(arrays[key], np.float64) for key in ("r", "ts", "p"))
     p_frag = _frozen(arrays["p_frag"], np.int64)
@@ -198,7 +211,7 @@ def save_npz(
 
 
 def _read(
-    path: Path, wanted: Sequence[str] = (*_REQUIRED, "r_frag", "charge", "spin", "level")
+    path: Path, wanted: Sequence[str] = (*_REQUIRED, "r_frag", "charge", "spin", "level", "verified")
 ) -> dict[str, np.ndarray]:
     """The arrays `wanted`, by default those a Reaction needs; long text columns are left on disk."""
     where = str(path)
@@ -244,6 +257,7 @@ def _check(arrays: dict[str, np.ndarray], where: str) -> None:
         "charge": (count,),
         "spin": (count,),
         "level": (count,),
+        "verified": (count,),
     }
     shapes |= dict.fromkeys(("r", "ts", "p"), (atoms, 3))
     for key, shape in shapes.items():

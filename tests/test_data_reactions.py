@@ -25,9 +25,10 @@ from molgen.run import Run
 from molgen.saddle import normal_modes
 from molgen.saddle.modes import gradient
 from molgen.tsgen.training import load_training_data
+from molgen.workflows.journal import read_journal
 from molgen.workflows.reaction_attempt import VERIFIED, Attempts, Plan
 from molgen.workflows.reaction_set import ReactionSet, splits_by
-from molgen.workflows.reactions import find_reactions, read_journal
+from molgen.workflows.reactions import find_reactions
 
 runner = CliRunner()
 SMILES = "# alcohols and their kin\nC=CO vinyl alcohol\nCC=O\n\nOC=N formimidic acid\n"
@@ -125,6 +126,36 @@ def test_resumed_equals_uninterrupted(plan, records, tmp_path):
         a, b = (read_column(tmp_path / name / "reactions.npz", key) for name in ("whole", "parts"))
         np.testing.assert_array_equal(a, b)
     assert len(read_journal(journal)) == 12
+
+
+def test_two_workers_find_the_same_as_one(plan, records, tmp_path):
+    one = ReactionSet("GFN2-xTB")
+    for record in records[:6]:
+        one.add(record)
+    one.write(tmp_path / "one.npz")
+    with Run(tmp_path / "two", "data reactions", {}) as run:
+        found = find_reactions(plan, run, attempts=6, workers=2)
+    assert found.taken == 6 and len(found.found) == len(one) > 0
+    with np.load(tmp_path / "one.npz") as alone, np.load(tmp_path / "two" / "reactions.npz") as together:
+        assert set(alone) == set(together)
+        for key in alone:
+            np.testing.assert_array_equal(alone[key], together[key])
+
+
+def test_an_ase_calculator_end_to_end(listed, tmp_path):
+    """tblite's own, for the one that a user brings."""
+    result = reactions(
+        listed, "--attempts", 8, "--guess", "sqrt", "--workers", 1, "--out", tmp_path / "out", "--json",
+        "--calculator", "tblite.ase:TBLite", "--calculator-kwargs", '{"method": "GFN1-xTB", "verbosity": 0}',
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["attempts"] == 8 and summary["kept"] >= 1 and summary["energy_calls"] > 100
+    path = tmp_path / "out" / "reactions.npz"
+    for reaction, energies in zip(load_npz(path), read_column(path, "energies"), strict=True):
+        assert reaction.level == "TBLite(method='GFN1-xTB', verbosity=0)" and reaction.ts is not None
+        there = XtbPotential(reaction.numbers, method="GFN1-xTB").energy_and_forces(reaction.ts[None])[0][0]
+        assert there == pytest.approx(energies[1], abs=1e-3)
 
 
 def test_stops_at_a_count_in_order_of_attempts(plan, records, tmp_path):

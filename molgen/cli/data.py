@@ -118,6 +118,7 @@ def md(
 
 @app.command("reactions")
 def reactions(
+    context: typer.Context,
     sources: Annotated[
         list[Path] | None,
         typer.Argument(help="Molecules: SMILES lists (.smi, .txt), structures (.xyz, .sdf), reaction sets (.npz)."),
@@ -139,6 +140,15 @@ def reactions(
     weights: Annotated[
         str, typer.Option("--weights", help="Of TS-GEN: shipped weights or checkpoint folder.")
     ] = "tsgen",
+    relevel: Annotated[
+        bool, typer.Option("--relevel", help="Re-optimise the reactions of a set with --calculator instead.")
+    ] = False,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", help="With --relevel: train, val, test, several (train,val) or all; default train,val."
+        ),
+    ] = None,
     charge: Annotated[int, typer.Option("--charge", help="Total charge of structure files.")] = 0,
     spin: Annotated[int | None, typer.Option("--spin", help="Unpaired electrons; default the fewest possible.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes; default one a core.")] = None,
@@ -152,12 +162,29 @@ def reactions(
 
     Stopped anywhere, --resume goes on; the limits (--count, --attempts, --time-budget) may then be others. Of a source
     set with splits only training reactions give molecules, and the reactions of its other splits are excluded.
+
+    With --relevel: the reactions of SET.npz, R, TS and P re-optimised at another level and judged anew, in the same
+    order, with `index`, the row in the set. Failures are kept too, with their `verdict`; training uses the rows marked
+    `verified`. --count then counts reactions of the set.
     """
     from molgen.run import Run
     from molgen.workflows.reactions import find_reactions, plan_of
 
     seconds = seconds_of(time_budget) if time_budget else None
     kwargs = common.json_object(calculator_kwargs, "--calculator-kwargs", '{"method": "GFN1-xTB"}')
+    _refuse_options(
+        context, ("split",) if not relevel else ("attempts", "exclude", "guess", "weights", "charge", "spin")
+    )
+    if relevel:
+        from molgen.workflows.relevel import level_plan
+
+        plan = level_plan(sources or [], split=split, count=count, calculator=calculator, calculator_kwargs=kwargs)
+        summary = _relevel(*plan, out, seconds=seconds, workers=workers, seed=seed, overwrite=overwrite, resume=resume)
+        if as_json:
+            common.print_json(summary)
+        else:
+            typer.echo(_verdicts(summary, out))
+        return
     plan, settings = plan_of(
         sources or [], exclude or [], calculator=calculator, calculator_kwargs=kwargs, guess=guess, weights=weights,
         charge=charge, spin=spin, seed=seed,
@@ -174,6 +201,41 @@ def reactions(
         common.print_json(summary)
     else:
         typer.echo(_yield(summary, out))
+
+
+def _refuse_options(context: typer.Context, names: tuple[str, ...]) -> None:
+    """Refuse options that would do nothing."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            relevel = name != "split"
+            raise InputError(
+                "has no meaning with --relevel" if relevel else "has no meaning without --relevel",
+                where=f"--{name}",
+                remedy="leave it out" if relevel else "give --relevel, or leave it out",
+            )
+
+
+def _relevel(plan: Any, settings: dict[str, Any], out: Path, *, seconds, workers, **options: Any) -> dict[str, Any]:
+    """Re-optimise a set; the summary."""
+    from molgen.run import Run
+    from molgen.workflows.relevel import relevel
+
+    common.log(f"{len(plan.reactions)} reactions to re-optimise")
+    with Run(out, "data reactions --relevel", settings, **options) as run:
+        with common.live_line() as say:
+            twin = relevel(plan, run, seconds=seconds, workers=workers, progress=lambda twin: say(twin.line()))
+        return run.finish("ok", **twin.figures())
+
+
+def _verdicts(summary: dict[str, Any], out: Path) -> str:
+    """A run of --relevel in words."""
+    done = max(summary["reactions"], 1)
+    lines = [f"{summary['reactions']} of {summary['asked']} reactions, {summary['seconds_per_reaction']:.2f} s each"]
+    lines += [f"{number / done:6.1%}  {verdict}" for verdict, number in summary["verdicts"].items()]
+    if summary["rmsd_median"] is not None:
+        lines.append(f"median RMSD of verified transition states to the set's: {summary['rmsd_median']:.3f} A")
+    return "\n".join([*lines, f"train on it: molgen train ts --data {out}/reactions.npz --init tsgen"])
 
 
 def _yield(summary: dict[str, Any], out: Path) -> str:

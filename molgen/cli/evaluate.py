@@ -58,7 +58,7 @@ def evaluate_ts(
     from molgen.tsgen import load_model
     from molgen.tsgen.evaluate import evaluate
 
-    reactions = load_npz(data, split)
+    reactions = load_npz(data, split, verified=True)
     if single_product:
         reactions = [r for r in reactions if r.product_fragments.max() == 0]
     generator = load_model(weights, common.resolve_device(device), common.resolve_dtype(dtype))
@@ -112,6 +112,7 @@ def evaluate_prose(
     """
     from molgen.prose.weights import load_flow
     from molgen.run import Run
+    from molgen.workflows.draws import TARGET
     from molgen.workflows.evaluate_prose import evaluate_prose, gather
 
     wanted = [part for text in sequences for part in text.split(",") if part] if sequences else None
@@ -119,7 +120,7 @@ def evaluate_prose(
     proposal = load_flow(weights, dtype=common.resolve_dtype(dtype))
     settings: dict[str, Any] = {
         "data": [str(path) for path in data or []], "sequences": [case.name for case in cases], "samples": samples,
-        "temperature": temperature, "weights": proposal.hash, "points": points, "dtype": dtype,
+        "temperature": temperature, "weights": proposal.hash, "points": points, "dtype": dtype, "target": TARGET,
     }  # fmt: skip
     common.log(f"{len(cases)} sequences, weights {proposal.hash[:12]}")
     with (
@@ -145,13 +146,17 @@ def _sequence(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{row['sequence']}: failed: {row['error']}"
     w, valid, md = row["weights"], row["validity"], row["md"]
-    cis = [_number(valid[key], ".2%") for key in ("cis_reweighted", "cis_proline_reweighted")]
+    shares = [_number(valid.get(f"share_{fault}_reweighted"), "g") for fault in ("wrong_chirality", "broken_topology")]
+    zero = ", ".join(f"{count} x {reason}" for reason, count in row["rejections"].items())
+    cis = [_number(valid.get(key), ".2%") for key in ("cis_reweighted", "cis_proline_reweighted")]
     lines = [
         f"{row['sequence']}: {row['atoms']} atoms, {row['n']} samples at {row['temperature']:g} K: {w['verdict']}",
         f"  ESS {w['ess']:.4f}, smoothed {w['ess_psis']:.4f}; k-hat {_number(w['khat'], '.2f')} "
         f"(threshold {w['threshold']:.2f}); largest weight {w['max_weight']:.3f}",
         f"  finite energies {row['finite_energies']:.2%}; wrong chirality {valid['wrong_chirality']}, broken topology "
         f"{valid['broken_topology']} ({valid['bad_bond']} bonds, {valid['contact']} contacts)",
+        f"  share of the weight: wrong chirality {shares[0]}, broken topology {shares[1]}",
+        f"  of weight zero: {zero or 'none'}",
         f"  cis peptide bonds {cis[0]}, before proline {cis[1]}",
     ]
     if md is not None:

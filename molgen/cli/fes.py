@@ -40,9 +40,7 @@ def fes(
     ] = None,
     pretrained: Annotated[
         str | None,
-        typer.Option(
-            "--pretrained", help="Draw from a finished controller: ala2, sn2, or the folder of a run."
-        ),
+        typer.Option("--pretrained", help="Draw from a finished controller: ala2, sn2, or the folder of a run."),
     ] = None,
     solvent: Annotated[str, typer.Option("--solvent", help="For --pdb: obc2 or none.")] = "obc2",
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",

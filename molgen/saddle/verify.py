@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,12 +15,14 @@ from molgen.geometry.bonds import TOLERANCE, distance_matrix, radius_sums
 from molgen.potentials.base import Potential
 from molgen.saddle.descent import irc, kick, relax
 from molgen.saddle.modes import Modes, counted, normal_modes
+from molgen.saddle.refine import Refinement, refine
 
 Verdict = Literal["intended", "half", "unintended", "not_a_saddle"]
 
 IMAGINARY = -50.0  # 1/cm; softer imaginary modes are finite-difference noise of free rotors, and are not counted
 CLEAR = 0.25  # Angstrom by which a pair's distance must differ as well, for a bond made or broken to count
 IRC_STEPS = 150
+SLIDE = 0.3  # Angstrom, norm of the step off a saddle of higher order
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +129,36 @@ def verify(
         len(down),
         potential.calls - before,
     )
+
+
+def settle(
+    potential: Potential,
+    saddle: Refinement,
+    reactant: np.ndarray,
+    product: np.ndarray,
+    *,
+    method: Literal["quick", "irc", "none"] = "quick",
+) -> tuple[Refinement, Verification]:
+    """Verify a refined geometry; one of higher order, where symmetric guesses end, slides off along its second mode.
+
+    Args:
+        saddle: converged. reactant, product, method: see :func:`verify`.
+
+    Returns:
+        Where it settled (`gradient_calls` includes those of the slide), and what was found there.
+
+    Raises:
+        CalculatorError: the calculator failed.
+    """
+    checked = verify(potential, saddle.positions, reactant, product, method=method)
+    if checked.verdict != "not_a_saddle" or checked.modes.frequencies_cm[1] > IMAGINARY:
+        return saddle, checked
+    start = saddle.positions + SLIDE * checked.modes.vectors[1]
+    slid = refine(potential, start, direction=checked.modes.vectors[0])
+    calls = saddle.gradient_calls + slid.gradient_calls
+    if not slid.converged:
+        return replace(saddle, gradient_calls=calls), checked
+    return replace(slid, gradient_calls=calls), verify(potential, slid.positions, reactant, product, method=method)
 
 
 def _descend(potential, x, modes, sign, method, fmax, max_calls) -> list[tuple[float, np.ndarray]]:

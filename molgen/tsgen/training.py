@@ -115,11 +115,13 @@ def load_training_data(
 ) -> tuple[list[Reaction], list[Reaction]]:
     """Training and validation reactions: the splits of an npz, or of a published set a random twentieth for validation.
 
+    Rows that an npz marks as not verified (failures of `molgen data reactions --relevel`) are left out.
+
     Raises:
         InputError: no such file or split, or a reaction without its transition state.
     """
     if Path(path).suffix == ".npz":
-        parts = load_npz(path, train_split), load_npz(path, val_split)
+        parts = load_npz(path, train_split, verified=True), load_npz(path, val_split, verified=True)
     else:
         reactions = list(import_reactions(path))
         order = generator(seed, len(reactions)).permutation(len(reactions))

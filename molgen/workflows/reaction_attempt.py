@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,17 +16,17 @@ from molgen.data.reactions import Reaction
 from molgen.data.sources import Molecule
 from molgen.errors import CalculatorError
 from molgen.geometry.bonds import bond_graph, fragments, overlapping
-from molgen.potentials.ase import AsePotential, calculator_from_spec
 from molgen.potentials.base import Potential
 from molgen.rng import generator
 from molgen.saddle import normal_modes, refine
 from molgen.saddle.descent import kick, relax
-from molgen.saddle.modes import gradient
+from molgen.saddle.modes import Modes, gradient
 from molgen.saddle.optimize import Search
 from molgen.saddle.verify import IMAGINARY, bonding_differences
 from molgen.tsgen import load_model
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import generate
+from molgen.workflows.reaction_tools import LOOSE_FMAX, Potentials, centred, relaxed_end, stage
 
 Guess = Literal["tsgen", "sqrt"]
 VERIFIED = ("intended", "half", "unintended")
@@ -38,8 +37,6 @@ PATIENCE = 12  # gradient calls after which a search must be below HOPELESS
 HOPELESS = 6.5  # eV over the source
 PRODUCT_FMAX, PRODUCT_CALLS = 0.15, 60
 SADDLE_FMAX, SADDLE_CALLS = 0.02, 90
-END_FMAX, END_CALLS = 0.02, 120
-LOOSE_FMAX = 0.05  # eV/Angstrom, for ends of several fragments, whose drifting apart takes for ever
 LEAST_BARRIER = 0.02  # eV; below it the saddle is a ripple
 
 
@@ -72,7 +69,7 @@ class Attempts:
     def __init__(self, plan: Plan):
         torch.set_num_threads(1)
         self.plan = plan
-        self._calculator: Any = None
+        self._potentials = Potentials(plan.calculator, plan.calculator_kwargs)
         self._model = load_model(plan.weights) if "tsgen" in plan.guesses else None
 
     def __call__(self, index: int) -> dict[str, Any]:
@@ -108,20 +105,20 @@ class Attempts:
             raise Rejected("step gives the same molecule")
         if key in plan.excluded:
             raise Rejected("excluded")
-        potential = self._potential(molecule)
-        with _stage("product", potential, calls):
+        potential = self._potentials(molecule.numbers, molecule.charge, molecule.spin)
+        with stage("product", potential, calls):
             bottom = gradient(potential, x)[0]
             product = self._product(potential, molecule, product_geometry(z, bonds, x, step), bottom)
         reaction = Reaction(
             z, x, product, fragments(bond_graph(z, product)), fragments(bonds), molecule.charge, molecule.spin
         )
-        with _stage("saddle", potential, calls):
+        with stage("saddle", potential, calls):
             ts, energy = self._saddle(potential, reaction, guess_kind, bottom)
-        with _stage("modes", potential, calls):
+        with stage("modes", potential, calls):
             modes = normal_modes(potential, ts)
             if int((modes.frequencies_cm < IMAGINARY).sum()) != 1:
                 raise Rejected("not a first-order saddle")
-        with _stage("descents", potential, calls):
+        with stage("descents", potential, calls):
             ends = [_descend(potential, ts, modes, sign) for sign in (1, -1)]
         return self._judged(reaction, ts, energy, float(modes.frequencies_cm[0]), ends)
 
@@ -129,17 +126,6 @@ class Attempts:
         """The guess as drawn, or "sqrt" where the weights do not know an element."""
         known = self._model is None or set(numbers.tolist()) <= set(self._model.model.elements)
         return drawn if known else "sqrt"
-
-    def _potential(self, molecule: Molecule) -> Potential:
-        """A fresh potential of the molecule; a user's calculator is built once, xTB anew (it is cheap and then keeps
-        nothing of earlier molecules)."""
-        plan, of = self.plan, (molecule.numbers, molecule.charge, molecule.spin)
-        if self._calculator is not None:
-            return AsePotential(self._calculator, *of)
-        made = calculator_from_spec(plan.calculator, dict(plan.calculator_kwargs), *of)
-        if isinstance(made, AsePotential):
-            self._calculator = made.calculator
-        return made
 
     def _product(self, potential: Potential, source: Molecule, start: np.ndarray, bottom: float) -> np.ndarray:
         """The relaxed product; whatever it became, if it is another molecule than the source."""
@@ -209,35 +195,15 @@ class Attempts:
             "z": z.tolist(),
             "charge": reaction.charge,
             "spin": reaction.spin,
-            **{key: _centred(x) for key, x in (("r", ends[0].positions), ("ts", ts), ("p", ends[1].positions))},
+            **{key: centred(x) for key, x in (("r", ends[0].positions), ("ts", ts), ("p", ends[1].positions))},
             "energies": [round(float(e), 6) for e in (ends[0].energy, energy, ends[1].energy)],
             "imaginary_cm": round(frequency, 1),
         }
 
 
-def _descend(potential: Potential, ts: np.ndarray, modes, sign: int) -> Search:
+def _descend(potential: Potential, ts: np.ndarray, modes: Modes, sign: int) -> Search:
     """The relaxed well on one side of the saddle."""
-
-    def apart(search: Search) -> bool:
-        loose = search.fmax < LOOSE_FMAX and len(search.path) > 5
-        return loose and bool(fragments(bond_graph(potential.numbers, search.positions)).max() > 0)
-
-    start = kick(ts, modes, sign)
-    found = relax(potential, start, fmax=END_FMAX, max_calls=END_CALLS, hessian=modes.hessian, stop=apart)
+    found = relaxed_end(potential, kick(ts, modes, sign), modes.hessian)
     if not found.converged and found.fmax > LOOSE_FMAX:
         raise Rejected("descent did not converge")
     return found
-
-
-def _centred(x: np.ndarray) -> list[list[float]]:
-    return np.round(x - x.mean(0), 5).tolist()
-
-
-@contextlib.contextmanager
-def _stage(name: str, potential: Potential, calls: dict[str, int]) -> Iterator[None]:
-    """Note the gradient calls spent inside, also when the attempt ends there."""
-    before = potential.calls
-    try:
-        yield
-    finally:
-        calls[name] = potential.calls - before

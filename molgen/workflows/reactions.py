@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +13,12 @@ from molgen.data.exclusion import excluded_keys, split_spec
 from molgen.data.reactions import read_column
 from molgen.data.sources import all_molecules, training_split
 from molgen.errors import CalculatorError, InputError
-from molgen.files import explained, sha256
-from molgen.pool import Died, WorkerPool
+from molgen.files import sha256
+from molgen.pool import WorkerPool
 from molgen.potentials.ase import calculator_from_spec, level_name
 from molgen.run import Run
 from molgen.tsgen import load_model
+from molgen.workflows.journal import Journal, carry_out
 from molgen.workflows.reaction_attempt import VERIFIED, Attempts, Guess, Plan
 from molgen.workflows.reaction_set import ReactionSet
 
@@ -99,43 +99,54 @@ def find_reactions(
         )
     pool = WorkerPool(partial(work, plan), workers, "--workers")
     search = Search(plan, run)
-    search.resume()
+    search.journal.open()
     search.take(count)
-    limit = time.monotonic() + seconds if seconds is not None else None
 
-    def waiting() -> Iterator[tuple[int]]:
-        for index in search.open_attempts(attempts):
-            if search.enough(count) or (limit is not None and time.monotonic() > limit):
-                return
-            yield (index,)
+    def waiting() -> Iterator[int]:
+        index = 0
+        while (attempts is None or index < attempts) and not search.enough(count):
+            yield index
+            index += 1
 
     try:
-        for (index,), answer in pool.run(waiting()):
-            died = isinstance(answer, Died)
-            search.keep({"attempt": index, "outcome": "worker died"} if died else answer)
+        for _ in carry_out(pool, waiting(), search.journal, lost=_lost, seconds=seconds):
             search.take(count)
             progress(search)
             search.publish(WRITE_EVERY)
     finally:
         pool.close()
-        search.close()
+        search.journal.close()
         search.take(count)
         search.publish()
     failed = search.found.outcomes["calculator failed"] + search.found.outcomes["worker died"]
-    if failed and failed == search.taken:
+    refuse_all_failed(failed, search.taken, plan.calculator)
+    return search
+
+
+def refuse_all_failed(failed: int, tried: int, calculator: str) -> None:
+    """Say so where the calculator failed on everything.
+
+    Raises:
+        CalculatorError: `failed` of `tried` is all of them.
+    """
+    if failed and failed == tried:
         raise CalculatorError(
             "failed on every attempt",
-            where=f"calculator {plan.calculator!r}",
+            where=f"calculator {calculator!r}",
             remedy="check --charge and --spin, or choose another --calculator",
         )
-    return search
+
+
+def _lost(index: int) -> dict[str, Any]:
+    return {"attempt": index, "outcome": "worker died"}
 
 
 class Search:
     """Where a run stands: attempts finished (in the journal), and of these, taken in order, the reactions found.
 
     Attributes:
-        found: the reactions. taken: attempts that count, 0 to taken - 1. calls: gradient calls of these, by stage.
+        found: the reactions. journal: of all attempts. taken: attempts that count, 0 to taken - 1.
+        calls: gradient calls of these, by stage.
     """
 
     def __init__(self, plan: Plan, run: Run):
@@ -143,38 +154,13 @@ class Search:
         self.found = ReactionSet(level_name(plan.calculator, plan.calculator_kwargs), plan.excluded)
         self.taken, self.calls = 0, Counter()
         self.busy_seconds = 0.0
-        self.path = run.path(JOURNAL)
-        self._finished: dict[int, dict[str, Any]] = {}
-        self._stream: Any = None
+        self.journal = Journal(run.path(JOURNAL), stamp={"seed": plan.seed})
         self._begin = self._written = time.monotonic()
-        self._fresh = 0
-
-    def resume(self) -> None:
-        """Read the journal of an earlier run, if there is one, and open it for more."""
-        if self.path.exists():
-            self._finished = read_journal(self.path)
-        with explained(self.path):
-            self._stream = self.path.open("a", encoding="utf-8")
-
-    def open_attempts(self, attempts: int | None) -> Iterator[int]:
-        """Numbers of attempts not yet finished, below `attempts`."""
-        done, index = set(self._finished), 0
-        while attempts is None or index < attempts:
-            if index not in done:
-                yield index
-            index += 1
-
-    def keep(self, record: dict[str, Any]) -> None:
-        """Write a finished attempt to the journal."""
-        self._stream.write(json.dumps({**record, "seed": self.plan.seed}) + "\n")
-        self._stream.flush()
-        self._finished[record["attempt"]] = {**record, "seed": self.plan.seed}
-        self._fresh += 1
 
     def take(self, count: int | None = None) -> None:
         """Let finished attempts count, in order, up to the first unfinished one or the last reaction asked for."""
-        while self.taken in self._finished and not self.enough(count):
-            record = self._finished[self.taken]
+        while self.taken in self.journal.finished and not self.enough(count):
+            record = self.journal.finished[self.taken]
             self.found.add(record)
             self.calls.update(record.get("calls", {}))
             self.busy_seconds += record.get("seconds", 0.0)
@@ -191,11 +177,6 @@ class Search:
         self.found.write(self.run.path(REACTIONS))
         self._written = time.monotonic()
         self.run.record(**self.figures())
-
-    def close(self) -> None:
-        """Close the journal."""
-        if self._stream is not None:
-            self._stream.close()
 
     @property
     def per_hour(self) -> float:
@@ -222,32 +203,5 @@ class Search:
         """Rate and yield, for the person watching."""
         elapsed = max(time.monotonic() - self._begin, 1e-6)
         share = len(self.found) / max(self.taken, 1)
-        rate = 3600 * share * self._fresh / elapsed
+        rate = 3600 * share * self.journal.fresh / elapsed
         return f"{self.taken} attempts, {len(self.found)} reactions ({share:.0%}), {rate:.0f} an hour"
-
-
-def read_journal(path: Path) -> dict[int, dict[str, Any]]:
-    """Records of a journal by attempt; a last line cut short by a kill is removed from the file.
-
-    Raises:
-        InputError: another line that is no record.
-    """
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with explained(path), path.open("r+b") as stream:
-            stream.truncate(whole)
-    records: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(data[:whole].splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            records[int(record["attempt"])] = record
-            assert isinstance(record["outcome"], str)
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
-            raise InputError(
-                "not the record of an attempt",
-                where=f"{path}, line {number}",
-                expected="what an earlier run wrote",
-                remedy="remove the line: its attempt is then made again",
-            ) from error
-    return records

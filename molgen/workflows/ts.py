@@ -20,9 +20,9 @@ from molgen.io import load_reaction
 from molgen.potentials.ase import AsePotential, calculator_from_spec
 from molgen.potentials.base import Potential
 from molgen.rng import generator
-from molgen.saddle import Verification, mode_overlap, refine, verify
+from molgen.saddle import Verification, mode_overlap, refine
 from molgen.saddle.descent import relax
-from molgen.saddle.verify import IMAGINARY
+from molgen.saddle.verify import settle
 from molgen.structures import MAX_ATOMS
 from molgen.tsgen import Generator, load_model
 from molgen.tsgen.condition import prepare
@@ -35,7 +35,6 @@ SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 SAME_SADDLE = 0.05  # Angstrom RMSD, with energies within SAME_ENERGY: one saddle
 SAME_ENERGY = 2e-3  # eV
 PHYSICS_TRIES = 4  # noisy sqrt-distance guesses, at least, until one leads to the intended saddle
-SLIDE = 0.3  # Angstrom, norm of the step off a saddle of higher order
 END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls, for the wells the barriers are measured from
 Method = Literal["quick", "irc", "none"]
 
@@ -250,7 +249,11 @@ class _Search:
             candidate.reason = "refined, not verified (--verify none)"
             return self._finish(candidate, before)
         try:
-            self._judge(candidate, self._verify(candidate))
+            ends = reaction.reactant, reaction.product
+            settled, checked = settle(self.potential, saddle, *ends, method=self.method)
+            candidate.refine_calls = settled.gradient_calls
+            candidate.atoms.positions, candidate.energy = settled.positions, settled.energy
+            self._judge(candidate, checked)
             if candidate.energy != saddle.energy and self._known(candidate):
                 return None
         except CalculatorError as error:
@@ -266,20 +269,6 @@ class _Search:
                 self.rejections["same saddle as an earlier guess"] += 1
                 return True
         return False
-
-    def _verify(self, candidate: Candidate) -> Verification:
-        """Verify; a candidate of higher order, where symmetric guesses end, slides off along its second mode first."""
-        ends = self.reaction.reactant, self.reaction.product
-        checked = verify(self.potential, candidate.atoms.positions, *ends, method=self.method or "none")
-        if checked.verdict != "not_a_saddle" or checked.modes.frequencies_cm[1] > IMAGINARY:
-            return checked
-        start = candidate.atoms.positions + SLIDE * checked.modes.vectors[1]
-        saddle = refine(self.potential, start, direction=checked.modes.vectors[0])
-        candidate.refine_calls += saddle.gradient_calls
-        if not saddle.converged:
-            return checked
-        candidate.atoms.positions, candidate.energy = saddle.positions, saddle.energy
-        return verify(self.potential, saddle.positions, *ends, method=self.method or "none")
 
     def _judge(self, candidate: Candidate, checked: Verification) -> None:
         candidate.verdict, candidate.reason = checked.verdict, checked.reason

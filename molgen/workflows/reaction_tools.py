@@ -1,0 +1,77 @@
+"""What attempts at new reactions and the releveling of known ones share: potentials, ends, counting of calls."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from molgen.geometry.bonds import bond_graph, fragments
+from molgen.potentials.ase import AsePotential, calculator_from_spec
+from molgen.potentials.base import Potential
+from molgen.saddle.descent import relax
+from molgen.saddle.optimize import Search
+
+END_FMAX, END_CALLS = 0.02, 120
+LOOSE_FMAX = 0.05  # eV/Angstrom, for ends of several fragments, whose drifting apart takes for ever
+
+
+class Potentials:
+    """Potentials of one molecule after the other.
+
+    A user's calculator is built once; xTB anew (it is cheap and then keeps nothing of earlier molecules).
+
+    Args:
+        calculator, calculator_kwargs: as of `molgen ts`.
+    """
+
+    def __init__(self, calculator: str, calculator_kwargs: Mapping[str, Any] | None = None):
+        self.spec, self.kwargs = calculator, dict(calculator_kwargs or {})
+        self._calculator: Any = None
+
+    def __call__(self, numbers: np.ndarray, charge: int = 0, spin: int = 0) -> Potential:
+        """A fresh potential of the molecule: (N,) atomic numbers, charge in e, spin in unpaired electrons.
+
+        Raises:
+            InputError, CalculatorError: see :func:`molgen.potentials.ase.calculator_from_spec`.
+        """
+        if self._calculator is not None:
+            return AsePotential(self._calculator, numbers, charge, spin)
+        made = calculator_from_spec(self.spec, self.kwargs, numbers, charge, spin)
+        if isinstance(made, AsePotential):
+            self._calculator = made.calculator
+        return made
+
+
+def relaxed_end(potential: Potential, start: np.ndarray, hessian: np.ndarray | None = None) -> Search:
+    """Minimise an end (N, 3) of a reaction to END_FMAX, one of several fragments to LOOSE_FMAX.
+
+    Args:
+        hessian: (3N, 3N) eV/Angstrom^2, where known.
+
+    Returns:
+        The search; after END_CALLS it ends unconverged.
+    """
+
+    def apart(search: Search) -> bool:
+        loose = search.fmax < LOOSE_FMAX and len(search.path) > 5
+        return loose and bool(fragments(bond_graph(potential.numbers, search.positions)).max() > 0)
+
+    return relax(potential, start, fmax=END_FMAX, max_calls=END_CALLS, hessian=hessian, stop=apart)
+
+
+def centred(x: np.ndarray) -> list[list[float]]:
+    """Positions (N, 3), Angstrom, about their centre, as a record holds them."""
+    return np.round(x - x.mean(0), 5).tolist()
+
+
+@contextlib.contextmanager
+def stage(name: str, potential: Potential, calls: dict[str, int]) -> Iterator[None]:
+    """Note the gradient calls spent inside, also when the attempt ends there."""
+    before = potential.calls
+    try:
+        yield
+    finally:
+        calls[name] = potential.calls - before
