@@ -155,7 +155,7 @@ def report(rows: list[dict], folder: Path, out: Path, blocks: int = 5) -> dict:
         mine = surface(values["phi"], values["psi"], weights)
         return {"rmse": apart(mine, truth)[0], "delta_f_error": difference(values["phi"], weights) - delta}
 
-    tracks = {f"molgen fes, seed {r['seed']}": own_track(out / f"ala2-{r['seed']}", errors) for r in rows}
+    tracks = {f"molgen fes, seed {r['seed']}": own_track(out / f"ala2-{r['seed']}", r["seconds"], errors) for r in rows}
     for number, run_ in enumerate(stored):
         centres = np.linspace(-np.pi, np.pi, run_["free"].shape[1])
         phi, psi = np.meshgrid(centres, centres)  # openmm's first axis is the last variable

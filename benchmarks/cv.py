@@ -295,7 +295,10 @@ def sn2_report(rows: list[dict], folder: Path, out: Path) -> dict[str, Any]:
         row = {"curve": sn2.curve(values[sn2.CVS[0]] - values[sn2.CVS[1]], weights).tolist(), "wells": 0.0}
         return {k: v for k, v in against(row, truth).items() if k in ("rmse", "barrier_error")}
 
-    peers, tracks = {}, {f"molgen fes, seed {r['seed']}": own_track(out / f"sn2-{r['seed']}", errors) for r in rows}
+    peers: dict[str, Any] = {}
+    tracks: dict[str, Any] = {}
+    for r in rows:
+        tracks[f"molgen fes, seed {r['seed']}"] = own_track(out / f"sn2-{r['seed']}", r["seconds"], errors)
     for path in sorted(folder.glob("metad-sn2-*/metadynamics.npz")):
         end, track = metadynamics_row(path.parent)
         name = f"well-tempered metadynamics, 4 walkers, seed {path.parent.name.rsplit('-', 1)[1]}"

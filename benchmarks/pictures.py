@@ -19,17 +19,18 @@ SYSTEMS = {
 POINTS = 8
 
 
-def own_track(folder: Path, errors: Callable[[dict[str, np.ndarray], np.ndarray], dict]) -> list[dict]:
+def own_track(folder: Path, seconds: float, errors: Callable[[dict[str, np.ndarray], np.ndarray], dict]) -> list[dict]:
     """Errors of a finished run by how many samples count: of the rounds under the resting bias, then the final ones.
 
     Args:
+        seconds: of the whole run, shared out by energies.
         errors: figures from the collective variables by name (n,) and weights (n,) of the first samples.
     """
     from molgen.reweight.ensemble import Ensemble
     from molgen.reweight.importance import normalised
 
     ensemble, summary = Ensemble.load(folder), json.loads((folder / "summary.json").read_text())
-    total, seconds = summary["energy_calls"], sum(summary["seconds"].values())
+    total = summary["energy_calls"]
     track = []
     for count in np.linspace(len(ensemble) / POINTS, len(ensemble), POINTS).astype(int):
         good = np.isfinite(ensemble.log_weights[:count])
@@ -54,6 +55,8 @@ def draw(name: str, report: dict) -> None:
     for panel, key in zip(panels, ("energies", "processor seconds, one core"), strict=True):
         panel.set(xscale="log", yscale="log", xlabel=key)
         panel.grid(alpha=0.3, which="both")
+    for which in (panels[0].yaxis.set_major_formatter, panels[0].yaxis.set_minor_formatter):
+        which(lambda value, _: f"{value:g}" if f"{value:g}".strip("0.")[0] in "1234" else "")
     panels[0].set_ylabel(label)
     for text, color in (("molgen fes", "#c8501e"), ("well-tempered metadynamics", "#5b6b7b")):
         panels[1].plot([], [], color=color, label=text)

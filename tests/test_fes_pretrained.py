@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from molgen.cli import main
 from molgen.errors import InputError
+from molgen.reweight.importance import diagnose
 from molgen.workflows.fes import run_fes
+from molgen.workflows.fes_estimate import final_draws
 from molgen.workflows.fes_pretrained import find_pretrained, load_pretrained, sample_pretrained
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import system_from_files, system_from_pdb
@@ -70,3 +72,13 @@ def test_a_run_that_cannot_be_named_is_refused(tmp_path: Path):
         load_pretrained(tmp_path / "run")
     with pytest.raises(InputError, match="no controller 'ala3'"):
         find_pretrained("ala3")
+
+
+@pytest.mark.parametrize(("name", "atoms"), [("ala2", 22), ("sn2", 6)])
+def test_shipped_controllers_draw_reliable_samples(name: str, atoms: int):
+    """What they are for: samples that pass the gate, without any learning."""
+    problem, sampler, _ = load_pretrained(name, seed=11)
+    draws, _ = final_draws(sampler, 300, 1)
+    biased = diagnose(sampler.target.log_weights(draws))
+    assert len(problem.system.numbers) == atoms and draws.accepted.mean() > 0.9
+    assert biased.ess > 0.01 and biased.khat < 1.0  # of 300: the gate itself needs thousands

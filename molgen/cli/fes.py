@@ -338,7 +338,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
     rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
     seconds = sum(summary["seconds"].values())
     rows.append(("cost", f"{summary['energy_calls']} energies, {seconds:.0f} s, {summary['rounds']} rounds"))
-    rows.append(("files", f"{out}/: fes.dat, fes.png, convergence.png, COLVAR, HILLS, weights.npz, ..."))
+    rows.append(("files", f"{out}/: fes.dat, fes.png, COLVAR, HILLS, weights.npz, ..."))
     return "\n".join(f"{name:<16} {text}" for name, text in rows)
 
 
