@@ -1,4 +1,4 @@
-# make demo   install, then verify a transition state of an example reaction and sample a dipeptide
+# make demo   install, then verify a transition state of an example reaction, sample a dipeptide and a free-energy surface
 # make test   install with the development tools, then run the whole test suite
 # make lint   style, format and types
 # make bench  every benchmark; DATA=rdb7_ts.npz names the reactions (hours)
@@ -20,6 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 demo: .venv/.installed
 	$(BIN)/molgen ts examples/claisen/reactant.xyz examples/claisen/product.xyz --out runs/demo --overwrite
 	$(BIN)/molgen peptide AG -n 2000 --out runs/demo-peptide --overwrite
+	$(BIN)/molgen fes --pretrained ala2 -n 8000 --out runs/demo-fes --overwrite
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS)
@@ -34,8 +35,11 @@ bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/ts.py --data $(DATA) --out runs/bench-ts
 	$(BIN)/python benchmarks/prose.py --out runs/bench-prose
 	$(BIN)/python benchmarks/sn2.py --out runs/sn2-umbrella
+	for seed in 0 1 2; do $(BIN)/python benchmarks/metadynamics.py sn2 --seed $$seed --out runs/metad-sn2-$$seed; done
+	for seed in 0 1; do $(BIN)/python benchmarks/ala2.py --seed $$seed --out runs/ala2-metad-$$seed; done
 	$(BIN)/python benchmarks/cv.py --out runs/bench-cv
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/pictures.py
 
 clean:
 	rm -rf .venv build dist molgen.egg-info .pytest_cache .ruff_cache .hypothesis

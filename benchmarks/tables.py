@@ -267,7 +267,11 @@ def cv_ablation(report: dict) -> str:
     ]
     for name in dict.fromkeys(row["variant"] for row in report["ablation"]):
         rows = [row for row in report["ablation"] if row["variant"] == name]
-        worst = max((abs(r["delta_f_error"]) for r in rows), default=float("inf"))
+        failed = [r["failed"] for r in rows if "failed" in r]
+        if failed:
+            lines.append(f"| {name} | collapsed in {len(failed)} of {len(rows)} runs: {failed[0]} | | | | |")
+            continue
+        worst = max(abs(r["delta_f_error"]) for r in rows)
         lines.append(
             f"| {name} | {_mean(r['rmse_path'] for r in rows):.3f} | {_mean(r['rmse_histogram'] for r in rows):.3f} | "
             f"{worst:.2f} | {_mean(r['ess_biased'] for r in rows):.2f} | {max(r['khat_biased'] for r in rows):.2f} |"

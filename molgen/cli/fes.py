@@ -71,10 +71,10 @@ def fes(
         typer.Option("--draws", min=16, help="Trajectories, and energies, a round; default 192, internal 1024."),
     ] = None,
     learn: Annotated[
-        int | None, typer.Option("--learn", min=1, help="Gradient steps a round; default 80, internal 100.")
+        int | None, typer.Option("--learn", min=1, help="Gradient steps a round; default 80, internal 200.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("-n", "--samples", min=1, help="Drawn at the end; default 4000, internal 8000.")
+        int | None, typer.Option("-n", "--samples", min=1, help="Drawn at the end; default 4000, internal 16000.")
     ] = None,
     gamma: Annotated[float, typer.Option("--gamma", help="Bias factor.")] = 12.0,
     cap: Annotated[float, typer.Option("--cap", help="The bias grows no higher, kT.")] = 23.0,

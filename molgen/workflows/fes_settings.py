@@ -57,9 +57,9 @@ def default_settings(coordinates: str) -> FesSettings:
     """
     if coordinates == "cartesian":
         return FesSettings(sampler=SamplerSettings(rounds=300, learn=80))
-    sampler = SamplerSettings(rounds=100, draws=1024, learn=100, pretrain=2500)
+    sampler = SamplerSettings(rounds=100, draws=1024, learn=200, pretrain=2500)
     return FesSettings(
-        sampler=sampler, schedule=Schedule(steps=60), coordinates=coordinates, frames=4000, hidden=256, samples=8000,
+        sampler=sampler, schedule=Schedule(steps=60), coordinates=coordinates, frames=4000, hidden=256, samples=16_000,
         fine=1,
     )  # fmt: skip
 
