@@ -202,7 +202,7 @@ def tiny(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     quick = FesSettings(sampler=sampler, schedule=Schedule(steps=30), samples=200, hidden=32, stop=False)
     out = tmp_path_factory.mktemp("fes") / "hcn"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("molgen.workflows.fes.starting_frames", shaken)
+        patch.setattr("molgen.workflows.fes_problem.starting_frames", shaken)
         ensemble, barrier = fes_from_ts(finished, T, settings=quick, out=out)
     assert len(ensemble) > 200 and 0 < barrier.place < 1
     return out
