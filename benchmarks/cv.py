@@ -235,7 +235,7 @@ class Uniform(Schedule):
 
 def sn2_row(seed: int, out: Path) -> dict:
     """The reaction from one side, without knowing the other."""
-    system = System(sn2.potential(), sn2.START[None])
+    system = sn2.system(sn2.START[None])
     begin = time.process_time()
     ensemble, summary = run_fes(
         system, sn2.CVS, T, walls=sn2.WALLS, settings=SN2, seed=seed, out=out / f"sn2-{seed}", resume=True

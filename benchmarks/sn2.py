@@ -34,14 +34,20 @@ def potential():
     return XtbPotential([6, 1, 1, 1, 17, 17], charge=-1)
 
 
+def system(starts: np.ndarray):
+    """The molecule with the basins that are known, and how to build it again."""
+    from molgen.workflows.fes_system import System
+
+    return System(potential(), starts, source={"calculator": "gfn2", "kwargs": {}, "charge": -1, "spin": 0})
+
+
 def problem():
     """The system with both complexes known, its variables and walls."""
     from molgen.workflows.fes_problem import Problem
     from molgen.workflows.fes_settings import FesSettings
-    from molgen.workflows.fes_system import System
 
-    system = System(potential(), np.stack([START, START[[0, 1, 2, 3, 5, 4]]]))
-    return Problem.of(system, CVS, 300.0, None, WALLS, FesSettings())
+    known = system(np.stack([START, START[[0, 1, 2, 3, 5, 4]]]))
+    return Problem.of(known, CVS, 300.0, None, WALLS, FesSettings())
 
 
 def curve(difference: np.ndarray, weights: np.ndarray) -> np.ndarray:

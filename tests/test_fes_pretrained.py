@@ -62,8 +62,10 @@ def test_command_line(finished: tuple[Path, np.ndarray], tmp_path: Path):
     assert summary["rounds"] == 0 and summary["weights"]["n"] == 60 and summary["energy_calls"] <= 60
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"fes.dat", "fes.png", "weights.npz"} <= written and "convergence.png" not in written
-    clash = CliRunner().invoke(main.app, [*arguments, "--cv", "distance 0 1"])
-    assert clash.exit_code == 2 and "together with --cv" in clash.stderr
+    for given in (["--cv", "distance 0 1"], ["-T", "300"], ["--rounds", "9"]):  # nothing may be ignored in silence
+        clash = CliRunner().invoke(main.app, [*arguments, *given])
+        name = "--temperature" if given[0] == "-T" else given[0]
+        assert clash.exit_code == 2 and f"together with {name}" in clash.stderr
 
 
 def test_a_run_that_cannot_be_named_is_refused(tmp_path: Path):
@@ -77,8 +79,8 @@ def test_a_run_that_cannot_be_named_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(("name", "atoms"), [("ala2", 22), ("sn2", 6)])
 def test_shipped_controllers_draw_reliable_samples(name: str, atoms: int):
     """What they are for: samples that pass the gate, without any learning."""
-    problem, sampler, _ = load_pretrained(name, seed=11)
-    draws, _ = final_draws(sampler, 300, 1)
+    problem, sampler, kernels, _ = load_pretrained(name, seed=11)
+    draws, _ = final_draws(sampler, 300, 1, kernels)
     biased = diagnose(sampler.target.log_weights(draws))
     assert len(problem.system.numbers) == atoms and draws.accepted.mean() > 0.9
     assert biased.ess > 0.01 and biased.khat < 1.0  # of 300: the gate itself needs thousands

@@ -223,3 +223,16 @@ def test_torsions_that_are_no_chain_are_pointed_out():
         problem = Problem.of(system, [text], 300.0, None, [], default_settings("internal"))
         notes = problem._unbonded()
         assert len(notes) == expected and all("8 and 13 are not bonded" in note for note in notes)
+
+
+def test_a_point_without_a_geometry_is_rejected_and_counted():
+    system = system_from_pdb([ALA2], ["amber14/protein.ff14SB.xml"])
+    problem = Problem.of(system, ["torsion 4 6 8 14"], 300.0, None, [], default_settings("internal"))
+    frames = system.starts + 0.02 * np.random.default_rng(0).standard_normal((200, 22, 3))
+    space = InternalSpace.whitened(problem.zmatrix(), frames)
+    target = problem.target(space)
+    points = space.points(frames[:4], np.random.default_rng(1))
+    points[1] += 500.0 * (space.periods == 0)[:, None]  # bonds and angles far beyond any
+    batch = target.evaluate(points, np.zeros(4), 1)
+    assert batch.accepted.tolist() == [True, False, True, True] and target.rejections == {"no geometry": 1}
+    assert np.isneginf(target.log_weights(batch)[1]) and (batch.gradient[1] == 0).all()

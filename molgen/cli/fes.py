@@ -12,6 +12,8 @@ import typer
 from molgen.cli import common
 from molgen.errors import InputError
 
+BESIDE_PRETRAINED = ("pretrained", "samples", "seed", "out", "overwrite", "resume", "units", "as_json", "config")
+
 
 def register(app: typer.Typer) -> None:
     """Add the subcommand to `app`."""
@@ -101,16 +103,17 @@ def fes(
     """
     given = {key: value for key, value in locals().items() if key not in ("ctx", "config")}
     options = merged(given, config, ctx)
+    if pretrained := options["pretrained"]:
+        _refuse_beside_pretrained(pretrained, options, ctx)
     summary, folder = run(options)
     if options["as_json"] and summary:
         common.print_json(summary)
     elif summary:
         typer.echo(report(summary, folder))
     if summary and summary["status"] == "gate_failed":
-        common.warn(
-            "k-hat of the path weights is above 0.7: the surface is not to be trusted; try more --rounds and --learn, "
-            "or a --width nearer to the stiffest bond"
-        )
+        further = "more --rounds and --learn, or in Cartesian coordinates a --width nearer to the stiffest bond"
+        advice = "more samples (-n)" if options["pretrained"] else further
+        common.warn(f"k-hat of the path weights is above 0.7: the surface is not to be trusted; try {advice}")
         raise typer.Exit(common.ExitCode.GATE_FAILED)
 
 
@@ -213,15 +216,27 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     return summary, o["out"]
 
 
+def _refuse_beside_pretrained(name: str, options: dict[str, Any], ctx: typer.Context) -> None:
+    """Refuse what a finished controller has decided already."""
+    clash = []
+    for parameter in ctx.command.params:
+        key = str(parameter.name)
+        source = ctx.get_parameter_source(key)
+        if key in BESIDE_PRETRAINED or key not in options:
+            continue
+        if (source is not None and source.name == "COMMANDLINE") or options[key] != parameter.default:
+            clash.append(f"--{key.rstrip('_').replace('_', '-')}")
+    if clash:
+        raise InputError(
+            f"together with {', '.join(clash)}", where=f"--pretrained {name}",
+            expected="molecule, variables, walls, temperature and method of the finished run",
+            remedy="leave it out, or make a run of its own",
+        )  # fmt: skip
+
+
 def _pretrained(o: dict[str, Any]) -> dict[str, Any]:
     from molgen.workflows.fes_pretrained import sample_pretrained
 
-    clash = [f"--{name.replace('_', '-')}" for name in ("xyz", "pdb", "cv", "from_ts", "wall", "estimate") if o[name]]
-    if clash:
-        raise InputError(
-            f"together with {', '.join(clash)}", where="--pretrained",
-            expected="molecule, variables, walls and temperature of the finished run",
-        )  # fmt: skip
     return sample_pretrained(
         o["pretrained"], o["samples"], seed=o["seed"], out=o["out"], overwrite=o["overwrite"], resume=o["resume"],
         units=o["units"], log=common.log,
@@ -270,7 +285,15 @@ def _settings(o: dict[str, Any], cvs: list[str], system: Any) -> Any:
         raise InputError(
             f"unknown coordinates {o['coordinates']!r}", where="--coordinates", expected=", ".join(COORDINATES)
         )
-    usual = default_settings(coordinates_of(system, o["coordinates"]))
+    wanted = o["coordinates"]
+    if o["controller"] != "auto":  # internal coordinates have a network of their own
+        if wanted == "internal":
+            raise InputError(
+                f"--controller {o['controller']}", where="--coordinates internal", expected="--controller auto",
+                remedy="leave it out, or use --coordinates cartesian",
+            )  # fmt: skip
+        wanted = "cartesian"
+    usual = replace(default_settings(coordinates_of(system, wanted)), coordinates=wanted)
     asked = {key: o[key] for key in ("rounds", "draws", "learn") if o[key] is not None}
     sampler = replace(usual.sampler, width=o["width"], **asked)
     widths = o["hill_width"]

@@ -155,8 +155,7 @@ class InternalSpace(Space):
         y = torch.from_numpy(points).requires_grad_()
         _, x = self._cartesian(y)
         ranked = torch.from_numpy(gradients[:, :, self.z.order])
-        found = [torch.autograd.grad((x * g).sum(), y, retain_graph=True)[0].numpy() for g in ranked]
-        return np.stack(found) if found else np.zeros((0, *points.shape))
+        return np.stack([torch.autograd.grad((x * g).sum(), y, retain_graph=True)[0].numpy() for g in ranked])
 
     def moved(self, points: np.ndarray, slopes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return points, slopes

@@ -88,7 +88,6 @@ class Sampler:
     Attributes:
         history: every round's draws from the first one kept for the estimates on.
         variances: (steps,) or (steps, M, c) of the forward kernels.
-        final: times and kernel variances of the final trajectories, once they are known.
     """
 
     def __init__(
@@ -107,7 +106,6 @@ class Sampler:
         self.frames, self.seed = frames, seed
         self.fixed_kernels, self.judge = fixed_kernels, judge
         self.variances = schedule.variances(self.width)
-        self.final: tuple[Schedule, np.ndarray] | None = None
         self.number = 0  # of the next round; round 0 is pretraining
         self.history: list[Batch] = []
         self.drawn: list[Batch] = []

@@ -138,7 +138,7 @@ def run_fes(
         more = {} if prior is None else prior.report(found.ensemble, run)
         if run is not None:
             run.path(CONTROLLER)
-            save_pretrained(folder / CONTROLLER, problem, sampler)
+            save_pretrained(folder / CONTROLLER, problem, sampler, found.kernels)
         if run is None:
             return found.ensemble, more
         return found.ensemble, write_results(run, found, sampler, units, seconds, problem.notes, more)

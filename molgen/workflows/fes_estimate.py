@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import mdtraj
 
 Progress = Callable[[dict[str, Any]], None]
+Kernels = tuple[Schedule, np.ndarray]  # times of the final trajectories, variances of their steps
 CHUNK = 500  # trajectories at a time
 RESTS = 0.2  # kT: the surface rests when no bin below `LOW` moves by more between snapshots
 SNAPSHOTS = 20  # in a whole run
@@ -81,13 +82,13 @@ def judge(sampler: Sampler, batch: Batch) -> dict[str, Any]:
     }
 
 
-def final_draws(sampler: Sampler, count: int, fine: int) -> tuple[Batch, int]:
-    """Samples with the finished controller in `fine` times as many steps; and that number of steps.
+def final_draws(sampler: Sampler, count: int, fine: int, kernels: Kernels | None = None) -> tuple[Batch, Kernels]:
+    """Samples with the finished controller in `fine` times as many steps; and the kernels they were drawn with.
 
-    The kernels of the finer grid are fitted to the samples of the last rounds first.
+    Args:
+        kernels: of a finished run; None: fitted to the samples of the last rounds.
     """
-    schedule, variances = sampler.final or _final_kernels(sampler, fine)
-    sampler.final = schedule, variances
+    schedule, variances = kernels = kernels or _final_kernels(sampler, fine)
     parts = []
     for number, start in enumerate(range(0, count, CHUNK)):
         found = simulate(
@@ -95,10 +96,10 @@ def final_draws(sampler: Sampler, count: int, fine: int) -> tuple[Batch, int]:
             FINAL, number,
         )  # fmt: skip
         parts.append(sampler.target.evaluate(found.points, found.log_path, sampler.number))
-    return Batch.join(parts), schedule.steps
+    return Batch.join(parts), kernels
 
 
-def _final_kernels(sampler: Sampler, fine: int) -> tuple[Schedule, np.ndarray]:
+def _final_kernels(sampler: Sampler, fine: int) -> Kernels:
     schedule = replace(sampler.schedule, steps=sampler.schedule.steps * fine)
     if sampler.fixed_kernels:
         return schedule, schedule.variances(sampler.width)
@@ -133,18 +134,20 @@ def ensemble_of(sampler: Sampler, draws: Batch, topology: mdtraj.Topology | None
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a run found: the ensemble, its surfaces, the steps of its final trajectories."""
+    """What a run found: the ensemble, its surfaces, the kernels of its final trajectories."""
 
     ensemble: Ensemble
     surfaces: Surfaces
-    steps: int
+    kernels: Kernels
 
 
-def outcome(sampler: Sampler, count: int, fine: int, topology: mdtraj.Topology | None = None) -> Outcome:
-    """Draw, weigh and judge."""
-    draws, steps = final_draws(sampler, count, fine)
+def outcome(
+    sampler: Sampler, count: int, fine: int, topology: mdtraj.Topology | None = None, kernels: Kernels | None = None
+) -> Outcome:
+    """Draw, weigh and judge; `kernels`: see `final_draws`."""
+    draws, kernels = final_draws(sampler, count, fine, kernels)
     ensemble = ensemble_of(sampler, draws, topology)
-    return Outcome(ensemble, surfaces(ensemble, sampler), steps)
+    return Outcome(ensemble, surfaces(ensemble, sampler), kernels)
 
 
 def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:

@@ -91,7 +91,7 @@ def write_results(
         "energy_calls": sampler.energies_used,
         "rejections": dict(target.rejections),
         "rounds": len(sampler.records),
-        "steps": [sampler.schedule.steps, outcome.steps],
+        "steps": [sampler.schedule.steps, outcome.kernels[0].steps],
         "bias_skipped": target.bias.skipped,
         "seconds": dict(seconds),
         "notes": notes,

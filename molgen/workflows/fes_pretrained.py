@@ -22,7 +22,7 @@ from molgen.errors import InputError
 from molgen.reweight.ensemble import Ensemble
 from molgen.rng import generator
 from molgen.run import Run
-from molgen.workflows.fes_estimate import outcome
+from molgen.workflows.fes_estimate import Kernels, outcome
 from molgen.workflows.fes_output import CONTROLLER, write_results
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import FesSettings
@@ -32,12 +32,12 @@ from molgen.workflows.peptide_output import finished_run
 PREFIX = "fes-"  # of shipped controllers among the weights
 
 
-def save_pretrained(directory: Path, problem: Problem, sampler: Sampler) -> None:
+def save_pretrained(directory: Path, problem: Problem, sampler: Sampler, kernels: Kernels) -> None:
     """Write all that `load_pretrained` needs; of a run whose potential or variables have no text, the network alone."""
     space, config = sampler.target.space, {"model": "cvdiffusion", "config": sampler.controller.describe()}
     tensors = {f"net.{name}": tensor for name, tensor in sampler.controller.state_dict().items()}
-    if problem.texts is not None and problem.system.source is not None and sampler.final is not None:
-        schedule, variances = sampler.final
+    if problem.texts is not None and problem.system.source is not None:
+        schedule, variances = kernels
         arrays = {f"bias.{name}": array for name, array in sampler.target.bias.state().items()}
         arrays |= {"variances": variances, "starts": problem.system.starts, "numbers": problem.system.numbers}
         tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
@@ -54,8 +54,8 @@ def save_pretrained(directory: Path, problem: Problem, sampler: Sampler) -> None
     save_checkpoint(directory, tensors, config)
 
 
-def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, str]:
-    """A finished controller ready to draw from; and the hash of its weights.
+def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, Kernels, str]:
+    """A finished controller ready to draw from, the kernels to draw with, and the hash of its weights.
 
     Args:
         name: of a shipped one ("ala2", "sn2"), the folder of a finished `molgen fes` run, or its controller folder.
@@ -91,10 +91,9 @@ def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, 
     controller.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("net.")})
     frames = target.evaluate(space.points(system.starts, generator(seed)), np.zeros(len(system.starts)), 0)
     sampler = Sampler(target, controller.eval(), schedule, settings.sampler, frames, seed=seed)
-    sampler.final = schedule, tensors["variances"].numpy()
     target.rejections.clear()
     sampler.calls_before = system.potential.calls
-    return problem, sampler, stored.hash
+    return problem, sampler, (schedule, tensors["variances"].numpy()), stored.hash
 
 
 def find_pretrained(name: str | Path) -> Path:
@@ -131,7 +130,7 @@ def sample_pretrained(
     Returns:
         the ensemble, and the summary of the run.
     """
-    problem, sampler, digest = load_pretrained(name, seed)
+    problem, sampler, kernels, digest = load_pretrained(name, seed)
     count = samples or 2 * problem.settings.samples
     run = None
     if out is not None:
@@ -143,7 +142,7 @@ def sample_pretrained(
     log(f"{count} samples of {', '.join(problem.texts[0] if problem.texts else [])} at {problem.temperature:g} K")
     begin = time.monotonic()
     with run or nullcontext():
-        found = outcome(sampler, count, 1, problem.system.topology)
+        found = outcome(sampler, count, 1, problem.system.topology, kernels)
         if run is None:
             return found.ensemble, {}
         seconds = {"samples": time.monotonic() - begin}
