@@ -203,6 +203,60 @@ def reactions(
         typer.echo(_yield(summary, out))
 
 
+@app.command("searches")
+def searches(
+    source: Annotated[Path, typer.Argument(help="Set of reactions (.npz) with known transition states.")],
+    split: Annotated[
+        str | None, typer.Option("--split", help="train, val, several (train,val) or all; default train,val.")
+    ] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Only so many reactions, at random.")] = None,
+    time_budget: Annotated[str | None, typer.Option("--time-budget", help="Stop after 30m, 2h, ...")] = None,
+    calculator: Annotated[
+        str, typer.Option("--calculator", help="gfn2, gfn1, or module:Class of an ASE calculator.")
+    ] = "gfn2",
+    calculator_kwargs: Annotated[
+        str | None, typer.Option("--calculator-kwargs", help="JSON, for module:Class.")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option("--weights", help="Of TS-GEN: shipped weights or checkpoint folder.")
+    ] = "tsgen",
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default one a core.")] = None,
+    out: common.Out = Path("molgen-searches"),
+    seed: common.Seed = 0,
+    resume: common.Resume = False,
+    overwrite: common.Overwrite = False,
+    as_json: common.Json = False,
+) -> None:
+    """Saddle searches at a cheaper level towards the known transition states of a set: OUT/searches.npz.
+
+    Geometries and gradients on the way from a guess to that level's saddle: `molgen train correction` learns from them
+    where the set's own transition state lies. Stopped anywhere, --resume goes on to the same file.
+    """
+    from molgen.run import Run
+    from molgen.workflows.searches import search_all, search_plan
+
+    seconds = seconds_of(time_budget) if time_budget else None
+    kwargs = common.json_object(calculator_kwargs, "--calculator-kwargs", '{"method": "GFN1-xTB"}')
+    plan, settings = search_plan(
+        source, split=split, count=count, calculator=calculator, calculator_kwargs=kwargs, weights=weights, seed=seed
+    )
+    common.log(f"{len(plan.reactions)} reactions to search")
+    with Run(out, "data searches", settings, seed=seed, overwrite=overwrite, resume=resume) as run:
+        with common.live_line() as say:
+            digest = settings["files"][str(source)]
+            figures = search_all(plan, run, digest=digest, seconds=seconds, workers=workers, progress=say)
+        summary = run.finish("ok", **figures)
+    if as_json:
+        common.print_json(summary)
+        return
+    done = max(summary["searches"], 1)
+    typer.echo(f"{summary['searches']} of {summary['asked']} searches, {summary['seconds_per_search']:.2f} s each")
+    typer.echo(f"{summary['converged'] / done:6.1%}  converged")
+    for reason, number in summary["rejections"].items():
+        typer.echo(f"{number / done:6.1%}  {reason}")
+    typer.echo(f"train on it: molgen train correction --data {source} --searches {out}/searches.npz")
+
+
 def _refuse_options(context: typer.Context, names: tuple[str, ...]) -> None:
     """Refuse options that would do nothing."""
     for name in names:

@@ -1,4 +1,4 @@
-"""`molgen train ts`, `molgen train prose`: train a model, by wall-clock budget or by steps, resumable."""
+"""`molgen train`: train a model, by wall-clock budget or by steps, resumable."""
 
 from __future__ import annotations
 
@@ -86,6 +86,52 @@ def train_ts(
     _report(summary, run, as_json, "RMSD (mean) {:.3f} A", "ts R.xyz P.xyz")
 
 
+@app.command("correction")
+def train_correction(
+    data: Annotated[Path, typer.Option("--data", help="npz of reactions.")],
+    searches: Annotated[Path, typer.Option("--searches", help="searches.npz of `molgen data searches` on --data.")],
+    out: common.Out = Path("runs/train-correction"),
+    init: Annotated[str, typer.Option("--init", help="Weights of TS-GEN to start from (name or folder).")] = "tsgen",
+    level: Annotated[str, typer.Option("--level", help="Of the data, as estimates shall name it.")] = "",
+    time_budget: Annotated[str, typer.Option("--time-budget", help="Training time, such as 30m or 2h.")] = "1h",
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train by steps instead of by time.")] = None,
+    train_split: Annotated[str, typer.Option("--train-split")] = "train",
+    val_split: Annotated[str, typer.Option("--val-split", help="Selects the weights that are kept.")] = "val",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
+    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 1e-3,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    resume: common.Resume = False,
+    overwrite: common.Overwrite = False,
+    as_json: common.Json = False,
+) -> None:
+    """Train the correction from a cheaper level's geometries and gradients to the data's transition states."""
+    from molgen.run import Run
+    from molgen.tsgen.correction import correction_model, load_training_points
+    from molgen.tsgen.correction import train_correction as run_training
+
+    budget = None if steps else seconds_of(time_budget)
+    settings: dict[str, Any] = {
+        "data": str(data), "searches": str(searches), "init": init, "level": level, "train_split": train_split,
+        "val_split": val_split, "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps,
+    }  # fmt: skip
+    torch_device = common.resolve_device(device)
+    train, val = (load_training_points(data, searches, split) for split in (train_split, val_split))
+    model = correction_model(init, train, val, seed=seed)
+
+    def learn(run: Run) -> dict[str, Any]:
+        return run_training(
+            model, train, val, run.directory, level=level, budget_seconds=budget, steps=steps, batch_size=batch_size,
+            learning_rate=learning_rate, seed=seed, device=torch_device, resume=run.resumed, log=common.log,
+        )  # fmt: skip
+
+    with Run(
+        out, "train correction", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume
+    ) as run:
+        summary = _carry_out(run, learn)
+    _report(summary, run, as_json, "RMSD (mean) {:.3f} A", "ts R.xyz P.xyz", "correction")
+
+
 @app.command("prose")
 def train_prose(
     data: Annotated[list[Path], typer.Option("--data", help="npz of molgen data md, or a folder; may be repeated.")],
@@ -169,10 +215,10 @@ def _carry_out(run: Run, learn: Callable[[Run], dict[str, Any]]) -> dict[str, An
     return run.finish("ok", results=[learn(run)])
 
 
-def _report(summary: dict[str, Any], run: Run, as_json: bool, score: str, use: str) -> None:
+def _report(summary: dict[str, Any], run: Run, as_json: bool, score: str, use: str, option: str = "weights") -> None:
     if as_json:
         common.print_json(summary)
         return
     figures, best = summary["results"][0], run.directory / "best"
     typer.echo(f"best validation {score.format(figures['best_score'])} after {figures['step']} steps: {best}")
-    typer.echo(f"use it: molgen {use} --weights {best}")
+    typer.echo(f"use it: molgen {use} --{option} {best}")

@@ -36,6 +36,10 @@ def ts(
     verify: Annotated[str, typer.Option("--verify", help="quick (modes, descents), irc, or none.")] = "quick",
     map_atoms: Annotated[bool, typer.Option("--map/--no-map", help="Map atoms when the orders differ.")] = True,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "tsgen",
+    correction: Annotated[
+        str,
+        typer.Option("--correction", help="Weights that carry the saddle to their training set's level, or none."),
+    ] = "none",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Flow steps; default the weights' own.")] = None,
     out: common.Out = Path("molgen-ts"),
     overwrite: common.Overwrite = False,
@@ -46,7 +50,8 @@ def ts(
 ) -> None:
     """Transition state between REACTANT and PRODUCT: guessed, refined, verified.
 
-    Writes ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png and summary.json to OUT. Exit code 3 when no saddle was
+    Writes ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png and summary.json to OUT; ts_estimate.xyz, where the
+    saddle of --calculator would move at the level of the training set. Exit code 3 when no saddle was
     proven to join the two, 4 when the calculator failed on some guesses.
     """
     from molgen.workflows.ts import find_ts
@@ -58,8 +63,8 @@ def ts(
         result = find_ts(
             _side(reactant), _side(product), smiles=smiles, charge=charge, spin=spin, samples=samples, refine=refine,
             calculator=calculator, calculator_kwargs=kwargs, verify=verify, out=out, overwrite=overwrite,
-            weights=weights, steps=steps, map_atoms=map_atoms, seed=seed, device=str(torch_device),
-            dtype=common.resolve_dtype(dtype), log=common.log,
+            weights=weights, correction=correction, steps=steps, map_atoms=map_atoms, seed=seed,
+            device=str(torch_device), dtype=common.resolve_dtype(dtype), log=common.log,
             progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
         )  # fmt: skip
     if as_json:
@@ -91,6 +96,9 @@ def report(result: Any, out: Path) -> str:
         lines.append(f"confidence           {best.confidence:.0%} before verification")
     lines.append(f"guess                {'TS-GEN' if best.source == 'flow' else 'sqrt-distance'}, sample {best.sample}")
     lines.append(f"cost                 {result.gradient_calls} gradient calls, {result.seconds:.1f} s")
+    if result.estimate is not None:
+        expected = f"{result.estimate.level}, expected error {result.estimate.expected_rmsd:.2f} A, not verified"
+        lines.append(f"estimate             ts_estimate.xyz: {expected}")
     others = len(result.candidates) - 1
     if others:
         verdicts = ", ".join(c.verdict.replace("_", " ") for c in result.candidates[1:])

@@ -9,15 +9,28 @@ Source: Lindh, Bernhardsson, Karlstroem, Malmqvist, Chem. Phys. Lett. 241, 423 (
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from molgen.units import BOHR, HARTREE
 
 # rows of the periodic table: H-He, Li-Ne, Na and heavier; bohr^-2 and bohr
-_DECAY = np.array([[1.0, 0.3949, 0.3949], [0.3949, 0.28, 0.28], [0.3949, 0.28, 0.28]])
-_REFERENCE = np.array([[1.35, 2.10, 2.53], [2.10, 2.87, 3.40], [2.53, 3.40, 3.40]])
-_STRETCH, _BEND, _TORSION = 0.45, 0.15, 0.005  # hartree, bohr, rad
+_DECAY = torch.tensor([[1.0, 0.3949, 0.3949], [0.3949, 0.28, 0.28], [0.3949, 0.28, 0.28]], dtype=torch.float64)
+_REFERENCE = torch.tensor([[1.35, 2.10, 2.53], [2.10, 2.87, 3.40], [2.53, 3.40, 3.40]], dtype=torch.float64)
+STRETCH, _BEND, _TORSION = 0.45, 0.15, 0.005  # hartree, bohr, rad
 _LEAST = 1e-3  # products of the distance factors below this are left out
 _LINEAR = 0.3  # sine of the angle below which a bend gets its second, perpendicular component
+
+
+def pair_strengths(numbers: Tensor, distance: Tensor) -> Tensor:
+    """rho (..., N, N): 1 at a bond's length, falling with distance, at most 3 (atoms pushed into one another).
+
+    Args:
+        numbers: (..., N) atomic numbers. distance: (..., N, N) bohr.
+    """
+    row = torch.bucketize(numbers.contiguous(), torch.tensor([3, 11], device=numbers.device), right=True)
+    decay, reference = (table.to(distance)[row[..., :, None], row[..., None, :]] for table in (_DECAY, _REFERENCE))
+    return torch.exp((decay * (reference.square() - distance.square())).clamp(min=-80.0)).clamp(max=3.0)
 
 
 def lindh_hessian(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -29,11 +42,9 @@ def lindh_hessian(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """
     x = np.asarray(positions, dtype=float) / BOHR
     n = len(x)
-    row = np.digitize(np.asarray(numbers), [3, 11])
     d = np.linalg.norm(x[:, None] - x[None], axis=-1)
-    rho = np.exp(_DECAY[row[:, None], row] * (_REFERENCE[row[:, None], row] ** 2 - d**2))
+    rho = pair_strengths(torch.from_numpy(np.array(numbers, dtype=np.int64)), torch.from_numpy(d)).numpy()
     np.fill_diagonal(rho, 0.0)
-    rho = np.minimum(rho, 3.0)  # atoms pushed into one another by a poor guess
     hessian = np.zeros((3 * n, 3 * n))
     components = 3 * np.arange(n)[:, None] + np.arange(3)
 
@@ -47,7 +58,7 @@ def lindh_hessian(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
     i, j = np.nonzero(np.triu(rho > _LEAST))
     u = _unit(x[j] - x[i])
-    add(np.stack([i, j], 1), np.stack([-u, u], 1), _STRETCH * rho[i, j])
+    add(np.stack([i, j], 1), np.stack([-u, u], 1), STRETCH * rho[i, j])
 
     chain = (rho[:, :, None] * rho[None] > _LEAST) & (np.arange(n)[:, None, None] < np.arange(n))
     i, j, k = np.nonzero(chain)

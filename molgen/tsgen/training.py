@@ -97,6 +97,12 @@ def pair_weights(batch: ReactionBatch) -> Tensor:
     return weight * (pair & ~torch.eye(n, dtype=torch.bool, device=weight.device))
 
 
+def seen_sizes(batch: ReactionBatch) -> list[int]:
+    """Fewest and most atoms, but for a thousandth of the reactions each: what weights can claim to know."""
+    sizes = batch.mask.sum(1).float()
+    return sizes.quantile(torch.tensor([0.001, 0.999], device=sizes.device)).int().tolist()
+
+
 @torch.no_grad()
 def validation_figures(model: TSModel, data: ReactionBatch, batch_size: int = 64) -> dict[str, float]:
     """One-step error from the noiseless guess, averaged over both directions; "score" is the mean RMSD."""
@@ -153,7 +159,7 @@ def make_model(
         raise InputError(f"no model size {config!r}", where="--config", expected=" or ".join(CONFIGS))
     torch.manual_seed(sample_seed(seed))
     if init is None:
-        model = TSModel(sorted({int(z) for r in train for z in r.numbers}), **CONFIGS[config], dropout=dropout)
+        model = TSModel(sorted({int(z) for r in train for z in r.numbers}), dropout=dropout, **CONFIGS[config])
     else:
         model = load_model(init).model
     for reaction in (*train, *val):
@@ -198,8 +204,6 @@ def train_tsgen(
     log(f"{len(train)} training and {len(val)} validation reactions, {parameters:,} parameters")
     batches, held = prepare(train).to(device), prepare(val).to(device)
     flow = FlowSettings(batch_size=batch_size)
-    # sizes all but a thousandth of the reactions have: what the weights can claim to know
-    seen = batches.mask.sum(1).float().quantile(torch.tensor([0.001, 0.999], device=device)).int().tolist()
     settings = TrainSettings(budget_seconds, steps, learning_rate=learning_rate, seed=seed)
     stream = (directory / "log.jsonl").open("a", encoding="utf-8")
 
@@ -219,7 +223,7 @@ def train_tsgen(
         lambda _: validation_figures(model, held),
         settings,
         directory,
-        {"model": "tsgen", "config": model.config, "flow": asdict(flow), "atoms": seen},
+        {"model": "tsgen", "config": model.config, "flow": asdict(flow), "atoms": seen_sizes(batches)},
         record,
     )
     with stream:

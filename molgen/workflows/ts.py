@@ -29,6 +29,7 @@ from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import SIGMA, generate
 from molgen.tsgen.rank import confidence, guess_features, refined_features
 from molgen.units import kcal
+from molgen.workflows.ts_estimate import DEFAULT_CORRECTION, estimate, load_correction
 from molgen.workflows.ts_result import VERDICTS, Candidate, TSResult
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
@@ -54,6 +55,7 @@ def find_ts(
     out: str | Path | None = None,
     overwrite: bool = False,
     weights: str | Path = "tsgen",
+    correction: str = DEFAULT_CORRECTION,
     steps: int | None = None,
     map_atoms: bool = True,
     seed: int = 0,
@@ -78,6 +80,8 @@ def find_ts(
         verify: "quick" (modes, then descents), "irc" (intrinsic reaction coordinate), "none".
         out: folder for ts.xyz, guesses.xyz, path.xyz, barrier.png, summary.json. overwrite: replace a run there.
         weights: name or folder. steps: flow steps; default the weights' own. device, dtype: of the model.
+        correction: weights that carry the verified saddle to the level of their training set (`result.estimate`), name
+            or folder, or "none"; used where they read gradients of this calculator.
         log: called with lines for people; progress: called with (stage, done, total).
 
     Returns:
@@ -94,6 +98,7 @@ def find_ts(
     reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
     potential = _potential(calculator, calculator_kwargs, reaction)
     model = _model(weights, reaction, device, dtype, notes)
+    corrector = load_correction(correction, reaction, calculator, calculator_kwargs, device, dtype)
     for note in notes:
         log(note)
     calls_before = potential.calls  # the user's own Potential may have worked before
@@ -101,7 +106,8 @@ def find_ts(
     settings = {
         "reactant": str(reactant), "product": str(product), "smiles": smiles, "charge": reaction.charge,
         "spin": reaction.spin, "samples": samples, "refine": refine, "calculator": str(calculator),
-        "calculator_kwargs": dict(calculator_kwargs or {}), "verify": verify, "weights": str(weights), "steps": steps,
+        "calculator_kwargs": dict(calculator_kwargs or {}), "verify": verify, "weights": str(weights),
+        "correction": str(correction), "steps": steps,
     }  # fmt: skip
 
     def work(write: Callable[[TSResult], None]) -> TSResult:
@@ -127,7 +133,10 @@ def find_ts(
             while search.best_verdict() != "intended" and search.advance():
                 publish()
         if refine and verify != "none":
-            search.relax_ends(ranked(search.candidates)[0])
+            best = ranked(search.candidates)[0]
+            search.relax_ends(best)
+            if corrector is not None and best.verdict == "intended":
+                result.estimate = estimate(corrector, reaction, best.atoms.positions)
             publish()
         if all(candidate.verdict == "failed" for candidate in result.candidates):
             raise CalculatorError(

@@ -10,6 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from molgen.data.reactions import Reaction
+from molgen.workflows.ts_estimate import Estimate
 
 # best first
 VERDICTS = ("intended", "half", "unintended", "unverified", "not_a_saddle", "failed")
@@ -67,6 +68,7 @@ class TSResult:
         guesses: the geometries the refinement started from.
         gradient_calls: all calculator calls, failed candidates included. seconds: wall time, model and calculator.
         rejections: reason -> count of guesses that came to nothing. checkpoint_hash: of the weights used, if any.
+        estimate: the verified saddle carried to the level of the training set, where there are weights for that.
     """
 
     candidates: list[Candidate]
@@ -77,6 +79,7 @@ class TSResult:
     seconds: float = 0.0
     rejections: Counter = field(default_factory=Counter)
     checkpoint_hash: str | None = None
+    estimate: Estimate | None = None
 
     @property
     def best(self) -> Candidate:

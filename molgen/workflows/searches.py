@@ -1,0 +1,169 @@
+"""Saddle searches on a cheaper level for the reactions of a set, in worker processes: `molgen data searches SET.npz`.
+
+What they pass is the training data of `molgen train correction`. The file holds points, not
+reactions; point k has the atoms `ptr[k]:ptr[k+1]`:
+
+    index (K,)         row of the reaction in the set
+    kind (K,)          "guess": where the search began; "path": a step of it; "saddle": its converged end; "near": about
+                       the set's transition state, not of a search
+    converged (K,)     whether the search of this reaction ended at a saddle
+    ptr (K+1,)         offsets into the atom arrays
+    x, gradient (A, 3) Angstrom, eV/Angstrom; the gradient of a saddle is zero
+    level, source_sha256  calculator of the gradients; digest of the set
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molgen.data.reactions import load_npz, read_column
+from molgen.errors import InputError
+from molgen.files import sha256
+from molgen.pool import WorkerPool
+from molgen.potentials.ase import level_name
+from molgen.rng import generator
+from molgen.run import Run
+from molgen.workflows.journal import Journal, carry_out
+from molgen.workflows.reactions import JOURNAL, WRITE_EVERY, refuse_all_failed
+from molgen.workflows.relevel import rows_of
+from molgen.workflows.search_attempt import Searches, SearchPlan
+
+SEARCHES = "searches.npz"
+_LOST = {"outcome": "worker died", "points": [], "calls": {}, "seconds": 0.0}
+
+
+def search_plan(
+    source: Path,
+    *,
+    split: str | None = None,
+    count: int | None = None,
+    calculator: str = "gfn2",
+    calculator_kwargs: Mapping[str, Any] | None = None,
+    weights: str = "tsgen",
+    seed: int = 0,
+) -> tuple[SearchPlan, dict[str, Any]]:
+    """The plan of a run, in an order drawn from `seed`, and the settings that decide each record.
+
+    Args:
+        split: as of :func:`molgen.workflows.relevel.rows_of`. count: only the first so many of the order drawn.
+
+    Raises:
+        InputError: not an npz of reactions, no such split, or a reaction without transition state.
+    """
+    splits = read_column(source, "split").astype(str).tolist()
+    rows = rows_of(source, splits, split)
+    rows = [rows[k] for k in generator(seed).permutation(len(rows))[:count]]
+    reactions = load_npz(source)
+    for row in rows:
+        if reactions[row].ts is None:
+            raise InputError(
+                "no transition state to compare with",
+                where=f"{source}, reaction {row} (id {reactions[row].name})",
+                remedy="remove the reaction",
+            )
+    plan = SearchPlan(
+        {row: reactions[row] for row in rows}, {row: splits[row] for row in rows}, calculator=calculator,
+        calculator_kwargs=dict(calculator_kwargs or {}), weights=weights, seed=seed,
+    )  # fmt: skip
+    settings = {
+        "source": str(source), "files": {str(source): sha256(source.read_bytes())}, "calculator": calculator,
+        "calculator_kwargs": plan.calculator_kwargs, "weights": weights,
+    }  # fmt: skip
+    return plan, settings
+
+
+def search_all(
+    plan: SearchPlan,
+    run: Run,
+    *,
+    digest: str,
+    seconds: float | None = None,
+    workers: int | None = None,
+    work: Callable[[SearchPlan], Callable[[int], dict[str, Any]]] = Searches,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Carry out the searches of `plan`; the points end up in `run.directory/searches.npz` (see the module).
+
+    Every finished search is in the journal (`attempts.jsonl`): killed anywhere and resumed, a run gives the same file
+    as one that was not, whatever the number of workers.
+
+    Args:
+        digest: SHA-256 of the source set. seconds: begin no more searches after so many of this call.
+        workers: processes, default one a core. work: makes the callable that does a search, in each worker.
+
+    Returns:
+        the figures of the summary.
+
+    Raises:
+        InputError: no worker, or a damaged journal. CalculatorError: it failed on every reaction.
+    """
+    pool = WorkerPool(partial(work, plan), workers, "--workers")
+    journal = Journal(run.path(JOURNAL), key="index")
+    journal.open()
+    target, level = run.path(SEARCHES), level_name(plan.calculator, plan.calculator_kwargs)
+    written = begin = time.monotonic()
+
+    def records() -> list[dict[str, Any]]:
+        return [journal.finished[row] for row in sorted(plan.reactions) if row in journal.finished]
+
+    def lost(row: int) -> dict[str, Any]:
+        return {**_LOST, "index": row, "split": plan.splits[row]}
+
+    try:
+        for _ in carry_out(pool, plan.reactions, journal, lost=lost, seconds=seconds):
+            done, rate = len(journal.finished), 3600 * journal.fresh / max(time.monotonic() - begin, 1e-6)
+            progress(f"{done} of {len(plan.reactions)} searches; {rate:.0f} an hour")
+            if time.monotonic() - written > WRITE_EVERY:
+                save_points(target, records(), level, digest)
+                written = time.monotonic()
+    finally:
+        pool.close()
+        journal.close()
+        save_points(target, records(), level, digest)
+    done = records()
+    outcomes = Counter(record["outcome"] for record in done)
+    refuse_all_failed(outcomes["calculator failed"] + outcomes["worker died"], len(done), plan.calculator)
+    calls: Counter[str] = Counter()
+    for record in done:
+        calls.update(record["calls"])
+    return {
+        "searches": len(done),
+        "asked": len(plan.reactions),
+        "converged": outcomes["converged"],
+        "points": sum(len(record["points"]) for record in done),
+        "seconds_per_search": round(sum(r["seconds"] for r in done) / max(len(done), 1), 3),
+        "energy_calls": calls.total(),
+        "calls_by_stage": dict(calls),
+        "rejections": {name: number for name, number in outcomes.most_common() if name != "converged"},
+    }
+
+
+def save_points(path: Path, records: Sequence[Mapping[str, Any]], level: str, digest: str) -> None:
+    """Write the points of `records`; the file appears whole or not at all."""
+    points = [(record, point) for record in records for point in record["points"]]
+    arrays = {
+        "index": np.array([record["index"] for record, _ in points], dtype=np.int64),
+        "kind": np.array([point["kind"] for _, point in points], dtype=str),
+        "converged": np.array([record["outcome"] == "converged" for record, _ in points], dtype=bool),
+        "ptr": np.cumsum([0, *(len(point["x"]) for _, point in points)], dtype=np.int64),
+        "level": np.array(level),
+        "source_sha256": np.array(digest),
+    }
+    for key, short in (("x", "x"), ("gradient", "g")):
+        rows = [np.asarray(point[short], dtype=np.float32) for _, point in points]
+        arrays[key] = np.concatenate([np.zeros((0, 3), np.float32), *rows])
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with part.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,301 @@
+"""From a cheaper level's saddle to the training set's: search data, features, symmetry, training, command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase.io import read
+from equivariance import orthogonal
+from test_tsmodel import built_in
+from ts_cases import noise_weights, sides
+from typer.testing import CliRunner
+
+from molgen import find_ts
+from molgen.checkpoint import save_checkpoint
+from molgen.cli import main
+from molgen.data.reactions import Reaction, save_npz
+from molgen.errors import InputError
+from molgen.geometry.align import rmsd
+from molgen.potentials.xtb import XtbPotential
+from molgen.rng import torch_generator
+from molgen.run import Run
+from molgen.saddle.model_hessian import lindh_hessian
+from molgen.tsgen.condition import prepare
+from molgen.tsgen.correction import WEIGHTS, correct, correction_model, epoch, load_training_points
+from molgen.tsgen.generate import generate
+from molgen.tsgen.model import TSModel, reading_surface
+from molgen.tsgen.surface import newton_step, surface_features
+from molgen.workflows.search_attempt import Searches, SearchPlan
+from molgen.workflows.searches import search_all, search_plan
+from molgen.workflows.ts_estimate import load_correction
+
+runner = CliRunner()
+LEVEL = "GFN2-xTB"
+SPLITS = ["train", "train", "val", "test"]
+
+
+def invoke(*arguments):
+    return runner.invoke(main.app, [*map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def reactions() -> list[Reaction]:
+    """H2CO -> H2 + CO and HCN -> HNC, with rough transition states."""
+    return built_in()[:2]
+
+
+@pytest.fixture(scope="module")
+def source(reactions, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("set") / "set.npz"
+    named = [replace(reactions[k % 2], name=str(k)) for k in range(4)]
+    save_npz(path, named, SPLITS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def searches(source, tmp_path_factory):
+    """`molgen data searches` on the set with two workers: the result and the file."""
+    out = tmp_path_factory.mktemp("searches") / "out"
+    return invoke("data", "searches", source, "--workers", 2, "--out", out, "--json"), out / "searches.npz"
+
+
+@pytest.fixture
+def model() -> TSModel:
+    """A small network that reads gradients, float64, every input connected."""
+    torch.manual_seed(0)
+    model = TSModel([1, 6, 7, 8], LEVEL, scalars=16, vectors=8, pair=16, layers=2).double().eval()
+    return model
+
+
+def surface_of(reactions: list[Reaction], seed: int = 0):
+    """A batch in float64, geometries off its guesses, gradients for them."""
+    batch = prepare(reactions).to("cpu", torch.float64)
+    noise = torch.randn(2, *batch.guess.shape, generator=torch_generator(seed), dtype=torch.float64)
+    m = batch.mask[..., None]
+    return batch, (batch.guess + 0.1 * noise[0]) * m, 2 * noise[1] * m
+
+
+# --- features
+
+
+def test_step_is_newtons_on_the_stretches_of_lindhs_hessian():
+    x = torch.tensor([[[0.0, 0.0, 0.0], [1.1, 0.0, 0.0]]], dtype=torch.float64)
+    z = torch.tensor([[6, 8]])
+    gradient = torch.tensor([[[-1.3, 0.4, 0.0], [1.3, 0.0, 0.2]]], dtype=torch.float64)
+    hessian = lindh_hessian(z[0].numpy(), x[0].numpy()) + 4.0 * np.eye(6)  # two atoms: stretches are all there is
+    expected = -np.linalg.solve(hessian, gradient.numpy().ravel()).reshape(2, 3)
+    assert np.allclose(newton_step(z, x, gradient)[0].numpy(), expected, atol=1e-12)
+
+
+def test_features_turn_with_the_molecule_and_padding_changes_nothing(reactions):
+    batch, x, gradient = surface_of(reactions)
+    vectors, scalars = surface_features(batch.numbers, x, gradient)
+    q = orthogonal(3, improper=True)
+    turned, same = surface_features(batch.numbers, x @ q.T + 1.0, gradient @ q.T)
+    assert torch.allclose(torch.einsum("ij,bnjk->bnik", q, vectors), turned, atol=1e-10)
+    assert torch.allclose(scalars, same, atol=1e-10)
+    small = batch.select(torch.tensor([0]))
+    n = small.numbers.shape[1]
+    assert n < batch.numbers.shape[1]
+    alone = surface_features(small.numbers, x[:1, :n], gradient[:1, :n])
+    assert torch.allclose(alone[0], vectors[:1, :n], atol=1e-12)
+    assert torch.equal(vectors[~batch.mask], torch.zeros_like(vectors[~batch.mask]))
+    assert vectors.norm(dim=2).max() <= 1 + 1e-12
+
+
+# --- network
+
+
+def test_new_inputs_are_ignored_until_trained(reactions):
+    torch.manual_seed(1)
+    plain = TSModel([1, 6, 7, 8], scalars=16, vectors=8, pair=16, layers=2).double().eval()
+    grown = reading_surface(plain, LEVEL).double().eval()
+    batch, x, gradient = surface_of(reactions)
+    time = torch.ones(len(batch), dtype=torch.float64)
+    for a, b in zip(plain(x, time, batch), grown(x, time, batch, gradient), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="reads gradients"):
+        grown(x, time, batch)
+
+
+def test_correction_depends_on_gradient_not_on_frame_or_direction(model, reactions):
+    batch, x, gradient = surface_of(reactions)
+    found, deviation = correct(model, batch, x, gradient)
+    other, _ = correct(model, batch, x, -gradient)
+    assert rmsd(found, other, batch.mask).min() > 1e-4
+    q = orthogonal(5)
+    turned, same = correct(model, batch, x @ q.T + 2.0, gradient @ q.T)
+    assert torch.allclose(turned, found, atol=1e-9) and torch.allclose(same, deviation, atol=1e-9)
+    back, _ = correct(model, batch.swapped(), x, gradient)
+    assert torch.allclose(back, found, atol=1e-9)
+    assert (deviation[batch.mask] > 0).all() and not deviation[~batch.mask].any()
+
+
+def test_a_correction_does_not_guess(model, reactions):
+    with pytest.raises(InputError, match="do not guess"):
+        generate(model, reactions)
+
+
+# --- searches
+
+
+def test_points_are_geometries_with_their_gradients(searches, source, reactions):
+    result, path = searches
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert summary["searches"] == summary["asked"] == 3  # the test split is left out
+    with np.load(path) as data:
+        kinds, index, ptr = data["kind"].tolist(), data["index"], data["ptr"]
+        assert set(index.tolist()) == {0, 1, 2} and str(data["level"]) == LEVEL
+        assert summary["points"] == len(kinds) and summary["energy_calls"] >= len(kinds) - kinds.count("saddle")
+        for k, kind in enumerate(kinds):
+            atoms = slice(ptr[k], ptr[k + 1])
+            potential = XtbPotential(reactions[index[k] % 2].numbers)
+            forces = potential.energy_and_forces(data["x"][atoms].astype(float)[None])[1][0]
+            limit = 0.03 if kind == "saddle" else 0.02 * max(1.0, np.abs(forces).max())  # positions have four digits
+            assert np.abs(forces + data["gradient"][atoms]).max() < limit, kind
+        assert kinds.count("guess") == 3 and kinds.count("saddle") >= 1
+        assert not any(kind == "near" for kind, row in zip(kinds, index, strict=True) if row == 2)  # of val
+
+
+def test_training_searches_begin_from_spoilt_guesses_and_others_from_the_users(reactions):
+    splits = {**dict.fromkeys(range(6), "train"), 6: "val"}
+    work = Searches(SearchPlan(dict.fromkeys(range(7), reactions[0]), splits))
+    starts = [[point["x"] for point in work(row)["points"] if point["kind"] == "guess"] for row in splits]
+    guess = generate(work._model.model.eval(), [reactions[0]])[0].positions[0]
+    apart = [float(rmsd(torch.tensor(x[0], dtype=torch.float64), guess)) if x else None for x in starts]
+    assert apart[6] is not None and apart[6] < 1e-3
+    spoilt = [value for value in apart[:6] if value is not None]  # others had atoms on top of one another
+    assert len(spoilt) >= 3 and min(spoilt) > 1e-3 and max(spoilt) > 0.03
+
+
+def test_resumed_searches_give_the_same_file(searches, source, tmp_path):
+    plan, settings = search_plan(source)
+    digest = settings["files"][str(source)]
+    first = list(plan.reactions)[0]
+    with Run(tmp_path / "run", "data searches", settings) as run:
+        part = replace(plan, reactions={first: plan.reactions[first]})
+        search_all(part, run, digest=digest, workers=1)
+        run.finish("ok")
+    with Run(tmp_path / "run", "data searches", settings, resume=True) as run:
+        seen: list[int] = []
+        search_all(plan, run, digest=digest, workers=1, work=Searches, progress=lambda line: seen.append(1))
+        run.finish("ok")
+    assert len(seen) == 2
+    with np.load(tmp_path / "run" / "searches.npz") as a, np.load(searches[1]) as b:
+        for key in a.files:
+            assert np.array_equal(a[key], b[key]), key
+
+
+def test_a_dead_worker_costs_its_search_only(source, tmp_path):
+    plan, settings = search_plan(source)
+    with Run(tmp_path / "run", "data searches", settings) as run:
+        figures = search_all(plan, run, digest="", workers=1, work=partial(DiesOn, list(plan.reactions)[1]))
+        run.finish("ok")
+    assert figures["searches"] == 3 and figures["rejections"]["worker died"] == 1
+
+
+class DiesOn(Searches):
+    """Ends its process on one row."""
+
+    def __init__(self, row: int, plan: SearchPlan):
+        super().__init__(plan)
+        self.row = row
+
+    def __call__(self, row: int):
+        if row == self.row:
+            import os
+
+            os._exit(3)
+        return {"index": row, "split": "train", "outcome": "converged", "points": [], "calls": {}, "seconds": 0.0}
+
+
+# --- training
+
+
+def test_every_reaction_gives_one_of_its_points_an_epoch(searches, source):
+    points = load_training_points(source, searches[1], "train")
+    assert set(points.kind.tolist()) <= set(WEIGHTS) and int(points.offsets[-1]) == len(points.x)
+    drawn: list[float] = []
+    for seed in range(40):
+        for batch, x, gradient in epoch(points, 1, torch_generator(seed)):
+            row = int((points.reactions.numbers > 0).sum(1).eq(int(batch.mask.sum())).nonzero()[0])
+            own = points.x[points.offsets[row] : points.offsets[row + 1], : x.shape[1]]
+            match = (own - x).abs().amax((1, 2)) < 1e-6
+            assert match.any()
+            drawn.append(float(match.nonzero()[0]))
+            assert gradient.shape == x.shape
+    assert len(drawn) == 80 and len(set(drawn)) > 3
+
+
+def test_training_learns_and_its_weights_serve_find_ts(searches, source, tmp_path):
+    out = tmp_path / "run"
+    command = ("train", "correction", "--data", source, "--searches", searches[1], "--level", "rough", "--out", out)
+    init = noise_weights(tmp_path / "init")
+    result = invoke(*command, "--init", init, "--steps", 60, "--learning-rate", 3e-3, "--json")
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["val_saddle_mean"] < 0.9 * rows[-1]["val_saddle_before"]
+
+    reactant, product = sides("hcn")
+    found = find_ts(reactant[0], product[0], correction=str(out / "best"), out=tmp_path / "ts")
+    assert found.verified and found.estimate is not None
+    written = read(tmp_path / "ts" / "ts_estimate.xyz")
+    assert np.allclose(written.positions, found.estimate.positions, atol=1e-6)
+    assert written.info["estimate_of"] == "rough" and not written.info["verified"]
+    assert json.loads((tmp_path / "ts" / "summary.json").read_text())["estimate"]["level"] == "rough"
+    without = find_ts(reactant[0], product[0], correction="none", out=tmp_path / "none")
+    assert without.estimate is None and not (tmp_path / "none" / "ts_estimate.xyz").exists()
+    saddle = torch.tensor(found.best.atoms.positions)  # in one frame, so that a viewer shows what moved
+    moved = torch.tensor(found.estimate.positions)
+    assert (moved - saddle).square().sum(-1).mean().sqrt() < float(rmsd(moved, saddle)) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("calculator", "kwargs"), [("gfn1", None), ("tblite.ase:TBLite", {"method": "GFN2-xTB"}), (object(), None)]
+)
+def test_a_correction_is_not_used_with_another_calculator(calculator, kwargs, model, tmp_path, reactions):
+    save_checkpoint(tmp_path / "w", model.float().state_dict(), {"model": "tsgen", "config": model.config})
+    assert load_correction(str(tmp_path / "w"), reactions[0], calculator, kwargs) is None
+    assert load_correction(str(tmp_path / "w"), reactions[0], "gfn2") is not None
+    assert load_correction(str(tmp_path / "w"), replace(reactions[0], charge=1), "gfn2") is None
+    assert load_correction("none", reactions[0], "gfn2") is None
+
+
+# --- bad input
+
+
+def test_searches_of_another_set_are_refused(searches, source, reactions, tmp_path):
+    other = tmp_path / "other.npz"
+    save_npz(other, reactions[:1], "train")
+    with pytest.raises(InputError, match="another set"):
+        load_training_points(other, searches[1], "train")
+    with pytest.raises(InputError, match="no point of split 'test'"):
+        load_training_points(source, searches[1], "test")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_training_points(source, source, "train")
+
+
+def test_weights_of_another_level_are_refused(searches, source, model, tmp_path):
+    points = load_training_points(source, searches[1], "train")
+    grown = TSModel([1, 6, 7, 8], "GFN1-xTB", scalars=16, vectors=8, pair=16, layers=1)
+    save_checkpoint(tmp_path / "w", grown.state_dict(), {"model": "tsgen", "config": grown.config})
+    with pytest.raises(InputError, match="reads gradients of GFN1-xTB"):
+        correction_model(str(tmp_path / "w"), points, points)
+    few = TSModel([1, 6], scalars=16, vectors=8, pair=16, layers=1)
+    save_checkpoint(tmp_path / "few", few.state_dict(), {"model": "tsgen", "config": few.config})
+    with pytest.raises(InputError, match="atomic numbers"):
+        correction_model(str(tmp_path / "few"), points, points)
+
+
+def test_a_reaction_without_transition_state_is_refused(reactions, tmp_path):
+    path = tmp_path / "set.npz"
+    save_npz(path, [replace(reactions[0], ts=None)], "train")
+    with pytest.raises(InputError, match="no transition state"):
+        search_plan(path)
