@@ -16,6 +16,8 @@ from molgen.potentials.base import Potential, SamplewisePotential
 from molgen.potentials.xtb import XtbPotential
 
 EMBEDDED = {"gfn2": "GFN2-xTB", "gfn1": "GFN1-xTB"}
+# What keeps a calculator from writing its iterations to stdout, where results and --json go.
+QUIET = {"tblite.ase:TBLite": {"verbosity": 0}}
 
 
 class AsePotential(SamplewisePotential):
@@ -64,7 +66,7 @@ def calculator_from_spec(
 
     Args:
         spec: "gfn2" or "gfn1" (embedded xTB), or "module:Class", an importable ASE calculator.
-        kwargs: the constructor's keyword arguments, for "module:Class" only.
+        kwargs: the constructor's keyword arguments, for "module:Class" only; they go over those of QUIET.
         numbers: (N,) atomic numbers.
         charge, spin: total charge (e) and number of unpaired electrons.
 
@@ -106,7 +108,7 @@ def calculator_from_spec(
             remedy="check the spelling and capitals",
         )
     try:
-        calculator = factory(**kwargs)
+        calculator = factory(**{**QUIET.get(spec, {}), **kwargs})
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
         raise errors.CalculatorError(

@@ -216,3 +216,9 @@ def test_small_molecules_use_one_openmp_thread(
     with pools.limit(limits=2), xtb._threads(atoms):
         counts = {pool["num_threads"] for pool in ThreadpoolController().select(user_api="openmp").info()}
     assert counts == ({1} if one else {2})
+
+
+def test_tblite_by_name_leaves_stdout_to_the_results(capfd: pytest.CaptureFixture[str]) -> None:
+    """Its table of iterations would stand before the JSON of --json."""
+    calculator_from_spec("tblite.ase:TBLite", {"method": "GFN1-xTB"}, WATER.numbers).energy(WATER.positions[None])
+    assert capfd.readouterr().out == ""
