@@ -71,6 +71,7 @@ def load_reaction(
             f"reactant and product are the same structure (RMSD {mapping.displacement:.3f} Angstrom, same bonds)",
             where=f"{r.where} and {p.where}",
             expected="two different minima",
+            remedy="where atoms of a kind change places, say which: atom-mapped SMILES, or files in one atom order",
         )
     notes += _describe(r, p, mapping, asked=map_atoms and smiles is None)
     positions = p.positions[mapping.permutation]
@@ -163,7 +164,7 @@ def _choose_mapping(r: Structure, p: Structure, search: bool) -> Mapping:
                 "the atoms of the product are in another order",
                 where=p.where,
                 expected="the reactant's order, since atom mapping is off",
-                remedy="turn atom mapping on",
+                remedy="leave out --no-map, or order the files alike",
             )
         return given
     best = find_mapping(r.numbers, r.positions, p.numbers, p.positions)

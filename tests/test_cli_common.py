@@ -204,3 +204,21 @@ def test_ctrl_c_and_the_end_of_a_batch_job_keep_partial_results(tmp_path, signal
     assert "interrupted" in result.stderr and "Traceback" not in result.stderr
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["status"] == "interrupted" and summary["results"] == ["first"]
+
+
+def test_a_log_gets_a_line_of_progress_now_and_then(monkeypatch: pytest.MonkeyPatch):
+    lines, now = [], [100.0]
+    monkeypatch.setattr(common, "log", lines.append)
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    with common.stages("sampling", every=60) as progress:
+        for now[0] in (101.0, 161.0, 170.0, 230.0):
+            progress("cooling: 450 K", int(now[0]), 1000)
+    assert lines == ["cooling: 450 K (161 of 1000)", "cooling: 450 K (230 of 1000)"]
+
+
+def test_a_report_lists_what_the_run_wrote_and_nothing_else(tmp_path):
+    (tmp_path / "mine.xyz").touch()
+    for name in ("ts.xyz", "manifest.json"):
+        (tmp_path / name).write_text(json.dumps({"files": ["ts.xyz", "state"]}))
+    (tmp_path / "state").mkdir()
+    assert common.written(tmp_path) == f"{tmp_path}/: manifest.json, ts.xyz"

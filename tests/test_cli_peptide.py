@@ -70,8 +70,9 @@ def test_untrustworthy_weights_are_exit_3(molgen: Callable[..., Result], tmp_pat
     assert np.load(tmp_path / "out" / "weights.npz")["positions"].shape == (60, 17, 3)
 
 
-def test_smc_is_reported() -> None:
-    """From a summary alone, as that of a finished run."""
+def test_smc_is_reported(tmp_path: Path) -> None:
+    """From a summary and a manifest alone, as those of a finished run."""
+    (tmp_path / "manifest.json").write_text('{"files": []}')
     weights = {"n": 9, "ess": 0.5, "ess_psis": 0.5, "khat": None, "threshold": 0.2, "max_weight": 0.2}
     summary = {
         "sequence": "AG", "cap": "ace-nme", "atoms": 30, "temperature": 310.0, "prose_compat": True,
@@ -84,9 +85,9 @@ def test_smc_is_reported() -> None:
         "rejections": {"broken topology": 1, "non-finite energy": 2},
         "samples_per_second": None, "energies_per_second": None, "energy_calls": 77,
     }  # fmt: skip
-    lines = command.report(summary, Path(__file__).parent).splitlines()
+    lines = command.report(summary, tmp_path).splitlines()
     assert "AG, ace-nme, 30 atoms" in lines[0] and "the largest weights were dropped" in lines[1]
-    assert "none (fine up to 0.20)" in lines[4] and "600 K, k-hat 0.61 there" in lines[5]
+    assert "none, too few weights" in lines[4] and "600 K, k-hat 0.61 there" in lines[5]
     assert "7; ESS by ancestor 30.00%" in lines[6] and "after 1 rounds" in lines[8] and "20.00%, k-hat 0.4" in lines[8]
     assert "1 x broken topology" in lines[10] and "2 x non-finite energy" in lines[11]
     assert lines[12].endswith("77 energies")
@@ -139,3 +140,9 @@ def test_shipped_weights_sample_a_dipeptide(molgen: Callable[..., Result]) -> No
     summary = json.loads(result.stdout)
     assert summary["verdict"] in ("reliable", "warn") and summary["weights"]["ess"] > 0.15
     assert summary["validity"]["wrong_chirality"] == summary["validity"]["broken_topology"] == 0
+
+
+def test_so_few_samples_that_nothing_can_be_said_is_not_a_fault_of_the_weights(molgen: Callable[..., Result]) -> None:
+    result = molgen("GG", "-n", 9, "-T", 310)
+    assert result.exit_code == 3 and "k-hat                none, too few weights" in result.stdout
+    assert "9 samples are too few to judge the weights: give -n 1000 or more" in " ".join(result.stderr.split())

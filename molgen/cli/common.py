@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 from molgen.errors import InputError, MolgenError
 from molgen.files import json_text
+from molgen.run import MANIFEST
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,12 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json_text(value))
 
 
+def written(out: Path) -> str:
+    """What a run wrote into its folder, for the last line of a report: "OUT/: a.xyz, b.png"."""
+    names = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]
+    return f"{out}/: {', '.join(sorted(name for name in {*names, MANIFEST} if (out / name).is_file()))}"
+
+
 def json_object(text: str | None, where: str, example: str) -> dict[str, Any]:
     """The JSON object an option gives; empty where it is not given.
 
@@ -86,6 +93,30 @@ def progress() -> Progress:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+
+
+@contextlib.contextmanager
+def stages(first: str, every: float = 60.0) -> Iterator[Callable[[str, int, int], None]]:
+    """A function of (stage, done, total) that says how far a run is: a bar on a terminal, a line now and then in a log.
+
+    Args:
+        first: what the bar says before the first call.
+        every: seconds between lines in a log; a run that takes less writes none.
+    """
+    if stderr.is_terminal:
+        with progress() as bar:
+            task = bar.add_task(first, total=None)
+            yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
+        return
+    last = time.monotonic()
+
+    def say(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            log(f"{stage} ({done} of {total})")
+
+    yield say
 
 
 @contextlib.contextmanager

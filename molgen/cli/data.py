@@ -96,11 +96,14 @@ def md(
     chosen = check_sequences(wanted, capping, exclude)
     settings: dict[str, Any] = {"cap": cap, "frames": frames, "temperatures": kelvins, "platform": platform}
     count = workers if workers is not None else len(os.sched_getaffinity(0))
-    with Run(out, "data md", settings, seed=seed, overwrite=overwrite, resume=resume) as run, common.progress() as bar:
-        task = bar.add_task("ps a replica", total=None)
+    stage = "ps a replica"
+    with (
+        Run(out, "data md", settings, seed=seed, overwrite=overwrite, resume=resume) as run,
+        common.stages(stage) as progress,
+    ):
         results = simulate(
             chosen, run, frames=frames, cap=capping, temperatures=kelvins, platform=platform, workers=count,
-            log=common.warn, progress=lambda done, total: bar.update(task, completed=done, total=total),
+            log=common.warn, progress=lambda done, total: progress(stage, done, total),
         )  # fmt: skip
         failed = [result for result in results if "error" in result]
         wrong = sum(result.get("wrong_handedness", 0) for result in results)

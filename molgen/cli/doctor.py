@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from molgen.nn.trunk import Trunk
 
 OK, ABSENT, FAIL = "ok", "absent", "fail"
-_REINSTALL = "pip install --force-reinstall molgen"
+_REINSTALL = "install molgen again: pip install --force-reinstall . in its source folder"
 # Distribution, module to import, what it is for.
 _REQUIRED = (
     ("torch", "torch", "the networks"),
@@ -31,6 +31,7 @@ _REQUIRED = (
     ("rdkit", "rdkit.Chem", "SMILES input"),
     ("tblite", "tblite.interface", "GFN1-xTB and GFN2-xTB, the default calculator"),
     ("openmm", "openmm", "force fields"),
+    ("mdtraj", "mdtraj", "topologies, trajectories and observables of peptides"),
     ("h5py", "h5py", "importers of published reaction data"),
     ("matplotlib", "matplotlib", "barrier plots"),
     ("safetensors", "safetensors", "checkpoints"),

@@ -125,14 +125,12 @@ def evaluate_prose(
     common.log(f"{len(cases)} sequences, weights {proposal.hash[:12]}")
     with (
         Run(out, "evaluate prose", settings, seed=seed, overwrite=overwrite, resume=resume) as run,
-        common.progress() as bar,
+        common.stages("sampling") as progress,
     ):
-        task = bar.add_task("", total=None)
         summary = evaluate_prose(
             cases, run, weights=proposal, samples=samples, temperature=temperature, seed=seed,
             workers=workers or "auto", platform=platform, points=points,
-            report=lambda row: common.log(_sequence(row)),
-            progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
+            report=lambda row: common.log(_sequence(row)), progress=progress,
         )  # fmt: skip
     if as_json:
         common.print_json(summary)

@@ -10,6 +10,8 @@ import typer
 from molgen.cli import common
 from molgen.errors import InputError
 
+FEW = 25  # samples; with fewer there is no k-hat, and its absence says nothing about the weights
+
 
 def register(app: typer.Typer) -> None:
     """Add the subcommand to `app`."""
@@ -17,7 +19,9 @@ def register(app: typer.Typer) -> None:
 
 
 def peptide(
-    sequence: Annotated[str, typer.Argument(help="One-letter codes from N to C, such as AAGY; H is HIE, or [HIP].")],
+    sequence: Annotated[
+        str, typer.Argument(help="One-letter codes from N to C, such as AAGY; H is HIE, or [HID], [HIP].")
+    ],
     n: Annotated[int, typer.Option("-n", "--samples", help="Samples.")] = 10_000,
     temperature: Annotated[float, typer.Option("-T", "--temperature", help="K.")] = 310.0,
     cap: Annotated[str | None, typer.Option("--cap", help="ace-nme; default charged termini.")] = None,
@@ -25,11 +29,15 @@ def peptide(
         list[str] | None,
         typer.Option(
             "--observable",
-            help='Report its weighted mean: "distance 0 5", "phi 1", "rg", "helicity", ...; may be repeated.',
+            help='Report its weighted mean: "distance 0 5", "phi 1", "rg", "helicity", ...; atoms and residues count '
+            "from 0; may be repeated.",
         ),
     ] = None,
     finetune: Annotated[int, typer.Option("--finetune", help="Rounds of training on this peptide first.")] = 0,
-    smc: Annotated[bool, typer.Option("--smc", help="Propose hot, then cool by sequential Monte Carlo.")] = False,
+    smc: Annotated[
+        bool,
+        typer.Option("--smc", help="Propose hot, then cool by sequential Monte Carlo: hundreds of energies a sample."),
+    ] = False,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "prose",
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
     workers: Annotated[str, typer.Option("--workers", help="Processes for energies; auto: where it pays.")] = "auto",
@@ -52,14 +60,12 @@ def peptide(
     """
     from molgen.workflows.peptide import run_peptide
 
-    with common.progress() as bar:
-        task = bar.add_task("sampling", total=None)
+    with common.stages("sampling") as progress:
         _, summary = run_peptide(
             sequence, n, temperature, cap=cap, weights=weights, finetune=finetune, smc=smc,
             observables=observable or (), prose_compat=prose_compat, platform=platform, workers=_workers(workers),
             seed=seed, device=device, out=out, overwrite=overwrite, resume=resume, units=units,
-            save_float64=save_float64, log=common.log,
-            progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
+            save_float64=save_float64, log=common.log, progress=progress,
         )  # fmt: skip
     if as_json:
         typer.echo((out / "summary.json").read_text(), nl=False)
@@ -80,8 +86,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
         ("verdict", summary["verdict"] + compat),
         ("samples", str(weights["n"])),
         ("ESS", f"{weights['ess']:.2%} raw, {weights['ess_psis']:.2%} with smoothed weights"),
-        ("k-hat", f"{_number(weights['khat'])} (fine up to {weights['threshold']:.2f}); "
-                  f"largest weight {weights['max_weight']:.2%}"),
+        ("k-hat", f"{_judged(weights)}; largest weight {weights['max_weight']:.2%}"),
     ]  # fmt: skip
     if smc:
         rows.append(("proposed at", f"{smc['hot_temperature']:g} K, k-hat {_number(smc['hot_weights']['khat'])} there"))
@@ -102,9 +107,14 @@ def report(summary: dict[str, Any], out: Path) -> str:
         if summary[key]
     ]
     rows.append(("cost", ", ".join([f"{summary['energy_calls']} energies", *rates])))
-    files = sorted(path.name for path in out.iterdir() if path.suffix in (".pdb", ".xtc", ".npz", ".png", ".json"))
-    rows.append(("files", f"{out}/: {', '.join(files)}"))
+    rows.append(("files", common.written(out)))
     return "\n".join(f"{name:<20} {text}" for name, text in rows)
+
+
+def _judged(weights: dict[str, Any]) -> str:
+    if weights["khat"] is None:
+        return "none, too few weights"
+    return f"{_number(weights['khat'])} (fine up to {weights['threshold']:.2f})"
 
 
 def _number(value: float | None, digits: int = 2) -> str:
@@ -116,6 +126,8 @@ def _advice(summary: dict[str, Any]) -> str:
         return "the largest weights were dropped (--prose-compat): averages are biased by construction"
     ways = [way for way, used in (("--finetune 4", summary["finetuning"]), ("--smc", summary["smc"])) if not used]
     remedy = f"try {' or '.join(ways)}" if ways else "neither finetuning nor --smc has repaired that"
+    if summary["weights"]["khat"] is None and summary["weights"]["n"] < FEW:
+        return f"{summary['weights']['n']} samples are too few to judge the weights: give -n 1000 or more"
     return f"{summary['verdict']}: averages over this ensemble are not Boltzmann averages; {remedy}"
 
 

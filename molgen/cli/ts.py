@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ def ts(
     smiles: Annotated[str | None, typer.Option("--smiles", help='Instead of files: "reactant>>product".')] = None,
     charge: Annotated[int, typer.Option("--charge", help="Total charge.")] = 0,
     spin: Annotated[int | None, typer.Option("--spin", help="Unpaired electrons; default the fewest possible.")] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Guesses drawn from the model.")] = 8,
+    samples: Annotated[int, typer.Option("-n", "--samples", help="Guesses drawn from the model.")] = 8,
     refine: Annotated[
         bool, typer.Option("--refine/--no-refine", help="Refine guesses to saddles of the calculator.")
     ] = True,
@@ -58,14 +59,12 @@ def ts(
 
     kwargs = common.json_object(calculator_kwargs, "--calculator-kwargs", '{"method": "GFN1-xTB"}')
     torch_device = common.resolve_device(device)
-    with common.progress() as bar:
-        task = bar.add_task("guessing", total=None)
+    with common.stages("guessing") as progress:
         result = find_ts(
             _side(reactant), _side(product), smiles=smiles, charge=charge, spin=spin, samples=samples, refine=refine,
             calculator=calculator, calculator_kwargs=kwargs, verify=verify, out=out, overwrite=overwrite,
             weights=weights, correction=correction, steps=steps, map_atoms=map_atoms, seed=seed,
-            device=str(torch_device), dtype=common.resolve_dtype(dtype), log=common.log,
-            progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
+            device=str(torch_device), dtype=common.resolve_dtype(dtype), log=common.log, progress=progress,
         )  # fmt: skip
     if as_json:
         typer.echo((out / "summary.json").read_text(), nl=False)
@@ -89,7 +88,8 @@ def report(result: Any, out: Path) -> str:
         if best.verdict == "intended":
             lines.append(f"barrier              {forward:.1f} kcal/mol forward, {back:.1f} back")
         else:
-            lines.append(f"above its wells      {forward:.1f} and {back:.1f} kcal/mol")
+            above = [f"{round(value, 1) + 0.0:.1f}" for value in (forward, back)]  # no -0.0
+            lines.append(f"above its wells      {above[0]} and {above[1]} kcal/mol")
     if best.imaginary_frequency_cm is not None:
         lines.append(f"imaginary frequency  {abs(best.imaginary_frequency_cm):.0f}i cm-1")
     if best.confidence is not None:
@@ -101,12 +101,12 @@ def report(result: Any, out: Path) -> str:
         lines.append(f"estimate             ts_estimate.xyz: {expected}")
     others = len(result.candidates) - 1
     if others:
-        verdicts = ", ".join(c.verdict.replace("_", " ") for c in result.candidates[1:])
-        lines.append(f"other candidates     {others} ({verdicts})")
+        counts = Counter(c.verdict.replace("_", " ") for c in result.candidates[1:])
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        lines.append(f"other candidates     {others}: {verdicts}")
     for reason, count in sorted(result.rejections.items()):
         lines.append(f"set aside            {count} x {reason}")
-    files = sorted(path.name for path in out.iterdir() if path.suffix in (".xyz", ".png", ".json"))
-    lines.append(f"files                {out}/: {', '.join(files)}")
+    lines.append(f"files                {common.written(out)}")
     return "\n".join(lines)
 
 
