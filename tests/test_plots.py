@@ -86,6 +86,21 @@ def test_labels_are_inside_and_do_not_overlap(case: str, drawn: list[Figure]) ->
     assert axes.yaxis.get_offset_text().get_text() == "", "an exponent above the axis is easily missed"
 
 
+def test_a_title_longer_than_the_picture_is_cut(drawn: list[Figure]) -> None:
+    s, energies, top = CASES["ordinary"]
+    barrier_profile(s, energies, top, title="C6H10: " + "[CH2:1]=[CH:2][CH2:3]$" * 6)
+    figure = drawn[0]
+    title = figure.axes[0]._left_title  # type: ignore[attr-defined]
+    assert title.get_text().endswith("…")
+    assert title.get_window_extent(figure.canvas.get_renderer()).x1 <= figure.bbox.x1  # type: ignore[attr-defined]
+
+
+def test_a_product_as_high_as_the_reactant_has_no_sign(drawn: list[Figure]) -> None:
+    s, energies, top = hump(28.6, 0.01)
+    barrier_profile(s, energies, top, title="C6H10")
+    assert "product\n0.0" in [text.get_text() for text in drawn[0].axes[0].texts]
+
+
 def test_labels_say_what_was_found(drawn: list[Figure]) -> None:
     s, energies, top = CASES["endothermic"]
     barrier_profile(s, energies, top, title="HCN → CHN", labels=("HCN", "HNC"), unit="kJ/mol")

@@ -30,7 +30,7 @@ STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-MAP, ERRORS, EMPTY = "YlGnBu_r", "OrRd", "white"
+MAP, ERRORS, EMPTY = "YlGnBu_r", "OrRd", "#e4e7eb"  # grey: the palest colour of the maps is a value
 DEGREES = (-180, -90, 0, 90, 180)
 MOST_ROWS = 6  # of Ramachandran plots, before a second block of columns
 # Ramachandran plots, inches: a square panel, the gap after it, and what the words around the panels need
@@ -181,6 +181,8 @@ def _ramachandran_panel(axes: Axes, source: Ensemble, log_weights, phi, psi, bin
 
 def _weight_histogram(axes: Axes, relative: np.ndarray) -> None:
     """Log-weights over their mean weight; what lies far below counts into the first bin."""
+    from matplotlib.ticker import MaxNLocator
+
     low, high = max(np.quantile(relative, 0.001), -FAR), relative.max()
     span = max(high - low, LEAST_SPAN)
     edges = np.linspace(high - 1.02 * span, high + 0.02 * span, 61)
@@ -191,6 +193,7 @@ def _weight_histogram(axes: Axes, relative: np.ndarray) -> None:
     below = int((relative < edges[0]).sum())
     if below:
         axes.text(0.02, 0.9, f"first bin: {below:,} at {edges[1]:.0f} or less", fontsize=8, transform=axes.transAxes)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="ln(w / mean weight)", ylabel="samples")
 
 

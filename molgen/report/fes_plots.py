@@ -42,7 +42,7 @@ def surface(
             values = np.where(known, fes.free_energy / energy, np.nan)
             error = np.where(known & np.isfinite(fes.error), fes.error / energy, 0.0)
             axes.fill_between(x, values - error, values + error, color=CURVE, alpha=0.25, lw=0)
-            axes.plot(x, values, color=CURVE, lw=1.8, label="path weights ± standard error")
+            axes.plot(x, values, color=CURVE, lw=1.8, marker="o", ms=2.5, label="path weights ± standard error")
             for (name, other), style in zip(others.items(), ("--", ":"), strict=False):
                 shown = np.where(known & np.isfinite(other), other / energy, np.nan)
                 axes.plot(x, shown - np.nanmin(shown), style, color=INK, lw=1.2, label=name)

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 INK, CURVE, ACCENT, QUIET = "#1f2933", "#2563a8", "#c2410c", "#7b8794"
 LEAST_RANGE = 1.0  # in the unit of the energies; the axis of a flat path is no finer
+TITLE_LENGTH = 50  # characters that fit above the axes; an atom-mapped SMILES is longer
 LABEL_WIDTH = 0.25  # of the path; what a label at an end may cover
 
 
@@ -56,7 +57,9 @@ def barrier_profile(
         axes.set_ylim(low - 0.22 * room, low + 1.2 * room)
         axes.margins(x=0.06)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(title, loc="left", fontsize=11, weight="bold", pad=20 if subtitle else 8)
+        if len(title) > TITLE_LENGTH:
+            title = f"{title[: TITLE_LENGTH - 1]}…"
+        axes.set_title(title, loc="left", fontsize=11, weight="bold", pad=20 if subtitle else 8, parse_math=False)
         if subtitle:
             axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=9, color=QUIET)
         figure.tight_layout()
@@ -73,5 +76,6 @@ def _lowest_near(s: np.ndarray, e: np.ndarray, end: float) -> float:
 
 
 def _number(value: float, sign: str = "") -> str:
-    """One decimal, a typographic minus, and no negative zero."""
-    return f"{round(value, 1) + 0.0:{sign}.1f}".replace("-", "−")
+    """One decimal, a typographic minus, and no sign of zero."""
+    value = round(value, 1) + 0.0
+    return f"{value:{sign if value else ''}.1f}".replace("-", "−")
