@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from molgen.data.peptide import build_peptide
 from molgen.errors import InputError
-from molgen.report import ensemble_plots
+from molgen.report import ensemble_plots, fes_plots
 from molgen.reweight import FES, CollectiveVariable, Ensemble, normalised
 from molgen.reweight.free_energy import histogram_fes
 from molgen.reweight.observables import backbone_torsions, torsion
@@ -191,6 +191,28 @@ def test_maps(drawn):
     shown = right.collections[0].get_array().filled(np.inf).reshape(24, 24).T
     assert shown[known] == pytest.approx(fes.error[known] / KCAL_MOL)
     assert {"free energy, kcal/mol", "standard error, kcal/mol"} <= set(words(drawn[0]).split("\n"))
+
+
+def test_surface_of_a_run_shows_every_bin(drawn):
+    """A lone bin at a top of the path too: it is what a barrier is read from."""
+    fes = surface(2, 60)
+    basins, samples = [((0.5, 5.0), "0")], np.array([[0.4, 4.9], [0.6, 5.1]])
+    assert is_png(fes_plots.surface(fes, {}, basins, samples, unit="kcal/mol", title="free energy, 310 K"))
+    assert nothing_sticks_out(drawn[0])
+    axes = panels(drawn[0])[0]
+    shown = axes.collections[0].get_array().filled(np.inf).reshape(24, 24).T
+    known = np.isfinite(fes.free_energy)
+    assert shown[known] == pytest.approx(fes.free_energy[known] / KCAL_MOL) and np.isinf(shown[~known]).all()
+    assert axes.get_xlim() == pytest.approx((-180, 180))
+    dots, minimum = (line.get_xydata() for line in axes.lines)
+    assert dots == pytest.approx(samples * [180 / np.pi, 1])
+    assert minimum[0] == pytest.approx([np.degrees(0.5), 5.0])
+
+
+def test_curve_of_a_run_shows_lone_points(drawn):
+    fes = surface(1, 12)
+    assert is_png(fes_plots.surface(fes, {"bias": fes.free_energy}, [], np.zeros((0, 1)), unit="kJ/mol"))
+    assert drawn[0].axes[0].lines[0].get_marker() == "o"
 
 
 def test_surfaces_at_the_ends():

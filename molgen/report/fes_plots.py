@@ -56,15 +56,18 @@ def surface(
             axes.legend(frameon=False, fontsize=8)
             axes.spines[["top", "right"]].set_visible(False)
         else:
-            y = fes.centers[1] * axis_scale(axes.yaxis, fes, 1)
-            scales = [np.ptp(v) / np.ptp(c) for v, c in zip((x, y), fes.centers, strict=True)]
+            scales = [axis_scale(axes.xaxis, fes, 0), axis_scale(axes.yaxis, fes, 1)]
+            y = fes.centers[1] * scales[1]
+            edges = [e * scale for e, scale in zip(fes.edges, scales, strict=True)]
             values = np.ma.masked_invalid(fes.free_energy / energy)
             high = min(float(values.max()), 4 * top) if values.count() > 1 else top
             levels = np.linspace(0, high, 17)
             axes.set_facecolor(EMPTY)
-            picture = axes.contourf(x, y, values.T, levels=levels, cmap=MAP, extend="max")
-            axes.contour(x, y, values.T, levels=levels[::2], colors=INK, linewidths=0.4)
-            figure.colorbar(picture, ax=axes, pad=0.02).set_label(f"free energy, {unit}")
+            picture = axes.pcolormesh(*edges, values.T, cmap=MAP, vmin=0, vmax=high, rasterized=True)
+            if min(values.shape) > 1 and values.count():
+                axes.contour(x, y, values.T, levels=levels[::2], colors=INK, linewidths=0.4)
+            figure.colorbar(picture, ax=axes, pad=0.02, extend="max").set_label(f"free energy, {unit}")
+            axes.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]])
             axes.plot(*(samples[:MOST_POINTS, d] * scales[d] for d in (0, 1)), ".", ms=1.2, color=QUIET, alpha=0.5)
             for minimum, label in basins:
                 place = [m * s for m, s in zip(minimum, scales, strict=True)]
