@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from molgen.cvdiffusion.bias import Axis, WellTemperedBias
+from molgen.cvdiffusion.correct import correction
 from molgen.errors import InputError
 from molgen.units import KB
 
@@ -285,3 +286,40 @@ def test_unusable_calls():
         with pytest.raises(InputError, match="hill height"):
             b.add(points(3, 2, 0), height)
     assert b.rounds == 0
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_path_weights_correct_a_lopsided_bias(dims: int):
+    """Off by 2 kT from well to well, noisy weights: two corrections bring it to the well-tempered limit, as hills."""
+    axes = [Axis("x", "A", -2.0, 2.0, 160), Axis("t", "rad", -np.pi, np.pi, 64, 2 * np.pi)][:dims]
+    b = WellTemperedBias(axes, [0.1, 0.4][:dims], 12.0, T)
+    rng, at = np.random.default_rng([3, dims]), np.meshgrid(*[axis.nodes for axis in axes], indexing="ij")
+    free = 8 * (at[0] ** 2 - 1) ** 2 + (np.cos(at[1]) if dims == 2 else 0)
+    ideal, low = -(1 - 1 / b.gamma) * free, free - free.min() < 9
+    start = np.stack([a.ravel() for a in at], 1)
+    steps = np.array([axis.spacing for axis in axes]) / b.widths
+    lopsided = (ideal + 1.0 * at[0] - ideal.min()).ravel()
+    b.correct(start, KT * lopsided * np.prod(steps) / (2 * np.pi) ** (dims / 2))
+
+    def off() -> float:
+        return float(np.std((b.values / KT - ideal)[low]))
+
+    errors = [off()]
+    for _ in range(2):
+        p = np.exp(-(free + b.values / KT)).ravel()
+        s = start[rng.choice(len(start), 4000, p=p / p.sum())]
+        b.correct(*correction(b, s, 0.7 * rng.standard_normal(4000)))
+        errors.append(off())
+    assert errors[0] > 0.8 and errors[2] < 0.3
+    assert (b.hills.heights < 0).any() and b.rounds == 3 and b.hills.round.max() == 2
+    some = start[:: len(start) // 50]
+    gauss = np.ones((len(some), len(b.hills.heights)))
+    for d, axis in enumerate(axes):
+        gauss *= np.exp(-((axis.difference(some[:, None, d], b.hills.centres[None, :, d]) / b.widths[d]) ** 2) / 2)
+    assert b.evaluate(some)[0] == pytest.approx(gauss @ b.hills.heights, abs=2e-3 * np.abs(b.hills.heights).sum())
+
+
+def test_nothing_to_correct_by():
+    b = bias(1)
+    centres, heights = correction(b, np.zeros((40, 1)), np.where(np.arange(40) == 0, 0.0, -np.inf))
+    assert centres.shape == (0, 1) and heights.shape == (0,)

@@ -89,6 +89,21 @@ def test_the_bias_grows_until_it_is_frozen_and_history_begins_there():
     assert all(batch.drawn.max() > 0 for batch in sampler.history)
 
 
+def test_the_bias_is_corrected_by_the_weights_once_it_rests():
+    """Rounds 4, 5 and 6 of 12, and in none after; a resumed run does the same."""
+    sampler = tiny_sampler(four_atoms(hills=0), rounds=12, freeze=0.25, corrections=3)
+    changed, before = [], sampler.target.bias.values
+    for number in range(9):
+        rounds(sampler, 1)
+        if number >= sampler.frozen_from and not np.array_equal(sampler.target.bias.values, before):
+            changed.append(number)
+        before = sampler.target.bias.values
+    assert sampler.frozen_from == 4 and changed == [4, 5, 6]
+    again = tiny_sampler(four_atoms(hills=0), rounds=12, freeze=0.25, corrections=0)
+    rounds(again, 9)
+    assert not np.array_equal(again.target.bias.values, before)
+
+
 @pytest.mark.parametrize(("refit", "expected"), [(1, [0, 1, 2, 3, 4]), (2, [0, 1, 3]), (6, [0, 1])])
 def test_kernels_are_fitted_every_so_many_rounds(refit: int, expected: list[int], monkeypatch: pytest.MonkeyPatch):
     sampler = tiny_sampler(four_atoms(), refit=refit)
@@ -266,6 +281,13 @@ def test_moments_and_surface_of_the_run(trained: tuple[Ensemble, Sampler]):
     assert np.sqrt(np.mean((apart - apart.mean()) ** 2)) < 0.4
     assert len(found.basins) == 2
     assert [np.sign(b.minimum[0]) for b in found.basins] == [-1, 1]
+    (one, other, barrier), exact = found.barriers[0], wells()._along(np.linspace(-1.5, 1.5, 3001)) / KT
+    top = exact[1000:2000].max()
+    assert len(found.barriers) == 1 and (one, other) == (0, 1) and found.missing == []
+    assert barrier.forward.value / KT == pytest.approx(top - exact.min(), abs=0.4)
+    assert barrier.reverse.value / KT == pytest.approx(top - exact[1500:].min(), abs=0.4)
+    for histogram, agree in ((0.6, False), (0.4, True)):
+        assert replace(found, disagreement={"histogram": histogram, "bias": 2.0}).agree is agree
 
 
 class Shifted(nn.Module):

@@ -48,7 +48,8 @@ def test_the_same_seed_draws_the_final_samples_again(finished: tuple[Path, np.nd
     ensemble, _ = sample_pretrained(folder, 40, seed=3)
     both = np.isfinite(log_weights) & np.isfinite(ensemble.log_weights)
     assert len(ensemble) == 40 and (np.isfinite(log_weights) == np.isfinite(ensemble.log_weights)).all()
-    assert ensemble.log_weights[both] == pytest.approx(log_weights[both], abs=1e-6)
+    # but for the factor by which the final draws count beside those of the rounds
+    assert np.ptp(ensemble.log_weights[both] - log_weights[both]) < 1e-6
     other, _ = sample_pretrained(folder / "controller", 30, seed=4)
     assert len(other) == 30 and not np.array_equal(other.positions[:10], ensemble.positions[:10])
 

@@ -12,6 +12,7 @@ from molgen.reweight.importance import (
     drop_top,
     forward_ess,
     function_khat,
+    group_factors,
     khat,
     khat_threshold,
     kish,
@@ -239,6 +240,30 @@ def test_mixture_of_proposals_repairs_a_missing_mode():
     assert np.isfinite(mixture_log_weights(log_target, np.stack([log_q[0], np.full(1000, np.nan)]), [500, 500])).all()
     with pytest.raises(InputError, match="1001 draws"):
         mixture_log_weights(log_target, log_q, [300, 701])
+
+
+def test_groups_count_by_their_quality():
+    """A good and a poor proposal: pooled by quality the error is near that of the good draws, and ln Z stays right."""
+    errors, log_z = [], []
+    for seed in range(200):
+        rng = np.random.default_rng([31, seed])
+        parts = []
+        for noise, n in ((0.2, 300), (2.0, 1500)):
+            x = 1.2 * rng.standard_normal(n)
+            log_w = LOG_Z - x**2 / 2 + x**2 / 2.88 + np.log(1.2)
+            parts.append((x, log_w + noise * rng.standard_normal(n) - noise**2 / 2))
+        x, log_w = (np.concatenate(column) for column in zip(*parts, strict=True))
+        factors = group_factors([part[1] for part in parts])
+        assert factors[0] > 0 > factors[1] and np.exp(factors) @ [300, 1500] == pytest.approx(1800)
+        pooled = log_w + np.repeat(factors, [300, 1500])
+        means = [normalised(w) @ x**2 for w in (log_w, pooled)]
+        errors.append(np.array(means) - 1)
+        log_z.append(diagnose(pooled).log_z - LOG_Z)
+    plain, weighed = np.std(errors, axis=0)
+    assert weighed < 0.6 * plain and abs(np.mean(errors, axis=0)[1]) < 3 * weighed / 200**0.5
+    assert abs(np.mean(log_z)) < 3 * np.std(log_z) / 200**0.5 + 1e-3
+    assert group_factors([[-np.inf] * 3, [-np.inf]]).tolist() == [0, 0]
+    assert np.isneginf(group_factors([np.zeros(30), np.full(30, -np.inf)])[1])
 
 
 def test_forward_ess():

@@ -25,7 +25,7 @@ from molgen.reweight.free_energy import CollectiveVariable
 from molgen.units import KB, KJ_MOL
 from molgen.workflows import fes
 from molgen.workflows.fes import sample_cv
-from molgen.workflows.fes_estimate import basins
+from molgen.workflows.fes_basins import REDRAWS, basins
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_system import System
 
@@ -132,7 +132,7 @@ def test_failed_energies_are_counted_and_the_run_goes_on(finished: tuple[Path, E
 def test_surfaces_read_back(finished: tuple[Path, Ensemble, dict]):
     out, ensemble, _ = finished
     edges = np.linspace(*RANGE, 45)
-    expected = ensemble.fes("x", bins=[edges])
+    expected = ensemble.fes("x", bins=[edges], replicas=REDRAWS)
     for name, free, error in (("fes.dat", expected.free_energy, expected.error),):
         fields, sets, rows = read_table(out / name)
         assert fields == ["x", "file.free", "error"] and sets["units_energy"] == "kJ/mol" and sets["unit_x"] == "A"
@@ -140,6 +140,19 @@ def test_surfaces_read_back(finished: tuple[Path, Ensemble, dict]):
         assert rows[:, 1] * KJ_MOL == pytest.approx(free, abs=1e-9) and rows[:, 2] * KJ_MOL == pytest.approx(error)
     histogram = read_plumed(out / "fes_histogram.dat")["file.free"]
     assert len(histogram) == 44 and histogram.min() == 0 and not np.allclose(histogram, rows[:, 1])
+
+
+def test_the_verdict_warns_where_the_weights_repair_much(finished: tuple[Path, Ensemble, dict]):
+    """Of this tiny run: k-hat alone would judge otherwise where the histogram is far off."""
+    _, ensemble, summary = finished
+    apart = summary["disagreement_kt"]
+    judged = [ensemble.verdict, "reliable" if apart["histogram"] <= apart["limit"] else "warn"]
+    order = ["reliable", "warn", "biased", "failed"]
+    assert order.index(summary["verdict"]) >= max(map(order.index, judged)) and apart["limit"] == 0.5
+    assert summary["barriers"] == [] or set(summary["barriers"][0]) == {
+        "basins", "place", "samples", "forward", "reverse",
+    }  # fmt: skip
+    assert isinstance(summary["missing"], list)
 
 
 def test_hills_sum_up_to_the_surface_of_the_bias(finished: tuple[Path, Ensemble, dict]):

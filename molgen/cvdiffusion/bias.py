@@ -163,6 +163,12 @@ class WellTemperedBias:
             self._add_batch(inside[start : start + _BATCH], height / len(s))
         self.rounds += 1
 
+    def correct(self, centres: np.ndarray, heights: np.ndarray) -> None:
+        """Add hills at centres (M, D) on the grid with heights (M,) in eV of either sign, as they are."""
+        for start in range(0, len(centres), _BATCH):
+            self._record(centres[start : start + _BATCH], heights[start : start + _BATCH])
+        self.rounds += 1
+
     def evaluate(self, s: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """V (B,) in eV and dV/ds (B, D) in eV per unit of each axis, at s (B, D).
 
@@ -233,7 +239,10 @@ class WellTemperedBias:
             if self.cap is None or v < self.cap:
                 heights[i] = height * np.exp(-v / (self.kt * (self.gamma - 1)))
         recorded = heights > 0
-        s, heights = s[recorded], heights[recorded]
+        self._record(s[recorded], heights[recorded])
+
+    def _record(self, s: np.ndarray, heights: np.ndarray) -> None:
+        """Add the Gaussians to the grid and to the hills."""
         product = heights[:, None]
         for d, axis in enumerate(self.axes[:-1]):
             product = (product[:, :, None] * self._profile(axis, s, d)[:, None, :]).reshape(len(s), -1)

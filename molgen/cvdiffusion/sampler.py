@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from molgen.cvdiffusion.controller import Controller
+from molgen.cvdiffusion.correct import correction
 from molgen.cvdiffusion.noising import Schedule, fit_variances, simulate
 from molgen.cvdiffusion.target import Batch, Target
 from molgen.errors import CalculatorError
@@ -43,6 +44,8 @@ class SamplerSettings:
         learn: gradient steps a round, of `batch` samples. pretrain: steps on the starting frames.
         memory: rounds the buffer holds.
         deposit: kT of bias a round. freeze: share of the rounds after which the bias rests.
+        corrections: of the bias by the path weights once it has stopped growing (`molgen.cvdiffusion.correct`), a
+            twelfth of the rounds apart.
         refit: rounds between fits of the kernel variances.
         beta: exponent of the replay weights, None: as large as leaves `LEAST_ESS`; 0 replays evenly.
         width: s, Angstrom. adjoint: only the adjoint target (c = 1 wherever its variance is finite).
@@ -56,6 +59,7 @@ class SamplerSettings:
     memory: int = 16
     deposit: float = 4.0
     freeze: float = 0.65
+    corrections: int = 0
     refit: int = 6
     beta: float | None = None
     width: float = 0.05
@@ -129,6 +133,13 @@ class Sampler:
         return 1 + round(self.settings.freeze * self.settings.rounds)
 
     @property
+    def _corrects(self) -> bool:
+        """Whether this round corrects the bias."""
+        every = max(1, round(self.settings.rounds / 12))
+        number, rest = divmod(self.number - self.frozen_from, every)
+        return rest == 0 and 0 <= number < self.settings.corrections and self.settings.deposit > 0
+
+    @property
     def energies_used(self) -> int:
         """Evaluations asked of the potential, those for the starting frames included."""
         return self.target.potential.calls - self.calls_before
@@ -143,6 +154,9 @@ class Sampler:
             self._draw()
             replayed = self.replayed()
             log_w = self.target.log_weights(replayed)
+            if self._corrects:
+                self.target.bias.correct(*correction(self.target.bias, replayed.cvs, log_w))
+                log_w = self.target.log_weights(replayed)
             if not self.fixed_kernels and (self.number - 1) % self.settings.refit == 0:
                 self._fit(replayed, log_w)
             yield from self._lessons(replayed, log_w, self.settings.learn)

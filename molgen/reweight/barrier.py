@@ -1,6 +1,7 @@
-"""Free-energy barriers along a reaction coordinate, in a form that does not depend on its scale.
+"""Free-energy barriers along a reaction coordinate: tops of a smooth curve (`molgen.reweight.profile`).
 
-With the basins s < s* (reactant) and s > s* (product), the rate of transition-state theory through the surface s* is
+`find_barrier` gives them in a form that does not depend on the scale of the coordinate. With the basins s < s*
+(reactant) and s > s* (product), the rate of transition-state theory through the surface s* is
 
     k = <|ds/dt| delta(s - s*)> / (2 P(s < s*)) = sqrt(kT/2 pi) <|D s| delta(s - s*)> / P(s < s*),
 
@@ -11,21 +12,26 @@ With the basins s < s* (reactant) and s > s* (product), the rate of transition-s
 minus kT ln of the density on the surface, made a bare number by the thermal wavelength l of s, over the partition
 function of the basin (Dietschreit, Diestler, Hulm, Ochsenfeld, Gomez-Bombarelli, J. Chem. Phys. 157 (2022) 084113). s*
 is where A is largest (variational). Nuclei are classical; recrossing and tunnelling are left out.
+
+`profile_barrier` gives what is read off a profile F(x) = -kT ln p(x): its top above its two minima.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from molgen.errors import InputError
 from molgen.reweight.estimate import Estimate, bootstrap
+from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import cleaned, khat, khat_threshold
+from molgen.reweight.profile import FINE, SmoothDensity
 from molgen.units import KB, PLANCK
 
-BINS = 50  # in `limits`, by default 0 to 1
-WINDOW, DROP = 3, 3.0  # bins on each side of the highest, and kT below it, that the parabola of the top is fitted to
+KNOTS = 20  # intervals of the spline in `limits`, by default 0 to 1
+WINDOW = 1.5  # intervals on each side of the top, in which redraws look for it and its k-hat is that of the samples
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,14 @@ class Barrier:
 
     Attributes:
         forward, reverse: above the basins below and above the surface. reaction: F(product) - F(reactant).
-        place: s*. samples: with a weight, in the fitted bins around it.
+        mean: of forward and reverse.
+        place: s*. samples: with a weight, around it.
     """
 
     forward: Estimate
     reverse: Estimate
     reaction: Estimate
+    mean: Estimate
     place: float
     samples: int
 
@@ -53,90 +61,143 @@ def find_barrier(
     *,
     near: float,
     limits: tuple[float, float] = (0.0, 1.0),
-    bins: int = BINS,
+    knots: int = KNOTS,
     groups: np.ndarray | None = None,
     replicas: int = 200,
     seed: int = 0,
 ) -> Barrier:
-    """The highest surface between the basins on both sides of `near`, by a parabola through the bins at the top.
+    """The highest surface between the basins on both sides of `near`.
 
-    Errors are those of a bootstrap of everything, the fit and s* included. k-hat is the largest of those of the two
-    basins and of the bins at the top; values are inf where bins at the top are empty.
+    Errors are those of a bootstrap of everything, the curve and s* included. k-hat is the largest of those of the two
+    basins and of the samples around the top; values are inf where nothing lies there.
 
     Args:
         s: (n,) reaction coordinate; may be NaN where the weight is zero.
         slopes: (n,) |D s|, in the unit of s per Angstrom sqrt(amu).
         log_weights: (n,) raw. weights: (n,) normalised, to average with.
-        near: s of the saddle. limits: of the bins, in s.
+        near: s of the saddle. limits: of the curve, in s. knots: intervals of its spline.
         groups: (n,) labels of samples that depend on each other.
 
     Raises:
         InputError: no weight on one side of the barrier.
     """
-    kt, log_w = KB * temperature, cleaned(log_weights)
-    edges = np.linspace(*limits, bins + 1)
+    kt = KB * temperature
     used = (weights > 0) & np.isfinite(s)
-    s = np.where(used, s, limits[0] - 1)
-    lengths = np.where(used, slopes, 0.0) * PLANCK / np.sqrt(2 * np.pi * kt)
-    at = np.where(used, np.searchsorted(edges, s, side="right"), 0)  # 0 and bins + 1: outside
-    centres, width = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
-    for name, side in (("below", used & (s < near)), ("above", used & (s > near))):
+    s = np.where(used, s, np.nan)
+    for name, side in (("below", s < near), ("above", s > near)):
         if not side.any():
             raise InputError(f"no sample with a weight {name} s = {near:.2f}", where="barrier", expected="both basins")
-
-    def profile(w: np.ndarray) -> np.ndarray:
-        with np.errstate(divide="ignore"):
-            return -np.log(np.bincount(at, w * lengths, bins + 2)[1:-1] / width)
-
-    surface = profile(weights)
-    square = np.bincount(at, (weights * lengths) ** 2, bins + 2)[1:-1]
-    precision = np.exp(-2 * np.where(np.isfinite(surface), surface, 0.0)) * width**2 / np.maximum(square, 1e-300)
-    middle = int(np.clip(np.searchsorted(edges, near) - 1, 1, bins - 2))
-    left, right = int(np.argmin(surface[:middle])), middle + 1 + int(np.argmin(surface[middle + 1 :]))
-
-    first = left + int(np.argmax(_finite(surface[left : right + 1])))
-    low = surface < surface[first] - DROP
-    reach = [
-        next((k for k in range(1, WINDOW) if low[np.clip(first + side * (k + 1), 0, bins - 1)]), WINDOW)
-        for side in (-1, 1)
-    ]
-
-    def top(free: np.ndarray) -> tuple[float, float]:
-        start = max(left, first - WINDOW)
-        highest = start + int(np.argmax(_finite(free[start : min(right, first + WINDOW) + 1])))
-        chosen = np.arange(max(left, highest - reach[0]), min(right, highest + reach[1]) + 1)
-        if not np.isfinite(free[chosen]).all():
-            return float(centres[highest]), np.inf
-        if len(chosen) < 3:
-            return float(centres[highest]), float(free[highest])
-        c, b, a = np.polyfit(centres[chosen] - centres[highest], free[chosen], 2, w=np.sqrt(precision[chosen]))
-        step = -b / (2 * c) if c < 0 else np.inf
-        if abs(step) > (chosen[-1] - chosen[0]) / 2 * width:
-            return float(centres[highest]), float(free[highest])
-        # at the top of a parabola the mean density of a bin is larger than that of its middle
-        return float(centres[highest] + step), float(a + b * step / 2 - c * width**2 / 12)
+    lengths = np.where(used, slopes, 0.0) * PLANCK / np.sqrt(2 * np.pi * kt)
+    density = SmoothDensity.of(s, weights * lengths, limits, knots)
+    surface = -density.log_density()
+    middle = int(np.clip(np.searchsorted(density.centres, near), FINE, len(surface) - FINE))
+    left, right = int(np.argmin(surface[:middle])), middle + int(np.argmin(surface[middle:]))
+    first = left + int(np.argmax(surface[left : right + 1]))
+    around = slice(max(left, first - round(WINDOW * FINE)), min(right, first + round(WINDOW * FINE)) + 1)
 
     def figures(w: np.ndarray) -> np.ndarray:
-        place, height = top(profile(w))
+        place, height = _summit(density.centres[around], -density.log_density(w * lengths)[around])
         with np.errstate(divide="ignore", invalid="ignore"):
-            basins = -np.log([w[used & (s < place)].sum(), w[used & (s >= place)].sum()])
-        return np.array([kt * (height - basins[0]), kt * (height - basins[1]), kt * (basins[1] - basins[0]), place])
+            return np.array([height, *-np.log([w[s < place].sum(), w[s >= place].sum()]), place])
 
-    forward, reverse, reaction, place = figures(weights)
-    errors = bootstrap(figures, weights, groups, replicas=replicas, seed=seed)
-    around = used & (at > first - reach[0]) & (at <= first + reach[1] + 1)
-    level = np.concatenate([[0.0], _finite(surface), [0.0]])[at]  # each bin counts by itself
-    shapes, good = [], bool(np.isfinite(forward))
-    for part in (log_w[around] + level[around], log_w[used & (s < place)], log_w[used & (s >= place)]):
-        shapes.append(khat(part) if len(part) else np.inf)
-        good &= bool(shapes[-1] <= khat_threshold(len(part)))
+    place = figures(weights)[-1]
+    top = np.abs(s - place) <= WINDOW * FINE * density.step
+    return _barrier(figures, [top, s < place, s >= place], log_weights, weights, kt, groups, replicas, seed)
+
+
+def profile_barrier(
+    variable: CollectiveVariable,
+    log_weights: np.ndarray,
+    weights: np.ndarray,
+    temperature: float,
+    *,
+    between: tuple[float, float],
+    limits: tuple[float, float],
+    width: float,
+    groups: np.ndarray | None = None,
+    replicas: int = 200,
+    seed: int = 0,
+) -> Barrier:
+    """The top of the profile F(x) = -kT ln p(x) between two places, above its lowest points on both sides.
+
+    Depends on the scale of the variable, unlike `find_barrier`. Errors are those of a bootstrap of everything; k-hat is
+    the largest of those of the samples around the top and the minima; values are inf where nothing lies on the top.
+
+    Args:
+        variable: of n samples. log_weights: (n,) raw. weights: (n,) normalised.
+        between: a place in each basin, low < high, in the unit of the variable. limits: of the curve: the two basins
+            and nothing else.
+        width: between knots of the spline; details narrower than that are not resolved.
+        groups: (n,) labels of samples that depend on each other.
+
+    Raises:
+        InputError: places that are not in order within the limits, or no sample with a weight in them.
+    """
+    (low, high), (a, b) = limits, between
+    where = f"barrier along {variable.name!r}"
+    if not low <= a < b <= high or not width > 0:
+        raise InputError(
+            f"between {a:g} and {b:g} on {low:g} to {high:g}, {width:g} wide", where=where,
+            expected="low <= first < second <= high, a width above 0",
+        )  # fmt: skip
+    x = variable.wrapped(low)
+    density = SmoothDensity.of(x, weights, limits, max(4, round((high - low) / width)))
+    inner = (density.centres >= a) & (density.centres <= b)
+    if not inner.any():
+        raise InputError(f"{a:g} and {b:g} are less than a step apart", where=where, expected="a place in each basin")
+    centres = density.centres
+
+    def figures(w: np.ndarray) -> np.ndarray:
+        free = -density.log_density(w)
+        place, height = _summit(centres[inner], free[inner])
+        return np.array([height, free[centres < place].min(), free[centres >= place].min(), place])
+
+    place = figures(weights)[-1]
+    free = -density.log_density()
+    spots = [place, *(centres[side][free[side].argmin()] for side in (centres < place, centres >= place))]
+    parts = [np.abs(x - spot) <= WINDOW * FINE * density.step for spot in spots]
+    return _barrier(figures, parts, log_weights, weights, KB * temperature, groups, replicas, seed)
+
+
+def _barrier(
+    figures: Callable[[np.ndarray], np.ndarray],
+    parts: list[np.ndarray],
+    log_weights: np.ndarray,
+    weights: np.ndarray,
+    kt: float,
+    groups: np.ndarray | None,
+    replicas: int,
+    seed: int,
+) -> Barrier:
+    """Heights from `figures`: top, left, right in kT, and s*; `parts` (n,): whose k-hats count, the top's first."""
+
+    def heights(w: np.ndarray) -> np.ndarray:
+        top, left, right, _ = figures(w)
+        with np.errstate(invalid="ignore"):
+            return kt * np.array([top - left, top - right, right - left, top - (left + right) / 2])
+
+    values, errors = heights(weights), bootstrap(heights, weights, groups, replicas=replicas, seed=seed)
+    log_w, used = cleaned(log_weights), weights > 0
+    shapes, good = [], bool(np.isfinite(values[0]))
+    for part in parts:
+        tail = log_w[part & used]
+        shapes.append(khat(tail) if len(tail) else np.inf)
+        good &= bool(shapes[-1] <= khat_threshold(len(tail)))
     estimates = [
         Estimate(float(value), float(error), float(max(shapes)), good, "eV")
-        for value, error in zip((forward, reverse, reaction), errors, strict=False)
+        for value, error in zip(values, errors, strict=True)
     ]
-    return Barrier(*estimates, place=float(place), samples=int(around.sum()))
+    return Barrier(*estimates, place=float(figures(weights)[-1]), samples=int((parts[0] & used).sum()))
 
 
-def _finite(free: np.ndarray) -> np.ndarray:
-    """Free energies with empty bins below all others."""
-    return np.where(np.isfinite(free), free, -np.inf)
+def _summit(centres: np.ndarray, free: np.ndarray) -> tuple[float, float]:
+    """Place and height of the highest point, by the parabola through it and its neighbours; inf where it is unknown."""
+    if not np.isfinite(free).all():
+        return float(centres[~np.isfinite(free)].mean()), np.inf
+    at = int(np.argmax(free))
+    if not 0 < at < len(free) - 1:
+        return float(centres[at]), float(free[at])
+    before, here, after = free[at - 1 : at + 2]
+    curve = before - 2 * here + after
+    shift = (before - after) / (2 * curve) if curve < 0 else 0.0
+    return float(centres[at] + shift * (centres[1] - centres[0])), float(here - (before - after) * shift / 4)

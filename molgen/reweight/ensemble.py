@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from molgen.errors import InputError
 from molgen.reweight import storage
+from molgen.reweight.barrier import Barrier, profile_barrier
 from molgen.reweight.estimate import Estimate, weighted_mean
 from molgen.reweight.free_energy import FES, CollectiveVariable, free_energy_difference, histogram_fes
 from molgen.reweight.importance import (
@@ -214,6 +215,42 @@ class Ensemble:
         return histogram_fes(
             variables, self.log_weights, self.weights, self.temperature, bins=bins, groups=self.groups, **options
         )
+
+    def barrier(
+        self,
+        cv: str | CollectiveVariable,
+        between: tuple[float, float],
+        *,
+        limits: tuple[float, float] | None = None,
+        width: float | None = None,
+        replicas: int = 200,
+        seed: int = 0,
+    ) -> Barrier:
+        """Top of the profile along one variable above its minima on both sides, eV (`molgen.reweight.barrier`).
+
+        Args:
+            cv: name of an observable or of an attached collective variable, or the variable itself.
+            between: a place in each basin, low < high, in its unit.
+            limits: of the profile, the two basins and nothing else; None: a whole period around the middle, or the
+                range of the samples with a weight.
+            width: of what the smooth curve resolves; None: a fifteenth of the limits.
+            replicas: redraws for the bootstrap errors.
+
+        Raises:
+            InputError: no such variable, or places that are not in order within the limits.
+        """
+        variable = self.cv(cv) if isinstance(cv, str) else cv
+        if limits is None and variable.period is not None:
+            middle = sum(between) / 2
+            limits = (middle - variable.period / 2, middle + variable.period / 2)
+        if limits is None:
+            seen = np.asarray(variable.values, dtype=float)[self.weights > 0]
+            limits = (float(seen.min()), float(seen.max())) if len(seen) else (np.nan, np.nan)
+        return profile_barrier(
+            variable, self.log_weights, self.weights, self.temperature, between=between, limits=limits,
+            width=(limits[1] - limits[0]) / 15 if width is None else width, groups=self.groups, replicas=replicas,
+            seed=seed,
+        )  # fmt: skip
 
     def resample(self, count: int, seed: int = 0) -> Ensemble:
         """`count` samples of equal weight, drawn with replacement by weight.

@@ -11,6 +11,7 @@ estimates are usable up to 0.7. Neither k-hat nor the effective sample size (ESS
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -212,6 +213,26 @@ def mixture_log_weights(log_target: ArrayLike, log_q: ArrayLike, counts: ArrayLi
         log_share = np.log(counts / len(log_p))
     densities = np.where(np.isnan(log_q), -np.inf, log_q) + log_share[:, None]
     return cleaned(log_p - np.logaddexp.reduce(densities, axis=0))
+
+
+def group_factors(groups: Sequence[ArrayLike]) -> np.ndarray:
+    """ln of the factors (K,) that pool K groups of draws by the quality of their proposals.
+
+    Each group's mean weight is an estimate of one and the same Z, so any mean of the groups is right whose factors do
+    not depend on the draws; the least variance has each count by n times ESS. The ESS are those of smoothed weights,
+    which a single large weight moves least: a group must not count less because it met a rare sample. Factors average
+    to 1 over all draws, so ln Z is still the ln of the mean weight. For groups whose densities are known at each
+    other's draws, `mixture_log_weights` is better.
+
+    Args:
+        groups: log-weights of each group, (n_k,), all on one scale.
+    """
+    counts = np.array([len(np.atleast_1d(group)) for group in groups])
+    ess = np.array([kish(psis(group)) for group in groups])
+    if not ess.any():
+        return np.zeros(len(ess))
+    with np.errstate(divide="ignore"):
+        return np.log(ess) - np.log(counts @ ess / counts.sum())
 
 
 def forward_ess(log_weights: ArrayLike, log_z: float | None = None) -> float:

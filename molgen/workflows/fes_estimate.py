@@ -11,11 +11,12 @@ import numpy as np
 from molgen.cvdiffusion.noising import Schedule, fit_variances, simulate
 from molgen.cvdiffusion.sampler import FINAL, Sampler, tempered
 from molgen.cvdiffusion.target import Batch
+from molgen.reweight.barrier import Barrier
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.estimate import Estimate
 from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
-from molgen.reweight.importance import LEAST_DRAWS, WeightDiagnostics, diagnose, normalised, psis
+from molgen.reweight.importance import WeightDiagnostics, diagnose, group_factors, normalised, psis
 from molgen.rng import sample_seed
+from molgen.workflows.fes_basins import REDRAWS, Basin, barriers, basins, unvisited
 
 if TYPE_CHECKING:
     import mdtraj
@@ -23,26 +24,11 @@ if TYPE_CHECKING:
 Progress = Callable[[dict[str, Any]], None]
 Kernels = tuple[Schedule, np.ndarray]  # times of the final trajectories, variances of their steps
 CHUNK = 500  # trajectories at a time
+PARTS = 4  # of the rounds under the resting bias, which count by their own effective sizes
 RESTS = 0.2  # kT: the surface rests when no bin below `LOW` moves by more between snapshots
 SNAPSHOTS = 20  # in a whole run
 LOW = 8.0  # kT above the minimum, where surfaces are compared
 DISAGREE = 0.5  # kT, root mean square between two estimates
-SHALLOW = 1.0  # kT: a basin with a lower way out belongs to its neighbour
-
-
-@dataclass(frozen=True)
-class Basin:
-    """A minimum of the surface and what drains into it.
-
-    Attributes:
-        minimum: values of the collective variables there. free_energy: of the basin against the first, eV.
-        share: of the weight. samples: with a weight in it.
-    """
-
-    minimum: tuple[float, ...]
-    free_energy: Estimate
-    share: float
-    samples: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +41,8 @@ class Surfaces:
         biased: diagnostics of the weights for the biased target, which decide whether to believe `path`.
         disagreement: root mean square difference to `path` where it is below 8 kT, kT, by name.
         basins: deepest first; none for three variables.
+        barriers: between neighbouring basins, by their places; of one variable only.
+        missing: what the surface may lack, in words.
     """
 
     path: FES
@@ -63,6 +51,13 @@ class Surfaces:
     biased: WeightDiagnostics
     disagreement: dict[str, float]
     basins: list[Basin]
+    barriers: list[tuple[int, int, Barrier]]
+    missing: list[str]
+
+    @property
+    def agree(self) -> bool:
+        """Whether the weights have little to repair: the histogram without them is within `DISAGREE` kT."""
+        return self.disagreement["histogram"] <= DISAGREE
 
 
 def judge(sampler: Sampler, batch: Batch) -> dict[str, Any]:
@@ -111,15 +106,22 @@ def _final_kernels(sampler: Sampler, fine: int) -> Kernels:
 
 
 def ensemble_of(sampler: Sampler, draws: Batch, topology: mdtraj.Topology | None = None) -> Ensemble:
-    """The final draws and those of the rounds under the resting bias, weighted for the target without bias."""
+    """The final draws and those of the rounds under the resting bias, weighted for the target without bias.
+
+    The rounds, in a few parts, and the final draws count by the effective sizes of their weights under the bias: the
+    controller was still learning, and took fewer steps.
+    """
     target = sampler.target
     frozen = [batch for batch in sampler.history if batch.round[0] >= sampler.frozen_from]
-    batch = Batch.join([*frozen, draws])
+    cuts = np.linspace(0, len(frozen), min(PARTS, len(frozen)) + 1).astype(int)
+    parts = [*(Batch.join(frozen[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)), draws]
+    factors = group_factors([target.log_weights(part) for part in parts])
+    batch = Batch.join(parts)
     good = batch.accepted
     centre = batch.positions.mean(1, keepdims=True) if batch.positions.shape[1] > 1 else 0.0
     return Ensemble(
         positions=batch.positions - centre,
-        log_weights=target.log_weights(batch, biased=False),
+        log_weights=target.log_weights(batch, biased=False) + np.repeat(factors, [len(part) for part in parts]),
         energies=batch.energies,
         temperature=target.temperature,
         numbers=target.potential.numbers,
@@ -163,46 +165,25 @@ def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:
     push = np.full(len(values), -np.inf)
     push[good] = bias.evaluate(values[good])[0] / target.kt
     biased = np.where(good, ensemble.log_weights - np.where(good, push, 0.0), -np.inf)
-    path = histogram_fes(variables, ensemble.log_weights, ensemble.weights, target.temperature, bins=edges)
+    path = histogram_fes(
+        variables, ensemble.log_weights, ensemble.weights, target.temperature, bins=edges, replicas=REDRAWS
+    )
     histogram = histogram_fes(variables, push, normalised(push), target.temperature, bins=edges)
     centres = np.stack(np.meshgrid(*path.centers, indexing="ij"), -1).reshape(-1, len(edges))
     depth = -bias.gamma / (bias.gamma - 1) * bias.evaluate(centres)[0].reshape(path.free_energy.shape)
     low = path.free_energy < LOW * target.kt
     others = {"histogram": histogram.free_energy, "bias": depth}
+    found = basins(ensemble, path) if len(edges) < 3 else []
     return Surfaces(
         path=path,
         histogram=histogram,
         bias=depth - depth.min(),
         biased=diagnose(biased),
         disagreement={name: _apart(path.free_energy, other, low) / target.kt for name, other in others.items()},
-        basins=basins(ensemble, path) if len(edges) < 3 else [],
+        basins=found,
+        barriers=barriers(ensemble, path, found),
+        missing=unvisited(path),
     )
-
-
-def basins(ensemble: Ensemble, fes: FES) -> list[Basin]:
-    """Where the surface drains to, bin by bin; basins less than 1 kT deep are merged, with < 25 samples left out."""
-    label = _drained(fes)
-    flat = _bins_of(ensemble, fes)
-    owner = np.where(flat >= 0, label.reshape(-1)[flat], -1)
-    free = fes.free_energy.reshape(-1)
-    found = sorted((at for at in np.unique(label) if at >= 0), key=lambda at: -ensemble.weights[owner == at].sum())
-    centres = np.stack(np.meshgrid(*fes.centers, indexing="ij"), -1).reshape(-1, len(fes.edges))
-    rows = []
-    for at in found:
-        inside = owner == at
-        if (inside & (ensemble.weights > 0)).sum() < LEAST_DRAWS and rows:
-            continue  # a handful of strays is no basin
-        lowest = np.where(label.reshape(-1) == at, free, np.inf).argmin()
-        rows.append(
-            Basin(
-                minimum=tuple(map(float, centres[lowest])),
-                free_energy=Estimate(0.0, 0.0, 0.0, True, "eV") if at == found[0]
-                else ensemble.free_energy(owner == found[0], inside),
-                share=float(ensemble.weights[inside].sum()),
-                samples=int((inside & (ensemble.weights > 0)).sum()),
-            )
-        )  # fmt: skip
-    return rows
 
 
 def converged(sampler: Sampler) -> bool:
@@ -248,59 +229,3 @@ def _apart(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
         return float("inf")
     difference = one[both] - other[both]
     return float(np.sqrt(np.mean((difference - difference.mean()) ** 2)))
-
-
-def _bins_of(ensemble: Ensemble, fes: FES) -> np.ndarray:
-    """(n,) flat index of the bin of each sample, -1 outside the grid."""
-    flat, inside = np.zeros(len(ensemble), dtype=int), np.ones(len(ensemble), dtype=bool)
-    for cv, edges in zip(ensemble.cvs.values(), fes.edges, strict=True):
-        values = cv.wrapped(edges[0])
-        index = np.searchsorted(edges, values, side="right") - 1
-        inside &= (index >= 0) & (index < len(edges) - 1) & np.isfinite(values)
-        flat = flat * (len(edges) - 1) + np.clip(index, 0, len(edges) - 2)
-    return np.where(inside, flat, -1)
-
-
-def _drained(fes: FES) -> np.ndarray:
-    """Basin of each bin (shape of the grid), the flat index of its minimum; -1 where there is no sample.
-
-    Bins are flooded from below: one without a lower neighbour starts a basin, one between two joins the deeper, and
-    merges them where the shallower is less than `SHALLOW` kT deep.
-    """
-    shape, free = fes.free_energy.shape, fes.free_energy.reshape(-1) / fes.kt
-    label = np.full(free.shape, -1)
-    root: dict[int, int] = {}
-
-    def top(basin: int) -> int:
-        while root[basin] != basin:
-            basin = root[basin]
-        return basin
-
-    for at in np.argsort(free, kind="stable"):
-        if not np.isfinite(free[at]):
-            break
-        near = {top(label[n]) for n in _neighbours(at, shape, fes.periods) if label[n] >= 0}
-        if not near:
-            root[int(at)] = int(at)
-            label[at] = at
-            continue
-        deepest = min(near, key=lambda basin: free[basin])
-        label[at] = deepest
-        for other in near - {deepest}:
-            if free[at] - free[other] < SHALLOW:
-                root[other] = deepest
-    return np.array([top(basin) if basin >= 0 else -1 for basin in label]).reshape(shape)
-
-
-def _neighbours(at: int, shape: tuple[int, ...], periods: tuple[float | None, ...]) -> list[int]:
-    index = np.array(np.unravel_index(at, shape))
-    found = []
-    for axis, (size, period) in enumerate(zip(shape, periods, strict=True)):
-        for step in (-1, 1):
-            moved = index.copy()
-            moved[axis] += step
-            if period is not None:
-                moved[axis] %= size
-            if 0 <= moved[axis] < size:
-                found.append(int(np.ravel_multi_index(tuple(moved), shape)))
-    return found

@@ -15,15 +15,17 @@ from molgen.cvdiffusion.sampler import Sampler
 from molgen.io import write_extxyz
 from molgen.report import ensemble_plots, fes_plots
 from molgen.report.ensemble_plots import UNITS
+from molgen.reweight.barrier import Barrier
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import RELIABLE_KHAT, verdict
 from molgen.run import Run
 from molgen.units import KJ_MOL
-from molgen.workflows.fes_estimate import DISAGREE, Basin, Outcome, Surfaces
+from molgen.workflows.fes_basins import Basin
+from molgen.workflows.fes_estimate import DISAGREE, Outcome, Surfaces
 from molgen.workflows.peptide_output import ensemble_hash
 
 CONTROLLER = "controller"
-VERDICTS = ("reliable", "warn", "biased", "failed")  # of the weights with and without bias, the worse one counts
+VERDICTS = ("reliable", "warn", "biased", "failed")  # the worst of several counts
 MOST_FRAMES = 2000  # in samples.xyz, drawn by weight; all samples are in weights.npz
 LABELLED = 6  # basins named in the picture
 COLUMNS: tuple[str, ...] = ("bias", "energy", "logweight")  # of COLVAR, beside the collective variables
@@ -82,8 +84,10 @@ def write_results(
         write_extxyz(run.path("samples.xyz"), frames)
     _write_pictures(run, ensemble, found, sampler, drawn, units)
     energy = UNITS[units][0]
+    # k-hat sees no region that samples reach too rarely; a histogram that the weights must move far hints at it
+    judged = [ensemble.verdict, verdict(found.biased), "reliable" if found.agree else "warn"]
     figures = {
-        "verdict": max(ensemble.verdict, verdict(found.biased), key=VERDICTS.index),
+        "verdict": max(judged, key=VERDICTS.index),
         "gate": {"khat_biased": found.biased.khat, "limit": RELIABLE_KHAT, "passed": passed(found)},
         "weights": asdict(ensemble.diagnostics),
         "weights_biased": asdict(found.biased),
@@ -95,6 +99,8 @@ def write_results(
         "bias_skipped": target.bias.skipped,
         "seconds": dict(seconds),
         "notes": notes,
+        "missing": found.missing,
+        "barriers": [_barrier_row(*row, energy, units) for row in found.barriers],
         "ensemble_hash": ensemble_hash(ensemble),
         "units": units,
         **(more or {}),
@@ -113,6 +119,12 @@ def _row(basin: Basin, energy: float, units: str, number: int) -> dict[str, Any]
         "name": f"basin {number}", "minimum": list(basin.minimum), "share": basin.share, "samples": basin.samples,
         **asdict(found),
     }  # fmt: skip
+
+
+def _barrier_row(one: int, other: int, barrier: Barrier, energy: float, units: str) -> dict[str, Any]:
+    named = {"forward": barrier.forward, "reverse": barrier.reverse}
+    rows = {name: asdict(estimate.scaled(1 / energy, units)) for name, estimate in named.items()}
+    return {"basins": [one, other], "place": barrier.place, "samples": barrier.samples, **rows}
 
 
 def _write_pictures(

@@ -1,0 +1,226 @@
+"""What a surface is made of: basins, the barriers between them along one variable, and bins that no sample reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import label as connected
+
+from molgen.reweight.barrier import Barrier, profile_barrier
+from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.estimate import Estimate
+from molgen.reweight.free_energy import FES
+from molgen.reweight.importance import LEAST_DRAWS
+
+SHALLOW = 1.0  # kT: a basin with a lower way out belongs to its neighbour
+REDRAWS = 200  # of the bootstrap
+KNOTS = 2.0  # bins between knots of the smooth curve that barriers are read from
+GOES_ON = 8.0  # kT: a surface that would go on below this, and stops, may lack a region
+SEEN = 5  # samples in a bin that says so
+
+
+@dataclass(frozen=True)
+class Basin:
+    """A minimum of the surface and what drains into it.
+
+    Attributes:
+        minimum: values of the collective variables there. free_energy: of the basin against the first, eV.
+        share: of the weight. samples: with a weight in it.
+    """
+
+    minimum: tuple[float, ...]
+    free_energy: Estimate
+    share: float
+    samples: int
+
+
+def basins(ensemble: Ensemble, fes: FES) -> list[Basin]:
+    """Where the surface drains to, bin by bin; basins less than 1 kT deep are merged, with < 25 samples left out."""
+    label = _drained(fes)
+    flat = _bins_of(ensemble, fes)
+    owner = np.where(flat >= 0, label.reshape(-1)[flat], -1)
+    free = fes.free_energy.reshape(-1)
+    found = sorted((at for at in np.unique(label) if at >= 0), key=lambda at: -ensemble.weights[owner == at].sum())
+    centres = np.stack(np.meshgrid(*fes.centers, indexing="ij"), -1).reshape(-1, len(fes.edges))
+    rows = []
+    for at in found:
+        inside = owner == at
+        if (inside & (ensemble.weights > 0)).sum() < LEAST_DRAWS and rows:
+            continue  # a handful of strays is no basin
+        lowest = np.where(label.reshape(-1) == at, free, np.inf).argmin()
+        rows.append(
+            Basin(
+                minimum=tuple(map(float, centres[lowest])),
+                free_energy=Estimate(0.0, 0.0, 0.0, True, "eV") if at == found[0]
+                else ensemble.free_energy(owner == found[0], inside, replicas=REDRAWS),
+                share=float(ensemble.weights[inside].sum()),
+                samples=int((inside & (ensemble.weights > 0)).sum()),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def barriers(ensemble: Ensemble, fes: FES, found: Sequence[Basin]) -> list[tuple[int, int, Barrier]]:
+    """Of a surface along one variable: between each two neighbouring basins, their places in `found` and the barrier.
+
+    Around a period, the last and the first are neighbours too.
+    """
+    if len(fes.edges) > 1 or len(found) < 2:
+        return []
+    edges, period = next(iter(fes.edges)), next(iter(fes.periods))
+    variable, width = next(iter(ensemble.cvs.values())), KNOTS * (edges[1] - edges[0])
+    order = sorted(range(len(found)), key=lambda k: found[k].minimum[0])
+    line = [found[k].minimum[0] for k in order]
+    if period is not None:  # once around, with what lies before and after
+        order, line = [*order, order[0]], [line[-1] - period, *line, line[0] + period, line[1] + period]
+    else:
+        line = [edges[0], *line, edges[-1]]
+    rows = []
+    for k, (one, other) in enumerate(zip(order, order[1:], strict=False), start=1):
+        before, low, high, after = line[k - 1 : k + 3]
+        first = edges[0] if before == edges[0] else _highest(fes, before, low)
+        last = edges[-1] if after == edges[-1] else _highest(fes, high, after)
+        rows.append((one, other, profile_barrier(
+            variable, ensemble.log_weights, ensemble.weights, ensemble.temperature, between=(low, high),
+            limits=(first, last), width=width, groups=ensemble.groups, replicas=REDRAWS,
+        )))  # fmt: skip
+    return rows
+
+
+def unvisited(fes: FES) -> list[str]:
+    """What the surface may lack, in words: parts that no sample joins, and edges where it stops although it is low.
+
+    An edge is a bin without a sample beside three in a row whose free energies, carried on as a parabola or a line,
+    would stay below `GOES_ON` kT.
+    """
+    notes = []
+    parts = _parts(fes)
+    if len(parts) > 1:
+        notes.append(
+            f"{len(parts)} parts of the surface are joined by no sample (around {_places(fes, parts)}): what lies "
+            "between them may be missing"
+        )
+    if edges := _open_edges(fes):
+        notes.append(
+            f"{len(edges)} bins without a sample lie beside low ones (at {_places(fes, edges[:3])}): the surface may "
+            "go on there; start a structure there, let the bias grow longer, or add a wall"
+        )
+    return notes
+
+
+def _parts(fes: FES) -> list[int]:
+    """The lowest bin of each connected part with a share worth a name, flat."""
+    known = fes.counts >= SEEN
+    labels = np.zeros(known.shape, dtype=int)
+    connected(known, np.ones([3] * known.ndim), output=labels)
+    join = np.arange(labels.max() + 1)
+    for axis, period in enumerate(fes.periods):
+        if period is not None:
+            seam = zip(np.take(labels, 0, axis).ravel(), np.take(labels, -1, axis).ravel(), strict=True)
+            for one, other in seam:
+                if one and other:
+                    join[join == join[one]] = join[other]
+    owner, free = join[labels], np.where(known, fes.free_energy / fes.kt, np.inf)
+    lowest = [int(np.where(owner == part, free, np.inf).argmin()) for part in np.unique(owner[known])]
+    return [at for at in lowest if free.reshape(-1)[at] < GOES_ON]
+
+
+def _open_edges(fes: FES) -> list[int]:
+    """Bins without a sample where the surface should go on, flat, lowest first."""
+    free = np.where(fes.counts >= SEEN, fes.free_energy / fes.kt, np.nan)
+    guess = np.full(free.shape, np.inf)
+    for axis, period in enumerate(fes.periods):
+        for step in (-1, 1):
+            one, two, three = (_shifted(free, k * step, axis, period is not None) for k in (1, 2, 3))
+            # a convex wall rises faster than the line, so never below it
+            onward = np.maximum(3 * one - 3 * two + three, 2 * one - two)
+            guess = np.fmin(guess, np.where(np.isfinite(onward), onward, np.inf))
+    guess = np.where(fes.counts == 0, guess, np.inf).reshape(-1)
+    return [int(at) for at in np.argsort(guess) if guess[at] < GOES_ON]
+
+
+def _shifted(values: np.ndarray, by: int, axis: int, around: bool) -> np.ndarray:
+    """The values `by` bins further along an axis; NaN beyond its ends."""
+    moved = np.roll(values, -by, axis)
+    if not around:
+        beyond = [slice(None)] * values.ndim
+        beyond[axis] = slice(-by, None) if by > 0 else slice(None, -by)
+        moved[tuple(beyond)] = np.nan
+    return moved
+
+
+def _places(fes: FES, flat: Sequence[int]) -> str:
+    """Centres of bins, for people."""
+    texts = []
+    for at in flat:
+        index = np.unravel_index(at, fes.free_energy.shape)
+        texts.append(f"({', '.join(f'{c[i]:.2f}' for c, i in zip(fes.centers, index, strict=True))})")
+    return ", ".join(texts)
+
+
+def _highest(fes: FES, low: float, high: float) -> float:
+    """Where between two places, which may lie a period away, the surface of one variable is highest."""
+    centres, period = fes.centers[0], fes.periods[0]
+    turns = (-1, 0, 1) if period is not None else (0,)
+    many = np.concatenate([centres + k * (period or 0.0) for k in turns])
+    free = np.tile(fes.free_energy, len(turns))
+    inside = (many >= low) & (many <= high)
+    return float(many[inside][np.argmax(free[inside])]) if inside.any() else (low + high) / 2
+
+
+def _bins_of(ensemble: Ensemble, fes: FES) -> np.ndarray:
+    """(n,) flat index of the bin of each sample, -1 outside the grid."""
+    flat, inside = np.zeros(len(ensemble), dtype=int), np.ones(len(ensemble), dtype=bool)
+    for cv, edges in zip(ensemble.cvs.values(), fes.edges, strict=True):
+        values = cv.wrapped(edges[0])
+        index = np.searchsorted(edges, values, side="right") - 1
+        inside &= (index >= 0) & (index < len(edges) - 1) & np.isfinite(values)
+        flat = flat * (len(edges) - 1) + np.clip(index, 0, len(edges) - 2)
+    return np.where(inside, flat, -1)
+
+
+def _drained(fes: FES) -> np.ndarray:
+    """Basin of each bin (shape of the grid), the flat index of its minimum; -1 where there is no sample.
+
+    Bins are flooded from below: one without a lower neighbour starts a basin, one between two joins the deeper, and
+    merges them where the shallower is less than `SHALLOW` kT deep.
+    """
+    shape, free = fes.free_energy.shape, fes.free_energy.reshape(-1) / fes.kt
+    label = np.full(free.shape, -1)
+    root: dict[int, int] = {}
+
+    def top(basin: int) -> int:
+        while root[basin] != basin:
+            basin = root[basin]
+        return basin
+
+    for at in np.argsort(free, kind="stable"):
+        if not np.isfinite(free[at]):
+            break
+        near = {top(label[n]) for n in _neighbours(at, shape, fes.periods) if label[n] >= 0}
+        if not near:
+            root[int(at)] = int(at)
+            label[at] = at
+            continue
+        deepest = min(near, key=lambda basin: free[basin])
+        label[at] = deepest
+        for other in near - {deepest}:
+            if free[at] - free[other] < SHALLOW:
+                root[other] = deepest
+    return np.array([top(basin) if basin >= 0 else -1 for basin in label]).reshape(shape)
+
+
+def _neighbours(at: int, shape: tuple[int, ...], periods: tuple[float | None, ...]) -> list[int]:
+    index = np.array(np.unravel_index(at, shape))
+    found = []
+    for axis, (size, period) in enumerate(zip(shape, periods, strict=True)):
+        for step in (-1, 1):
+            moved = index.copy()
+            moved[axis] += step
+            if period is not None:
+                moved[axis] %= size
+            if 0 <= moved[axis] < size:
+                found.append(int(np.ravel_multi_index(tuple(moved), shape)))
+    return found

@@ -1,0 +1,113 @@
+"""Basins, barriers between them, and regions that no sample reached, on surfaces that are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from molgen.errors import InputError
+from molgen.reweight.barrier import profile_barrier
+from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.free_energy import CollectiveVariable
+from molgen.units import KB
+from molgen.workflows.fes_basins import barriers, basins, unvisited
+
+T = 300.0
+KT = KB * T
+EDGES = np.linspace(-np.pi, np.pi, 49)
+
+
+def ensemble_of(values: np.ndarray, free: np.ndarray, period: float | None) -> Ensemble:
+    """Samples (n, D) with weights exp(-free)."""
+    cvs = {name: CollectiveVariable(name, values[:, d], "rad", period) for d, name in zip(range(2), "ab", strict=False)
+           if d < values.shape[1]}  # fmt: skip
+    return Ensemble(np.zeros((len(free), 1, 3)), -free, np.zeros(len(free)), T, np.array([1]), cvs=cvs)
+
+
+def on_circle(free, period: float | None, n: int = 20_000, seed: int = 0):
+    """An ensemble along one angle, its surface and basins."""
+    a = np.random.default_rng([5, seed]).uniform(-np.pi, np.pi, n)
+    ensemble = ensemble_of(a[:, None], free(a), period)
+    fes = ensemble.fes("a", bins=[EDGES])
+    return ensemble, fes, basins(ensemble, fes)
+
+
+def three_wells(a: np.ndarray) -> np.ndarray:
+    """Minima near -2.1, 0 and 2.1, kT; the middle one deepest, tops of different height, the highest at the seam."""
+    return 4 * (1 - np.cos(3 * a)) + 1.5 * (1 - np.cos(a))
+
+
+def test_barriers_around_a_circle_and_on_a_line():
+    fine = np.linspace(-np.pi, np.pi, 100_001)
+    f = three_wells(fine)
+    middle = f[np.abs(fine) < 1.0].min()
+    side = f[(fine > 1.2) & (fine < 2.9)].min()
+    top, seam = f[(fine > 0) & (fine < 2.0)].max(), f[-1]
+    for period, count in ((2 * np.pi, 3), (None, 2)):
+        ensemble, fes, found = on_circle(three_wells, period)
+        rows = barriers(ensemble, fes, found)
+        assert len(found) == 3 and len(rows) == count
+        for one, other, barrier in rows:
+            ends = [middle if abs(found[k].minimum[0]) < 1 else side for k in (one, other)]
+            height = seam if middle not in ends else top
+            assert barrier.forward.value / KT == pytest.approx(height - ends[0], abs=0.2)
+            assert barrier.reverse.value / KT == pytest.approx(height - ends[1], abs=0.2)
+            assert 0.01 < barrier.forward.error / KT < 0.15 and barrier.forward.reliable
+        places = sorted(abs(barrier.place) for *_, barrier in rows)
+        assert places[0] == pytest.approx(fine[np.argmax(np.where((fine > 0) & (fine < 2), f, 0))], abs=0.1)
+    assert barriers(ensemble, fes, found[:1]) == []
+
+
+def test_two_basins_on_a_circle_have_two_barriers():
+    ensemble, fes, found = on_circle(lambda a: 3 - 3 * np.cos(2 * a) + (1 - np.cos(a)), 2 * np.pi)
+    rows = barriers(ensemble, fes, found)
+    assert [(one, other) for one, other, _ in rows] in ([(0, 1), (1, 0)], [(1, 0), (0, 1)])
+    heights = [row[2].mean.value / KT for row in rows]
+    assert heights[0] == pytest.approx(heights[1], abs=0.2) and heights[0] > 4  # mirror images of one another
+
+
+def test_the_ensemble_reads_the_same_barrier():
+    ensemble, _, _ = on_circle(three_wells, 2 * np.pi)
+    cv, between = ensemble.cvs["a"], (-0.1, 2.1)
+    mine = ensemble.barrier("a", between, limits=(-1.1, 3.1), width=0.28)
+    direct = profile_barrier(
+        cv, ensemble.log_weights, ensemble.weights, T, between=between, limits=(-1.1, 3.1), width=0.28
+    )
+    assert mine == direct
+    around = ensemble.barrier("a", between)  # a period around the middle, 1.0
+    assert around.forward.value == pytest.approx(mine.forward.value, abs=0.15 * KT)
+    line = ensemble_of(np.random.default_rng(1).uniform(-1, 1, (4000, 1)), np.zeros(4000), None)
+    assert line.barrier("a", (-0.5, 0.5)).forward.value < 0.3 * KT
+    with pytest.raises(InputError, match="low <= first < second"):
+        line.barrier("a", (-0.5, 1.5))
+
+
+def plane(free, keep) -> list[str]:
+    """What a surface over two angles, sampled where `keep` says, may lack."""
+    points = np.random.default_rng(2).uniform(-np.pi, np.pi, (60_000, 2))
+    points = points[keep(*points.T)]
+    ensemble = ensemble_of(points, free(*points.T), None)
+    return unvisited(ensemble.fes(["a", "b"], bins=[np.linspace(-np.pi, np.pi, 25)] * 2))
+
+
+def test_a_surface_that_stops_at_a_low_place_is_pointed_out():
+    """A bowl sampled up to 12 kT lacks nothing; cut off at its side, or in two, it does."""
+
+    def bowl(a, b):
+        return 4 * (a**2 + b**2)
+
+    assert plane(bowl, lambda a, b: bowl(a, b) < 12) == []
+    cut = plane(bowl, lambda a, b: (bowl(a, b) < 12) & (a < np.pi / 12))
+    assert len(cut) == 1 and "beside low ones" in cut[0] and "(0.39, " in cut[0]
+    halves = plane(bowl, lambda a, b: (bowl(a, b) < 12) & (np.abs(a) > 0.6))
+    assert any("2 parts of the surface are joined by no sample" in note for note in halves)
+
+
+def test_along_one_variable():
+    assert unvisited(on_circle(three_wells, 2 * np.pi)[1]) == []
+    a = np.random.default_rng(3).uniform(-np.pi, np.pi, 20_000)
+    a = a[np.abs(a - 1.0) > 0.4]
+    part = ensemble_of(a[:, None], three_wells(a), 2 * np.pi).fes("a", bins=[EDGES])
+    assert all("parts" not in note for note in unvisited(part))  # around the circle it is one part
+    part = ensemble_of(a[:, None], three_wells(a), None).fes("a", bins=[EDGES])
+    assert any("2 parts" in note for note in unvisited(part))

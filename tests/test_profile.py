@@ -1,0 +1,140 @@
+"""Smooth profiles and the barriers read off them, against a double well that is known exactly."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from molgen.errors import InputError
+from molgen.reweight.barrier import Barrier, profile_barrier
+from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.importance import normalised
+from molgen.reweight.profile import SmoothDensity
+from molgen.units import KB
+
+T = 300.0
+KT = KB * T
+LIMITS, EDGES = (-1.5, 1.5), np.linspace(-1.5, 1.5, 31)
+CENTRES = (EDGES[1:] + EDGES[:-1]) / 2
+FINE = np.linspace(*LIMITS, 30_001)
+
+
+def surface(x: np.ndarray) -> np.ndarray:
+    """Wells at -1 and 1, kT: the right one 2 kT higher, 20 kT between."""
+    return 20 * (x**2 - 1) ** 2 + x
+
+
+@cache
+def heights() -> np.ndarray:
+    """Top above the left, the right, both on average; right above left, kT."""
+    f = surface(FINE)
+    top, left, right = f[np.abs(FINE) < 0.5].max(), f[FINE < 0].min(), f[FINE > 0].min()
+    return np.array([top - left, top - right, right - left, top - (left + right) / 2])
+
+
+def draws(n: int, seed: int, noise: float = 1.2) -> tuple[np.ndarray, np.ndarray]:
+    """Evenly drawn x and log-weights with the noise of an imperfect proposal."""
+    rng = np.random.default_rng([11, seed])  # not the stream of the bootstrap
+    x = rng.uniform(*LIMITS, n)
+    return x, -surface(x) + noise * rng.standard_normal(n)
+
+
+def read(x: np.ndarray, log_w: np.ndarray, **options) -> Barrier:
+    given = {"between": (-1.0, 1.0), "limits": LIMITS, "width": 0.25, "replicas": 60, **options}
+    period = given.pop("period", None)
+    return profile_barrier(CollectiveVariable("x", x, "A", period), log_w, normalised(log_w), T, **given)
+
+
+def of_bins(x: np.ndarray, log_w: np.ndarray) -> float:
+    """Highest bin above the mean of the lowest ones, kT."""
+    with np.errstate(divide="ignore"):
+        f = -np.log(np.histogram(x, EDGES, weights=normalised(log_w))[0])
+    return float(f[np.abs(CENTRES) < 0.25].max() - (f[CENTRES < 0].min() + f[CENTRES > 0].min()) / 2)
+
+
+@cache
+def ninety() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values and errors (90, 4) of 90 seeds, kT, and what bins say (90,)."""
+    values, errors, binned = [], [], []
+    for seed in range(90):
+        x, log_w = draws(1500, seed)
+        found = read(x, log_w)
+        parts = (found.forward, found.reverse, found.reaction, found.mean)
+        values.append([part.value / KT for part in parts])
+        errors.append([part.error / KT for part in parts])
+        binned.append(of_bins(x, log_w))
+    return np.array(values), np.array(errors), np.array(binned)
+
+
+def test_the_top_is_not_biased_where_that_of_bins_is():
+    """About 12 effective samples a bin: the highest bin is 0.2 kT too high against that of very many samples."""
+    values, _, binned = ninety()
+    many = of_bins(*draws(2_000_000, 1, noise=0.0))
+    scatter = values.std(0, ddof=1) / 90**0.5
+    assert (np.abs(values.mean(0) - heights()) < 3 * scatter + 0.03).all() and scatter.max() < 0.04
+    assert (binned - many).mean() > 0.12 > 3 * np.abs(values.mean(0) - heights())[3]
+
+
+def test_its_errors_are_those_of_repeated_runs():
+    values, errors, _ = ninety()
+    assert errors.mean(0) / values.std(0, ddof=1) == pytest.approx(1, abs=0.2)
+    inside = np.abs(values - heights()) < errors
+    assert inside.mean(0) == pytest.approx(0.68, abs=0.12)
+    assert (np.abs(values - heights()) < 2 * errors).mean() > 0.9
+
+
+def test_place_samples_and_tails():
+    x, log_w = draws(4000, 0, noise=0.5)
+    found = read(x, log_w)
+    assert found.place == pytest.approx(FINE[np.argmax(np.where(np.abs(FINE) < 0.5, surface(FINE), 0))], abs=0.05)
+    assert found.forward.reliable and 700 < found.samples < 1300
+    heavy = log_w + 3 * np.random.default_rng(1).pareto(1.2, len(x))
+    assert not read(x, heavy).forward.reliable
+    few = read(x[:200], log_w[:200])
+    assert not few.forward.reliable or few.forward.khat < 0.5
+
+
+def test_across_the_seam_of_a_period():
+    """The same well, its top at the ends of the period."""
+    x, log_w = draws(6000, 3, noise=0.5)
+    turned = np.where(x > 0, x - 1.5, x + 1.5)  # the wells at -0.5 and 0.5, now in the other order
+    seam = read(turned, log_w, between=(0.5, 2.5), limits=(0.0, 3.0), period=3.0)
+    plain = read(x, log_w)
+    assert seam.mean.value == pytest.approx(plain.mean.value, rel=1e-6)
+    assert seam.place - 1.5 == pytest.approx(plain.place, abs=1e-6)
+
+
+def test_density_is_normalised_and_gaps_are_unknown():
+    x = np.random.default_rng(0).normal(0, 0.4, 60_000)
+    x = x[np.abs(x) < 1.5]
+    made = SmoothDensity.of(x, np.full(len(x), 1 / len(x)), LIMITS, 12)
+    exact = -(made.centres**2) / 0.32 - np.log(0.4 * (2 * np.pi) ** 0.5)
+    middle = np.abs(made.centres) < 1.0
+    assert np.abs(made.log_density() - exact)[middle].max() < 0.06
+    assert np.exp(made.log_density()).sum() * made.step == pytest.approx(1, abs=0.01)
+    doubled = made.log_density(np.where(x > 0, 2.0, 1.0) / len(x))
+    assert (doubled - made.log_density())[made.centres > 0.5] == pytest.approx(np.log(2), abs=0.05)
+    apart = SmoothDensity.of(x[np.abs(x) > 0.3], np.ones((np.abs(x) > 0.3).sum()), LIMITS, 12)
+    assert np.isneginf(apart.log_density()[np.abs(made.centres) < 0.2]).all()
+    assert np.isfinite(apart.log_density()[np.abs(np.abs(made.centres) - 0.6) < 0.2]).all()
+    log_w = np.where(np.abs(x) > 0.3, 0.0, -np.inf)
+    gap = read(x, log_w)
+    assert gap.forward.value == np.inf and not gap.forward.reliable and abs(gap.place) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"between": (1.0, -1.0)}, "low <= first < second"),
+        ({"between": (-1.0, 2.0)}, "between -1 and 2 on -1.5 to 1.5"),
+        ({"width": 0.0}, "a width above 0"),
+        ({"limits": (3.0, 5.0), "between": (3.5, 4.0)}, "no sample with a weight between 3 and 5"),
+    ],
+)
+def test_bad_input(options: dict, match: str):
+    with pytest.raises(InputError, match=match):
+        read(*draws(100, 0), **options)
+    with pytest.raises(InputError, match="3 intervals"):
+        SmoothDensity.of(np.zeros(3), np.ones(3), LIMITS, 3)
