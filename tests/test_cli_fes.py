@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from molgen.cli import main
+from molgen.cli.fes import report
 from molgen.cvdiffusion import start, target
 from molgen.data.peptide import build_peptide
 from molgen.data.start import start_structure
@@ -77,7 +78,7 @@ def test_report_and_files(molgen: Callable[..., Result], hcn: Path, tmp_path: Pa
     assert result.exit_code in (0, 3), result.stderr
     lines = {line[:16].strip(): line[17:] for line in result.stdout.splitlines()}
     assert "fine up to 0.7" in lines["verdict"] and "under the bias" in lines["ESS"] and "4 rounds" in lines["cost"]
-    assert "kT" in lines["estimates apart"] and str(tmp_path / "out") in lines["files"]
+    assert "fine up to 0.5" in lines["without weights"] and str(tmp_path / "out") in lines["files"]
     assert "the deepest, at (" in lines["basin 0"]
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"fes.dat", "COLVAR", "HILLS", "weights.npz", "samples.xyz", "fes.png", "summary.json"} <= written
@@ -110,6 +111,43 @@ def test_options_of_a_file_and_of_the_command_line(molgen: Callable[..., Result]
     assert [settings["axes"][0][end] for end in ("low", "high")] == pytest.approx([np.pi / 2, np.radians(175)])
     text = (tmp_path / "out" / "fes.dat").read_text()
     assert text.startswith("#! FIELDS angle_0_1_2 distance_1_2 file.free error")
+
+
+def test_files_in_variables_count_from_the_folder_of_the_toml(hcn: Path, tmp_path: Path, monkeypatch) -> None:
+    """Of a file with its own label and a wall; a path that begins at the root stays; run from another folder."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "ref.xyz").write_bytes(hcn.read_bytes())
+    (tmp_path / "run.toml").write_text(
+        f'xyz = "hcn.xyz"\ncv = ["r = rmsd ref.xyz [0,1,2]", "distance 1 2"]\nrange = ["-0.1 0.8", "0.9 1.6"]\n'
+        f'wall = "rmsd {tmp_path / "ref.xyz"} < 0.7"\n'
+    )
+    monkeypatch.chdir(tmp_path / "sub")
+    result = runner.invoke(main.app, ["fes", "../run.toml", "--estimate"])
+    assert result.exit_code == 0 and "grid: r -0.1 to 0.8 A" in result.stdout, result.stderr
+    (tmp_path / "ref.xyz").unlink()
+    missing = runner.invoke(main.app, ["fes", "../run.toml", "--estimate"])
+    assert missing.exit_code == 2 and "../ref.xyz cannot be read" in missing.stderr.replace("\n", " "), missing.stderr
+
+
+def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
+    """What a summary says of them, in words."""
+    estimate = {"value": 3.25, "error": 0.125, "khat": 0.3, "reliable": True, "unit": "kcal/mol"}
+    poor = {**estimate, "value": 2.0, "khat": 0.9, "reliable": False}
+    weights = {"ess": 0.1, "khat": 0.4, "n": 100}
+    summary = {
+        "gate": {"khat_biased": 0.3, "limit": 0.7}, "weights": weights, "weights_biased": weights, "verdict": "warn",
+        "disagreement_kt": {"histogram": 0.8, "bias": 1.9, "limit": 0.5}, "results": [], "rejections": {},
+        "barriers": [{"basins": [0, 1], "place": 0.4, "samples": 9, "forward": estimate, "reverse": poor}],
+        "missing": ["2 parts of the surface are joined by no sample"], "seconds": {"rounds": 3.0}, "energy_calls": 7,
+        "rounds": 2,
+    }  # fmt: skip
+    text = report(summary, tmp_path)
+    assert "histogram off by 0.8 kT (fine up to 0.5): the weights repair much" in text
+    assert "barrier 0 to 1   3.25 +- 0.12 kcal/mol, top of the profile, at 0.40" in text
+    assert "barrier 1 to 0   2 +- 0.12 kcal/mol (k-hat 0.9: not reliable)" in text
+    assert "missing?         2 parts" in text
+    quiet = report({**summary, "disagreement_kt": {"histogram": 0.2, "bias": 1.9, "limit": 0.5}}, tmp_path)
+    assert "repair much" not in quiet and "histogram off by 0.2 kT (fine up to 0.5); the bias alone" in quiet
 
 
 @pytest.mark.parametrize(("line", "texts"), [

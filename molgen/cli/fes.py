@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from molgen.cli import common
 from molgen.errors import InputError
 
 BESIDE_PRETRAINED = ("pretrained", "samples", "seed", "out", "overwrite", "resume", "units", "as_json", "config")
+
+FILES = re.compile(r"(\b(?:rmsd|path-s|path-z)\s+)(\S+)", re.IGNORECASE)  # in the text of a variable
 
 
 def register(app: typer.Typer) -> None:
@@ -66,7 +69,7 @@ def fes(
         ),
     ] = "auto",
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=4, help="Of --draws energies each; default 300, internal 100.")
+        int | None, typer.Option("--rounds", min=4, help="Of --draws energies each; default 240, internal 100.")
     ] = None,
     draws: Annotated[
         int | None,
@@ -76,7 +79,7 @@ def fes(
         int | None, typer.Option("--learn", min=1, help="Gradient steps a round; default 80, internal 200.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("-n", "--samples", min=1, help="Drawn at the end; default 4000, internal 16000.")
+        int | None, typer.Option("-n", "--samples", min=1, help="Drawn at the end; default 16000.")
     ] = None,
     gamma: Annotated[float, typer.Option("--gamma", help="Bias factor.")] = 12.0,
     cap: Annotated[float, typer.Option("--cap", help="The bias grows no higher, kT.")] = 23.0,
@@ -155,6 +158,8 @@ def _typed(key: str, value: Any, default: Any, config: Path) -> Any:
         good, example, result = all(type(v) in (int, float) for v in listed), "0.1, or a list", listed
     elif key in ("cv", "wall", "range_", "forcefield"):
         good, example, result = all(isinstance(v, str) for v in listed), "text, or a list of texts", listed
+        if good and key in ("cv", "wall"):
+            result = [FILES.sub(lambda m: f"{m[1]}{config.parent / m[2]}", text) for text in listed]
     elif key == "pretrained":
         good, example = isinstance(value, str), "ala2"
     elif key == "from_ts":
@@ -342,27 +347,42 @@ def report(summary: dict[str, Any], out: Path) -> str:
                     f"{gate['limit']}), {_number(weights['khat'])} without it"),
         ("ESS", f"{summary['weights_biased']['ess']:.1%} under the bias, {weights['ess']:.1%} without it, of "
                 f"{weights['n']} samples"),
-        ("estimates apart", ", ".join(f"{name} {_number(value)} kT" for name, value in
-                                      summary["disagreement_kt"].items() if name != "limit")),
+        ("without weights", _without(summary["disagreement_kt"])),
     ]  # fmt: skip
     for row in summary["results"]:
         place = ", ".join(f"{value:.2f}" for value in row["minimum"])
         if row["error"] == 0 and row["value"] == 0:
             rows.append((row["name"], f"0, the deepest, at ({place})"))
             continue
-        doubt = "" if row["reliable"] else f"   (k-hat {_number(row['khat'])}: not reliable)"
-        rows.append((row["name"], f"{_number(row['value'], 4)} +- {_number(row['error'])} {row['unit']} at ({place})"
-                     + doubt))  # fmt: skip
+        rows.append((row["name"], f"{_estimated(row)} at ({place})"))
+    for row in summary.get("barriers", []):
+        one, other = row["basins"]
+        where = f", top of the profile, at {row['place']:.2f}, above its minimum"
+        rows += [(f"barrier {a} to {b}", _estimated(row[side]) + where)
+                 for a, b, side in ((one, other, "forward"), (other, one, "reverse"))]  # fmt: skip
     for name, row in summary.get("barrier", {}).items():
         if isinstance(row, dict):
-            doubt = "" if row["reliable"] else f"   (k-hat {_number(row['khat'])}: not reliable)"
-            label = "reaction" if name == "reaction" else f"barrier {name}"
-            rows.append((label, f"{_number(row['value'], 4)} +- {_number(row['error'])} {row['unit']}{doubt}"))
+            rows.append((name if name == "reaction" else f"barrier {name}", _estimated(row)))
+    rows += [("missing?", text) for text in summary.get("missing", [])]
     rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
     seconds = sum(summary["seconds"].values())
     rows.append(("cost", f"{summary['energy_calls']} energies, {seconds:.0f} s, {summary['rounds']} rounds"))
     rows.append(("files", f"{out}/: fes.dat, fes.png, COLVAR, HILLS, weights.npz, ..."))
     return "\n".join(f"{name:<16} {text}" for name, text in rows)
+
+
+def _estimated(row: dict[str, Any]) -> str:
+    """An estimate with its error, and a word where k-hat forbids it."""
+    doubt = "" if row["reliable"] else f" (k-hat {_number(row['khat'])}: not reliable)"
+    return f"{_number(row['value'], 4)} +- {_number(row['error'])} {row['unit']}{doubt}"
+
+
+def _without(apart: dict[str, float]) -> str:
+    """How far the surfaces that need no path weights are from the one that is shown."""
+    text = f"histogram off by {_number(apart['histogram'])} kT (fine up to {apart['limit']:g})"
+    if apart["histogram"] is None or apart["histogram"] > apart["limit"]:
+        text += ": the weights repair much, so look at k-hat and at another seed"
+    return f"{text}; the bias alone, which only pushes, by {_number(apart['bias'])} kT"
 
 
 def _number(value: float | None, digits: int = 2) -> str:
