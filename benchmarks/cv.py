@@ -39,23 +39,24 @@ from molgen.errors import CalculatorError
 from molgen.potentials.analytic import DoubleWell, Harmonic, MuellerBrown
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.importance import normalised
 from molgen.units import KB, KCAL_MOL
 from molgen.workflows.fes import FesSettings, run_fes
 from molgen.workflows.fes_estimate import ensemble_of, final_draws, surfaces
 from molgen.workflows.fes_problem import Problem
+from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System
 
 T, SEEDS, LOW = 300.0, (0, 1, 2), 8.0  # K; kT, where surfaces are compared
 KT = KB * T
 RESULTS = Path(__file__).parent / "results" / "cv.json"
-SN2_TOP = 0.25  # Angstrom of the difference of distances around its top
 
 SMALL = FesSettings(
     sampler=SamplerSettings(rounds=150, draws=256, learn=60, pretrain=500, width=0.15),
     schedule=Schedule(start=25.0, steps=50), frames=100, samples=8000, stop=False,
 )  # fmt: skip
-PLANE = 32_000  # final samples of the model with two variables: its surface has ten times as many bins
-SN2 = FesSettings(sampler=SamplerSettings(rounds=300, learn=80), stop=False)
+PLANE = 52_000  # final samples of the model with two variables: its surface has ten times as many bins
+SN2 = replace(default_settings("cartesian"), stop=False)
 
 
 def along(axis: int, name: str):
@@ -243,31 +244,27 @@ def sn2_row(seed: int, out: Path) -> dict:
     d = ensemble.cvs[sn2.CVS[0]].values - ensemble.cvs[sn2.CVS[1]].values
     wells = ensemble.free_energy(d < 0, d > 0)
     surface = ensemble.fes(CollectiveVariable("d", d, "A"), bins=[sn2.EDGES])
+    top = sn2.barrier(d, ensemble.log_weights, ensemble.weights).mean
     return {
         "system": "sn2", "seed": seed, "seconds": time.process_time() - begin, "energies": summary["energy_calls"],
         "curve": sn2.curve(np.nan_to_num(d, nan=99.0), ensemble.weights).tolist(),
-        "sigma": (surface.error / KCAL_MOL).tolist(), "wells": wells.value / KCAL_MOL,
-        "wells_sigma": wells.error / KCAL_MOL, "khat_biased": summary["gate"]["khat_biased"],
+        "sigma": (surface.error / KCAL_MOL).tolist(), "barrier": top.value / KCAL_MOL,
+        "barrier_sigma": top.error / KCAL_MOL, "barrier_khat": top.khat, "verdict": summary["verdict"],
+        "wells": wells.value / KCAL_MOL, "wells_sigma": wells.error / KCAL_MOL,
+        "khat_biased": summary["gate"]["khat_biased"],
         "ess_biased": summary["weights_biased"]["ess"], "khat": summary["weights"]["khat"],
         "disagreement_kt": summary["disagreement_kt"],
     }  # fmt: skip
 
 
-def barrier(curve: np.ndarray) -> float:
-    """Top of the curve within 0.25 A of its middle, above the mean of its two minima, kcal/mol."""
-    centres = (sn2.EDGES[1:] + sn2.EDGES[:-1]) / 2
-    wells = [curve[centres < 0].min(), curve[centres > 0].min()]
-    return float(curve[np.abs(centres) < SN2_TOP].max() - np.mean(wells))
-
-
-def against(row: dict, truth: np.ndarray) -> dict:
-    """Errors of a curve against the reference, kcal/mol."""
+def against(row: dict, truth: np.ndarray, height: float) -> dict:
+    """Errors of a curve and a barrier against those of the reference, kcal/mol."""
     mine = np.array(row["curve"], dtype=float)
     low = (truth < 12) & np.isfinite(mine)
     missing = int(((truth < 12) & ~np.isfinite(mine)).sum())
     return {
-        **row, "barrier": barrier(mine), "barrier_error": barrier(mine) - barrier(truth),
-        "rmse": float(np.std((mine - truth)[low])), "swap_asymmetry": abs(row["wells"]), "missing_bins": missing,
+        **row, "barrier_error": row["barrier"] - height, "rmse": float(np.std((mine - truth)[low])),
+        "swap_asymmetry": abs(row["wells"]), "missing_bins": missing,
     }  # fmt: skip
 
 
@@ -277,44 +274,68 @@ def metadynamics_row(folder: Path) -> tuple[dict, list[dict]]:
     d, w = stored["cvs"][:, 0] - stored["cvs"][:, 1], stored["weights"].astype(float)
     wells = -KT * np.log(w[d > 0].sum() / w[d < 0].sum()) / KCAL_MOL
     end = {"energies": int(stored["energies"][-1]), "seconds": float(stored["seconds"][-1]),
+           "barrier": sn2.barrier(d, np.log(w), w / w.sum()).mean.value / KCAL_MOL,
            "curve": sn2.curve(d, w).tolist(), "wells": float(wells)}  # fmt: skip
     grid = np.meshgrid(stored["nodes0"], stored["nodes1"], indexing="ij")
     apart = (grid[0] - grid[1]).ravel()
     track = []
     for free, energies, seconds in zip(stored["bias_free_energy"], stored["energies"], stored["seconds"], strict=True):
         weights = np.exp(-(free - free.min()).astype(float) / KT)
-        track.append({"energies": float(energies), "seconds": float(seconds), "wells": 0.0,
+        track.append({"energies": float(energies), "seconds": float(seconds), "wells": 0.0, "barrier": 0.0,
                       "curve": sn2.curve(apart, weights).tolist()})  # fmt: skip
     return end, track
 
 
-def sn2_report(rows: list[dict], folder: Path, out: Path) -> dict[str, Any]:
-    """Everything about the reaction, errors against the umbrella sampling in `folder`; runs are in `out`."""
-    stored = np.load(folder / "sn2-umbrella" / "umbrella.npz")
-    truth, blocks = stored["curve"], stored["blocks"]
-    tops = np.array([barrier(block) for block in blocks])
-    low = truth < 12
-    reference = {
-        "energies": int(stored["energies"]), "seconds": float(stored["seconds"]), "barrier": barrier(truth),
-        "barrier_sigma": float(tops.std(ddof=1) / len(tops) ** 0.5), "curve": truth.tolist(),
-        "block_error": float(np.sqrt(np.mean(blocks[:, low].var(0, ddof=1) / len(blocks)))),
+def sn2_reference(path: Path) -> tuple[dict, np.ndarray]:
+    """Figures of the umbrella sampling, and its curve, both sides made equal."""
+    stored = np.load(path)
+
+    def both(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        d, log_w = (np.tile(stored[name][chosen], 2) for name in ("d", "log_weights"))
+        d[len(d) // 2 :] *= -1
+        return d, log_w, normalised(log_w)
+
+    blocks = [both(stored["block"] == number) for number in np.unique(stored["block"])]
+    every = both(np.ones(len(stored["d"]), dtype=bool))
+    truth = sn2.curve(every[0], every[2])
+    tops = np.array([sn2.barrier(*block).mean.value for block in blocks]) / KCAL_MOL
+    curves = np.stack([sn2.curve(d, w) for d, _, w in blocks])[:, truth < 12]
+    figures = {
+        "energies": int(stored["energies"]), "seconds": float(stored["seconds"]), "curve": truth.tolist(),
+        "barrier": sn2.barrier(*every).mean.value / KCAL_MOL,
+        "barrier_sigma": float(tops.std(ddof=1) / len(tops) ** 0.5),
+        "block_error": float(np.sqrt(np.mean(curves.var(0, ddof=1) / len(curves)))),
     }  # fmt: skip
+    return figures, truth
+
+
+def sn2_report(rows: list[dict], folder: Path, out: Path, before: dict) -> dict[str, Any]:
+    """Everything about the reaction, errors against the umbrella sampling in `folder`; runs are in `out`.
+
+    Args:
+        before: an earlier report: its metadynamics stay where `folder` has none.
+    """
+    reference, truth = sn2_reference(folder / "sn2-umbrella" / "umbrella.npz")
+    height = reference["barrier"]
 
     def errors(values: dict, weights: np.ndarray) -> dict:
-        row = {"curve": sn2.curve(values[sn2.CVS[0]] - values[sn2.CVS[1]], weights).tolist(), "wells": 0.0}
-        return {k: v for k, v in against(row, truth).items() if k in ("rmse", "barrier_error")}
+        d = values[sn2.CVS[0]] - values[sn2.CVS[1]]
+        row = {"curve": sn2.curve(d, weights).tolist(), "wells": 0.0, "barrier": 0.0}
+        return {"rmse": against(row, truth, height)["rmse"]}
 
-    peers: dict[str, Any] = {}
-    tracks: dict[str, Any] = {}
+    peers = {name: against(row, truth, height) for name, row in before.get("peers", {}).items()}
+    tracks = {name: track for name, track in before.get("tracks", {}).items() if not name.startswith("molgen")}
     for r in rows:
         tracks[f"molgen fes, seed {r['seed']}"] = own_track(out / f"sn2-{r['seed']}", r["seconds"], errors)
     for path in sorted(folder.glob("metad-sn2-*/metadynamics.npz")):
         end, track = metadynamics_row(path.parent)
         name = f"well-tempered metadynamics, 4 walkers, seed {path.parent.name.rsplit('-', 1)[1]}"
-        peers[name] = against(end, truth)
-        tracks[name] = [{k: v for k, v in against(row, truth).items() if k != "curve"} for row in track]
-    found = [against(r, truth) for r in rows]
-    return {"reference": reference, "rows": found, "peers": peers, "tracks": tracks}
+        peers[name] = against(end, truth, height)
+        tracks[name] = [{k: v for k, v in against(row, truth, height).items() if k in ("energies", "seconds", "rmse")}
+                        for row in track]  # fmt: skip
+    return {
+        "reference": reference, "rows": [against(r, truth, height) for r in rows], "peers": peers, "tracks": tracks,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -338,6 +359,7 @@ def main() -> None:
         return json.loads(path.read_text())
 
     parts, results = o.parts.split(","), {}
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if "models" in parts:
         results["models"] = [kept(f"gaussian {s}", lambda s=s: gaussian_row(s)) for s in SEEDS]
         settings = {"double well": SMALL, "Mueller-Brown": replace(SMALL, samples=PLANE)}
@@ -359,8 +381,7 @@ def main() -> None:
     if "sn2" in parts:
         rows = [kept(f"sn2 {s}", lambda s=s: sn2_row(s, o.out)) for s in SEEDS]
         if (o.references / "sn2-umbrella" / "umbrella.npz").exists():
-            results["sn2"] = sn2_report(rows, o.references, o.out)
-    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            results["sn2"] = sn2_report(rows, o.references, o.out, stored.get("sn2", {}))
     stored |= results | {
         "command": "python benchmarks/cv.py --out runs/bench-cv", "date": time.strftime("%Y-%m-%d"),
         "machine": "one of two Xeon cores of a busy machine; 1 thread; seconds are those of the processor",

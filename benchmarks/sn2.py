@@ -3,7 +3,9 @@
     python benchmarks/sn2.py --out runs/sn2-umbrella
 
 Umbrella sampling in d, one walker a window, weighed by MBAR (pymbar); the reaction is symmetric, so only d > 0 is
-sampled. The reference for benchmarks/cv.py: no window has a barrier to cross, unlike metadynamics.
+sampled. Walkers of neighbouring windows exchange places (Sugita, Kitao, Okamoto, J. Chem. Phys. 113 (2000) 6042), so
+that what is slow within a window is not what starts there. The reference for benchmarks/cv.py: no window has a barrier
+to cross, unlike metadynamics.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 EDGES = np.linspace(-1.7, 1.7, 35)  # of d, Angstrom
+WIDTH = 0.2  # Angstrom between knots of the smooth profile
 WALLS = ["distance 0 4 < 3.3", "distance 0 5 < 3.3"]
 CVS = ["distance 0 4", "distance 0 5"]
 START = np.array(
@@ -25,6 +28,7 @@ START = np.array(
 )
 SPACING, SPRING = 0.1, 0.07  # Angstrom between windows; standard deviation of a walker in a flat window
 SETTLE, EVERY, BLOCKS = 0.1, 5, 5
+EXCHANGE = 10  # steps between attempts
 
 
 def potential():
@@ -60,6 +64,17 @@ def curve(difference: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return free - free.min()
 
 
+def barrier(difference: np.ndarray, log_weights: np.ndarray, weights: np.ndarray, groups: np.ndarray | None = None):
+    """The barrier along d: top of the smooth profile above its minima; of samplers and of the reference alike."""
+    from molgen.reweight.barrier import profile_barrier
+    from molgen.reweight.free_energy import CollectiveVariable
+
+    return profile_barrier(
+        CollectiveVariable("d", difference, "A"), log_weights, weights, 300.0, between=(-1.2, 1.2),
+        limits=(float(EDGES[0]), float(EDGES[-1])), width=WIDTH, groups=groups,
+    )  # fmt: skip
+
+
 def umbrella(steps: int, seed: int, out: Path) -> None:
     """Sample, weigh and write `umbrella.npz`: the symmetric curve, those of blocks of time, energies, seconds."""
     from langevin import baoab
@@ -77,9 +92,29 @@ def umbrella(steps: int, seed: int, out: Path) -> None:
     x[:, 4, 2], x[:, 5, 2] = near, -(near + centres)
     x[:, 1:4, 2] = -0.35 * np.clip(centres, 0, 1)[:, None]
 
+    window = np.arange(len(centres))  # of each walker
+    exchanges = [0, 0, 0]  # calls, attempts, successes
+    rng = np.random.default_rng([seed, 1])
+
+    def exchange(d: np.ndarray) -> None:
+        """Metropolis exchange of the windows of every other pair of neighbours; d (W,) of the walkers."""
+        walker = np.argsort(window)
+        for k in range(exchanges[0] // EXCHANGE % 2, len(centres) - 1, 2):
+            one, two = walker[k], walker[k + 1]
+            # 1/2 k [(d1 - c1)^2 + (d2 - c2)^2 - (d1 - c2)^2 - (d2 - c1)^2]
+            gain = stiffness / kt * (d[one] - d[two]) * (centres[k + 1] - centres[k])
+            exchanges[1] += 1
+            if np.log(rng.random()) < gain:
+                window[one], window[two] = k + 1, k
+                exchanges[2] += 1
+
     def forces(x: np.ndarray) -> np.ndarray:
         values, slopes = evaluate(given.cvs, x)
-        pull = stiffness * (values[:, 1] - values[:, 0] - centres)[:, None, None]
+        d = values[:, 1] - values[:, 0]
+        exchanges[0] += 1
+        if exchanges[0] % EXCHANGE == 0:
+            exchange(d)
+        pull = stiffness * (d - centres[window])[:, None, None]
         return surface.energy_and_forces(x)[1] - wall_energy(given.walls, x)[1] - pull * (slopes[:, 1] - slopes[:, 0])
 
     kept, begin = [], time.process_time()
@@ -88,23 +123,20 @@ def umbrella(steps: int, seed: int, out: Path) -> None:
             values = evaluate(given.cvs, x)[0]
             kept.append(values[:, 1] - values[:, 0])
         if step % max(1, steps // 10) == 0:
-            print(f"{step} steps, {surface.calls} energies, {time.process_time() - begin:.0f} s", flush=True)
+            print(f"{step} steps, {surface.calls} energies, {time.process_time() - begin:.0f} s, "
+                  f"{exchanges[2] / max(1, exchanges[1]):.0%} exchanged", flush=True)  # fmt: skip
         if step == steps:
             break
 
-    def weighed(d: np.ndarray) -> np.ndarray:
-        flat = d.T.ravel()
-        reduced = 0.5 * stiffness / kt * (flat - centres[:, None]) ** 2
-        found = MBAR(reduced, np.full(len(centres), len(d)), solver_protocol="robust")
-        log_w = -np.logaddexp.reduce(found.f_k[:, None] - reduced, axis=0)
-        weights = np.exp(log_w - log_w.max())
-        return curve(np.concatenate([flat, -flat]), np.concatenate([weights, weights]))
-
     series = np.array(kept)
+    flat = series.T.ravel()
+    reduced = 0.5 * stiffness / kt * (flat - centres[:, None]) ** 2
+    found = MBAR(reduced, np.full(len(centres), len(series)), solver_protocol="robust")
     out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
-        out / "umbrella.npz", curve=weighed(series), energies=surface.calls, seconds=time.process_time() - begin,
-        blocks=np.stack([weighed(part) for part in np.array_split(series, BLOCKS)]),
+        out / "umbrella.npz", d=flat, log_weights=-np.logaddexp.reduce(found.f_k[:, None] - reduced, axis=0),
+        block=np.tile(np.arange(len(series)) * BLOCKS // len(series), len(centres)), f_k=found.f_k, centres=centres,
+        energies=surface.calls, seconds=time.process_time() - begin,
     )  # fmt: skip
 
 

@@ -288,7 +288,8 @@ def cv_sn2(report: dict) -> str:
     ]
     for row in report["sn2"]["rows"]:
         lines.append(
-            f"| `molgen fes`, seed {row['seed']} | {row['energies']:,} | {row['seconds']:.0f} | {row['barrier']:.2f} | "
+            f"| `molgen fes`, seed {row['seed']} | {row['energies']:,} | {row['seconds']:.0f} | "
+            f"{row['barrier']:.2f} ± {row['barrier_sigma']:.2f} | "
             f"{row['rmse']:.2f} | {row['swap_asymmetry']:.2f} ± {row['wells_sigma']:.2f} | {row['khat_biased']:.2f}, "
             f"{row['khat']:.2f} |"
         )
