@@ -39,7 +39,8 @@ class Run:
         seed: random seed.
         device: torch device name; may differ when resuming.
         overwrite: replace an earlier run in `directory`.
-        resume: continue an earlier run in `directory`; a fresh start where there is none.
+        resume: continue an earlier run in `directory`; a fresh start where there is none. None where the command
+            cannot: a message does not offer it then.
 
     Attributes:
         results: list that `finish` writes when it is given no other; fill it as results arrive.
@@ -60,7 +61,7 @@ class Run:
         seed: int = 0,
         device: str = "cpu",
         overwrite: bool = False,
-        resume: bool = False,
+        resume: bool | None = None,
     ):
         self.directory = Path(directory)
         self.command, self.seed, self.device = command, int(seed), str(device)
@@ -145,7 +146,7 @@ class Run:
         except MolgenError as second:
             error.add_note(f"and no {SUMMARY} could be written: {second}")  # the first fault is the one to report
 
-    def _open(self, overwrite: bool, resume: bool) -> None:
+    def _open(self, overwrite: bool, resume: bool | None) -> None:
         where = str(self.directory)
         if overwrite and resume:
             raise InputError("--overwrite and --resume exclude each other", where=where, remedy="give one of the two")
@@ -161,11 +162,14 @@ class Run:
         elif overwrite:
             self._clear()
         else:
+            ways = ["--overwrite to replace the earlier run", "another --out"]
+            if resume is not None and (self._read(MANIFEST) or {}).get("command") == self.command:
+                ways.insert(0, "--resume to continue it")
             raise InputError(
                 "the output folder is not empty",
                 where=where,
                 expected="an empty or new folder",
-                remedy="give --overwrite to replace the earlier run, or another --out",
+                remedy=f"give {', '.join(ways[:-1])}, or {ways[-1]}",
             )
 
     def _continue(self) -> None:

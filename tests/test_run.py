@@ -55,6 +55,18 @@ def test_summary_has_what_scripts_rely_on(tmp_path):
     assert listing(out) == ["manifest.json", "modes.json", "plots", "summary.json", "ts.xyz"]
 
 
+def test_an_earlier_run_may_be_resumed_where_the_command_can(tmp_path):
+    with Run(tmp_path, "fes", {}, resume=False):
+        pass
+    offers = "give --resume to continue it, --overwrite to replace the earlier run, or another --out"
+    with pytest.raises(InputError, match=offers):
+        Run(tmp_path, "fes", {}, resume=False)
+    for command, resume in (("fes", None), ("ts", False)):  # cannot resume; a run of another command
+        with pytest.raises(InputError, match="not empty") as refused:
+            Run(tmp_path, command, {}, resume=resume)
+        assert "--resume" not in str(refused.value)
+
+
 def test_existing_output_is_refused_and_untouched(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     message = r"the output folder is not empty\n  expected: an empty or new folder\n  remedy: give --overwrite"
