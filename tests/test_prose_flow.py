@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from flow_cases import KELVIN, MOLECULES, conditionals, drawn, flow_of, layout_of, log_prob, real
+from flow_cases import KELVIN, MOLECULES, conditionals, drawn, flow_of, jacobian, layout_of, log_prob, real
 from scipy.spatial.transform import Rotation
 
 from molgen.errors import InputError
 from molgen.geometry.internal import to_cartesian, to_internal
-from molgen.prose.generate import propose, sample, uniform
+from molgen.prose.generate import propose, sample
 from molgen.prose.zmatrix import canonical
 
 # densities
@@ -30,29 +30,8 @@ def test_samples_carry_their_density(molecule: str) -> None:
 
 @pytest.mark.parametrize("molecule", ["G/ace-nme", "P/ace-nme"])
 def test_log_q_is_the_jacobian_of_the_sampler(molecule: str) -> None:
-    """Every Cartesian coordinate by every random number, by central differences; rigid motion fills up the rest.
-
-    A label, one of m turns of a periodic torsion, has probability 1/m.
-    """
-    layout, step = layout_of(molecule), 1e-5
-    n = layout.atoms
-    noise = 0.15 + 0.7 * uniform(0, 5, layout.noise).view(n, 4)
-    used = torch.zeros(n, 4, dtype=torch.bool)
-    used[1, 0] = used[2, :2] = True
-    used[3:, :3] = True
-    columns = torch.nonzero(used.flatten())[:, 0]
-    rows = noise.flatten().repeat(2 * len(columns) + 1, 1)
-    for k, column in enumerate(columns.tolist()):
-        rows[2 * k, column] += step
-        rows[2 * k + 1, column] -= step
-    out = sample(flow_of(), layout, rows, torch.full((len(rows),), KELVIN).double())
-    x = out.x[-1]
-    jacobian = (out.x[0:-1:2] - out.x[1:-1:2]).flatten(1).T / (2 * step)
-    rigid = [torch.eye(3).double().repeat(n, 1)]
-    rigid += [torch.linalg.cross(axis.expand(n, 3), x).flatten()[:, None] for axis in torch.eye(3).double()]
-    volume = torch.linalg.slogdet(torch.cat([jacobian, *rigid], 1))[1]
-    labels = layout.folds.double().log().sum()
-    assert float(out.log_q[-1]) == pytest.approx(-float(volume + labels), abs=1e-5)
+    log_q, volume = jacobian(layout_of(molecule))
+    assert log_q == pytest.approx(volume, abs=1e-5)
 
 
 def test_density_integrates_to_one() -> None:

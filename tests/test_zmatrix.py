@@ -20,6 +20,7 @@ from molgen.data.start import start_structure
 from molgen.errors import InputError
 from molgen.geometry.internal import log_volume, to_cartesian, to_internal, wrapped
 from molgen.prose.layout import Layout
+from molgen.prose.limits import within
 from molgen.prose.zmatrix import build_zmatrix, canonical
 
 KINDS = [kind for kind in RESIDUES if kind != "[HIE]"]  # the same as H
@@ -274,13 +275,12 @@ def test_frames_of_molecular_dynamics_have_narrow_dihedrals_near_their_centre(se
         pytest.skip(f"{path} is absent")
     data = load_md(path)
     layout = Layout.of(data.peptide)
-    x = torch.from_numpy(data.positions[0, ::20]).double()[:, layout.order]
-    q = to_internal(layout.z, canonical(layout.z, x))
+    x = canonical(layout.z, torch.from_numpy(data.positions[0, ::20]).double()[:, layout.order])
+    q = to_internal(layout.z, x)
     narrow = q[:, layout.narrow, 2].abs()
-    assert (
-        (q[..., 2].abs() <= layout.phi_limit).all() and narrow.median() < 0.15 and (narrow > 0.6).float().mean() < 0.01
-    )
-    assert (distances(to_cartesian(layout.z, q)) - distances(canonical(layout.z, x))).abs().max() < 1e-9
+    assert within(layout.limits, layout.z, x, q).all()
+    assert narrow.median() < 0.15 and (narrow > 0.6).float().mean() < 0.01
+    assert (distances(to_cartesian(layout.z, q)) - distances(x)).abs().max() < 1e-9
 
 
 # labels
@@ -329,6 +329,5 @@ def test_mirror_images_are_not_put_right(sequence: str) -> None:
     peptide = build_peptide(sequence)
     layout = Layout.of(peptide)
     x = conformations(peptide)
-    x = x * x.new_tensor([1.0, 1.0, -1.0])
-    q = to_internal(layout.z, canonical(layout.z, x))
-    assert not (q[..., 2].abs() <= layout.phi_limit).all(1).any()
+    x = canonical(layout.z, x * x.new_tensor([1.0, 1.0, -1.0]))
+    assert not within(layout.limits, layout.z, x, to_internal(layout.z, x)).any()

@@ -14,6 +14,7 @@ from molgen.data.peptide import Peptide
 from molgen.geometry.internal import log_volume, to_internal
 from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
+from molgen.prose.limits import within
 from molgen.prose.model import ProseFlow
 from molgen.prose.physics import local_quadratic, scan
 from molgen.prose.state import State
@@ -55,14 +56,15 @@ class Frames:
     ) -> Frames:
         """From positions (M, N, 3) in Angstrom, energies (M,) in eV and temperatures (M,) in K.
 
-        The rare frame of a hot trajectory with an inverted centre, and frames without a finite energy, are left out.
+        The rare frame of a hot trajectory beyond the flow's limits (an inverted centre), and frames without a finite
+        energy, are left out.
         """
         parts: list[list[Tensor]] = [[] for _ in range(7)]
         for chunk in torch.from_numpy(np.asarray(positions)).split(_CHUNK):
             x = canonical(layout.z, chunk.double()[:, layout.order])
             q = to_internal(layout.z, x)
             volume = log_volume(layout.z, q, x).float()
-            usable = (q[..., 2].abs() <= layout.phi_limit).all(1) & volume.isfinite()
+            usable = within(layout.limits, layout.z, x, q) & volume.isfinite()
             x = x.float()
             gradient, hessian = local_quadratic(layout, x, layout.narrow)
             scans = torch.stack([scan(layout, rotor, x) for rotor in layout.rotors], 1).half()

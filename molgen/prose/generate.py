@@ -20,6 +20,7 @@ from molgen.errors import InputError
 from molgen.geometry.internal import closing_angle, log_volume, place
 from molgen.nn.trunk import TrunkCache
 from molgen.prose.layout import Layout
+from molgen.prose.limits import within
 from molgen.prose.model import ProseFlow
 from molgen.prose.physics import CHANNELS, KNOTS, local_quadratic, scan
 from molgen.prose.state import Local, State, coordinates, thermal
@@ -131,17 +132,9 @@ def sample(flow: ProseFlow, layout: Layout, noise: Tensor, temperature: Tensor, 
             if block == 1 or (attempt and float((x[:, ranks] - before).abs().max()) < _SAME):
                 break
     total = log_q.sum(1) - log_volume(layout.z, q, x)
-    total = torch.where(_outside(layout, x, q) | total.isnan(), math.inf, total)  # no conformation: weight 0
+    # no conformation, or none that log_prob knows: a ring that cannot close any more
+    total = torch.where(within(layout.limits, layout.z, x, q) & ~total.isnan(), total, math.inf)
     return Sampled(x[:, torch.from_numpy(layout.z.rank)], total, rounds)
-
-
-def _outside(layout: Layout, x: Tensor, q: Tensor) -> Tensor:
-    """(B,) whether the coordinates are those of no conformation (bonds too short to close a ring, or negative), or of
-    another stereoisomer, of which :meth:`ProseFlow.log_prob` is -inf."""
-    closing = np.flatnonzero(layout.z.closes)
-    b = x[:, layout.z.references[closing, 1]]
-    gap = (x[:, closing] - b).norm(dim=-1) - q[:, closing, 1]
-    return (gap.abs() > 1e-6).any(1) | (q[:, 1:, 0] <= 0).any(1) | (q[..., 2].abs() > layout.phi_limit).any(1)
 
 
 def _hints(layout: Layout, state: State, ranks: Tensor) -> tuple[Local, Tensor]:
@@ -179,4 +172,4 @@ def _move(layout: Layout, x: Tensor, q: Tensor, ranks: Tensor, steps: Tensor) ->
                 q[:, 2, 2] = 0
             elif z.closes[i]:
                 theta = closing_angle(r, second, (b - c).norm(dim=-1))
-            x[:, i] = place(a, b, c, r, theta, phi + (0.0 if math.isinf(layout.phi_limit[i]) else float(z.center[i])))
+            x[:, i] = place(a, b, c, r, theta, phi + float(z.center[i]))

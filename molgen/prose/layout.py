@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from molgen.data.peptide import Parameters, Peptide
 from molgen.geometry.internal import ZMatrix
+from molgen.prose.limits import Limits
 from molgen.prose.zmatrix import build_zmatrix
 
 ELEMENTS = (1, 6, 7, 8, 16)
@@ -90,6 +90,7 @@ class Layout:
         heavy_bonds: (H, H) bonds between heavy atoms, at most 8.
         r0, theta0: (N,) ideal |XC| and angle B-C-X (|XB| where a ring closes). scale: (N, 3) units of r, theta and phi
             in which the stiffest term is eV/2 times the square.
+        limits: the windows of r, theta and narrow phi.
         narrow: (K,) ranks described by a local quadratic. rotors: the broad dihedrals.
         lj, coulomb: (N, N) scale of the non-bonded terms (0, 1/2 or 1; 0, 5/6 or 1). sigma, epsilon: (N, N) mixed by
             Lorentz and Berthelot; charges: (N, N) products in eV Angstrom.
@@ -107,6 +108,7 @@ class Layout:
     r0: Tensor
     theta0: Tensor
     scale: Tensor
+    limits: Limits
     narrow: Tensor
     rotors: tuple[Rotor, ...]
     lj: Tensor
@@ -156,14 +158,9 @@ class Layout:
         return self.scale.log()
 
     @cached_property
-    def phi_limit(self) -> Tensor:
-        """(N,) the largest |phi - center| of the right stereochemistry: planes bend, tetrahedra do not invert.
-
-        Siblings stand at 120 degrees to either side; 60 degrees on, the centre is flat.
-        """
-        tetrahedral = torch.from_numpy(np.abs(np.sin(self.z.center)) > 0.1)
-        limit = torch.where(tetrahedral, math.pi / 3, 2.0)
-        return torch.where(self.has_line[:, 2], limit, math.inf)
+    def ideal(self) -> Tensor:
+        """(N, 3) what steps are counted from: ideal r and theta, 0 for phi."""
+        return torch.stack([self.r0, self.theta0, torch.zeros_like(self.r0)], -1)
 
     @property
     def atoms(self) -> int:
@@ -208,6 +205,9 @@ def _build(peptide: Peptide) -> Layout:
         r0=torch.from_numpy(r0),
         theta0=torch.from_numpy(theta0),
         scale=torch.from_numpy(scale),
+        limits=Limits.of(
+            z, np.stack([r0, theta0], 1), scale[:, 1], _corners(z, bends), hydrogen=peptide.numbers[order] == 1
+        ),
         narrow=torch.from_numpy(np.flatnonzero((z.fold == 0) & (np.arange(n) > 2))),
         rotors=tuple(
             _rotor(z, int(i), torsions, graph, (r0, theta0), bends, p.charges[order], set(heavy.tolist()))
@@ -349,6 +349,15 @@ def _beyond(
     weight = np.abs(charges[branch]) + 0.01
     hops = float((weight * [reach[k] for k in branch]).sum() / weight.sum())
     return float(charges[branch].sum()), 1.2 * hops, len(heavy & set(branch))
+
+
+def _corners(z: ZMatrix, bends: Bends) -> dict[int, tuple[float, float]]:
+    """The ideal angle at each atom that closes a ring, between its two bonds, and the unit of that angle, radians."""
+    corners = {}
+    for k in np.flatnonzero(z.closes).tolist():
+        theta, force = bends[frozenset(z.references[k, 1:].tolist()), k]
+        corners[k] = (theta, force**-0.5)
+    return corners
 
 
 def _closure(

@@ -21,12 +21,15 @@ from molgen.nn.neighbours import SumOfSilu
 from molgen.nn.radial import GaussianRadial
 from molgen.nn.trunk import Trunk, TrunkCache, TrunkConfig
 from molgen.prose.layout import NODE_FEATURES, Layout
+from molgen.prose.limits import windows, within
 from molgen.prose.physics import CHANNELS, KNOTS
-from molgen.prose.state import Local, State, broad_positions, narrow_limits
+from molgen.prose.state import Local, State, broad_positions
 
 OWN = 7  # own coordinates of a placed atom: r, theta, narrow phi; cos and sin of phi and 2 phi
 FOURIER = 8
 FLOOR = 14.0  # no angle is less likely than e^-14 of the likeliest
+_FARTHEST = 38.0  # widths: beyond, the normal distribution is zero in double precision
+_LEAST = 1e-300  # of a window that is empty: what is drawn from it lies beyond the limits and weighs nothing
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,19 @@ class ProseFlow(nn.Module):
             hidden = hidden + known[..., :kind] @ self.head_known[kind - 1, :kind]
         return F.silu(hidden) @ self.head_out[kind]
 
+    @staticmethod
+    def _limited(
+        layout: Layout, x: Tensor, q: Tensor, ranks: Tensor, kind: int, units: tuple[Tensor, Tensor], parameters: Tensor
+    ) -> _Conditional:
+        """The conditional of standardised steps within `windows` (x, q, ranks, kind); units: mean and log inverse width
+        (B, K) of the steps."""
+        mean, log_scale = units
+        unit, ideal = (t[ranks, kind].to(mean.dtype) for t in (layout.scale, layout.ideal))
+        edges = windows(layout.limits, layout.z, x, q, ranks, kind)
+        # of what has no limit it is infinite, and infinity has no gradient
+        steps = (((edge - ideal) / unit).clamp(-1e3, 1e3) for edge in edges)
+        return _Conditional.of(parameters, *((step - mean) * log_scale.exp() for step in steps))
+
     def _circle(self, q: Tensor, known: Tensor, energies: Tensor, kt: Tensor) -> Tensor:
         """Log-density (B, R, KNOTS), unnormalised, from scans (B, R, CHANNELS, KNOTS) in eV."""
         b, r = q.shape[:2]
@@ -232,22 +248,15 @@ class ProseFlow(nn.Module):
         for kind in range(3):
             mean, log_scale = state.local.conditional(kind, state.delta, state.kt)
             z = (state.delta[..., kind] - mean) * log_scale.exp()
-            if kind == 2:
-                line = layout.narrow
-                z, log_scale, log_unit = z[:, line], log_scale[:, line], layout.log_scale[line, 2]
-                parameters = self._line(hidden[:, line], 2, known[:, line])
-            else:
-                start = kind + 1
-                z, log_scale, log_unit = z[:, start:], log_scale[:, start:], layout.log_scale[start:, kind]
-                parameters = self._line(hidden[:, start:], kind, known[:, start:])
-            y, log_slope = _affine_spline(z, parameters)
-            each = log_slope - 0.5 * y.square() - 0.9189385332 + log_scale - log_unit.to(y.dtype)
-            total = total + each.sum(1)
-            if kind == 2:
-                _, share = _inside(layout, line, mean[:, line], log_scale, parameters)
-                total = total - share.log().sum(1)
+            line = layout.narrow if kind == 2 else ranks[kind + 1 :]
+            parameters = self._line(hidden[:, line], kind, known[:, line])
+            units = mean[:, line], log_scale[:, line]
+            conditional = self._limited(layout, state.x, state.q[:, line], line, kind, units, parameters)
+            unit = units[1] - layout.log_scale[line, kind].to(z.dtype)
+            total = total + (conditional.log_density(z[:, line]) + unit).sum(1)
             if kind < 2:
-                known = torch.cat([known, F.pad(z, (kind + 1, 0))[..., None].clamp(-6, 6)], -1)
+                z = z * layout.has_line[:, kind].to(z.dtype)
+                known = torch.cat([known, z[..., None].clamp(-6, 6)], -1)
         rotors = layout.rotor_ranks
         heights = self._circle(q[:, rotors], known[:, rotors], state.scan, state.kt)
         u = broad_positions(layout, state)
@@ -257,11 +266,12 @@ class ProseFlow(nn.Module):
         """Log-density (B,) of x (B, N, 3) in Angstrom, atoms in the peptide's order, at temperatures (B,) in K.
 
         Equivalent hydrogens (and the methyl groups of valine and leucine) are exchanged where their names are on the
-        wrong side; the density is that of the canonical naming. -inf for a mirror image or any wrong stereocentre.
+        wrong side; the density is that of the canonical naming. -inf beyond `layout.limits`: a mirror image, any wrong
+        stereocentre, a bond torn.
         """
         state = State.of(layout, x, temperature, self.waves.dtype)
         value = self.log_density(layout, state).double() - state.log_volume
-        return torch.where(narrow_limits(layout, state), value, -torch.inf)
+        return torch.where(within(layout.limits, layout.z, state.x, state.q), value, -torch.inf)
 
     def place(
         self,
@@ -281,22 +291,19 @@ class ProseFlow(nn.Module):
         dtype = state.x.dtype
         q = self.queries(layout, state, h, content, ranks, local)
         hidden = self.head_in(q)
-        normal = torch.special.ndtri(noise).to(dtype).clamp(-8, 8)
         delta = state.x.new_zeros(*q.shape[:2], 3)
         known, log_q = q[..., :0], noise.new_zeros(len(noise), len(ranks))
         for kind in range(3):
             mean, log_scale = local.conditional(kind, delta, state.kt)
-            parameters, y = self._line(hidden, kind, known), normal[..., kind]
+            parameters = self._line(hidden, kind, known)
             here = layout.has_line[ranks, kind].to(dtype)
-            if kind == 2 and here.any():
-                low, share = _inside(layout, ranks, mean, log_scale, parameters)
-                y = torch.special.ndtri(low + noise[..., 2].to(low.dtype) * share).to(dtype).clamp(-8, 8)
-                log_q = log_q - share.log() * here
-            z, log_slope = _affine_spline(y, parameters, inverse=True)
+            so_far = delta * layout.scale[ranks].to(dtype) + layout.ideal[ranks].to(dtype)
+            conditional = self._limited(layout, state.x, so_far, ranks, kind, (mean, log_scale), parameters)
+            z, log_density = conditional.sample(noise[..., kind])
             value = mean + z * (-log_scale).exp()
             delta = torch.cat([delta[..., :kind], (value * here)[..., None], delta[..., kind + 1 :]], -1)
             unit = layout.log_scale[ranks, kind].to(dtype)
-            log_q = log_q + ((-log_slope - 0.5 * y.square() - 0.9189385332 + log_scale - unit) * here)
+            log_q = log_q + (log_density + log_scale - unit) * here
             if kind < 2:
                 known = torch.cat([known, (z * here).clamp(-6, 6)[..., None]], -1)
         phi = delta[..., 2].double() * layout.scale[ranks, 2]
@@ -317,17 +324,43 @@ class ProseFlow(nn.Module):
         return asdict(self.config)
 
 
-def _inside(
-    layout: Layout, ranks: Tensor, mean: Tensor, log_scale: Tensor, parameters: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What a narrow dihedral would have below and within its limits if it had none: (B, K) each, double precision.
+@dataclass(frozen=True, eq=False)
+class _Conditional:
+    """An affine spline of a normal variate within a window: its share there is renormalised, so densities are exact.
 
-    No sample may have the wrong handedness, so the density is that within the limits alone.
+    Attributes:
+        parameters: (B, K, 2 + splines). below, share: (B, K) of the unlimited variate, below the window and within it,
+            double precision; side: (B, K) 1, or -1 where they are those of the mirrored variate, whose window lies in
+            the lower half (in the upper one, differences from 1 would be rounding errors).
     """
-    limit = (layout.phi_limit[ranks] / layout.scale[ranks, 2]).to(mean.dtype).clamp(max=1e3)  # inf where phi is broad
-    edges = [_affine_spline((side * limit - mean) * log_scale.exp(), parameters)[0].double() for side in (-1, 1)]
-    low, high = (torch.special.ndtr(edge) for edge in edges)
-    return low, (high - low).clamp(min=1e-12)
+
+    parameters: Tensor
+    below: Tensor
+    share: Tensor
+    side: Tensor
+
+    @classmethod
+    def of(cls, parameters: Tensor, low: Tensor, high: Tensor) -> _Conditional:
+        """With limits low, high (B, K). A centre beyond them, of atoms beside a clash, is moved onto the nearer one."""
+        shift = torch.minimum(torch.maximum(parameters[..., 0], low), high)
+        parameters = torch.cat([shift[..., None], parameters[..., 1:]], -1)
+        least, most = (_affine_spline(edge, parameters)[0].double() for edge in (low, high))
+        upper = least > 0
+        below = torch.special.ndtr(torch.where(upper, -most, least))
+        share = torch.special.ndtr(torch.where(upper, -least, most)) - below
+        return cls(parameters, below, share.clamp(min=_LEAST), torch.where(upper, -1.0, 1.0).double())
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """(B, K) at z (B, K)."""
+        y, log_slope = _affine_spline(z, self.parameters)
+        return log_slope - 0.5 * y.square() - 0.9189385332 - self.share.log()
+
+    def sample(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The z (B, K) below which the share u (B, K) lies, and its log-density, double precision."""
+        u = torch.where(self.side > 0, u, 1 - u)
+        y = (self.side * torch.special.ndtri(self.below + u * self.share)).clamp(-_FARTHEST, _FARTHEST)
+        z, log_slope = _affine_spline(y.to(self.parameters.dtype), self.parameters, inverse=True)
+        return z, -log_slope - 0.5 * y.square() - 0.9189385332 - self.share.log()
 
 
 def _affine_spline(x: Tensor, parameters: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:

@@ -132,8 +132,7 @@ class State:
 def coordinates(layout: Layout, q: Tensor) -> tuple[Tensor, Tensor]:
     """Steps (B, K, 3) from the ideal position and own features (B, N, 7) of internal coordinates (B, N, 3)."""
     dtype = q.dtype
-    ideal = torch.stack([layout.r0, layout.theta0, torch.zeros_like(layout.r0)], -1).to(dtype)
-    delta = (q - ideal) / layout.scale.to(dtype) * layout.has_line.to(dtype)
+    delta = (q - layout.ideal.to(dtype)) / layout.scale.to(dtype) * layout.has_line.to(dtype)
     phi = q[..., 2]
     broad = layout.broad.to(dtype)
     circle = torch.stack([phi.cos(), phi.sin(), (2 * phi).cos(), (2 * phi).sin()], -1) * broad[:, None]
@@ -150,11 +149,6 @@ def thermal(temperature: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def broad_positions(layout: Layout, state: State) -> Tensor:
     """(B, R) broad dihedrals times their fold, wrapped to [-pi, pi)."""
     return wrapped(state.q[:, layout.rotor_ranks, 2] * layout.folds.to(state.q.dtype))
-
-
-def narrow_limits(layout: Layout, state: State) -> Tensor:
-    """(B,) whether every narrow dihedral lies on its side: the chirality of the canonical molecule."""
-    return (state.q[..., 2].abs() <= layout.phi_limit.to(state.q.dtype)).all(1)
 
 
 def _unit(vector: Tensor) -> Tensor:
