@@ -13,27 +13,27 @@ import torch
 from ase.io import read
 from equivariance import orthogonal
 from test_tsmodel import built_in
-from ts_cases import noise_weights, sides
+from ts_cases import sides
 from typer.testing import CliRunner
 
-from molgen import find_ts
+from molgen import find_ts, load_model
 from molgen.checkpoint import save_checkpoint
 from molgen.cli import main
 from molgen.data.reactions import Reaction, save_npz
-from molgen.errors import InputError
+from molgen.errors import CheckpointError, InputError
 from molgen.geometry.align import rmsd
 from molgen.potentials.xtb import XtbPotential
 from molgen.rng import torch_generator
 from molgen.run import Run
 from molgen.saddle.model_hessian import lindh_hessian
 from molgen.tsgen.condition import prepare
-from molgen.tsgen.correction import WEIGHTS, correct, correction_model, epoch, load_training_points
+from molgen.tsgen.correction import WEIGHTS, correct, correction_loss, correction_model, epoch, load_training_points
+from molgen.tsgen.correction_model import CorrectionModel, load_correction
 from molgen.tsgen.generate import generate
-from molgen.tsgen.model import TSModel, reading_surface
 from molgen.tsgen.surface import newton_step, surface_features
 from molgen.workflows.search_attempt import Searches, SearchPlan
 from molgen.workflows.searches import search_all, search_plan
-from molgen.workflows.ts_estimate import load_correction
+from molgen.workflows.ts_estimate import fitting_correction
 
 runner = CliRunner()
 LEVEL = "GFN2-xTB"
@@ -66,11 +66,10 @@ def searches(source, tmp_path_factory):
 
 
 @pytest.fixture
-def model() -> TSModel:
-    """A small network that reads gradients, float64, every input connected."""
+def model() -> CorrectionModel:
+    """A small network in float64."""
     torch.manual_seed(0)
-    model = TSModel([1, 6, 7, 8], LEVEL, scalars=16, vectors=8, pair=16, layers=2).double().eval()
-    return model
+    return CorrectionModel([1, 6, 7, 8], LEVEL, scalars=16, vectors=8, pair=16, layers=2).double().eval()
 
 
 def surface_of(reactions: list[Reaction], seed: int = 0):
@@ -112,34 +111,40 @@ def test_features_turn_with_the_molecule_and_padding_changes_nothing(reactions):
 # --- network
 
 
-def test_new_inputs_are_ignored_until_trained(reactions):
-    torch.manual_seed(1)
-    plain = TSModel([1, 6, 7, 8], scalars=16, vectors=8, pair=16, layers=2).double().eval()
-    grown = reading_surface(plain, LEVEL).double().eval()
-    batch, x, gradient = surface_of(reactions)
-    time = torch.ones(len(batch), dtype=torch.float64)
-    for a, b in zip(plain(x, time, batch), grown(x, time, batch, gradient), strict=True):
-        assert torch.equal(a, b)
-    with pytest.raises(ValueError, match="reads gradients"):
-        grown(x, time, batch)
-
-
 def test_correction_depends_on_gradient_not_on_frame_or_direction(model, reactions):
     batch, x, gradient = surface_of(reactions)
     found, deviation = correct(model, batch, x, gradient)
     other, _ = correct(model, batch, x, -gradient)
     assert rmsd(found, other, batch.mask).min() > 1e-4
-    q = orthogonal(5)
-    turned, same = correct(model, batch, x @ q.T + 2.0, gradient @ q.T)
-    assert torch.allclose(turned, found, atol=1e-9) and torch.allclose(same, deviation, atol=1e-9)
+    for improper in (False, True):
+        q, m = orthogonal(5, improper), batch.mask[..., None]
+        turned, same = correct(model, batch, (x @ q.T + 2.0) * m, gradient @ q.T)
+        assert torch.allclose(turned, (found @ q.T + 2.0) * m, atol=1e-9)
+        assert torch.allclose(same, deviation, atol=1e-9)
+        start = (batch.guess @ orthogonal(7, improper).T) if not improper else batch.guess
+        given, _ = correct(model, batch, (x @ q.T + 2.0) * m, gradient @ q.T, start @ q.T)
+        expected, _ = correct(model, batch, x, gradient, batch.guess)
+        assert torch.allclose(given, (expected @ q.T + 2.0) * m, atol=1e-9)
+        assert not torch.allclose(expected, found, atol=1e-4)
     back, _ = correct(model, batch.swapped(), x, gradient)
     assert torch.allclose(back, found, atol=1e-9)
     assert (deviation[batch.mask] > 0).all() and not deviation[~batch.mask].any()
 
 
-def test_a_correction_does_not_guess(model, reactions):
-    with pytest.raises(InputError, match="do not guess"):
-        generate(model, reactions)
+def test_correction_sees_no_geometry_of_reactant_and_product(model, reactions):
+    batch, x, gradient = surface_of(reactions)
+    moved = replace(batch, reactant=batch.reactant + 0.1, product=2 * batch.product, guess=0 * batch.guess)
+    assert torch.equal(correct(model, moved, x, gradient)[0], correct(model, batch, x, gradient)[0])
+    unbonded = replace(batch, hops=batch.hops.flip(1, 2))
+    assert not torch.equal(correct(model, unbonded, x, gradient)[0], correct(model, batch, x, gradient)[0])
+
+
+def test_a_correction_does_not_guess_and_a_guesser_does_not_correct(model, tmp_path):
+    save_checkpoint(tmp_path / "w", model.state_dict(), {"model": "correction", "config": model.config})
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path / "w")
+    with pytest.raises(CheckpointError):
+        load_correction("tsgen")
 
 
 # --- searches
@@ -166,7 +171,7 @@ def test_points_are_geometries_with_their_gradients(searches, source, reactions)
 
 def test_training_searches_begin_from_spoilt_guesses_and_others_from_the_users(reactions):
     splits = {**dict.fromkeys(range(6), "train"), 6: "val"}
-    work = Searches(SearchPlan(dict.fromkeys(range(7), reactions[0]), splits))
+    work = Searches(SearchPlan(dict(zip(splits, [reactions[0]] * 7, strict=True)), splits))
     starts = [[point["x"] for point in work(row)["points"] if point["kind"] == "guess"] for row in splits]
     guess = generate(work._model.model.eval(), [reactions[0]])[0].positions[0]
     apart = [float(rmsd(torch.tensor(x[0], dtype=torch.float64), guess)) if x else None for x in starts]
@@ -224,24 +229,40 @@ def test_every_reaction_gives_one_of_its_points_an_epoch(searches, source):
     assert set(points.kind.tolist()) <= set(WEIGHTS) and int(points.offsets[-1]) == len(points.x)
     drawn: list[float] = []
     for seed in range(40):
-        for batch, x, gradient in epoch(points, 1, torch_generator(seed)):
+        for batch, x, gradient, guess, has_guess in epoch(points, 1, torch_generator(seed)):
             row = int((points.reactions.numbers > 0).sum(1).eq(int(batch.mask.sum())).nonzero()[0])
             own = points.x[points.offsets[row] : points.offsets[row + 1], : x.shape[1]]
             match = (own - x).abs().amax((1, 2)) < 1e-6
             assert match.any()
             drawn.append(float(match.nonzero()[0]))
             assert gradient.shape == x.shape
+            assert bool(has_guess) == bool(points.from_flow[row])
+            assert torch.equal(guess[0], own[0])
     assert len(drawn) == 80 and len(set(drawn)) > 3
 
 
-def test_training_learns_and_its_weights_serve_find_ts(searches, source, tmp_path):
+def test_the_loss_teaches(searches, source, model):
+    points = load_training_points(source, searches[1], "train")
+    item = next(epoch(points, 2, torch_generator(0)))
+    model = model.float().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    errors = []
+    for step in range(150):
+        losses = correction_loss(model, item, torch_generator(step))
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        errors.append(float(losses["rmsd"]))
+    assert np.mean(errors[-10:]) < 0.3 * np.mean(errors[:5])
+
+
+def test_trained_weights_serve_find_ts(searches, source, tmp_path):
     out = tmp_path / "run"
     command = ("train", "correction", "--data", source, "--searches", searches[1], "--level", "rough", "--out", out)
-    init = noise_weights(tmp_path / "init")
-    result = invoke(*command, "--init", init, "--steps", 60, "--learning-rate", 3e-3, "--json")
+    result = invoke(*command, "--steps", 20, "--json")
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert rows[-1]["val_saddle_mean"] < 0.9 * rows[-1]["val_saddle_before"]
+    assert {"val_guess_mean", "val_saddle_mean", "score"} <= set(rows[-1])
 
     reactant, product = sides("hcn")
     found = find_ts(reactant[0], product[0], correction=str(out / "best"), out=tmp_path / "ts")
@@ -261,11 +282,12 @@ def test_training_learns_and_its_weights_serve_find_ts(searches, source, tmp_pat
     ("calculator", "kwargs"), [("gfn1", None), ("tblite.ase:TBLite", {"method": "GFN2-xTB"}), (object(), None)]
 )
 def test_a_correction_is_not_used_with_another_calculator(calculator, kwargs, model, tmp_path, reactions):
-    save_checkpoint(tmp_path / "w", model.float().state_dict(), {"model": "tsgen", "config": model.config})
-    assert load_correction(str(tmp_path / "w"), reactions[0], calculator, kwargs) is None
-    assert load_correction(str(tmp_path / "w"), reactions[0], "gfn2") is not None
-    assert load_correction(str(tmp_path / "w"), replace(reactions[0], charge=1), "gfn2") is None
-    assert load_correction("none", reactions[0], "gfn2") is None
+    save_checkpoint(tmp_path / "w", model.float().state_dict(), {"model": "correction", "config": model.config})
+    weights = str(tmp_path / "w")
+    assert fitting_correction(weights, reactions[0], calculator, kwargs) is None
+    assert fitting_correction(weights, reactions[0], "gfn2") is not None
+    assert fitting_correction(weights, replace(reactions[0], charge=1), "gfn2") is None
+    assert fitting_correction("none", reactions[0], "gfn2") is None
 
 
 # --- bad input
@@ -282,16 +304,15 @@ def test_searches_of_another_set_are_refused(searches, source, reactions, tmp_pa
         load_training_points(source, source, "train")
 
 
-def test_weights_of_another_level_are_refused(searches, source, model, tmp_path):
+def test_weights_of_another_level_or_other_elements_are_refused(searches, source, tmp_path):
     points = load_training_points(source, searches[1], "train")
-    grown = TSModel([1, 6, 7, 8], "GFN1-xTB", scalars=16, vectors=8, pair=16, layers=1)
-    save_checkpoint(tmp_path / "w", grown.state_dict(), {"model": "tsgen", "config": grown.config})
+    for name, elements, level in (("level", [1, 6, 7, 8], "GFN1-xTB"), ("elements", [1, 6], LEVEL)):
+        other = CorrectionModel(elements, level, scalars=16, vectors=8, pair=16, layers=1)
+        save_checkpoint(tmp_path / name, other.state_dict(), {"model": "correction", "config": other.config})
     with pytest.raises(InputError, match="reads gradients of GFN1-xTB"):
-        correction_model(str(tmp_path / "w"), points, points)
-    few = TSModel([1, 6], scalars=16, vectors=8, pair=16, layers=1)
-    save_checkpoint(tmp_path / "few", few.state_dict(), {"model": "tsgen", "config": few.config})
+        correction_model(points, points, str(tmp_path / "level"))
     with pytest.raises(InputError, match="atomic numbers"):
-        correction_model(str(tmp_path / "few"), points, points)
+        correction_model(points, points, str(tmp_path / "elements"))
 
 
 def test_a_reaction_without_transition_state_is_refused(reactions, tmp_path):

@@ -91,7 +91,7 @@ def train_correction(
     data: Annotated[Path, typer.Option("--data", help="npz of reactions.")],
     searches: Annotated[Path, typer.Option("--searches", help="searches.npz of `molgen data searches` on --data.")],
     out: common.Out = Path("runs/train-correction"),
-    init: Annotated[str, typer.Option("--init", help="Weights of TS-GEN to start from (name or folder).")] = "tsgen",
+    init: Annotated[str | None, typer.Option("--init", help="Start from these weights (name or folder).")] = None,
     level: Annotated[str, typer.Option("--level", help="Of the data, as estimates shall name it.")] = "",
     time_budget: Annotated[str, typer.Option("--time-budget", help="Training time, such as 30m or 2h.")] = "1h",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train by steps instead of by time.")] = None,
@@ -117,7 +117,7 @@ def train_correction(
     }  # fmt: skip
     torch_device = common.resolve_device(device)
     train, val = (load_training_points(data, searches, split) for split in (train_split, val_split))
-    model = correction_model(init, train, val, seed=seed)
+    model = correction_model(train, val, init, seed)
 
     def learn(run: Run) -> dict[str, Any]:
         return run_training(

@@ -1,9 +1,7 @@
-"""The last stage of the flow: from a geometry and its gradient on a cheaper level to the transition state (t = 1).
+"""From a geometry and its gradient on a cheaper level to the transition state of a better one.
 
-At t = 1 the flow's network is asked for the end point at the end point. Given the gradient of a cheaper potential
-there, it can tell how far off the geometry is, and where that level's saddle lies beside the data set's transition
-state. Applied to a raw guess it is a correction by one gradient call; applied to the saddle of the cheaper level it
-carries that saddle to the level of the data set.
+Applied to a raw guess it is a correction by one gradient call; applied to the saddle of the cheaper level it carries
+that saddle to the level of the data set. It is trained on what saddle searches pass (`molgen data searches`).
 """
 
 from __future__ import annotations
@@ -11,10 +9,10 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,44 +21,47 @@ from torch import Tensor, nn
 from molgen.data.reactions import Reaction, load_npz, read_column
 from molgen.errors import InputError
 from molgen.files import sha256
-from molgen.geometry.align import kabsch, rmsd
+from molgen.geometry.align import rmsd, superpose
 from molgen.rng import sample_seed
 from molgen.train.loop import Trainer, TrainSettings
-from molgen.train.losses import aligned_rmsd_loss, log_variance_loss, pair_distance_loss
 from molgen.tsgen.condition import ReactionBatch, prepare
-from molgen.tsgen.model import TSModel, reading_surface
-from molgen.tsgen.training import pair_weights, seen_sizes
-from molgen.tsgen.weights import load_model
+from molgen.tsgen.correction_model import KIND, SIZES, CorrectionModel, load_correction
+from molgen.tsgen.training import geometry_losses, seen_sizes
 
-KEYS = ("index", "kind", "converged", "ptr", "x", "gradient", "level", "source_sha256")
+KEYS = ("index", "kind", "start", "converged", "ptr", "x", "gradient", "level", "source_sha256")
 WEIGHTS = {"guess": 2.0, "path": 1.0, "saddle": 6.0, "near": 1.0}  # how often a kind of point is drawn, relatively
 JITTER = 0.005  # Angstrom, noise on the geometry in training
 BLUR = 0.05  # relative noise on each atom's gradient
-END_NOISE = 0.02  # Angstrom, noise on reactant and product
 
 
 @torch.no_grad()
-def correct(model: TSModel, batch: ReactionBatch, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Transition states (B, N, 3) and predicted deviations (B, N) from geometries `x` with their `gradient`.
+def correct(
+    model: CorrectionModel, batch: ReactionBatch, x: Tensor, gradient: Tensor, guess: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Transition states (B, N, 3), superposed on `x`, and predicted deviations (B, N), Angstrom.
 
-    The mean over the reaction and its reverse, in the frame of `batch.guess`.
+    The mean over the reaction and its reverse, which makes the correction exactly symmetric.
 
     Args:
-        x: (B, N, 3) Angstrom, in any frame. gradient: (B, N, 3) eV/Angstrom, in that frame.
+        x: (B, N, 3) Angstrom. gradient: (B, N, 3) eV/Angstrom.
+        guess: (B, N, 3) Angstrom, TS-GEN's, from which `x` was found; None if that began elsewhere.
     """
-    x, gradient = in_frame(batch, x, gradient)
-    time = x.new_ones(len(x))
-    (there, log_there), (back, log_back) = (model(x, time, side, gradient) for side in (batch, batch.swapped()))
+    given = torch.full((len(x),), guess is not None, device=x.device)
+    start = x if guess is None else guess
+    (there, log_there), (back, log_back) = (model(x, gradient, start, given, s) for s in (batch, batch.swapped()))
     log_variance = torch.logaddexp(log_there, log_back) - torch.log(torch.tensor(2.0))
-    return (there + back) / 2, (3 * log_variance.exp()).sqrt() * batch.mask
+    placed = superpose((there + back) / 2, x, batch.mask.to(x.dtype)) * batch.mask[..., None]
+    return placed, (3 * log_variance.exp()).sqrt() * batch.mask
 
 
-def in_frame(batch: ReactionBatch, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Geometries and gradients (B, N, 3) turned into the frame of `batch.guess`."""
-    weights = batch.mask.to(x.dtype)
-    rotation, translation = kabsch(x, batch.guess.to(x.dtype), weights)
-    m = batch.mask[..., None]
-    return (x @ rotation.mT + translation[:, None]) * m, gradient @ rotation.mT * m
+class Item(NamedTuple):
+    """A batch: reactions, one geometry and gradient of each, the guesses, and whether these are TS-GEN's."""
+
+    batch: ReactionBatch
+    x: Tensor
+    gradient: Tensor
+    guess: Tensor
+    has_guess: Tensor
 
 
 @dataclass
@@ -69,7 +70,8 @@ class Points:
 
     Attributes:
         reactions: R reactions with their transition states.
-        x, gradient: (K, N, 3) Angstrom and eV/Angstrom, padded, in the frame of the reaction's guess.
+        x, gradient: (K, N, 3) Angstrom and eV/Angstrom, padded.
+        from_flow: (R,) whether the first point of a reaction is a guess of TS-GEN.
         kind: (K,) names, see :mod:`molgen.workflows.searches`. offsets: (R + 1,) points of reaction i are
             offsets[i]:offsets[i + 1].
         level: of the gradients.
@@ -78,15 +80,17 @@ class Points:
     reactions: ReactionBatch
     x: Tensor
     gradient: Tensor
+    from_flow: Tensor
     kind: np.ndarray
     offsets: Tensor
     level: str
 
-    def at(self, reactions: Tensor, points: Tensor) -> tuple[ReactionBatch, Tensor, Tensor]:
-        """Rows `reactions`, and the geometries and gradients of `points`, cropped alike."""
+    def at(self, reactions: Tensor, points: Tensor) -> Item:
+        """Rows `reactions` with their guesses, and the geometries and gradients of `points`, cropped alike."""
         batch = self.reactions.select(reactions)
         n = batch.numbers.shape[1]
-        return batch, self.x[points, :n], self.gradient[points, :n]
+        guess = self.x[self.offsets[reactions], :n]
+        return Item(batch, self.x[points, :n], self.gradient[points, :n], guess, self.from_flow[reactions])
 
 
 def load_training_points(data: Path, searches: Path, split: str) -> Points:
@@ -127,71 +131,61 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _points(reactions: Sequence[Reaction], members: Sequence[Sequence[int]], arrays: dict[str, np.ndarray]) -> Points:
-    """Points `members` of each reaction, padded and turned into the frames of the reactions' guesses."""
+    """Points `members` of each reaction, padded."""
     batch = prepare(reactions)
     counts = torch.tensor([len(group) for group in members])
-    order, owner = np.concatenate(members), torch.repeat_interleave(torch.arange(len(reactions)), counts)
-    ptr = arrays["ptr"]
+    order, ptr = np.concatenate(members), arrays["ptr"]
     x, gradient = (torch.zeros(len(order), batch.numbers.shape[1], 3) for _ in range(2))
     for k, point in enumerate(order.tolist()):
         atoms = slice(int(ptr[point]), int(ptr[point + 1]))
         n = atoms.stop - atoms.start
         x[k, :n], gradient[k, :n] = (torch.from_numpy(arrays[key][atoms]) for key in ("x", "gradient"))
-    for part in torch.arange(len(order)).split(4096):
-        some = batch.select(owner[part])
-        n = some.numbers.shape[1]
-        x[part, :n], gradient[part, :n] = in_frame(some, x[part, :n], gradient[part, :n])
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
-    return Points(batch, x, gradient, arrays["kind"][order], offsets, str(arrays["level"]))
+    first = order[offsets[:-1].numpy()]
+    from_flow = torch.from_numpy((arrays["kind"][first] == "guess") & (arrays["start"][first] == "tsgen"))
+    return Points(batch, x, gradient, from_flow, arrays["kind"][order], offsets, str(arrays["level"]))
 
 
-def correction_model(init: str, train: Points, val: Points, *, seed: int = 0) -> TSModel:
-    """The weights `init` of TS-GEN with inputs for the gradients of the points, or as they are if they have these.
+def correction_model(train: Points, val: Points, init: str | None = None, seed: int = 0) -> CorrectionModel:
+    """The model to train: new, for the elements and the level of `train`, or the weights `init`.
 
     Raises:
-        InputError: weights that read another level, or an element they do not know. CheckpointError: bad `init`.
+        InputError: weights that read another level, or an element the model will not know. CheckpointError: bad `init`.
     """
     torch.manual_seed(sample_seed(seed))
-    model = load_model(init).model
-    if model.surface not in ("", train.level):
-        raise InputError(f"reads gradients of {model.surface}", where=f"--init {init}", expected=train.level)
-    for points in (train, val):
-        unknown = sorted(set(points.reactions.numbers.unique().tolist()) - {0, *model.elements})
-        if unknown:
-            raise InputError(f"atomic numbers {unknown}", where="--data", expected=f"those of {init}: {model.elements}")
-    return model if model.surface else reading_surface(model, train.level)
+    there = [sorted(set(points.reactions.numbers.unique().tolist()) - {0}) for points in (train, val)]
+    model = CorrectionModel(there[0], train.level, **SIZES) if init is None else load_correction(init).model
+    if model.level != train.level:
+        raise InputError(f"reads gradients of {model.level}", where=f"--init {init}", expected=train.level)
+    if unknown := sorted({z for elements in there for z in elements} - set(model.elements)):
+        raise InputError(
+            f"atomic numbers {unknown} are not among those of {init or 'the training split'}",
+            where="--data",
+            expected=f"atomic numbers {model.elements}",
+            remedy="remove these reactions, or " + ("leave out --init" if init else "train on some too"),
+        )
+    return model
 
 
-def correction_loss(
-    model: nn.Module, item: tuple[ReactionBatch, Tensor, Tensor], generator: torch.Generator
-) -> dict[str, Tensor]:
-    """The loss of :func:`molgen.tsgen.training.flow_loss` at t = 1, where x is one of the reaction's points."""
-    batch, x, gradient = item
-    device = x.device
+def correction_loss(model: nn.Module, item: Item, generator: torch.Generator) -> dict[str, Tensor]:
+    """Error of the corrected geometry: RMSD after superposition, pair distances, likelihood of the variances.
+
+    The terms and weights of :func:`molgen.tsgen.training.flow_loss`; half the batch sees the reaction reversed.
+    """
+    batch, x, gradient, guess, has_guess = item
 
     def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator).to(device)
+        return torch.randn(like.shape, generator=generator).to(x.device)
 
-    batch = batch.swapped((torch.rand(len(batch), generator=generator) < 0.5).to(device))
-    mask, m = batch.mask, batch.mask[..., None]
-    noisy = replace(
-        batch,
-        reactant=(batch.reactant + END_NOISE * noise(x)) * m,
-        product=(batch.product + END_NOISE * noise(x)) * m,
-    )
-    x = (x + JITTER * noise(x)) * m
-    gradient = gradient * (1 + BLUR * noise(x[..., :1]))
-    predicted, log_variance = model(x, x.new_ones(len(x)), noisy, gradient)
-    deviation, square = aligned_rmsd_loss(predicted, batch.true_ts, mask)
-    pair = pair_distance_loss(predicted, batch.true_ts, pair_weights(batch))
-    nll = log_variance_loss(square, log_variance, mask)
-    loss = (deviation + 0.5 * pair + 0.01 * nll).mean()
-    return {"loss": loss, "rmsd": deviation.mean(), "pair": pair.mean(), "nll": nll.mean()}
+    batch = batch.swapped((torch.rand(len(batch), generator=generator) < 0.5).to(x.device))
+    mask = batch.mask
+    x = (x + JITTER * noise(x)) * mask[..., None]
+    blurred = gradient * (1 + BLUR * noise(x[..., :1]))
+    predicted, log_variance = model(x, blurred, guess, has_guess, batch)
+    return geometry_losses(predicted, log_variance, batch)
 
 
-def epoch(
-    points: Points, batch_size: int, generator: torch.Generator
-) -> Iterator[tuple[ReactionBatch, Tensor, Tensor]]:
+def epoch(points: Points, batch_size: int, generator: torch.Generator) -> Iterator[Item]:
     """One point of every reaction, kinds by `WEIGHTS`; batches of similar sizes in random order."""
     sizes = points.reactions.mask.sum(1).cpu()
     # the point that rings first among exponential clocks with these rates
@@ -205,7 +199,7 @@ def epoch(
 
 
 @torch.no_grad()
-def validation_figures(model: TSModel, points: Points, batch_size: int = 64) -> dict[str, float]:
+def validation_figures(model: CorrectionModel, points: Points, batch_size: int = 64) -> dict[str, float]:
     """Errors after one gradient at the guess, and from the end of the search; "score" is the mean of their means."""
     figures = {}
     first = points.offsets[:-1]
@@ -214,9 +208,9 @@ def validation_figures(model: TSModel, points: Points, batch_size: int = 64) -> 
     for name, index in (("guess", first), ("saddle", last)):
         before, after = [], []
         for rows in torch.argsort(points.reactions.mask.sum(1)).split(batch_size):
-            batch, x, gradient = points.at(rows, index[rows])
+            batch, x, gradient, guess, _ = points.at(rows, index[rows])
             before.append(rmsd(x, batch.true_ts, batch.mask))
-            after.append(rmsd(correct(model, batch, x, gradient)[0], batch.true_ts, batch.mask))
+            after.append(rmsd(correct(model, batch, x, gradient, guess)[0], batch.true_ts, batch.mask))
         value = torch.cat(after)
         figures |= {f"val_{name}_before": float(torch.cat(before).median())}
         figures |= {f"val_{name}_median": float(value.median()), f"val_{name}_mean": float(value.mean())}
@@ -224,7 +218,7 @@ def validation_figures(model: TSModel, points: Points, batch_size: int = 64) -> 
 
 
 def train_correction(
-    model: TSModel,
+    model: CorrectionModel,
     train: Points,
     val: Points,
     directory: Path,
@@ -269,7 +263,7 @@ def train_correction(
         lambda _: validation_figures(model, val),
         settings,
         directory,
-        {"model": "tsgen", "config": model.config, "level": level, "atoms": seen_sizes(train.reactions)},
+        {"model": KIND, "config": model.config, "level": level, "atoms": seen_sizes(train.reactions)},
         record,
     )
     with stream:

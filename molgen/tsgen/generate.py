@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from molgen.data.reactions import Reaction
-from molgen.errors import InputError
 from molgen.flow.solvers import integrate
 from molgen.rng import torch_generator
 from molgen.tsgen.condition import ReactionBatch, prepare
@@ -76,16 +75,7 @@ def generate(
     Args:
         reactions: atoms mapped; every element known to the model.
         samples: K, guesses a reaction. steps: of the ODE solver. sigma: width of the prior, Angstrom.
-
-    Raises:
-        InputError: weights of a correction, which needs gradients.
     """
-    if model.surface:
-        raise InputError(
-            f"these weights read gradients of {model.surface}: they correct saddles and do not guess",
-            where="--weights",
-            remedy="give them as --correction",
-        )
     like = next(model.parameters())
     data = prepare(reactions)
     jobs = [(i, k) for k in range(samples) for i in torch.argsort(data.mask.sum(1)).tolist()]

@@ -77,9 +77,14 @@ def flow_loss(
     x_0 = (batch.guess + flow.sigma * draw(b, n, 3)) * m
     x_t = straight_path(x_0, batch.true_ts, t)
     predicted, log_variance = model(x_t, t, noisy)
-    deviation, square = aligned_rmsd_loss(predicted, batch.true_ts, mask)
+    return geometry_losses(predicted, log_variance, batch)
+
+
+def geometry_losses(predicted: Tensor, log_variance: Tensor, batch: ReactionBatch) -> dict[str, Tensor]:
+    """Errors of predicted transition states (B, N, 3) with log-variances (B, N): "loss" and its terms, batch means."""
+    deviation, square = aligned_rmsd_loss(predicted, batch.true_ts, batch.mask)
     pair = pair_distance_loss(predicted, batch.true_ts, pair_weights(batch))
-    nll = log_variance_loss(square, log_variance, mask)
+    nll = log_variance_loss(square, log_variance, batch.mask)
     loss = (deviation + 0.5 * pair + 0.01 * nll).mean()
     return {"loss": loss, "rmsd": deviation.mean(), "pair": pair.mean(), "nll": nll.mean()}
 

@@ -6,6 +6,7 @@ reactions; point k has the atoms `ptr[k]:ptr[k+1]`:
     index (K,)         row of the reaction in the set
     kind (K,)          "guess": where the search began; "path": a step of it; "saddle": its converged end; "near": about
                        the set's transition state, not of a search
+    start (K,)         what the search began from: "tsgen", a guess of TS-GEN; "sqrt", the sqrt-distance guess
     converged (K,)     whether the search of this reaction ended at a saddle
     ptr (K+1,)         offsets into the atom arrays
     x, gradient (A, 3) Angstrom, eV/Angstrom; the gradient of a saddle is zero
@@ -152,6 +153,7 @@ def save_points(path: Path, records: Sequence[Mapping[str, Any]], level: str, di
     arrays = {
         "index": np.array([record["index"] for record, _ in points], dtype=np.int64),
         "kind": np.array([point["kind"] for _, point in points], dtype=str),
+        "start": np.array([record["start"]["guess"] for record, _ in points], dtype=str),
         "converged": np.array([record["outcome"] == "converged" for record, _ in points], dtype=bool),
         "ptr": np.cumsum([0, *(len(point["x"]) for _, point in points)], dtype=np.int64),
         "level": np.array(level),

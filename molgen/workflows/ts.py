@@ -29,7 +29,7 @@ from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import SIGMA, generate
 from molgen.tsgen.rank import confidence, guess_features, refined_features
 from molgen.units import kcal
-from molgen.workflows.ts_estimate import DEFAULT_CORRECTION, estimate, load_correction
+from molgen.workflows.ts_estimate import DEFAULT_CORRECTION, estimate, fitting_correction
 from molgen.workflows.ts_result import VERDICTS, Candidate, TSResult
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
@@ -98,7 +98,7 @@ def find_ts(
     reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
     potential = _potential(calculator, calculator_kwargs, reaction)
     model = _model(weights, reaction, device, dtype, notes)
-    corrector = load_correction(correction, reaction, calculator, calculator_kwargs, device, dtype)
+    corrector = fitting_correction(correction, reaction, calculator, calculator_kwargs, device, dtype)
     for note in notes:
         log(note)
     calls_before = potential.calls  # the user's own Potential may have worked before
@@ -136,7 +136,8 @@ def find_ts(
             best = ranked(search.candidates)[0]
             search.relax_ends(best)
             if corrector is not None and best.verdict == "intended":
-                result.estimate = estimate(corrector, reaction, best.atoms.positions)
+                guess = search.starts[best.sample][0] if best.source == "flow" else None
+                result.estimate = estimate(corrector, reaction, best.atoms.positions, guess)
             publish()
         if all(candidate.verdict == "failed" for candidate in result.candidates):
             raise CalculatorError(

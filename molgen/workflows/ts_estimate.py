@@ -11,11 +11,10 @@ import torch
 from ase import Atoms
 
 from molgen.data.reactions import Reaction
-from molgen.geometry.align import superpose
 from molgen.potentials.ase import level_name
-from molgen.tsgen import Generator, load_model
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.correction import correct
+from molgen.tsgen.correction_model import Correction, load_correction
 
 DEFAULT_CORRECTION = "none"
 
@@ -53,14 +52,14 @@ class Estimate:
         return {"level": self.level, "expected_rmsd": self.expected_rmsd, "checkpoint_hash": self.checkpoint_hash}
 
 
-def load_correction(
+def fitting_correction(
     weights: str,
     reaction: Reaction,
     calculator: Any,
     calculator_kwargs: Mapping[str, Any] | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Generator | None:
+) -> Correction | None:
     """The weights that read gradients of this calculator; None where they do not fit the calculator or the reaction.
 
     Args:
@@ -71,10 +70,10 @@ def load_correction(
     """
     if weights == "none" or not isinstance(calculator, str):
         return None
-    found = load_model(weights, device, dtype)
+    found = load_correction(weights, device, dtype)
     fewest, most = found.config.get("atoms", (2, np.inf))
     fits = (
-        found.model.surface == level_name(calculator, calculator_kwargs)
+        found.model.level == level_name(calculator, calculator_kwargs)
         and set(reaction.numbers.tolist()) <= set(found.model.elements)
         and fewest <= len(reaction) <= most
         and not (reaction.charge or reaction.spin)
@@ -82,17 +81,20 @@ def load_correction(
     return found if fits else None
 
 
-def estimate(generator: Generator, reaction: Reaction, saddle: np.ndarray) -> Estimate:
-    """The estimate from a saddle (N, 3), Angstrom, of the level the weights read, superposed on it.
+def estimate(
+    correction: Correction, reaction: Reaction, saddle: np.ndarray, guess: np.ndarray | None = None
+) -> Estimate:
+    """The estimate from a saddle (N, 3), Angstrom, of the level the weights read; its gradient is taken as zero.
 
-    The gradient is taken as zero.
+    Args:
+        guess: (N, 3) Angstrom, of TS-GEN, that the search began from; None if it began elsewhere.
     """
-    like = next(generator.model.parameters())
+    like = next(correction.model.parameters())
     batch = prepare([reaction]).to(like.device, like.dtype)
     x = torch.as_tensor(np.array(saddle, dtype=float)).to(like)[None]
-    found, deviation = correct(generator.model, batch, x, torch.zeros_like(x))
-    placed = superpose(found[0].double().cpu(), torch.from_numpy(np.array(saddle, dtype=float)))
+    start = None if guess is None else torch.as_tensor(np.array(guess, dtype=float)).to(like)[None]
+    found, deviation = correct(correction.model, batch, x, torch.zeros_like(x), start)
     return Estimate(
-        reaction.numbers, placed.numpy(), deviation[0].double().cpu().numpy(),
-        str(generator.config.get("level", "the training set")), generator.hash,
+        reaction.numbers, found[0].double().cpu().numpy(), deviation[0].double().cpu().numpy(),
+        str(correction.config.get("level", "the training set")), correction.hash,
     )  # fmt: skip

@@ -1,0 +1,114 @@
+"""The network that carries a geometry of a cheaper level to the transition state of a better one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from molgen.checkpoint import load_weights
+from molgen.geometry.align import superpose
+from molgen.nn.trunk import Trunk, TrunkConfig
+from molgen.tsgen.condition import MAX_HOPS, ReactionBatch
+from molgen.tsgen.surface import SURFACE_SCALARS, SURFACE_VECTORS, surface_features
+
+KIND = "correction"
+SIZES = {"scalars": 96, "vectors": 32, "pair": 64, "layers": 4, "dropout": 0.1}
+
+
+class CorrectionModel(nn.Module):
+    """Displacements from a geometry and its gradient to the transition state, with their uncertainty.
+
+    Beside the geometry it sees the guess that the search began from, where there was one: a saddle far from the guess
+    may be another reaction's.
+
+    Of reactant and product it sees the bonds, not the geometries: from these a network recalls the transition states
+    it was trained on, and then learns nothing from the gradient (measured, docs/benchmarks.md).
+
+    Args:
+        elements: atomic numbers the model knows.
+        level: of the gradients, such as "GFN2-xTB".
+        trunk: sizes of the shared trunk, see :class:`TrunkConfig`.
+    """
+
+    lookup: Tensor
+
+    def __init__(self, elements: Sequence[int], level: str, **trunk):
+        super().__init__()
+        self.elements, self.level = sorted(int(z) for z in elements), level
+        self.config = {"elements": self.elements, "level": level, **trunk}
+        lookup = torch.full((119,), len(self.elements))
+        lookup[torch.tensor(self.elements)] = torch.arange(len(self.elements))
+        self.register_buffer("lookup", lookup, persistent=False)
+        c = TrunkConfig(
+            geometries=2,
+            vector_inputs=SURFACE_VECTORS + 1,
+            node_inputs=len(self.elements) + 3 + SURFACE_SCALARS,
+            pair_inputs=2 * (MAX_HOPS + 1) + 2,
+            time=False,
+            **trunk,
+        )
+        self.trunk = Trunk(c)
+        self.gate = nn.Linear(c.scalars, c.vectors)
+        self.displace = nn.Linear(c.vectors, 1, bias=False)
+        self.log_variance = nn.Sequential(nn.Linear(c.scalars, 32), nn.SiLU(), nn.Linear(32, 1))
+        with torch.no_grad():  # begins near the geometry as it is
+            self.displace.weight.mul_(0.1)
+
+    def forward(
+        self, x: Tensor, gradient: Tensor, guess: Tensor, has_guess: Tensor, batch: ReactionBatch
+    ) -> tuple[Tensor, Tensor]:
+        """Transition state (B, N, 3), Angstrom, and log-variance (B, N) of each atom.
+
+        Args:
+            x: (B, N, 3) Angstrom. gradient: (B, N, 3) eV/Angstrom, of `level` at x.
+            guess: (B, N, 3) Angstrom, in any frame; ignored where `has_guess` (B,) is false.
+        """
+        mask = batch.mask
+        real = mask[:, :, None] & mask[:, None, :]
+        apart = (superpose(guess, x, mask.to(x.dtype)) - x) * (mask & has_guess[:, None])[..., None]
+        felt, strength = surface_features(batch.numbers, x, gradient)
+        bonded = (batch.hops == 1).sum(2).to(x.dtype)
+        changed = (bonded[..., 0] - bonded[..., 1]).abs()[..., None]
+        element = F.one_hot(self.lookup[batch.numbers], len(self.elements) + 1)[..., :-1].to(x.dtype)
+        same = [f[:, :, None] == f[:, None, :] for f in (batch.r_frag, batch.p_frag)]
+        hops = F.one_hot(batch.hops.long(), MAX_HOPS + 1).flatten(-2)
+        scalars, vectors, _ = self.trunk(
+            torch.cat([element, bonded / 4, changed, strength], dim=-1),
+            [x, x + apart],
+            mask,
+            geometry_masks=[None, real & has_guess[:, None, None]],
+            pair_features=torch.cat([hops, torch.stack(same, dim=-1)], dim=-1).to(x.dtype),
+            vector_features=torch.cat([felt, apart[..., None]], dim=-1),
+        )
+        step = self.displace(vectors * self.gate(scalars)[..., None, :])[..., 0]
+        return (x + step) * mask[..., None], self.log_variance(scalars)[..., 0].clamp(-8, 4)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A trained correction.
+
+    Attributes:
+        model: the network, in eval mode. hash: SHA-256 of the weights. config: what the checkpoint says of itself.
+    """
+
+    model: CorrectionModel
+    hash: str
+    config: dict
+
+
+def load_correction(
+    weights: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Correction:
+    """Load shipped weights by name, or a checkpoint folder by path.
+
+    Raises:
+        CheckpointError: no such weights, damaged, or not those of a correction.
+    """
+    model, checkpoint = load_weights(weights, KIND, lambda config: CorrectionModel(**config))
+    return Correction(model.to(device, dtype).eval(), checkpoint.hash, checkpoint.config)
