@@ -149,7 +149,7 @@ def test_positions_that_are_no_numbers_have_no_density() -> None:
 
 
 def test_open_rings_weigh_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proline with a ring torsion anywhere: it closes if the ends of its last bonds can meet, here 5 % longer at most."""
+    """Proline with a ring torsion anywhere: closed if its last bonds can meet, here 5 % longer at most."""
 
     def flat(layout: Layout, rotor: Any, x: Tensor) -> Tensor:
         return scan(layout, rotor, x) * (rotor.closure is None)
