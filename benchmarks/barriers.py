@@ -71,7 +71,7 @@ def main() -> None:
             done[reaction.name] = {"name": reaction.name, **row}
             log.write(json.dumps(done[reaction.name]) + "\n")
             log.flush()
-    report = summary([done[reaction.name] for reaction in chosen if reaction.name in done])
+    report: dict = {"barriers": summary([done[reaction.name] for reaction in chosen if reaction.name in done])}
     report["about"] = {"level": "wB97X/6-31G(d), density fitting, pyscf", "date": time.strftime("%Y-%m-%d")}
     text = json.dumps(report, indent=1)
     (args.out / "barriers.json").write_text(text + "\n")

@@ -12,90 +12,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import tables_ts
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-ROWS = (
-    ("TS-GEN, one guess", "molgen"),
-    ("sqrt-distance guess", "sqrt"),
-    ("CI-NEB (ASE)", "neb"),
-    ("true DFT TS", "dft"),
-)
-
-
-def geometry(report: dict) -> str:
-    """Errors of guesses on the test split."""
-    g = report["geometry"]
-    lines = [
-        f"| {g['n']} test reactions | TS-GEN | sqrt-distance | midpoint | ts_gen GNN, published |",
-        "|---|---|---|---|---|",
-    ]
-    peers = {"rmsd_median": "0.284", "rmsd_mean": "0.376", "dmae_mean": "0.120"}
-    for title, key in (
-        ("RMSD median, Å", "rmsd_median"),
-        ("RMSD mean, Å", "rmsd_mean"),
-        ("RMSD median, mirror images allowed, Å", "rmsd_reflect_median"),
-        ("D-MAE mean, Å", "dmae_mean"),
-        ("wrong handedness", "wrong_handedness"),
-        ("wrong handedness, ends not both achiral", "wrong_determined"),
-    ):
-        values = [g[key], g["baselines"]["sqrt_distance"][key], g["baselines"]["midpoint"][key]]
-        shown = [f"{v:.2%}" if key.startswith("wrong") else f"{v:.3f}" for v in values]
-        lines.append(f"| {title} | {' | '.join(shown)} | {peers.get(key, '')} |")
-    per_guess = f"{g['seconds_per_guess'] * 1000:.0f} ms a guess at batch 32"
-    quantiles = ", ".join(f"{q:.3f}" for q in g["rmsd_quantiles"])
-    return "\n".join([*lines, "", f"{per_guess}; RMSD at the 10, 25, 75 and 90 % quantile: {quantiles} Å."])
-
-
-def invariance(report: dict) -> str:
-    """Largest change of a guess when the same reaction is presented differently."""
-    keys = ("rotation", "atom_order", "fragment_placement", "exchange_of_sides")
-    lines = ["| largest change of a guess, Å | rotation | atom order | fragment placement | exchange of R and P |"]
-    lines.append("|---|---|---|---|---|")
-    for title, part in (("one product", "single"), ("several products", "multi_fragment")):
-        row = report["invariance"][part]
-        lines.append(f"| {title} ({row['n']} reactions) | " + " | ".join(f"{row[k]['max']:.0e}" for k in keys) + " |")
-    return "\n".join(lines)
-
-
-def saddles(report: dict) -> str:
-    """Intended saddles and gradient calls by origin of the guess."""
-    table = report["saddles"]
-    lines = [
-        "| guess | intended | half | unintended | not a saddle, not converged, failed "
-        "| calls: guess + refinement, mean | calls: verification, mean | guess + refinement calls per intended |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for title, key in ROWS:
-        if key in table:
-            r = table[key]
-            rest = r["not_a_saddle"] + r["not_converged"] + r["failed"]
-            shares = " | ".join(f"{v:.1%}" for v in (r["intended"], r["half"], r["unintended"], rest))
-            search = r["calls_guess_mean"] + r["calls_refine_mean"]
-            calls = f"{search:.0f} | {r['calls_verify_mean']:.0f} | {r['calls_search_per_intended']:.0f}"
-            lines.append(f"| {title} | {shares} | {calls} |")
-    if "ranked" in report:
-        r = report["ranked"]
-        rest = 1 - r.get("intended", 0) - r.get("half", 0) - r.get("unintended", 0)
-        shares = " | ".join(f"{v:.1%}" for v in (r.get("intended", 0), r.get("half", 0), r.get("unintended", 0), rest))
-        lines.append(
-            f"| `molgen ts` ({r['n']} reactions; 8 samples, ranked) | {shares} | all calls: {r['calls_mean']:.0f} | | |"
-        )
-    return "\n".join(lines)
-
-
-def confidence(report: dict) -> str:
-    """Reliability of the confidence."""
-    lines = [
-        "| confidence | expected calibration error | area under ROC | predicted / observed by fifth |",
-        "|---|---|---|---|",
-    ]
-    for title, key in (("of a raw guess", "guess"), ("after refinement", "refined")):
-        r = report["confidence"][key]
-        fifths = ", ".join(f"{b['predicted']:.2f} / {b['intended']:.2f}" for b in r["table"])
-        lines.append(f"| {title} | {r['expected_calibration_error']:.3f} | {r['area_under_roc']:.2f} | {fifths} |")
-    return "\n".join(lines)
-
-
 PROSE_PAPER = {"2": (".191", ".371", ".210", ""), "4": (".071", ".932", ".752", ".367")}  # ESS, E-, T-, TICA-W2
 VIEWS = ("raw", "reweighted", "floor")
 
@@ -359,14 +279,16 @@ PROSE = {
     "finetune": (prose_finetuned,),
     "speed": (prose_speed,),
 }
+CARDS = [f"molgen/weights/{name}/README.md" for name in ("tsgen", "tsgen-gfn2", "prose")]
 CV = {"models": cv_models, "corrupted": cv_corrupted, "ablation": cv_ablation, "sn2": cv_sn2, "ala2": cv_ala2}
 
 
 def main() -> None:
     """Fill every marked section from the results at hand."""
-    report = json.loads((RESULTS / "ts.json").read_text())
-    makers = {"geometry": geometry, "invariance": invariance, "saddles": saddles, "confidence": confidence}
-    sections = {name: make(report) for name, make in makers.items() if name in report}
+    sections = {}
+    for file, makers in tables_ts.MAKERS.items():
+        report = json.loads((RESULTS / file).read_text()) if (RESULTS / file).exists() else {}
+        sections |= {name: make(report) for name, make in makers.items() if name in report}
     if (RESULTS / "prose.json").exists():
         prose = json.loads((RESULTS / "prose.json").read_text())
         for part, makers in PROSE.items():
@@ -377,7 +299,7 @@ def main() -> None:
     if (RESULTS / "cv.json").exists():
         cv = json.loads((RESULTS / "cv.json").read_text())
         sections |= {make.__name__: make(cv) for part, make in CV.items() if part in cv}
-    for path in ("docs/benchmarks.md", "README.md", "molgen/weights/tsgen/README.md", "molgen/weights/prose/README.md"):
+    for path in ("docs/benchmarks.md", "README.md", *CARDS):
         if (ROOT / path).exists():
             fill(ROOT / path, sections)
 
