@@ -98,7 +98,8 @@ def test_options_of_a_file_and_of_the_command_line(molgen: Callable[..., Result]
     """An angle and a hill width in degrees; the file's folder is where its paths begin; options win."""
     (tmp_path / "run.toml").write_text(
         'xyz = "hcn.xyz"\ncv = ["angle 0 1 2", "distance 1 2"]\nrange = ["90 175", "0.9 1.6"]\nhill-width = [6, 0.1]\n'
-        'temperature = 320\nrounds = 900\ndraws = 16\nlearn = 1\nsamples = 25\nstop = false\nunits = "kJ/mol"\n'
+        "temperature = 320\ngamma = 9\nrounds = 900\ndraws = 16\nlearn = 1\nsamples = 25\nstop = false\n"
+        'units = "kJ/mol"\n'
         "json = true\n"
     )
     result = molgen(tmp_path / "run.toml", "--rounds", 4, "-T", 310)
@@ -106,6 +107,7 @@ def test_options_of_a_file_and_of_the_command_line(molgen: Callable[..., Result]
     summary = json.loads(result.stdout)
     assert summary["rounds"] == 4 and summary["units"] == "kJ/mol" and summary["weights"]["n"] == 25 + 16
     settings = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]
+    assert settings["gamma"] == 9.0
     assert settings["temperature"] == 310.0 and settings["xyz"] == [str(tmp_path / "hcn.xyz")]
     assert settings["widths"] == pytest.approx([np.pi / 30, 0.1])
     assert [settings["axes"][0][end] for end in ("low", "high")] == pytest.approx([np.pi / 2, np.radians(175)])
@@ -154,6 +156,7 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
     ("round = 4", ["unknown key 'round'", "rounds", "run.toml"]),
     ("rounds = 4.5", ["rounds = 4.5", "a value like 200"]),
     ("rounds = 0", ["sampler.rounds = 0", "at least 1"]),
+    ("gamma = true", ["gamma = True", "a value like 12.0"]),
     ("temperature = true", ["temperature = True", "300.0"]),
     ('hill-width = "wide"', ["hill_width = 'wide'", "0.1, or a list"]),
     ("cv = 3", ["cv = 3", "a list of texts"]),

@@ -80,7 +80,8 @@ class ReactionPath:
         width = min(settings.sampler.width, (kt / self.stiffest) ** 0.5)
         return replace(
             settings, cap=cap, gamma=max(settings.gamma, cap / 2), widths=settings.widths or (HILL,),
-            sampler=replace(settings.sampler, width=width),
+            # the first bias is that of the path already: there is nothing to correct
+            sampler=replace(settings.sampler, width=width, corrections=0),
             schedule=replace(settings.schedule, end=min(settings.schedule.end, width / 2)),
         )  # fmt: skip
 
