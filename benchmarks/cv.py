@@ -3,10 +3,10 @@
     python benchmarks/cv.py --out runs/bench-cv                        everything that is not in OUT yet
     python benchmarks/cv.py --out runs/bench-cv --parts models,sn2     some of it
 
-Parts: models (Gaussian, double well, Mueller-Brown against quadrature); corrupted (a spoilt controller); ablation (the
-double well without bias, path weights, target mix, learned kernel variances, log grid); ala2 (alanine dipeptide against
-the metadynamics of benchmarks/ala2.py, --out runs/ala2-metad-SEED); sn2 (Cl- + CH3Cl, GFN2-xTB,
-against the umbrella sampling of benchmarks/sn2.py, --out runs/sn2-umbrella, and beside the metadynamics of
+Parts: models (Gaussian, double well, Mueller-Brown against quadrature; or one of them by its name); corrupted (a spoilt
+controller); ablation (the double well without bias, path weights, target mix, learned kernel variances, log grid); ala2
+(alanine dipeptide against the metadynamics of benchmarks/ala2.py, --out runs/ala2-metad-SEED); sn2 (Cl- + CH3Cl,
+GFN2-xTB, against the umbrella sampling of benchmarks/sn2.py, --out runs/sn2-umbrella, and beside the metadynamics of
 benchmarks/metadynamics.py, --out runs/metad-sn2-SEED). Three seeds each. A row of figures a seed is kept in OUT, so an
 interrupted run continues; all together go to benchmarks/results/cv.json.
 """
@@ -14,12 +14,14 @@ interrupted run continues; all together go to benchmarks/results/cv.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -360,12 +362,14 @@ def main() -> None:
 
     parts, results = o.parts.split(","), {}
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if "models" in parts:
-        results["models"] = [kept(f"gaussian {s}", lambda s=s: gaussian_row(s)) for s in SEEDS]
-        settings = {"double well": SMALL, "Mueller-Brown": replace(SMALL, samples=PLANE)}
-        results["models"] += [
-            kept(f"{n} {s}", lambda n=n, s=s: model_row(n, s, settings[n])) for n in models() for s in SEEDS
-        ]
+    settings = {"Gaussian": SMALL, "double well": SMALL, "Mueller-Brown": replace(SMALL, samples=PLANE)}
+    names = [name for name in settings if name in parts or "models" in parts]
+    if names:
+        rows = {(row["system"], row["seed"]): row for row in stored.get("models", [])}
+        for n, s in itertools.product(names, SEEDS):
+            make = partial(gaussian_row, s) if n == "Gaussian" else partial(model_row, n, s, settings[n])
+            rows[n, s] = kept(f"{n} {s}", make)
+        results["models"] = list(rows.values())
     if "corrupted" in parts:
         results["corrupted"] = [r for s in SEEDS for r in kept(f"corrupted {s}", lambda s=s: corrupted_rows(s))]
     if "ablation" in parts:

@@ -156,7 +156,6 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
     ("round = 4", ["unknown key 'round'", "rounds", "run.toml"]),
     ("rounds = 4.5", ["rounds = 4.5", "a value like 200"]),
     ("rounds = 0", ["sampler.rounds = 0", "at least 1"]),
-    ("gamma = true", ["gamma = True", "a value like 12.0"]),
     ("temperature = true", ["temperature = True", "300.0"]),
     ('hill-width = "wide"', ["hill_width = 'wide'", "0.1, or a list"]),
     ("cv = 3", ["cv = 3", "a list of texts"]),

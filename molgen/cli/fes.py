@@ -69,7 +69,7 @@ def fes(
         ),
     ] = "auto",
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=4, help="Of --draws energies each; default 240, internal 100.")
+        int | None, typer.Option("--rounds", min=4, help="Of --draws energies each; default 300, internal 100.")
     ] = None,
     draws: Annotated[
         int | None,
@@ -81,9 +81,7 @@ def fes(
     samples: Annotated[
         int | None, typer.Option("-n", "--samples", min=1, help="Drawn at the end; default 16000.")
     ] = None,
-    gamma: Annotated[
-        float | None, typer.Option("--gamma", help="Bias factor; default 30, in internal coordinates 12.")
-    ] = None,
+    gamma: Annotated[float, typer.Option("--gamma", help="Bias factor.")] = 12.0,
     cap: Annotated[float, typer.Option("--cap", help="The bias grows no higher, kT.")] = 23.0,
     hill_width: Annotated[
         list[float] | None, typer.Option("--hill-width", help="Of each --cv, in A or degrees.")
@@ -170,9 +168,7 @@ def _typed(key: str, value: Any, default: Any, config: Path) -> Any:
         good, example, result = isinstance(value, str), "a path", Path(str(value))
     elif key in ("rounds", "draws", "learn", "samples"):
         good, example = type(value) is int, "200"
-    elif key == "gamma":
-        good, example = type(value) in (int, float), "12.0"
-    if (isinstance(default, float) or key == "gamma") and type(value) is int:
+    elif isinstance(default, float) and type(value) is int:
         good, result = True, float(value)
     if not good:
         raise InputError(
@@ -312,8 +308,8 @@ def _settings(o: dict[str, Any], cvs: list[str], system: Any) -> Any:
     if o["controller"] not in ("auto", "pair", "trunk"):
         raise InputError(f"unknown controller {o['controller']!r}", where="--controller", expected="auto, pair, trunk")
     return replace(
-        usual, sampler=sampler, gamma=usual.gamma if o["gamma"] is None else o["gamma"], cap=o["cap"],
-        widths=widths or None, controller=o["controller"], samples=o["samples"] or usual.samples, stop=o["stop"],
+        usual, sampler=sampler, gamma=o["gamma"], cap=o["cap"], widths=widths or None, controller=o["controller"],
+        samples=o["samples"] or usual.samples, stop=o["stop"],
     )  # fmt: skip
 
 

@@ -56,9 +56,7 @@ def default_settings(coordinates: str) -> FesSettings:
     Internal ones are for force fields: many cheap energies, and frames enough to whiten by.
     """
     if coordinates == "cartesian":
-        # gamma: a bias that leaves the top of a barrier of 20 kT sampled half as often as the wells, not a fifth
-        sampler = SamplerSettings(rounds=240, learn=80, corrections=4)
-        return FesSettings(sampler=sampler, gamma=30.0, samples=16_000)
+        return FesSettings(sampler=SamplerSettings(rounds=300, learn=80, corrections=3), samples=16_000)
     sampler = SamplerSettings(rounds=100, draws=1024, learn=200, pretrain=2500)
     return FesSettings(
         sampler=sampler, schedule=Schedule(steps=60), coordinates=coordinates, frames=4000, hidden=256, samples=16_000,
