@@ -131,6 +131,17 @@ def test_files_in_variables_count_from_the_folder_of_the_toml(hcn: Path, tmp_pat
     assert missing.exit_code == 2 and "../ref.xyz cannot be read" in missing.stderr.replace("\n", " "), missing.stderr
 
 
+def test_a_radical_needs_no_spin(molgen: Callable[..., Result], hcn: Path, tmp_path: Path) -> None:
+    """The fewest unpaired electrons are the default, as in `molgen ts`."""
+    result = molgen("--xyz", hcn, *DISTANCE, "--charge", 1, "--estimate")
+    assert result.exit_code == 0, result.stderr
+    (tmp_path / "run.toml").write_text(
+        'xyz = "hcn.xyz"\ncharge = 1\nspin = 2\ncv = "distance 0 1"\nrange = "0.7 1.8"\n'
+    )
+    refused = molgen(tmp_path / "run.toml", "--estimate")
+    assert refused.exit_code == 2 and "--spin: 13 electrons" in refused.stderr
+
+
 def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
     """What a summary says of them, in words."""
     estimate = {"value": 3.25, "error": 0.125, "khat": 0.3, "reliable": True, "unit": "kcal/mol"}
@@ -143,6 +154,7 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
         "missing": ["2 parts of the surface are joined by no sample"], "seconds": {"rounds": 3.0}, "energy_calls": 7,
         "rounds": 2,
     }  # fmt: skip
+    (tmp_path / "manifest.json").write_text('{"files": []}')
     text = report(summary, tmp_path)
     assert "histogram off by 0.8 kT (fine up to 0.5): the weights repair much" in text
     assert "barrier 0 to 1   3.25 +- 0.12 kcal/mol, top of the profile, at 0.40" in text

@@ -33,7 +33,9 @@ def fes(
         str, typer.Option("--calculator", help="For --xyz: gfn2, gfn1, or module:Class of an ASE calculator.")
     ] = "gfn2",
     charge: Annotated[int, typer.Option("--charge", help="Total charge, for --xyz.")] = 0,
-    spin: Annotated[int, typer.Option("--spin", help="Unpaired electrons, for --xyz.")] = 0,
+    spin: Annotated[
+        int | None, typer.Option("--spin", help="Unpaired electrons, for --xyz; default the fewest possible.")
+    ] = None,
     pdb: Annotated[
         list[Path] | None, typer.Option("--pdb", help="Instead of --xyz: PDB with all hydrogens; may be repeated.")
     ] = None,
@@ -51,7 +53,9 @@ def fes(
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
     cv: Annotated[
         list[str] | None,
-        typer.Option("--cv", help='One to three of "distance 0 4", "torsion 4 6 8 14", "d = distance 0 4 - ...".'),
+        typer.Option(
+            "--cv", help='One to three; atoms count from 0: "distance 0 4", "torsion 4 6 8 14", "d = ..." (a sum).'
+        ),
     ] = None,
     range_: Annotated[
         list[str] | None,
@@ -166,7 +170,7 @@ def _typed(key: str, value: Any, default: Any, config: Path) -> Any:
         good, example, result = isinstance(value, str), "a path", config.parent / str(value)
     elif key == "out":
         good, example, result = isinstance(value, str), "a path", Path(str(value))
-    elif key in ("rounds", "draws", "learn", "samples"):
+    elif key in ("spin", "rounds", "draws", "learn", "samples"):
         good, example = type(value) is int, "200"
     elif isinstance(default, float) and type(value) is int:
         good, result = True, float(value)
@@ -205,14 +209,14 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     if o["estimate"]:
         typer.echo(forecast(system, cvs, o["temperature"], **given))
         return {}, o["out"]
-    with common.progress() as bar:
-        task = bar.add_task("starting", total=given["settings"].sampler.rounds)
+    rounds = given["settings"].sampler.rounds
+    with common.stages("starting") as progress:
 
         def show(row: dict[str, Any]) -> None:
             text = (
                 f"ESS {row['ess']:.0%}, k-hat {row['khat']:.2f}, bias {row['bias']:.0f} kT, {row['energies']} energies"
             )
-            bar.update(task, description=text, completed=row["round"])
+            progress(text, row["round"], rounds)
 
         _, summary = run_fes(
             system, cvs, o["temperature"], **given, seed=o["seed"], out=o["out"], overwrite=o["overwrite"],
@@ -249,15 +253,21 @@ def _pretrained(o: dict[str, Any]) -> dict[str, Any]:
 
 
 def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from molgen.io import checked_spin
+    from molgen.structures import read_side
     from molgen.workflows.fes_system import system_from_files, system_from_pdb
 
     if bool(o["xyz"]) == bool(o["pdb"]):
         raise InputError(
-            "give --xyz or --pdb, one of the two", where="molgen fes", expected="a structure to start from"
+            "give --xyz or --pdb, one of the two",
+            where="molgen fes",
+            expected="a structure to start from, or --from-ts or --pretrained",
         )
     if o["xyz"]:
-        names = {"xyz": [str(p) for p in o["xyz"]], **{key: o[key] for key in ("calculator", "charge", "spin")}}
-        return system_from_files(o["xyz"], o["calculator"], None, o["charge"], o["spin"]), names
+        spin = checked_spin(read_side(o["xyz"][0], "--xyz").numbers, o["charge"], o["spin"])
+        described = {"calculator": o["calculator"], "charge": o["charge"], "spin": spin}
+        system = system_from_files(o["xyz"], o["calculator"], None, o["charge"], spin)
+        return system, {"xyz": [str(p) for p in o["xyz"]], **described}
     field = o["forcefield"] or ["amber14/protein.ff14SB.xml"]
     names = {"pdb": [str(p) for p in o["pdb"]], "forcefield": field, "solvent": o["solvent"]}
     return system_from_pdb(o["pdb"], field, o["solvent"], o["platform"]), names
@@ -367,7 +377,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
     rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
     seconds = sum(summary["seconds"].values())
     rows.append(("cost", f"{summary['energy_calls']} energies, {seconds:.0f} s, {summary['rounds']} rounds"))
-    rows.append(("files", f"{out}/: fes.dat, fes.png, COLVAR, HILLS, weights.npz, ..."))
+    rows.append(("files", common.written(out)))
     return "\n".join(f"{name:<16} {text}" for name, text in rows)
 
 
