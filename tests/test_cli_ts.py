@@ -162,6 +162,7 @@ def test_nothing_verified_is_exit_3(molgen: Callable[..., Result], tmp_path: Pat
         *HCN, "--calculator", "ts_cases:NoSaddle", "--calculator-kwargs", '{"stiffness": 4.0}', "--samples", 1
     )
     assert result.exit_code == 3 and result.stdout.startswith("verdict              not a saddle: ")
+    assert "may take several steps, or" in " ".join(result.stderr.split()), "there is no path.xyz to look at"
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["status"] == "gate_failed" and whole(tmp_path / "out")
 

@@ -33,7 +33,9 @@ def peptide(
             "from 0; may be repeated.",
         ),
     ] = None,
-    finetune: Annotated[int, typer.Option("--finetune", help="Rounds of training on this peptide first.")] = 0,
+    finetune: Annotated[
+        int, typer.Option("--finetune", help="Rounds of training on this peptide first, minutes each.")
+    ] = 0,
     smc: Annotated[
         bool,
         typer.Option("--smc", help="Propose hot, then cool by sequential Monte Carlo: hundreds of energies a sample."),

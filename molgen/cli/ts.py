@@ -71,9 +71,10 @@ def ts(
     else:
         typer.echo(report(result, out))
     if result.status == "gate_failed":
+        beside = " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""
         common.warn(
-            "no saddle was proven to join the two. The reaction may take several steps (path.xyz shows what lies "
-            "beside the best saddle), or this calculator has no such saddle: try more --samples or another --calculator"
+            f"no saddle was proven to join the two. The reaction may take several steps{beside}, or this calculator "
+            "has no such saddle: try more --samples or another --calculator"
         )
     codes = {"ok": common.ExitCode.OK, "partial": common.ExitCode.PARTIAL, "gate_failed": common.ExitCode.GATE_FAILED}
     raise typer.Exit(codes[result.status])
