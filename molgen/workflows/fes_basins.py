@@ -17,8 +17,8 @@ from molgen.reweight.importance import LEAST_DRAWS
 SHALLOW = 1.0  # kT: a basin with a lower way out belongs to its neighbour
 REDRAWS = 200  # of the bootstrap
 KNOTS = 2.0  # bins between knots of the smooth curve that barriers are read from
-GOES_ON = 8.0  # kT: a surface that would go on below this, and stops, may lack a region
-SEEN = 5  # samples in a bin that says so
+LOW = 8.0  # kT: a surface that stops beside a bin lower than this may lack a region,
+SEEN, EXPECTED = 20, 10.0  # if bins of so many samples promise so many in the next one, which has none
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def barriers(ensemble: Ensemble, fes: FES, found: Sequence[Basin]) -> list[tuple
 def unvisited(fes: FES) -> list[str]:
     """What the surface may lack, in words: parts that no sample joins, and edges where it stops although it is low.
 
-    An edge is a bin without a sample beside three in a row whose free energies, carried on as a parabola or a line,
-    would stay below `GOES_ON` kT.
+    An edge is a bin without a sample beside three in a row, the nearest below `LOW` kT, whose numbers of samples,
+    carried on as a line and as a parabola, both promise `EXPECTED` or more.
     """
     notes = []
     parts = _parts(fes)
@@ -104,15 +104,15 @@ def unvisited(fes: FES) -> list[str]:
         )
     if edges := _open_edges(fes):
         notes.append(
-            f"{len(edges)} bins without a sample lie beside low ones (at {_places(fes, edges[:3])}): the surface may "
-            "go on there; start a structure there, let the bias grow longer, or add a wall"
+            f"{len(edges)} bins without a sample lie beside low ones that have many (at {_places(fes, edges[:3])}): "
+            "the surface may go on there; start a structure there, let the bias grow longer, or add a wall"
         )
     return notes
 
 
 def _parts(fes: FES) -> list[int]:
-    """The lowest bin of each connected part with a share worth a name, flat."""
-    known = fes.counts >= SEEN
+    """The lowest bin of each connected part with samples enough for a basin, flat."""
+    known = fes.counts > 0
     labels = np.zeros(known.shape, dtype=int)
     connected(known, np.ones([3] * known.ndim), output=labels)
     join = np.arange(labels.max() + 1)
@@ -122,23 +122,27 @@ def _parts(fes: FES) -> list[int]:
             for one, other in seam:
                 if one and other:
                     join[join == join[one]] = join[other]
-    owner, free = join[labels], np.where(known, fes.free_energy / fes.kt, np.inf)
-    lowest = [int(np.where(owner == part, free, np.inf).argmin()) for part in np.unique(owner[known])]
-    return [at for at in lowest if free.reshape(-1)[at] < GOES_ON]
+    owner = join[labels]
+    return [
+        int(np.where(owner == part, fes.free_energy, np.inf).argmin())
+        for part in np.unique(owner[known])
+        if fes.counts[owner == part].sum() >= LEAST_DRAWS
+    ]
 
 
 def _open_edges(fes: FES) -> list[int]:
-    """Bins without a sample where the surface should go on, flat, lowest first."""
-    free = np.where(fes.counts >= SEEN, fes.free_energy / fes.kt, np.nan)
-    guess = np.full(free.shape, np.inf)
+    """Bins without a sample where many were to be expected, flat, most first."""
+    with np.errstate(divide="ignore"):
+        seen = np.where(fes.counts >= SEEN, np.log(fes.counts), np.nan)
+    low = np.where(fes.free_energy < LOW * fes.kt, 0.0, np.nan)
+    promised = np.full(seen.shape, -np.inf)
     for axis, period in enumerate(fes.periods):
         for step in (-1, 1):
-            one, two, three = (_shifted(free, k * step, axis, period is not None) for k in (1, 2, 3))
-            # a convex wall rises faster than the line, so never below it
-            onward = np.maximum(3 * one - 3 * two + three, 2 * one - two)
-            guess = np.fmin(guess, np.where(np.isfinite(onward), onward, np.inf))
-    guess = np.where(fes.counts == 0, guess, np.inf).reshape(-1)
-    return [int(at) for at in np.argsort(guess) if guess[at] < GOES_ON]
+            one, two, three = (_shifted(seen, k * step, axis, period is not None) for k in (1, 2, 3))
+            onward = np.minimum(3 * one - 3 * two + three, 2 * one - two)
+            promised = np.fmax(promised, onward + _shifted(low, step, axis, period is not None))
+    promised = np.where(fes.counts == 0, promised, -np.inf).reshape(-1)
+    return [int(at) for at in np.argsort(-promised) if promised[at] >= np.log(EXPECTED)]
 
 
 def _shifted(values: np.ndarray, by: int, axis: int, around: bool) -> np.ndarray:
