@@ -165,15 +165,21 @@ def cv_corrupted(report: dict) -> str:
     """A spoilt controller: means and worst of three seeds."""
     lines = [
         "| controller evaluated beside the point by, Å | histogram RMSE, kT | path RMSE, kT (worst) | "
-        "ΔF error, kT (worst) | k-hat (worst) |",
-        "|---|---|---|---|---|",
+        "ΔF error, kT (worst) | k-hat (worst) | histogram to path, kT (least to most) | verdict warns |",
+        "|---|---|---|---|---|---|---|",
     ]
     for shift in sorted({row["shift"] for row in report["corrupted"]}):
         rows = [row for row in report["corrupted"] if row["shift"] == shift]
         path, delta = [r["rmse_path"] for r in rows], [abs(r["delta_f_error"]) for r in rows]
         lines.append(
             f"| {shift:g} | {_mean(r['rmse_histogram'] for r in rows):.2f} | {_mean(path):.2f} ({max(path):.2f}) | "
-            f"{_mean(delta):.2f} ({max(delta):.2f}) | {max(r['khat_biased'] for r in rows):.2f} |"
+            f"{_mean(delta):.2f} ({max(delta):.2f}) | {max(r['khat_biased'] for r in rows):.2f} | "
+            + (
+                f"{min(r['apart'] for r in rows):.2f} to {max(r['apart'] for r in rows):.2f} | "
+                f"{sum(r['flagged'] for r in rows)} of {len(rows)} |"
+                if "apart" in rows[0]
+                else "- | - |"
+            )
         )
     return "\n".join(lines)
 
@@ -209,7 +215,7 @@ def cv_sn2(report: dict) -> str:
     for row in report["sn2"]["rows"]:
         lines.append(
             f"| `molgen fes`, seed {row['seed']} | {row['energies']:,} | {row['seconds']:.0f} | "
-            f"{row['barrier']:.2f} ± {row['barrier_sigma']:.2f} | "
+            f"{row['barrier']:.2f}{' ± {:.2f}'.format(row['barrier_sigma']) if 'barrier_sigma' in row else ''} | "
             f"{row['rmse']:.2f} | {row['swap_asymmetry']:.2f} ± {row['wells_sigma']:.2f} | {row['khat_biased']:.2f}, "
             f"{row['khat']:.2f} |"
         )
