@@ -222,3 +222,4 @@ def test_a_report_lists_what_the_run_wrote_and_nothing_else(tmp_path):
         (tmp_path / name).write_text(json.dumps({"files": ["ts.xyz", "state"]}))
     (tmp_path / "state").mkdir()
     assert common.written(tmp_path) == f"{tmp_path}/: manifest.json, ts.xyz"
+    assert common.written(tmp_path / "state") == f"{tmp_path}/state/"

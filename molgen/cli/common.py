@@ -67,9 +67,12 @@ def print_json(value: Any) -> None:
 
 
 def written(out: Path) -> str:
-    """What a run wrote into its folder, for the last line of a report: "OUT/: a.xyz, b.png"."""
-    names = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]
-    return f"{out}/: {', '.join(sorted(name for name in {*names, MANIFEST} if (out / name).is_file()))}"
+    """What a run wrote into its folder, for the last line of a report: "OUT/: a.xyz, b.png"; the folder if unknown."""
+    try:
+        names = {*json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"], MANIFEST}
+    except (OSError, ValueError):  # moved away, say: no reason to lose the report of a long run
+        return f"{out}/"
+    return f"{out}/: {', '.join(sorted(name for name in names if (out / name).is_file()))}"
 
 
 def json_object(text: str | None, where: str, example: str) -> dict[str, Any]:
