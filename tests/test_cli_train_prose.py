@@ -216,7 +216,7 @@ def test_mirror_images_are_not_learned(train: Callable[..., Result], data: Path,
         "--data", data / "GG.npz", "--data", data / "G.npz", "--data", tmp_path / "odd", "--val", "GG", "--steps", 1
     )
     assert done.exit_code == 0, done.stderr
-    assert "AG: 12 of 12 frames have an inverted centre or no energy" in done.stderr
+    assert "AG: 12 of 12 frames lie beyond the limits or lack an energy" in done.stderr
     assert "1 training and 1 validation sequences" in done.stderr
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["rejections"] == {"excluded": 0, "unusable": 1}

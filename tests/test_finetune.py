@@ -66,16 +66,20 @@ def bench(tmp_path, monkeypatch):
 
 def test_a_known_target_is_reached(bench):
     """Exactly tilted draws have ESS 1/E[w^2] = I0(4) / I0(2)^2 for a flat psi; learning the tilt brings that to one."""
-    flow, rounds = bench.finetune(2, samples=250, steps=40, batch=48, learning_rate=1e-2)
+    flow, rounds = bench.finetune(2, samples=250, passes=8, batch=48, learning_rate=1e-2)
     assert bench.names == ["round0", "round1", "round2"]
     assert rounds[0].ess < 0.6 and max(r.ess for r in rounds) > rounds[0].ess + 0.15
     fresh = bench.draws(flow, 250, 99, "fresh")
     assert diagnose(fresh.log_weights).ess > rounds[0].ess + 0.1
     assert all(r.energy_calls > 220 for r in rounds) and rounds[-1].losses == {}
+    before = tiny_flow().model.state_dict()
+    moved = {name for name, value in flow.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and not any(name.startswith(("trunk.", "encoder.", "to_trunk.")) for name in moved)
+    assert all(parameter.requires_grad for parameter in flow.model.parameters())
 
 
 def test_the_result_is_a_checkpoint_that_says_what_it_is(bench):
-    flow, rounds = bench.finetune(1, samples=64, steps=5, batch=16, patience=9)
+    flow, rounds = bench.finetune(1, samples=64, passes=1, batch=16, patience=9)
     again = load_flow(bench.tmp_path / "adapter")
     assert again.hash == flow.hash and again.config["temperatures"] == [300.0, 600.0]
     said = again.config["finetuned"]
@@ -86,13 +90,13 @@ def test_the_result_is_a_checkpoint_that_says_what_it_is(bench):
 
 def test_the_flow_given_is_not_changed(bench):
     before = {name: value.clone() for name, value in tiny_flow().model.state_dict().items()}
-    bench.finetune(1, samples=32, steps=3, batch=8)
+    bench.finetune(1, samples=32, passes=1, batch=8)
     assert all(torch.equal(value, before[name]) for name, value in tiny_flow().model.state_dict().items())
 
 
 def test_without_progress_the_given_flow_stays(bench, monkeypatch):
     """Training that ruins the flow: it ends early, with the weights it began with."""
-    flow, rounds = bench.finetune(5, samples=64, steps=40, batch=16, learning_rate=0.5, patience=0)
+    flow, rounds = bench.finetune(5, samples=64, passes=10, batch=16, learning_rate=0.5, patience=0)
     assert len(rounds) == 2 and rounds[1].ess < rounds[0].ess and flow.config["finetuned"]["rounds"] == 0
     for name, value in tiny_flow().model.state_dict().items():
         assert torch.equal(flow.model.state_dict()[name], value), name
@@ -113,8 +117,10 @@ def test_pooled_weights_are_those_of_the_mixture(bench):
     usable = np.concatenate([np.isfinite(part.log_weights) for part in parts])
     q = [log_densities(flow.model, LAYOUT, x[usable], T) for flow in (first, second)]
     mixture = np.logaddexp(q[0] + np.log(30 / 80), q[1] + np.log(50 / 80))
-    assert pool.log_weights() == pytest.approx(-energies[usable] / (KB * T) - mixture, abs=2e-3)
-    assert len(pool.frames()) == usable.sum() and np.abs(q[0] - q[1]).max() > 0.1
+    assert pool.log_weights() == pytest.approx(-energies[usable] / (KB * T) - mixture, abs=2e-2)
+    assert len(pool.joined()) == usable.sum() and np.abs(q[0] - q[1]).max() > 0.1
+    for flow, own in zip((first, second), q, strict=True):  # from the stored content, of half precision
+        assert pool.joined().densities(flow.model) == pytest.approx(own, abs=2e-2)
 
 
 def test_invalid_draws_are_no_frames_but_count_among_the_draws(bench):
@@ -124,7 +130,7 @@ def test_invalid_draws_are_no_frames_but_count_among_the_draws(bench):
     spoilt = replace(drawn, validity=replace(drawn.validity, contact=~usable))
     pool = _Pool(LAYOUT, T)
     pool.add([tiny_flow()], spoilt, bench.store, 0)
-    assert len(pool.frames()) == usable.sum() <= 20
+    assert len(pool.joined()) == usable.sum() <= 20
     assert pool.log_weights() == pytest.approx(drawn.log_weights[usable])
     assert diagnose(spoilt.log_weights).n == 30
 
@@ -139,7 +145,7 @@ def test_weights_without_a_mean_are_tempered(tmp_path, monkeypatch):
 
     _, rounds = finetune_flow(
         tiny_flow(), LAYOUT, draws, 310.0, 1, Store(None), tmp_path / "adapter", seed=1, scratch=tmp_path,
-        settings=FinetuneSettings(samples=400, steps=2, batch=8),
+        settings=FinetuneSettings(samples=400, passes=0.04, batch=8),
     )  # fmt: skip
     assert rounds[0].khat > 1 and rounds[0].exponent == pytest.approx(0.7 / rounds[0].khat, rel=0.05)
 
@@ -153,5 +159,5 @@ def test_each_round_draws_afresh(bench):
     seeds = []
     real = bench.draws
     bench.draws = lambda proposal, n, seed, name: (seeds.append(seed), real(proposal, n, seed, name))[1]
-    bench.finetune(2, samples=32, steps=2, batch=8, patience=9)
+    bench.finetune(2, samples=32, passes=0.5, batch=8, patience=9)
     assert seeds == [sample_seed(5, number) for number in range(3)]

@@ -175,7 +175,7 @@ def test_killed_everywhere_and_resumed_gives_the_same_ensemble(way, tmp_path, mo
     monkeypatch.setattr(draws, "PIECE", 16)
     monkeypatch.setattr(workflow, "MOVES", 2)
     monkeypatch.setattr(workflow, "write_ensemble", lambda run, ensemble, summary, *rest: run.finish("ok", **summary))
-    quick = partial(finetune.FinetuneSettings, samples=16, steps=3, batch=8, patience=2)
+    quick = partial(finetune.FinetuneSettings, samples=16, passes=1.0, batch=8, patience=2)
     monkeypatch.setattr(finetune, "FinetuneSettings", quick)
     options, least = WAYS[way]
     whole = run(20, 450.0, out=tmp_path / "whole", **options)[1]["ensemble_hash"]

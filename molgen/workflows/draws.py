@@ -32,7 +32,8 @@ from molgen.units import KB
 PIECE = 1000  # draws a piece; part of what defines the bits, since sums depend on the shape of a batch
 OUTSIDE, NON_FINITE = "outside the space of conformations", "non-finite energy"
 WRONG_CHIRALITY, BROKEN_TOPOLOGY = "wrong chirality", "broken topology"
-TARGET = "conformations of right handedness, bonds and contacts"  # a setting of runs: others cannot be resumed
+# a setting of runs: others, and those whose flow had no limits, cannot be resumed
+TARGET = "conformations of right handedness, bonds and contacts, within the limits of the flow"
 STATE = "state"  # folder of a run that holds unfinished work
 POOL_START, POOL_EACH = 4.0, 2e-4  # seconds: starting a process pool, and handing it one geometry
 

@@ -1,9 +1,9 @@
 """Finetuning of the flow on one peptide from its own samples and their energies.
 
 Each round draws samples from the flow as it is, pools them with those of all earlier rounds under balance-heuristic
-weights, and trains on the pool: weighted likelihood, spread of ln q + E/kT, and a penalty for forgetting what the
-earlier flows proposed, each per degree of freedom. The next round's draws are new to the flow they judge; when they
-show no progress, the flow before is the result.
+weights, and trains on the pool: the spread of ln q + E/kT over draws picked by the square root of their weights, which
+is zero for the exact density. What the trunk makes of a conformation is left as it was, and computed once. The next
+round's draws are new to the flow they judge; when they show no progress, the flow before is the result.
 
 After the self-refinement of Prose (arXiv 2508.18175, section 4.3) and the energy-variance loss of Richter et al.,
 NeurIPS 2020; pooling after Cornuet et al., Scand. J. Stat. 39 (2012) 798 (adaptive multiple importance sampling).
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from molgen.checkpoint import save_checkpoint
 from molgen.errors import InputError
-from molgen.prose.evaluate import log_densities
 from molgen.prose.frames import Frames
 from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
@@ -37,6 +36,7 @@ from molgen.workflows.draws import Draws, Progress, Store
 
 # draws(flow, n, seed, name) -> n draws with their energies, stored under that name
 Draw = Callable[[Proposal, int, int, str], Draws]
+_CHUNK = 256  # frames at once where nothing is learned
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,21 @@ class FinetuneSettings:
     """How to finetune.
 
     Attributes:
-        samples: drawn a round. steps, batch, learning_rate: of the training of a round.
-        likelihood, spread, teacher: weights of the three losses. huber: where the spread turns linear, kT.
+        samples: drawn a round. passes: of a round's training over the pool, in batches of `batch`; many passes learn
+            the draws by heart.
+        learning_rate: peak. huber: where the spread turns linear, kT.
+        tilt: exponent of the weights with which draws are picked: 0 would spend the training on proposals that weigh
+            nothing, 1 on the few that weigh most.
         tempered: k-hat above which the weights are tempered to `tame`; 1 is where their mean ceases to exist.
         patience: rounds without progress before it ends.
     """
 
     samples: int = 20_000
-    steps: int = 250
-    batch: int = 128
-    learning_rate: float = 5e-4
-    likelihood: float = 0.5
-    spread: float = 0.5
-    teacher: float = 0.05
+    passes: float = 2.0
+    batch: int = 64
+    learning_rate: float = 4e-4
     huber: float = 4.0
+    tilt: float = 0.5
     tempered: float = 1.0
     tame: float = 0.7
     patience: int = 1
@@ -125,9 +126,9 @@ def finetune_flow(
             shape = khat(log_weights)
             exponent = min(1.0, s.tame / shape) if shape > s.tempered and math.isfinite(shape) else 1.0
             trained, losses = _train(
-                flows[-1], pool.frames(), truncate(exponent * log_weights), layout, temperature, s,
+                flows[-1], pool.joined(), truncate(exponent * log_weights), temperature, s,
                 (store.path(f"training{number}") or scratch / f"training{number}"), sample_seed(seed, number, 1),
-                lambda step, number=number: progress(f"finetuning: training, round {number + 1}", step, s.steps),
+                lambda step, steps, number=number: progress(f"finetuning: training, round {number + 1}", step, steps),
             )  # fmt: skip
             flows.append(trained)
         record.append(Round(found.khat, found.ess, found.ess_psis, exponent, losses, fresh.calls))
@@ -144,116 +145,146 @@ def _score(ess: float, shape: float) -> float:
 
 
 class _Pool:
-    """The draws of all rounds, with the density of every flow at every draw."""
+    """The draws of all rounds, with the density of every flow at every draw.
+
+    All flows read the same `content` of a conformation, which is why it is computed once.
+    """
 
     def __init__(self, layout: Layout, temperature: float):
         self.layout, self.temperature = layout, temperature
         self.rounds: list[Draws] = []
-        self.log_q: list[list[np.ndarray]] = []  # [flow][round]
-        self._frames: list[tuple[np.ndarray, Frames]] = []
+        self.log_q: list[list[np.ndarray]] = []  # [flow][round], of the frames
+        self.parts: list[_Part] = []
 
     def add(self, flows: Sequence[Proposal], fresh: Draws, store: Store, number: int) -> None:
         """Add the draws of the last of `flows`."""
+        self.rounds.append(fresh)
+        self.parts.append(_Part.of(flows[0].model, self.layout, fresh))
         densities = store.get(f"densities{number}")
         if densities is None:
-            densities = {}
-            for k, flow in enumerate(flows[:-1]):
-                densities[f"earlier{k}"] = self._density(flow.model, fresh)
-            for k, draws in enumerate(self.rounds):
-                densities[f"new{k}"] = self._density(flows[-1].model, draws)
+            densities = {f"earlier{k}": self.parts[-1].densities(flow.model) for k, flow in enumerate(flows[:-1])}
+            densities |= {f"new{k}": part.densities(flows[-1].model) for k, part in enumerate(self.parts[:-1])}
             store.put(f"densities{number}", densities)
-        self.rounds.append(fresh)
         for k, row in enumerate(self.log_q):
             row.append(densities[f"earlier{k}"])
-        self.log_q.append([*(densities[f"new{k}"] for k in range(number)), fresh.log_q])
-        usable = np.flatnonzero(np.isfinite(fresh.log_weights))
-        # the index travels in place of the temperature, because frames may be left out
-        frames = Frames.of(self.layout, fresh.positions[usable], fresh.energies[usable], np.arange(len(usable)))
-        kept = usable[frames.temperature.long().numpy()]
-        frames = replace(frames, temperature=torch.full_like(frames.temperature, self.temperature))
-        self._frames.append((kept, frames))
+        own = fresh.log_q[self.parts[-1].kept]
+        self.log_q.append([*(densities[f"new{k}"] for k in range(number)), own])
 
     def log_weights(self) -> np.ndarray:
         """Balance-heuristic log-weights of the frames; the draws without weight are counted among those of a flow."""
-        energies = np.concatenate([draws.energies for draws in self.rounds])
-        log_q = np.stack([np.concatenate(row) for row in self.log_q])
-        usable = np.concatenate([np.isfinite(draws.log_weights) for draws in self.rounds])
-        log_p = np.where(usable, -energies / (KB * self.temperature), -np.inf)
         counts = [len(draws) for draws in self.rounds]
-        every = mixture_log_weights(log_p, np.where(usable, log_q, 0.0), counts)
         starts = np.cumsum([0, *counts[:-1]])
-        return every[np.concatenate([kept + at for (kept, _), at in zip(self._frames, starts, strict=True)])]
+        kept = np.concatenate([part.kept + start for part, start in zip(self.parts, starts, strict=True)])
+        log_p, log_q = np.full(sum(counts), -np.inf), np.zeros((len(counts), sum(counts)))
+        log_p[kept] = -np.concatenate([draws.energies for draws in self.rounds])[kept] / (KB * self.temperature)
+        log_q[:, kept] = [np.concatenate(row) for row in self.log_q]
+        return mixture_log_weights(log_p, log_q, counts)[kept]
 
-    def frames(self) -> Frames:
+    def joined(self) -> _Part:
         """All usable draws: valid conformations with a finite energy."""
-        return Frames.join([frames for _, frames in self._frames])
+        return _Part.join(self.parts)
 
-    def _density(self, model: ProseFlow, draws: Draws) -> np.ndarray:
-        usable, log_q = np.isfinite(draws.log_weights), np.full(len(draws), -np.inf)
-        log_q[usable] = log_densities(model, self.layout, draws.positions[usable], self.temperature)
-        return log_q
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The usable draws of a round, M of n.
+
+    Attributes:
+        kept: (M,) which draws. frames: of them. scalars, vectors: their `ProseFlow.content`, (M, H, S), (M, H, 3, V);
+            half precision.
+    """
+
+    kept: np.ndarray
+    frames: Frames
+    scalars: Tensor
+    vectors: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: ProseFlow, layout: Layout, fresh: Draws) -> _Part:
+        usable = np.flatnonzero(np.isfinite(fresh.log_weights))
+        # the index travels in place of the temperature, because frames may be left out
+        frames = Frames.of(layout, fresh.positions[usable], fresh.energies[usable], np.arange(len(usable)))
+        kept = usable[frames.temperature.long().numpy()]
+        frames = replace(frames, temperature=torch.full_like(frames.temperature, fresh.temperature))
+        h = model.encode(layout)
+        parts = [model.content(layout, frames.state(index), h) for index in torch.arange(len(frames)).split(_CHUNK)]
+        scalars, vectors = (torch.cat([value.half() for value in column]) for column in zip(*parts, strict=True))
+        return cls(kept, frames, scalars, vectors)
+
+    @classmethod
+    def join(cls, parts: Sequence[_Part]) -> _Part:
+        return cls(
+            np.concatenate([part.kept for part in parts]),
+            Frames.join([part.frames for part in parts]),
+            torch.cat([part.scalars for part in parts]),
+            torch.cat([part.vectors for part in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def log_density(self, model: ProseFlow, index: Tensor) -> Tensor:
+        """(B,) of the frames at `index`, volume element included."""
+        state = self.frames.state(index)
+        content = self.scalars[index].float(), self.vectors[index].float()
+        return model.log_density(self.frames.layout, state, content) - state.log_volume
+
+    @torch.no_grad()
+    def densities(self, model: ProseFlow) -> np.ndarray:
+        """(M,) of all frames."""
+        chunks = torch.arange(len(self)).split(_CHUNK)
+        return torch.cat([self.log_density(model, index) for index in chunks]).double().numpy()
 
 
 def _train(
     proposal: Proposal,
-    frames: Frames,
+    part: _Part,
     log_weights: np.ndarray,
-    layout: Layout,
     temperature: float,
     s: FinetuneSettings,
     directory: Path,
     seed: int,
-    report: Callable[[int], None],
+    report: Callable[[int, int], None],
 ) -> tuple[Proposal, dict[str, float]]:
-    """A copy of the flow, trained on weighted frames.
-
-    Half of a batch is drawn by weight, which makes its mean the weighted mean without the noise of weighting, half
-    evenly. The likelihood is that of the first half, the penalty that of the second; the spread is of both.
-    """
-    if len(frames) < 2:
+    """A copy of the flow, trained on weighted frames, all but what its `content` depends on."""
+    layout = part.frames.layout
+    if len(part) < 2:
         raise InputError("fewer than two usable draws to finetune on", where=layout.peptide.sequence)
-    model = copy.deepcopy(proposal.model).train()
-    weights = torch.from_numpy(normalised(log_weights))
-    dof, kt, half = 3 * layout.atoms - 6, KB * temperature, s.batch // 2
+    model = copy.deepcopy(proposal.model).train().requires_grad_(False)
+    for parameter in model.behind_content():
+        parameter.requires_grad_(True)
+    weights = torch.from_numpy(normalised(s.tilt * log_weights))
+    dof, kt = 3 * layout.atoms - 6, KB * temperature
+    steps = max(1, round(s.passes * len(part) / s.batch))
 
     def loss(model: ProseFlow, index: Tensor, _: torch.Generator) -> dict[str, Tensor]:
-        state = frames.state(index)
-        log_q = model.log_density(layout, state) - state.log_volume
-        parts = {
-            "likelihood": -log_q[:half].mean() / dof,
-            "teacher": -log_q[half:].mean() / dof,
-            "spread": spread_loss(log_q, frames.energies[index], kt, s.huber) / dof,
-        }
-        total = s.likelihood * parts["likelihood"] + s.teacher * parts["teacher"] + s.spread * parts["spread"]
-        return {"loss": total, **parts}
+        return {"loss": spread_loss(part.log_density(model, index), part.frames.energies[index], kt, s.huber) / dof}
 
     done = 0
 
     def epoch(generator: torch.Generator) -> Iterator[Tensor]:
         nonlocal done
         for _ in range(50):
-            by_weight = torch.multinomial(weights, half, replacement=True, generator=generator)
-            yield torch.cat([by_weight, torch.randint(len(frames), (half,), generator=generator)])
+            yield torch.multinomial(weights, s.batch, replacement=True, generator=generator)
             done += 1
-            report(done)
+            report(done, steps)
 
     def validate(model: ProseFlow) -> dict[str, float]:
-        index = torch.multinomial(weights, 4 * s.batch, replacement=True, generator=torch.Generator().manual_seed(seed))
-        state = frames.state(index)
-        log_q = model.log_density(layout, state) - state.log_volume
-        return {"score": -float(log_q.mean()) / dof}
+        index = torch.multinomial(weights, 8 * s.batch, replacement=True, generator=torch.Generator().manual_seed(seed))
+        return {"score": float(spread_loss(part.log_density(model, index), part.frames.energies[index], kt, s.huber))}
 
     trainer = Trainer(
         model, loss, epoch, validate,  # type: ignore[arg-type]
         TrainSettings(
-            steps=s.steps, learning_rate=s.learning_rate, warmup=20, weight_decay=0.0, ema=0.99, seed=seed,
+            steps=steps, learning_rate=s.learning_rate, warmup=20, weight_decay=0.0, ema=0.99, seed=seed,
             checkpoint_seconds=60.0, validate_seconds=math.inf,
         ),
         directory,
         {"model": "prose", "config": model.describe()},
     )  # fmt: skip
     figures = trainer.run(resume=True)
-    return Proposal(model.eval(), "", proposal.config), {"nll": figures["score"]}
+    return Proposal(model.requires_grad_(True).eval(), "", proposal.config), {"spread": figures["score"]}
 
 
 def _describe(

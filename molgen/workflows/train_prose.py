@@ -62,7 +62,7 @@ def load_training_data(
         frames = Frames.of_md(item)
         count = item.energies.size
         if len(frames) < count:
-            log(f"{item.sequence}: {count - len(frames)} of {count} frames have an inverted centre or no energy")
+            log(f"{item.sequence}: {count - len(frames)} of {count} frames lie beyond the limits or lack an energy")
         if len(frames) and len(frames.at(frames.temperatures()[0])) > 1:  # validation needs a spread
             parts[k >= len(train)].append(frames)
         else:
