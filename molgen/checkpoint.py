@@ -113,7 +113,7 @@ def load_weights(weights: str | Path, kind: str, build: Callable[[dict[str, Any]
             f"holds a model of kind {checkpoint.config.get('model')!r}",
             where=str(folder),
             expected=repr(kind),
-            remedy="give --weights a checkpoint of this model",
+            remedy=f"give a checkpoint of kind {kind!r}",
         )
     model = build(checkpoint.config["config"])
     wanted, found = model.state_dict(), checkpoint.tensors

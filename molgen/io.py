@@ -65,7 +65,9 @@ def load_reaction(
         mapping = _choose_mapping(r, p, map_atoms)
         name = f"{_label(reactant, 'reactant')} -> {_label(product, 'product')}"
     notes = [*r.notes, *p.notes]
-    spin = checked_spin(r.numbers, charge, spin)
+    asked, spin = spin, checked_spin(r.numbers, charge, spin)
+    if spin and asked is None:
+        notes.append(f"warning: an odd number of electrons at charge {charge}: a radical, unless --charge is another")
     if not mapping.bond_changes and mapping.displacement < _SAME:
         raise InputError(
             f"reactant and product are the same structure (RMSD {mapping.displacement:.3f} Angstrom, same bonds)",
@@ -241,10 +243,10 @@ def _most_alike(r: SmilesSide, p: SmilesSide, permutation: np.ndarray) -> np.nda
 
 
 def _describe(r: Structure, p: Structure, mapping: Mapping, asked: bool) -> list[str]:
-    """Notes on the mapping for people; atoms are counted from 1 in the reactant's order."""
+    """Notes on the mapping for people; atoms are counted from 0 in the reactant's order."""
 
     def bonds(pairs: Sequence[tuple[int, int]]) -> str:
-        names = [f"{chemical_symbols[int(z)]}{k + 1}" for k, z in enumerate(r.numbers)]
+        names = [f"{chemical_symbols[int(z)]}{k}" for k, z in enumerate(r.numbers)]
         return ", ".join(f"{names[i]}-{names[j]}" for i, j in pairs) or "none"
 
     notes = []

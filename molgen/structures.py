@@ -190,17 +190,17 @@ def _check(part: Structure) -> None:
     numbers, positions = part.numbers, part.positions
     _check_size(len(numbers), part.where)
     for k, number in enumerate(numbers):
-        _number(str(int(number)), f"{part.where}, atom {k + 1}")
+        _number(str(int(number)), f"{part.where}, atom {k}")
     finite = np.isfinite(positions).all(axis=1)
     if not finite.all():
         k = int(np.argmin(finite))
         bad = next(float(v) for v in positions[k] if not math.isfinite(v))
-        raise InputError(f"a coordinate is {bad}", where=f"{part.where}, atom {k + 1}", expected="finite Angstrom")
+        raise InputError(f"a coordinate is {bad}", where=f"{part.where}, atom {k}", expected="finite Angstrom")
     distances = distance_matrix(positions) + 1e3 * np.eye(len(numbers))
     if distances.min() < _TOO_CLOSE:
         i, j = divmod(int(distances.argmin()), len(numbers))
         raise InputError(
-            f"atoms {i + 1} and {j + 1} coincide ({distances.min():.2f} Angstrom apart)",
+            f"atoms {i} and {j} coincide ({distances.min():.2f} Angstrom apart)",
             where=part.where,
             expected=f"no pair closer than {_TOO_CLOSE} Angstrom",
             remedy="check for a duplicated atom, a 2-D drawing, or coordinates in other units than Angstrom",

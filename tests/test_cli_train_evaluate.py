@@ -152,7 +152,7 @@ def test_evaluate_refuses(arguments: Sequence[str], texts: Sequence[str], data: 
 def test_evaluate_refuses_files(tmp_path: Path, weights: Path) -> None:
     refused(evaluate("--data", tmp_path / "nowhere.npz"), ["nowhere.npz: no such file", "an npz of reactions"])
     (tmp_path / "text.npz").write_text("no zip")
-    refused(evaluate("--data", tmp_path / "text.npz"), ["text.npz: not a readable npz file"])
+    refused(evaluate("--data", tmp_path / "text.npz"), ["text.npz: not an npz file"])
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     refused(evaluate("--data", tmp_path / "other.npz"), ["missing keys: id, split"])
 

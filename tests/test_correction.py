@@ -252,7 +252,7 @@ def test_the_loss_teaches(searches, source, model):
         optimizer.zero_grad()
         losses["loss"].backward()
         optimizer.step()
-        errors.append(float(losses["rmsd"]))
+        errors.append(losses["rmsd"].item())
     assert np.mean(errors[-10:]) < 0.3 * np.mean(errors[:5])
 
 

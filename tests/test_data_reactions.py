@@ -244,7 +244,7 @@ def test_bad_options(listed, tmp_path, arguments, text):
         ("bad.smi", "CC\nC(C\n", "bad.smi, line 2: C(C: not a valid SMILES"),
         ("empty.smi", "# nothing\n", "empty.smi: no molecules in it"),
         ("atom.smi", "[Ar]\n", "one atom cannot react"),
-        ("bad.npz", "x", "bad.npz: not a readable npz file"),
+        ("bad.npz", "x", "bad.npz: not an npz file"),
         ("bad.xyz", "2\n\nH 0 0 0\n", "2 atoms announced, 1 found"),
     ],
 )

@@ -14,6 +14,10 @@ from molgen.io import formula, load_reaction, write_extxyz
 _WATER = "3\nwater\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
 
 
+_METHOXY = [[0, 0, 0], [1.37, 0, 0], [1.75, 1.02, 0], [1.75, -0.51, 0.88], [1.75, -0.51, -0.88]]
+_HYDROXYMETHYL = [[0, 0, 0], [1.37, 0, 0], [-0.35, 0.9, 0], [1.95, -0.4, 0.85], [1.95, -0.4, -0.85]]
+
+
 def _vinyl_alcohol():
     """Vinyl alcohol from acetaldehyde's isomer SMILES, by RDKit; numbers in RDKit's order C C O H H H H."""
     return _embedded("C=CO"), _embedded("CC=O")
@@ -54,7 +58,15 @@ def test_files_in_another_order_and_frame(tmp_path):
     assert (reaction.charge, reaction.spin) == (0, 0)
     np.testing.assert_allclose(reaction.reactant, reactant.positions, atol=1e-6)  # never moved
     assert any("re-ordered" in n and "elements are in another order" in n for n in notes)
-    assert any(n.startswith("bonds broken: O3-H") for n in notes)
+    assert any(n.startswith("bonds broken: O2-H") for n in notes)
+
+
+def test_a_radical_nobody_asked_for_is_pointed_out():
+    reactant, product = Atoms("OCH3", _METHOXY), Atoms("OCH3", _HYDROXYMETHYL)
+    warnings = [note for note in load_reaction(reactant, product)[1] if "odd number of electrons" in note]
+    assert warnings == ["warning: an odd number of electrons at charge 0: a radical, unless --charge is another"]
+    for options in ({"spin": 1}, {"charge": -1}):
+        assert not any("odd number" in note for note in load_reaction(reactant, product, **options)[1])
 
 
 def test_consistent_order_is_kept_to_the_letter():
@@ -192,9 +204,9 @@ def test_conformational_change_is_allowed_and_noted():
         ("4\n" + _WATER[2:], "r.xyz, line 1: 4 atoms announced, 3 found"),
         (_WATER.replace("O 0", "Xq 0"), "r.xyz, line 3: unknown element 'Xq'"),
         (_WATER.replace("O 0 0 0.12", "O 0 0"), "r.xyz, line 3: 'O 0 0' is not an atom"),
-        (_WATER.replace("0.12", "nan"), "r.xyz, atom 1: a coordinate is nan"),
-        (_WATER.replace("0.12", "-inf"), "r.xyz, atom 1: a coordinate is -inf"),
-        (_WATER.replace("-0.76", "0.70"), r"atoms 2 and 3 coincide \(0.06 Angstrom apart\)"),
+        (_WATER.replace("0.12", "nan"), "r.xyz, atom 0: a coordinate is nan"),
+        (_WATER.replace("0.12", "-inf"), "r.xyz, atom 0: a coordinate is -inf"),
+        (_WATER.replace("-0.76", "0.70"), r"atoms 1 and 2 coincide \(0.06 Angstrom apart\)"),
         ("1\n\nHe 0 0 0\n", "one atom cannot react"),
     ],
 )

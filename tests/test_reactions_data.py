@@ -109,7 +109,7 @@ def test_missing_truncated_and_foreign_files(tmp_path):
     with pytest.raises(InputError, match="cut.npz: not a readable npz"):
         load_npz(tmp_path / "cut.npz")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(InputError, match="text.npz: not a readable npz"):
+    with pytest.raises(InputError, match="text.npz: not an npz file"):
         load_npz(tmp_path / "text.npz")
     with pytest.raises(InputError, match=r"no reaction of split 'test'\n.*'train' \(3\)"):
         load_npz(tmp_path / "set.npz", "test")

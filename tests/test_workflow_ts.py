@@ -196,7 +196,7 @@ def test_confidence_from_the_calibration_in_the_weights(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "sure", plain.tensors, {**plain.config, "confidence": constants})
     result = find_ts(*HCN, weights=tmp_path / "sure", samples=1)
     assert result.best.confidence == pytest.approx(0.75)
-    assert result.guesses[0].info["confidence"] == pytest.approx(0.5)
+    assert result.guesses[0].info["confidence_guess"] == pytest.approx(0.5)
     assert result.best.atoms.info["confidence"] == pytest.approx(0.75)
 
 
@@ -272,7 +272,7 @@ def test_progress_and_notes_are_reported(hcn: Callable[..., TSResult]) -> None:
     lines: list[str] = []
     stages: list[tuple[str, int, int]] = []
     result = hcn(log=lines.append, progress=lambda *stage: stages.append(stage))
-    assert lines[: len(result.notes)] == result.notes and any("H1-C2" in line for line in lines)
+    assert lines[: len(result.notes)] == result.notes and any("H0-C1" in line for line in lines)
     refining = [done for stage, done, _ in stages if stage == "refining guesses"]
     assert refining == sorted(refining) and refining[-1] == 3
 

@@ -28,7 +28,7 @@ def overlapping(numbers, positions: np.ndarray) -> str:
     ratio = distance_matrix(positions)[i, j] / radius_sums(numbers)[i, j]
     k = int(ratio.argmin())
     distance = distance_matrix(positions)[i[k], j[k]]
-    return "" if ratio[k] > OVERLAP else f"atoms {i[k] + 1} and {j[k] + 1} are {distance:.2f} A apart"
+    return "" if ratio[k] > OVERLAP else f"atoms {i[k]} and {j[k]} are {distance:.2f} A apart"
 
 
 def distance_matrix(positions) -> np.ndarray:

@@ -221,14 +221,14 @@ class _Search:
         atoms.info = {"source": source, "sample": sample}
         value = confidence(features, self.calibration.get("guess")) if features else None
         if value is not None:
-            atoms.info["confidence"] = round(value, 4)
+            atoms.info["confidence_guess"] = round(value, 4)
         return atoms
 
     def _candidate(self, x: np.ndarray, source: str, sample: int, features: dict | None) -> Candidate | None:
         """The candidate a guess becomes; None when it is a saddle already known."""
         reaction, before = self.reaction, self.potential.calls
         candidate = Candidate(self.guess_atoms(x, source, sample, features), source, sample)
-        candidate.confidence = candidate.atoms.info.get("confidence")
+        candidate.confidence = candidate.atoms.info.get("confidence_guess")
         if self.method is None:
             candidate.reason = "not refined"
             return self._finish(candidate, before)
@@ -360,7 +360,8 @@ def _model(
     fewest, most = model.config.get("atoms", (2, MAX_ATOMS))
     if len(reaction) < fewest:
         notes.append(
-            f"the weights saw {fewest} to {most} atoms, not {len(reaction)}: using the sqrt-distance guess and physics"
+            f"warning: the weights saw {fewest} to {most} atoms, not {len(reaction)}: "
+            "using the sqrt-distance guess and physics only"
         )
         return None
     if len(reaction) > most:
