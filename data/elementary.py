@@ -182,10 +182,10 @@ def step_kind(numbers: np.ndarray, bonds: np.ndarray, step: BondChanges) -> str:
 
 
 def step_text(numbers: np.ndarray, step: BondChanges) -> str:
-    """The step in a line, atoms counted from 1: "break C1-H5; form O3-H5"."""
+    """The step in a line, atoms counted from 0: "break C0-H4; form O2-H4"."""
 
     def names(pairs):
-        return " ".join("-".join(f"{chemical_symbols[int(numbers[k])]}{k + 1}" for k in pair) for pair in pairs)
+        return " ".join("-".join(f"{chemical_symbols[int(numbers[k])]}{k}" for k in pair) for pair in pairs)
 
     parts = (("break", step.broken), ("form", step.formed))
     return "; ".join(f"{word} {names(pairs)}" for word, pairs in parts if pairs)

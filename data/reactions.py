@@ -222,11 +222,13 @@ def _read(
             missing = [key for key in _REQUIRED if key not in data]
             arrays = {key: data[key] for key in wanted if key in data}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        with path.open("rb") as stream:
+            damaged = stream.read(2) == b"PK"
         raise InputError(
-            f"not a readable npz file ({error})",
+            f"not a readable npz file ({error})" if damaged else "not an npz file",
             where=where,
             expected="an npz of plain arrays",
-            remedy="download it again",
+            remedy="download or copy it again" if damaged else "check the path",
         ) from error
     if missing:
         raise InputError(
