@@ -14,6 +14,8 @@ from pathlib import Path
 
 import tables_ts
 
+from molgen.workflows.fes_estimate import DISAGREE
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PROSE_PAPER = {"2": (".191", ".371", ".210", ""), "4": (".071", ".932", ".752", ".367")}  # ESS, E-, T-, TICA-W2
@@ -176,7 +178,7 @@ def cv_corrupted(report: dict) -> str:
             f"{_mean(delta):.2f} ({max(delta):.2f}) | {max(r['khat_biased'] for r in rows):.2f} | "
             + (
                 f"{min(r['apart'] for r in rows):.2f} to {max(r['apart'] for r in rows):.2f} | "
-                f"{sum(r['flagged'] for r in rows)} of {len(rows)} |"
+                f"{sum(r['apart'] > DISAGREE for r in rows)} of {len(rows)} |"
                 if "apart" in rows[0]
                 else "- | - |"
             )

@@ -78,7 +78,7 @@ def test_report_and_files(molgen: Callable[..., Result], hcn: Path, tmp_path: Pa
     assert result.exit_code in (0, 3), result.stderr
     lines = {line[:16].strip(): line[17:] for line in result.stdout.splitlines()}
     assert "fine up to 0.7" in lines["verdict"] and "under the bias" in lines["ESS"] and "4 rounds" in lines["cost"]
-    assert "fine up to 0.5" in lines["without weights"] and str(tmp_path / "out") in lines["files"]
+    assert "fine up to 0.3" in lines["without weights"] and str(tmp_path / "out") in lines["files"]
     assert "the deepest, at (" in lines["basin 0"]
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"fes.dat", "COLVAR", "HILLS", "weights.npz", "samples.xyz", "fes.png", "summary.json"} <= written

@@ -286,7 +286,7 @@ def test_moments_and_surface_of_the_run(trained: tuple[Ensemble, Sampler]):
     assert len(found.barriers) == 1 and (one, other) == (0, 1) and found.missing == []
     assert barrier.forward.value / KT == pytest.approx(top - exact.min(), abs=0.4)
     assert barrier.reverse.value / KT == pytest.approx(top - exact[1500:].min(), abs=0.4)
-    for histogram, agree in ((0.6, False), (0.4, True)):
+    for histogram, agree in ((0.35, False), (0.25, True)):
         assert replace(found, disagreement={"histogram": histogram, "bias": 2.0}).agree is agree
 
 
