@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--temperature", type=float, default=310.0)
     parser.add_argument("--points", type=int, default=2500, help="see molgen evaluate prose --points")
-    parser.add_argument("--finetune", type=int, default=4, help="rounds of 2 x 10^4 samples")
+    parser.add_argument("--finetune", type=int, default=4, help="rounds, see FinetuneSettings")
     parser.add_argument("--finetune-lengths", type=int, nargs="+", default=[4])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

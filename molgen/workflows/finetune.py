@@ -53,7 +53,7 @@ class FinetuneSettings:
         patience: rounds without progress before it ends.
     """
 
-    samples: int = 20_000
+    samples: int = 10_000
     passes: float = 2.0
     batch: int = 64
     learning_rate: float = 4e-4
