@@ -6,8 +6,8 @@ For every reaction, one guess without noise; then, with the correction's weights
 
 - `gradients`: k = 0 to 5 times: one gradient at the geometry, one correction;
 - `search`: the saddle search stopped after 5 gradient calls, then one correction;
-- `saddle`: the saddle search to its end (100 calls at most), then one correction (two-level). A search that does not
-  converge, or fails, counts with the geometry it ended at.
+- `saddle`: the saddle search to its end (100 calls at most), then what `molgen ts` estimates from it (two-level; two
+  more calls). A search that does not converge, or fails, counts with the geometry it ended at.
 
 Errors are RMSD to the true transition state: proper rotation, 1/N, nothing dropped. Rows go to DIR/correction.jsonl
 as they are made, so that a run can be stopped and repeated; the summary to DIR/correction.json.
@@ -34,22 +34,12 @@ from molgen.saddle import refine
 from molgen.saddle.modes import gradient
 from molgen.saddle.optimize import Search
 from molgen.tsgen import Generator, load_model
-from molgen.tsgen.condition import prepare
-from molgen.tsgen.correction import correct
+from molgen.tsgen.correction import corrected
 from molgen.tsgen.correction_model import Correction, load_correction
 from molgen.tsgen.generate import generate
+from molgen.workflows.ts_estimate import GUESS_CORRECTIONS, estimate
 
 GRADIENTS = 5
-
-
-def corrected(
-    weights: Correction, reaction: Reaction, x: np.ndarray, slope: np.ndarray, guess: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Geometry (N, 3) and its expected RMSD after one correction."""
-    batch = prepare([reaction])
-    like = [torch.from_numpy(np.array(a)).float()[None] for a in (x, slope, guess)]
-    found, deviation = correct(weights.model, batch, *like)
-    return found[0].double().numpy(), float(deviation.square().mean().sqrt())
 
 
 def error(reaction: Reaction, x: np.ndarray) -> float:
@@ -66,13 +56,13 @@ def examine(weights: Correction, reaction: Reaction, guess: np.ndarray) -> dict:
     row: dict = {"name": reaction.name, "atoms": len(reaction), "failed": ""}
     try:
         for _ in range(GRADIENTS):
-            x, deviation = corrected(weights, reaction, x, gradient(potential, x)[1], guess)
+            x, deviation = corrected(weights.model, reaction, x, gradient(potential, x)[1], guess)
             geometries.append(x)
-            expected.append(deviation)
+            expected.append(round(float(np.sqrt(np.mean(np.square(deviation)))), 4))
     except CalculatorError as problem:
         row["failed"] += f"gradients: {problem.what}; "
     geometries += [x] * (GRADIENTS + 1 - len(geometries))
-    row |= {"gradients": [error(reaction, g) for g in geometries], "expected": np.round(expected, 4).tolist()}
+    row |= {"gradients": [error(reaction, g) for g in geometries], "expected": expected}
 
     last, few = [guess, np.zeros_like(guess)], [guess, np.zeros_like(guess)]
     before = potential.calls
@@ -91,14 +81,16 @@ def examine(weights: Correction, reaction: Reaction, guess: np.ndarray) -> dict:
             last[:] = found.positions, np.zeros_like(guess)
     except CalculatorError as problem:
         row["failed"] += f"search: {problem.what}; "
-    row |= {"converged": converged, "calls": potential.calls - before, "saddle": error(reaction, last[0])}
-    both, deviation = corrected(weights, reaction, last[0], last[1], guess)
     row |= {
-        "search": error(reaction, corrected(weights, reaction, few[0], few[1], guess)[0]),
-        "two_level": error(reaction, both),
+        "converged": converged,
+        "calls": potential.calls - before + GUESS_CORRECTIONS,
+        "saddle": error(reaction, last[0]),
     }
-    row |= {"two_level_expected": round(deviation, 4)}
-    row["positions"] = {"guess": guess, "gradients": geometries[-1], "saddle": last[0], "two_level": both}
+    early = corrected(weights.model, reaction, few[0], few[1], guess)[0]
+    both = estimate(weights, reaction, potential, last[0], guess, last[1])
+    row |= {"search": error(reaction, early), "two_level": error(reaction, both.positions)}
+    row |= {"two_level_expected": round(both.expected_rmsd, 4)}
+    row["positions"] = {"guess": guess, "gradients": geometries[-1], "saddle": last[0], "two_level": both.positions}
     row["positions"] = {key: np.round(value, 4).tolist() for key, value in row["positions"].items()}
     return row
 

@@ -40,7 +40,7 @@ def ts(
     correction: Annotated[
         str,
         typer.Option("--correction", help="Weights that carry the saddle to their training set's level, or none."),
-    ] = "none",
+    ] = "tsgen-gfn2",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Flow steps; default the weights' own.")] = None,
     out: common.Out = Path("molgen-ts"),
     overwrite: common.Overwrite = False,
@@ -98,7 +98,7 @@ def report(result: Any, out: Path) -> str:
     lines.append(f"guess                {'TS-GEN' if best.source == 'flow' else 'sqrt-distance'}, sample {best.sample}")
     lines.append(f"cost                 {result.gradient_calls} gradient calls, {result.seconds:.1f} s")
     if result.estimate is not None:
-        expected = f"{result.estimate.level}, expected error {result.estimate.expected_rmsd:.2f} A, not verified"
+        expected = f"{result.estimate.level}, typical error {result.estimate.expected_rmsd:.2f} A, not verified"
         lines.append(f"estimate             ts_estimate.xyz: {expected}")
     others = len(result.candidates) - 1
     if others:

@@ -54,6 +54,18 @@ def correct(
     return placed, (3 * log_variance.exp()).sqrt() * batch.mask
 
 
+def corrected(
+    model: CorrectionModel, reaction: Reaction, x: np.ndarray, gradient: np.ndarray, guess: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`correct` for one reaction: positions (N, 3) and predicted deviations (N,), Angstrom, float64."""
+    like = next(model.parameters())
+    batch = prepare([reaction]).to(like.device, like.dtype)
+    at, slope = (torch.from_numpy(np.array(a, dtype=float)).to(like)[None] for a in (x, gradient))
+    start = None if guess is None else torch.from_numpy(np.array(guess, dtype=float)).to(like)[None]
+    found, deviation = correct(model, batch, at, slope, start)
+    return found[0].double().cpu().numpy(), deviation[0].double().cpu().numpy()
+
+
 class Item(NamedTuple):
     """A batch: reactions, one geometry and gradient of each, the guesses, and whether these are TS-GEN's."""
 

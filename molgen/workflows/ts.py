@@ -137,7 +137,7 @@ def find_ts(
             search.relax_ends(best)
             if corrector is not None and best.verdict == "intended":
                 guess = search.starts[best.sample][0] if best.source == "flow" else None
-                result.estimate = estimate(corrector, reaction, best.atoms.positions, guess)
+                result.estimate = estimate(corrector, reaction, potential, best.atoms.positions, guess)
             publish()
         if all(candidate.verdict == "failed" for candidate in result.candidates):
             raise CalculatorError(
