@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -149,17 +150,18 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
     weights = {"ess": 0.1, "khat": 0.4, "n": 100}
     summary = {
         "gate": {"khat_biased": 0.3, "limit": 0.7}, "weights": weights, "weights_biased": weights, "verdict": "warn",
+        "verdict_unbiased": "biased", "axes": ["rad"],
         "disagreement_kt": {"histogram": 0.8, "bias": 1.9, "limit": 0.5}, "results": [], "rejections": {},
-        "barriers": [{"basins": [0, 1], "place": 0.4, "samples": 9, "forward": estimate, "reverse": poor}],
+        "barriers": [{"basins": [0, 1], "place": math.pi / 9, "samples": 9, "forward": estimate, "reverse": poor}],
         "missing": ["2 parts of the surface are joined by no sample"], "seconds": {"rounds": 3.0}, "energy_calls": 7,
         "rounds": 2,
     }  # fmt: skip
     (tmp_path / "manifest.json").write_text('{"files": []}')
     text = report(summary, tmp_path)
     assert "histogram off by 0.8 kT (fine up to 0.5): the weights repair much" in text
-    assert "barrier 0 to 1   3.25 +- 0.12 kcal/mol, top of the profile, at 0.40" in text
+    assert "barrier 0 to 1   3.25 +- 0.12 kcal/mol, top of the profile, at 20.0 degrees" in text
     assert "barrier 1 to 0   2 +- 0.12 kcal/mol (k-hat 0.9: not reliable)" in text
-    assert "missing?         2 parts" in text
+    assert "missing?         2 parts" in text and "without bias     biased; k-hat 0.4" in text
     quiet = report({**summary, "disagreement_kt": {"histogram": 0.2, "bias": 1.9, "limit": 0.5}}, tmp_path)
     assert "repair much" not in quiet and "histogram off by 0.2 kT (fine up to 0.5); the bias alone" in quiet
 
@@ -190,7 +192,7 @@ def test_a_file_that_is_not_there(molgen: Callable[..., Result], tmp_path: Path)
 def test_estimate_writes_nothing(molgen: Callable[..., Result], hcn: Path, tmp_path: Path) -> None:
     result = molgen("--xyz", hcn, *DISTANCE, "--estimate", "--rounds", 10, "--draws", 20, "-n", 100)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith(f"{10 * 20 + 100 + 5 * 16} energies at ") and " min, and about" in result.stdout
+    assert result.stdout.startswith(f"{10 * 20 + 100 + 5 * 16} energies at ") and " s, and about" in result.stdout
     assert "grid: distance 0 1 0.7 to 1.8 A; 2 walls; 1 starting structures" in result.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"hcn.xyz"}
 

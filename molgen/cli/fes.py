@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from molgen.cli import common
+from molgen.cli.fes_report import report
 from molgen.errors import InputError
 
 BESIDE_PRETRAINED = ("pretrained", "samples", "seed", "out", "overwrite", "resume", "units", "as_json", "config")
@@ -347,53 +348,3 @@ def _ranges(texts: list[str] | None, cvs: list[str], atoms: int) -> list[tuple[f
             raise InputError(f"{text!r}", where="--range", expected='"LOW HIGH" or "auto"') from error
         found.append((low, high))
     return found
-
-
-def report(summary: dict[str, Any], out: Path) -> str:
-    """A run in words: basins with their free energies, how good the weights are, what it cost, where it is."""
-    gate, weights = summary["gate"], summary["weights"]
-    rows = [
-        ("verdict", f"{summary['verdict']}; k-hat {_number(gate['khat_biased'])} under the bias (fine up to "
-                    f"{gate['limit']}), {_number(weights['khat'])} without it"),
-        ("ESS", f"{summary['weights_biased']['ess']:.1%} under the bias, {weights['ess']:.1%} without it, of "
-                f"{weights['n']} samples"),
-        ("without weights", _without(summary["disagreement_kt"])),
-    ]  # fmt: skip
-    for row in summary["results"]:
-        place = ", ".join(f"{value:.2f}" for value in row["minimum"])
-        if row["error"] == 0 and row["value"] == 0:
-            rows.append((row["name"], f"0, the deepest, at ({place})"))
-            continue
-        rows.append((row["name"], f"{_estimated(row)} at ({place})"))
-    for row in summary.get("barriers", []):
-        one, other = row["basins"]
-        where = f", top of the profile, at {row['place']:.2f}, above its minimum"
-        rows += [(f"barrier {a} to {b}", _estimated(row[side]) + where)
-                 for a, b, side in ((one, other, "forward"), (other, one, "reverse"))]  # fmt: skip
-    for name, row in summary.get("barrier", {}).items():
-        if isinstance(row, dict):
-            rows.append((name if name == "reaction" else f"barrier {name}", _estimated(row)))
-    rows += [("missing?", text) for text in summary.get("missing", [])]
-    rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
-    seconds = sum(summary["seconds"].values())
-    rows.append(("cost", f"{summary['energy_calls']} energies, {seconds:.0f} s, {summary['rounds']} rounds"))
-    rows.append(("files", common.written(out)))
-    return "\n".join(f"{name:<16} {text}" for name, text in rows)
-
-
-def _estimated(row: dict[str, Any]) -> str:
-    """An estimate with its error, and a word where k-hat forbids it."""
-    doubt = "" if row["reliable"] else f" (k-hat {_number(row['khat'])}: not reliable)"
-    return f"{_number(row['value'], 4)} +- {_number(row['error'])} {row['unit']}{doubt}"
-
-
-def _without(apart: dict[str, float]) -> str:
-    """How far the surfaces that need no path weights are from the one that is shown."""
-    text = f"histogram off by {_number(apart['histogram'])} kT (fine up to {apart['limit']:g})"
-    if apart["histogram"] is None or apart["histogram"] > apart["limit"]:
-        text += ": the weights repair much, so look at k-hat and at another seed"
-    return f"{text}; the bias alone, which only pushes, by {_number(apart['bias'])} kT"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "none" if value is None else f"{value:.{digits}g}"

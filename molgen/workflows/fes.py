@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from molgen.cvdiffusion.bias import Axis
 from molgen.cvdiffusion.cvs import CV
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.cvdiffusion.train import train_sampler
@@ -164,12 +165,19 @@ def forecast(
         raise CalculatorError("the starting structure has no energy", where="starting structure 0")
     count = s.rounds * s.draws + settings.samples
     starting = STEPS_A_FRAME * settings.frames
-    minutes = (count + starting) * each / 60
-    axes = ", ".join(f"{axis.name} {axis.low:.3g} to {axis.high:.3g} {axis.unit}" for axis in problem.bias.axes)
+    seconds = (count + starting) * each
+    time_needed = f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+    axes = ", ".join(f"{axis.name} {_range(axis)}" for axis in problem.bias.axes)
     return (
-        f"{count + starting} energies at {1000 * each:.1f} ms: {minutes:.0f} min, and about as long again to learn\n"
+        f"{count + starting} energies at {1000 * each:.1f} ms: {time_needed}, and about as long again to learn\n"
         f"grid: {axes}; {len(problem.walls)} walls; {len(system.starts)} starting structures"
     )
+
+
+def _range(axis: Axis) -> str:
+    """Limits of a variable in words, angles in degrees."""
+    scale, unit = (180 / np.pi, "degrees") if axis.unit == "rad" else (1.0, axis.unit)
+    return f"{scale * axis.low:.3g} to {scale * axis.high:.3g} {unit}".rstrip()
 
 
 def _look(sampler: Sampler, settings: FesSettings, progress: Progress) -> bool:

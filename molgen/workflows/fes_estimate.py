@@ -29,6 +29,7 @@ RESTS = 0.2  # kT: the surface rests when no bin below `LOW` moves by more betwe
 SNAPSHOTS = 20  # in a whole run
 LOW = 8.0  # kT above the minimum, where surfaces are compared
 DISAGREE = 0.3  # kT, root mean square between two estimates; spoilt controllers: docs/benchmarks.md
+FEWEST_BINS = 4  # of two surfaces, to be compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +226,7 @@ def _wrapped(bias: Any, cvs: np.ndarray) -> np.ndarray:
 
 def _apart(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
     both = where & np.isfinite(one) & np.isfinite(other)
-    if not both.any():
+    if both.sum() < FEWEST_BINS:  # the constant alone would make few bins agree
         return float("inf")
     difference = one[both] - other[both]
     return float(np.sqrt(np.mean((difference - difference.mean()) ** 2)))

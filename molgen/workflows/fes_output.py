@@ -85,9 +85,11 @@ def write_results(
     _write_pictures(run, ensemble, found, sampler, drawn, units)
     energy = UNITS[units][0]
     # k-hat sees no region that samples reach too rarely; a histogram that the weights must move far hints at it
-    judged = [ensemble.verdict, verdict(found.biased), "reliable" if found.agree else "warn"]
+    judged = [verdict(found.biased), "reliable" if found.agree else "warn"]
     figures = {
         "verdict": max(judged, key=VERDICTS.index),
+        "verdict_unbiased": ensemble.verdict,
+        "axes": list(fes.units),
         "gate": {"khat_biased": found.biased.khat, "limit": RELIABLE_KHAT, "passed": passed(found)},
         "weights": asdict(ensemble.diagnostics),
         "weights_biased": asdict(found.biased),
@@ -100,7 +102,7 @@ def write_results(
         "seconds": dict(seconds),
         "notes": notes,
         "missing": found.missing,
-        "barriers": [_barrier_row(*row, energy, units) for row in found.barriers],
+        "barriers": [_barrier_row(*row, energy, units) for row in found.barriers if _known(row[2])],
         "ensemble_hash": ensemble_hash(ensemble),
         "units": units,
         **(more or {}),
@@ -119,6 +121,12 @@ def _row(basin: Basin, energy: float, units: str, number: int) -> dict[str, Any]
         "name": f"basin {number}", "minimum": list(basin.minimum), "share": basin.share, "samples": basin.samples,
         **asdict(found),
     }  # fmt: skip
+
+
+def _known(barrier: Barrier) -> bool:
+    """Whether both heights are positive and have an error; others are ripples between basins that noise made."""
+    sides = (barrier.forward, barrier.reverse)
+    return all(np.isfinite(side.error) and side.value > side.error for side in sides)
 
 
 def _barrier_row(one: int, other: int, barrier: Barrier, energy: float, units: str) -> dict[str, Any]:
