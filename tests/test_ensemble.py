@@ -350,3 +350,9 @@ def test_damaged_files(tmp_path: Path):
     (tmp_path / "samples.xtc").unlink()
     with pytest.raises(InputError, match=r"samples\.xtc: is missing"):
         Ensemble.load(tmp_path)
+
+
+def test_its_representation_is_a_line():
+    ensemble = gaussian_ensemble(100, 0)
+    text = repr(ensemble)
+    assert text.startswith("Ensemble(100 samples of ") and ensemble.verdict in text and "\n" not in text

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Region = np.ndarray | Callable[[Any], ArrayLike] | Mapping[str, tuple[float, float]] | str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ensemble:
     """n samples with their weights; every estimate uses Pareto-smoothed weights and leaves no sample out.
 
@@ -104,6 +104,10 @@ class Ensemble:
 
     def __len__(self) -> int:
         return len(self.log_weights)
+
+    def __repr__(self) -> str:
+        size = f"{len(self)} samples of {len(self.numbers)} atoms, {self.temperature:g} K"
+        return f"Ensemble({size}, {self.verdict}: k-hat {self.diagnostics.khat:.2f}, ESS {self.diagnostics.ess:.1%})"
 
     @cached_property
     def diagnostics(self) -> WeightDiagnostics:

@@ -208,6 +208,8 @@ def train_tsgen(
     parameters = sum(p.numel() for p in model.parameters())
     log(f"{len(train)} training and {len(val)} validation reactions, {parameters:,} parameters")
     batches, held = prepare(train).to(device), prepare(val).to(device)
+    plain = rmsd(held.guess, held.true_ts, held.mask)
+    log(f"sqrt-distance guess, no model: validation RMSD median {plain.median():.3f}, mean {plain.mean():.3f} A")
     flow = FlowSettings(batch_size=batch_size)
     settings = TrainSettings(budget_seconds, steps, learning_rate=learning_rate, seed=seed)
     stream = (directory / "log.jsonl").open("a", encoding="utf-8")

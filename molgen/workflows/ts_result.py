@@ -58,7 +58,7 @@ class Candidate:
         return {key: getattr(self, key) for key in keys}
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class TSResult:
     """What :func:`find_ts` found.
 
@@ -98,7 +98,12 @@ class TSResult:
             return "gate_failed"
         return "partial" if self.rejections.get("calculator failed") else "ok"
 
+    def __repr__(self) -> str:
+        return f"TSResult({self})"
+
     def __str__(self) -> str:
+        if not self.candidates:
+            return "no candidate"
         b = self.best
         barrier = "" if b.barrier_forward_kcal is None else f", barrier {b.barrier_forward_kcal:.1f} kcal/mol forward"
         barrier += "" if b.barrier_reverse_kcal is None else f", {b.barrier_reverse_kcal:.1f} back"
