@@ -52,7 +52,7 @@ def train(data: Path, small: Path, tmp_path: Path) -> Callable[..., Result]:
 
     def run(*arguments: Any, out: str = "out") -> Result:
         given = [str(a) for a in arguments]
-        for option, value in (("--data", data), ("--init", small), ("--batch", 4)):
+        for option, value in (("--data", data), ("--init", small), ("--batch-size", 4)):
             given += [] if option in given else [option, str(value)]
         return runner.invoke(main.app, ["train", "prose", *given, "--out", str(tmp_path / out)])
 
@@ -100,7 +100,7 @@ def test_training_makes_weights_that_can_be_used(train: Callable[..., Result], t
 
 
 def test_a_new_model_has_the_standard_size(data: Path, tmp_path: Path) -> None:
-    arguments = ["--data", str(data / "G.npz"), "--steps", "1", "--batch", "2", "--out", str(tmp_path / "out")]
+    arguments = ["--data", str(data / "G.npz"), "--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "out")]
     for seed, out in ((0, "a"), (0, "b"), (1, "c")):
         arguments[-1] = str(tmp_path / out)
         done = runner.invoke(main.app, ["train", "prose", *arguments, "--seed", str(seed)])

@@ -87,12 +87,13 @@ def report(summary: dict[str, Any], out: Path) -> str:
         ("peptide", f"{summary['sequence']}{cap}, {summary['atoms']} atoms, {summary['temperature']:g} K"),
         ("verdict", summary["verdict"] + compat),
         ("samples", str(weights["n"])),
-        ("ESS", f"{weights['ess']:.2%} raw, {weights['ess_psis']:.2%} with smoothed weights"),
+        ("ESS", f"{smc['ess_of_ancestors']:.2%} by ancestor, {weights['ess']:.2%} of the weights alone" if smc else
+                f"{weights['ess']:.2%} raw, {weights['ess_psis']:.2%} with smoothed weights"),
         ("k-hat", f"{_judged(weights)}; largest weight {weights['max_weight']:.2%}"),
     ]  # fmt: skip
     if smc:
         rows.append(("proposed at", f"{smc['hot_temperature']:g} K, k-hat {_number(smc['hot_weights']['khat'])} there"))
-        rows.append(("ancestors", f"{smc['unique_ancestors']}; ESS by ancestor {smc['ess_of_ancestors']:.2%}"))
+        rows.append(("ancestors", f"{smc['unique_ancestors']} of {weights['n']} proposals have descendants"))
     for number, row in enumerate(summary["finetuning"]):
         rows.append((f"after {number} rounds", f"ESS {row['ess']:.2%}, k-hat {_number(row['khat'])}"))
     for row in summary["results"]:

@@ -152,7 +152,7 @@ def train_prose(
         typer.Option("--own", help="Sequences, one a line, to learn by energies alone: of samples of --init."),
     ] = None,
     own_samples: Annotated[int, typer.Option("--own-samples", min=2, help="Samples of each of --own.")] = 256,
-    batch: Annotated[int, typer.Option("--batch", min=2, help="Frames of a sequence in a batch.")] = 32,
+    batch: Annotated[int, typer.Option("--batch-size", min=2, help="Frames of a sequence in a batch.")] = 32,
     learning_rate: Annotated[float, typer.Option("--learning-rate")] = 2e-3,
     seed: common.Seed = 0,
     resume: common.Resume = False,
