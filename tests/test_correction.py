@@ -22,10 +22,10 @@ from molgen.cli import main
 from molgen.data.reactions import Reaction, save_npz
 from molgen.errors import CheckpointError, InputError
 from molgen.geometry.align import rmsd
+from molgen.geometry.model_hessian import lindh_hessian
 from molgen.potentials.xtb import XtbPotential
 from molgen.rng import torch_generator
 from molgen.run import Run
-from molgen.saddle.model_hessian import lindh_hessian
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.correction import WEIGHTS, correct, correction_loss, correction_model, epoch, load_training_points
 from molgen.tsgen.correction_model import CorrectionModel, load_correction

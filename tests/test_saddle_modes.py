@@ -7,10 +7,10 @@ from ase.build import molecule
 from ase.vibrations import Vibrations
 
 from molgen.errors import CalculatorError
+from molgen.geometry.model_hessian import _bends, _torsions, lindh_hessian
 from molgen.potentials.base import Potential, SamplewisePotential
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import normal_modes
-from molgen.saddle.model_hessian import _bends, _torsions, lindh_hessian
 from molgen.saddle.modes import masses, modes_of
 from molgen.units import WAVENUMBER
 

@@ -16,20 +16,19 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from molgen.cvdiffusion.bias import WellTemperedBias
-from molgen.reweight.importance import normalised, psis
 
 BLUR = 1.5  # hill widths: of the kernels
 LEAST, HALF = 2.0, 5.0  # effective samples in a kernel: with fewer V stays; at which half of dV is believed
 MOST = 4.0  # kT, of a single correction
 
 
-def correction(bias: WellTemperedBias, cvs: np.ndarray, log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def correction(bias: WellTemperedBias, cvs: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centres (M, D) and heights (M,) in eV of the hills that bring V nearer to where it should rest.
 
     Args:
-        cvs: (n, D) of samples. log_weights: (n,) for the target under the present bias; finite where counted.
+        cvs: (n, D) of samples. weights: (n,) for the target under the present bias, normalised.
     """
-    dims, weights = len(bias.axes), normalised(psis(log_weights))
+    dims = len(bias.axes)
     edges, modes = [], []
     for axis, width in zip(bias.axes, bias.widths, strict=True):
         edges.append(np.linspace(axis.low, axis.high, max(2, round((axis.high - axis.low) / width)) + 1))

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import Tensor
 
 from molgen.cvdiffusion.controller import Controller
@@ -88,6 +89,7 @@ class Sampler:
         controller: holds the averaged weights; trajectories are drawn with it.
         frames: starting geometries evaluated by `target`, e.g. of a short simulation in each known basin.
         fixed_kernels: keep the kernels of a Gaussian target. judge: figures of a round, for `records`.
+        weigh: normalised weights from log-weights, for corrections of the bias.
 
     Attributes:
         history: every round's draws from the first one kept for the estimates on.
@@ -105,10 +107,11 @@ class Sampler:
         seed: int = 0,
         fixed_kernels: bool = False,
         judge: Callable[[Sampler, Batch], dict[str, Any]] | None = None,
+        weigh: Callable[[np.ndarray], np.ndarray] = softmax,
     ):
         self.target, self.controller, self.schedule, self.settings = target, controller, schedule, settings
         self.frames, self.seed = frames, seed
-        self.fixed_kernels, self.judge = fixed_kernels, judge
+        self.fixed_kernels, self.judge, self.weigh = fixed_kernels, judge, weigh
         self.variances = schedule.variances(self.width)
         self.number = 0  # of the next round; round 0 is pretraining
         self.history: list[Batch] = []
@@ -155,7 +158,7 @@ class Sampler:
             replayed = self.replayed()
             log_w = self.target.log_weights(replayed)
             if self._corrects:
-                self.target.bias.correct(*correction(self.target.bias, replayed.cvs, log_w))
+                self.target.bias.correct(*correction(self.target.bias, replayed.cvs, self.weigh(log_w)))
                 log_w = self.target.log_weights(replayed)
             if not self.fixed_kernels and (self.number - 1) % self.settings.refit == 0:
                 self._fit(replayed, log_w)

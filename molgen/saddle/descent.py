@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from molgen.geometry.model_hessian import lindh_hessian
 from molgen.potentials.base import Potential
-from molgen.saddle.model_hessian import lindh_hessian
 from molgen.saddle.modes import Modes, gradient, internal_basis, masses
 from molgen.saddle.optimize import Search, bofill_update, stationary_point
 

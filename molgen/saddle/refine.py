@@ -10,8 +10,8 @@ import torch
 
 from molgen.geometry.align import superpose
 from molgen.geometry.bonds import bond_graph, bond_orders, distance_matrix, fragments
+from molgen.geometry.model_hessian import lindh_hessian
 from molgen.potentials.base import Potential
-from molgen.saddle.model_hessian import lindh_hessian
 from molgen.saddle.modes import counted, gradient, internal_basis
 from molgen.saddle.optimize import Search, bofill_update, stationary_point
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from molgen.saddle.model_hessian import STRETCH, pair_strengths
+from molgen.geometry.model_hessian import STRETCH, pair_strengths
 from molgen.units import BOHR, HARTREE
 
 STIFFEN = 4.0  # eV/Angstrom^2 added to every curvature

@@ -24,6 +24,7 @@ from molgen.errors import InputError
 from molgen.geometry.internal import ZMatrix
 from molgen.potentials.composite import BiasPotential, SumPotential
 from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.importance import normalised, psis
 from molgen.rng import generator, sample_seed
 from molgen.run import Run
 from molgen.units import KB
@@ -156,7 +157,8 @@ class Problem:
         for note in self.notes:
             log(note)
         sampler = Sampler(
-            target, controller, schedule, s.sampler, frames, seed=seed, fixed_kernels=s.fixed_kernels, judge=judge
+            target, controller, schedule, s.sampler, frames, seed=seed, fixed_kernels=s.fixed_kernels, judge=judge,
+            weigh=lambda log_weights: normalised(psis(log_weights)),
         )  # fmt: skip
         sampler.calls_before = spent
         return sampler

@@ -13,10 +13,10 @@ import torch
 from molgen.data.reactions import Reaction
 from molgen.errors import CalculatorError, InputError
 from molgen.geometry.bonds import overlapping
+from molgen.geometry.model_hessian import lindh_hessian
 from molgen.potentials.base import Potential
 from molgen.rng import generator
 from molgen.saddle import mode_overlap, refine
-from molgen.saddle.model_hessian import lindh_hessian
 from molgen.saddle.modes import gradient, internal_basis
 from molgen.saddle.optimize import Search
 from molgen.tsgen import load_model
