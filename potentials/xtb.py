@@ -56,7 +56,7 @@ class XtbPotential(SamplewisePotential):
         calculator, self._calculator = self._calculator, None  # kept only if this sample succeeds
         if calculator is None:
             calculator = self._build(positions)
-        with _threads(len(positions)):
+        with one_thread(len(positions)):
             calculator.update(positions / BOHR)
             result = calculator.singlepoint()
         energy = result["energy"] * HARTREE
@@ -77,15 +77,15 @@ class XtbPotential(SamplewisePotential):
         return self.__dict__ | {"_calculator": None}  # tblite's handle lives in this process only
 
 
-def _threads(atoms: int):
-    """One OpenMP thread for small molecules, unless the user has set their number.
+def one_thread(atoms: int):
+    """One thread for OpenMP and linear algebra inside, for small molecules, unless the user has set their number.
 
     A gradient of 14 atoms takes 5 ms on one thread; on two that share a busy machine, waiting for each other, 450 ms
-    and more were measured.
+    and more were measured. On an idle machine, too, matrices of such molecules are slower on two.
     """
     if atoms > SERIAL or "OMP_NUM_THREADS" in os.environ:
         return contextlib.nullcontext()
-    return _pools().limit(limits=1, user_api="openmp")
+    return _pools().limit(limits=1)
 
 
 @functools.cache

@@ -213,7 +213,7 @@ def test_small_molecules_use_one_openmp_thread(
     if set_by_user:
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
     pools = xtb._pools().select(user_api="openmp")
-    with pools.limit(limits=2), xtb._threads(atoms):
+    with pools.limit(limits=2), xtb.one_thread(atoms):
         counts = {pool["num_threads"] for pool in ThreadpoolController().select(user_api="openmp").info()}
     assert counts == ({1} if one else {2})
 

@@ -19,6 +19,7 @@ from molgen.geometry.bonds import overlapping
 from molgen.io import load_reaction
 from molgen.potentials.ase import AsePotential, calculator_from_spec
 from molgen.potentials.base import Potential
+from molgen.potentials.xtb import one_thread
 from molgen.rng import generator
 from molgen.saddle import Verification, mode_overlap, refine
 from molgen.saddle.descent import relax
@@ -148,11 +149,12 @@ def find_ts(
         return result
 
     if out is None:
-        return work(lambda result: None)
+        with one_thread(len(reaction)):
+            return work(lambda result: None)
     from molgen.run import Run
     from molgen.workflows.ts_output import write_result
 
-    with Run(out, "ts", settings, seed=seed, device=device, overwrite=overwrite) as run:
+    with Run(out, "ts", settings, seed=seed, device=device, overwrite=overwrite) as run, one_thread(len(reaction)):
         result = work(lambda partial: write_result(run, partial, final=False))
         write_result(run, result, final=True)
     return result
