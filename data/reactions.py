@@ -19,8 +19,8 @@ Other keys (smiles, barrier_kcal, ...) are ignored here; `read_column` reads the
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from molgen.errors import InputError
+from molgen.files import write_atomic
 
 _REQUIRED = ("id", "split", "ptr", "z", "r", "ts", "p", "p_frag")
 
@@ -198,16 +199,9 @@ def save_npz(
         "level": np.array([r.level for r in reactions], dtype=str),
         **{key: np.asarray(values) for key, values in (columns or {}).items()},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as out:
-        part = Path(out.name)
-        try:
-            np.savez_compressed(out, **arrays)
-        except BaseException:
-            part.unlink()
-            raise
-    part.chmod(0o644)
-    part.replace(path)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
 
 
 def _read(

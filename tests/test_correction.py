@@ -31,9 +31,9 @@ from molgen.tsgen.correction import WEIGHTS, correct, correction_loss, correctio
 from molgen.tsgen.correction_model import CorrectionModel, load_correction
 from molgen.tsgen.generate import generate
 from molgen.tsgen.surface import newton_step, surface_features
-from molgen.workflows.search_attempt import Searches, SearchPlan
+from molgen.workflows.search_attempt import NEAR, Searches, SearchPlan
 from molgen.workflows.searches import search_all, search_plan
-from molgen.workflows.ts_estimate import fitting_correction
+from molgen.workflows.ts_estimate import estimate, fitting_correction
 
 runner = CliRunner()
 LEVEL = "GFN2-xTB"
@@ -158,6 +158,7 @@ def test_points_are_geometries_with_their_gradients(searches, source, reactions)
     with np.load(path) as data:
         kinds, index, ptr = data["kind"].tolist(), data["index"], data["ptr"]
         assert set(index.tolist()) == {0, 1, 2} and str(data["level"]) == LEVEL
+        assert summary["near_lost"] + kinds.count("near") == 2 * NEAR
         assert summary["points"] == len(kinds) and summary["energy_calls"] >= len(kinds) - kinds.count("saddle")
         for k, kind in enumerate(kinds):
             atoms = slice(ptr[k], ptr[k + 1])
@@ -218,7 +219,8 @@ class DiesOn(Searches):
             import os
 
             os._exit(3)
-        return {"index": row, "split": "train", "outcome": "converged", "points": [], "calls": {}, "seconds": 0.0}
+        record = {"outcome": "converged", "points": [], "near_lost": 0, "calls": {}, "seconds": 0.0}
+        return {"index": row, "split": "train", **record}
 
 
 # --- training
@@ -288,6 +290,39 @@ def test_a_correction_is_not_used_with_another_calculator(calculator, kwargs, mo
     assert fitting_correction(weights, reactions[0], "gfn2") is not None
     assert fitting_correction(weights, replace(reactions[0], charge=1), "gfn2") is None
     assert fitting_correction("none", reactions[0], "gfn2") is None
+
+
+@pytest.mark.parametrize("good", [0, 1, 2])
+def test_an_estimate_counts_the_corrections_of_its_guess(good, model, tmp_path, reactions):
+    """The calculator fails on the guess after `good` gradients: there is an estimate, which says so."""
+    save_checkpoint(tmp_path / "w", model.state_dict(), {"model": "correction", "config": model.config})
+    weights = load_correction(tmp_path / "w", dtype=torch.float64)
+    guess = prepare([reactions[0]]).guess[0].double().numpy()
+    calls = 0
+
+    class Failing(XtbPotential):
+        def _evaluate_one(self, positions, forces):
+            nonlocal calls
+            calls += 1
+            if calls > good:
+                raise RuntimeError("SCF not converged")
+            return super()._evaluate_one(positions, forces)
+
+    found = estimate(weights, reactions[0], Failing(reactions[0].numbers), reactions[0].ts, guess)
+    assert found.guess_corrections == good == found.summary()["guess_corrections"]
+    alone = estimate(weights, reactions[0], Failing(reactions[0].numbers), reactions[0].ts)
+    assert alone.guess_corrections == 0 and np.isfinite(found.positions).all()
+    assert not np.allclose(alone.positions, found.positions, atol=1e-4)
+
+
+def test_a_correction_of_ones_own_that_does_not_fit_is_pointed_out(model, tmp_path):
+    save_checkpoint(tmp_path / "w", model.float().state_dict(), {"model": "correction", "config": model.config})
+    reactant, product = sides("hcn")
+    own = find_ts(reactant[0], product[0], calculator="gfn1", correction=str(tmp_path / "w"), samples=1)
+    assert own.estimate is None and any("no estimate" in note for note in own.notes)
+    default = find_ts(reactant[0], product[0], calculator="gfn1", samples=1)
+    assert default.estimate is None and not any("no estimate" in note for note in default.notes)
+    assert repr(default) == f"TSResult({default})" and "intended" in repr(default)
 
 
 # --- bad input

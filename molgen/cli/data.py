@@ -15,6 +15,8 @@ from molgen.cli.train import seconds_of
 from molgen.errors import InputError
 
 app = typer.Typer(help="Make data sets.", no_args_is_help=True)
+TimeBudget = Annotated[str | None, typer.Option("--time-budget", help="Stop after 30m, 2h, ...")]
+Weights = Annotated[str, typer.Option("--weights", help="Of TS-GEN: shipped weights or checkpoint folder.")]
 _PS = {"ps": 1, "ns": 1_000, "us": 1_000_000}
 
 
@@ -68,7 +70,7 @@ def md(
     exclude: Annotated[
         Path | None, typer.Option("--exclude", help="Refuse these sequences, and longer ones that contain them.")
     ] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default one a core.")] = None,
+    workers: common.Workers = None,
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
     out: common.Out = Path("molgen-md"),
     seed: common.Seed = 0,
@@ -128,21 +130,15 @@ def reactions(
     ] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Stop at so many reactions.")] = None,
     attempts: Annotated[int | None, typer.Option("--attempts", min=1, help="Stop after so many attempts.")] = None,
-    time_budget: Annotated[str | None, typer.Option("--time-budget", help="Stop after 30m, 2h, ...")] = None,
+    time_budget: TimeBudget = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option("--exclude", help="Never make a reaction of this set: set.npz or set.npz:test; may be repeated."),
     ] = None,
-    calculator: Annotated[
-        str, typer.Option("--calculator", help="gfn2, gfn1, or module:Class of an ASE calculator.")
-    ] = "gfn2",
-    calculator_kwargs: Annotated[
-        str | None, typer.Option("--calculator-kwargs", help="JSON, for module:Class.")
-    ] = None,
+    calculator: common.Calculator = "gfn2",
+    calculator_kwargs: common.CalculatorKwargs = None,
     guess: Annotated[str, typer.Option("--guess", help="tsgen, sqrt (distances), or both, drawn at random.")] = "both",
-    weights: Annotated[
-        str, typer.Option("--weights", help="Of TS-GEN: shipped weights or checkpoint folder.")
-    ] = "tsgen",
+    weights: Weights = "tsgen",
     relevel: Annotated[
         bool, typer.Option("--relevel", help="Re-optimise the reactions of a set with --calculator instead.")
     ] = False,
@@ -154,7 +150,7 @@ def reactions(
     ] = None,
     charge: Annotated[int, typer.Option("--charge", help="Total charge of structure files.")] = 0,
     spin: Annotated[int | None, typer.Option("--spin", help="Unpaired electrons; default the fewest possible.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default one a core.")] = None,
+    workers: common.Workers = None,
     out: common.Out = Path("molgen-reactions"),
     seed: common.Seed = 0,
     resume: common.Resume = False,
@@ -213,17 +209,11 @@ def searches(
         str | None, typer.Option("--split", help="train, val, several (train,val) or all; default train,val.")
     ] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Only so many reactions, at random.")] = None,
-    time_budget: Annotated[str | None, typer.Option("--time-budget", help="Stop after 30m, 2h, ...")] = None,
-    calculator: Annotated[
-        str, typer.Option("--calculator", help="gfn2, gfn1, or module:Class of an ASE calculator.")
-    ] = "gfn2",
-    calculator_kwargs: Annotated[
-        str | None, typer.Option("--calculator-kwargs", help="JSON, for module:Class.")
-    ] = None,
-    weights: Annotated[
-        str, typer.Option("--weights", help="Of TS-GEN: shipped weights or checkpoint folder.")
-    ] = "tsgen",
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default one a core.")] = None,
+    time_budget: TimeBudget = None,
+    calculator: common.Calculator = "gfn2",
+    calculator_kwargs: common.CalculatorKwargs = None,
+    weights: Weights = "tsgen",
+    workers: common.Workers = None,
     out: common.Out = Path("molgen-searches"),
     seed: common.Seed = 0,
     resume: common.Resume = False,

@@ -254,8 +254,6 @@ def _pretrained(o: dict[str, Any]) -> dict[str, Any]:
 
 
 def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    from molgen.io import checked_spin
-    from molgen.structures import read_side
     from molgen.workflows.fes_system import system_from_files, system_from_pdb
 
     if bool(o["xyz"]) == bool(o["pdb"]):
@@ -265,9 +263,8 @@ def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             expected="a structure to start from, or --from-ts or --pretrained",
         )
     if o["xyz"]:
-        spin = checked_spin(read_side(o["xyz"][0], "--xyz").numbers, o["charge"], o["spin"])
-        described = {"calculator": o["calculator"], "charge": o["charge"], "spin": spin}
-        system = system_from_files(o["xyz"], o["calculator"], None, o["charge"], spin)
+        system = system_from_files(o["xyz"], o["calculator"], None, o["charge"], o["spin"])
+        described = {key: (system.source or {})[key] for key in ("calculator", "charge", "spin")}
         return system, {"xyz": [str(p) for p in o["xyz"]], **described}
     field = o["forcefield"] or ["amber14/protein.ff14SB.xml"]
     names = {"pdb": [str(p) for p in o["pdb"]], "forcefield": field, "solvent": o["solvent"]}

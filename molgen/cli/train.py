@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from molgen.run import Run
 
 app = typer.Typer(help="Train a model.", no_args_is_help=True)
+TimeBudget = Annotated[str, typer.Option("--time-budget", help="Training time, such as 30m or 2h.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Train by steps instead of by time.")]
+Init = Annotated[str | None, typer.Option("--init", help="Start from these weights (name or folder).")]
+TrainSplit = Annotated[str, typer.Option("--train-split")]
+ValSplit = Annotated[str, typer.Option("--val-split", help="Selects the weights that are kept.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+LearningRate = Annotated[float, typer.Option("--learning-rate")]
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -49,13 +56,13 @@ def train_ts(
     data: Annotated[Path, typer.Option("--data", help="npz of reactions, or RDB7, Transition1x, RGD1 as published.")],
     out: common.Out = Path("runs/train-ts"),
     config: Annotated[str, typer.Option("--config", help="Size of the model: small or base.")] = "small",
-    time_budget: Annotated[str, typer.Option("--time-budget", help="Training time, such as 30m or 2h.")] = "2h",
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train by steps instead of by time.")] = None,
-    init: Annotated[str | None, typer.Option("--init", help="Start from these weights (name or folder).")] = None,
-    train_split: Annotated[str, typer.Option("--train-split")] = "train",
-    val_split: Annotated[str, typer.Option("--val-split", help="Selects the weights that are kept.")] = "val",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
-    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 2e-3,
+    time_budget: TimeBudget = "2h",
+    steps: Steps = None,
+    init: Init = None,
+    train_split: TrainSplit = "train",
+    val_split: ValSplit = "val",
+    batch_size: BatchSize = 64,
+    learning_rate: LearningRate = 2e-3,
     seed: common.Seed = 0,
     device: common.Device = "auto",
     resume: common.Resume = False,
@@ -91,14 +98,14 @@ def train_correction(
     data: Annotated[Path, typer.Option("--data", help="npz of reactions.")],
     searches: Annotated[Path, typer.Option("--searches", help="searches.npz of `molgen data searches` on --data.")],
     out: common.Out = Path("runs/train-correction"),
-    init: Annotated[str | None, typer.Option("--init", help="Start from these weights (name or folder).")] = None,
+    init: Init = None,
     level: Annotated[str, typer.Option("--level", help="Of the data, as estimates shall name it.")] = "",
-    time_budget: Annotated[str, typer.Option("--time-budget", help="Training time, such as 30m or 2h.")] = "1h",
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train by steps instead of by time.")] = None,
-    train_split: Annotated[str, typer.Option("--train-split")] = "train",
-    val_split: Annotated[str, typer.Option("--val-split", help="Selects the weights that are kept.")] = "val",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
-    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 1e-3,
+    time_budget: TimeBudget = "1h",
+    steps: Steps = None,
+    train_split: TrainSplit = "train",
+    val_split: ValSplit = "val",
+    batch_size: BatchSize = 64,
+    learning_rate: LearningRate = 2e-3,
     seed: common.Seed = 0,
     device: common.Device = "auto",
     resume: common.Resume = False,
@@ -141,9 +148,9 @@ def train_prose(
     ] = None,
     val: Annotated[str, typer.Option("--val", help="Sequences that select the weights that are kept: AY,PF.")] = "",
     val_share: Annotated[float, typer.Option("--val-share", help="Without --val: a share drawn at random.")] = 0.05,
-    time_budget: Annotated[str, typer.Option("--time-budget", help="Training time, such as 30m or 2h.")] = "2h",
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train by steps instead of by time.")] = None,
-    init: Annotated[str | None, typer.Option("--init", help="Start from these weights (name or folder).")] = None,
+    time_budget: TimeBudget = "2h",
+    steps: Steps = None,
+    init: Init = None,
     layers: Annotated[
         int | None, typer.Option("--layers", help="Deepen the trunk of --init; the new layers begin as identities.")
     ] = None,
@@ -153,7 +160,7 @@ def train_prose(
     ] = None,
     own_samples: Annotated[int, typer.Option("--own-samples", min=2, help="Samples of each of --own.")] = 256,
     batch: Annotated[int, typer.Option("--batch-size", min=2, help="Frames of a sequence in a batch.")] = 32,
-    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 2e-3,
+    learning_rate: LearningRate = 2e-3,
     seed: common.Seed = 0,
     resume: common.Resume = False,
     overwrite: common.Overwrite = False,

@@ -28,12 +28,8 @@ def ts(
     refine: Annotated[
         bool, typer.Option("--refine/--no-refine", help="Refine guesses to saddles of the calculator.")
     ] = True,
-    calculator: Annotated[
-        str, typer.Option("--calculator", help="gfn2, gfn1, or module:Class of an ASE calculator.")
-    ] = "gfn2",
-    calculator_kwargs: Annotated[
-        str | None, typer.Option("--calculator-kwargs", help="JSON, for module:Class.")
-    ] = None,
+    calculator: common.Calculator = "gfn2",
+    calculator_kwargs: common.CalculatorKwargs = None,
     verify: Annotated[str, typer.Option("--verify", help="quick (modes, descents), irc, or none.")] = "quick",
     map_atoms: Annotated[bool, typer.Option("--map/--no-map", help="Map atoms when the orders differ.")] = True,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "tsgen",
@@ -98,7 +94,7 @@ def report(result: Any, out: Path) -> str:
     lines.append(f"guess                {'TS-GEN' if best.source == 'flow' else 'sqrt-distance'}, sample {best.sample}")
     lines.append(f"cost                 {result.gradient_calls} gradient calls, {result.seconds:.1f} s")
     if result.estimate is not None:
-        expected = f"{result.estimate.level}, typical error {result.estimate.expected_rmsd:.2f} A, not verified"
+        expected = f"{result.estimate.level}, expected error {result.estimate.expected_rmsd:.2f} A, not verified"
         lines.append(f"estimate             ts_estimate.xyz: {expected}")
     others = len(result.candidates) - 1
     if others:

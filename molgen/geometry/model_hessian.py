@@ -18,6 +18,7 @@ from molgen.units import BOHR, HARTREE
 _DECAY = torch.tensor([[1.0, 0.3949, 0.3949], [0.3949, 0.28, 0.28], [0.3949, 0.28, 0.28]], dtype=torch.float64)
 _REFERENCE = torch.tensor([[1.35, 2.10, 2.53], [2.10, 2.87, 3.40], [2.53, 3.40, 3.40]], dtype=torch.float64)
 STRETCH, _BEND, _TORSION = 0.45, 0.15, 0.005  # hartree, bohr, rad
+STIFFEN = 4.0  # eV/Angstrom^2, added to every curvature where the model is inverted
 _LEAST = 1e-3  # products of the distance factors below this are left out
 _LINEAR = 0.3  # sine of the angle below which a bend gets its second, perpendicular component
 

@@ -6,7 +6,6 @@ for the exact density whatever the populations in the frames are; it repairs bas
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -153,17 +152,6 @@ def train_prose(
         weight_decay=1e-3,
         validate_seconds=min(300.0, (budget_seconds or 3000.0) / 10),
     )
-    stream = (directory / "log.jsonl").open("a", encoding="utf-8")
-
-    def record(figures: dict[str, Any]) -> None:
-        stream.write(json.dumps(figures) + "\n")
-        stream.flush()
-        if "val_nll" in figures:
-            log(
-                "step {step}, {seconds:.0f} s: validation NLL {val_nll:.4f} a degree of freedom, "
-                "spread {val_spread:.2f} kT, forward ESS {val_forward:.3f}".format(**figures)
-            )
-
     temperatures = [float(t) for item in train for t in item.temperatures()]
     lengths = [len([r for r in item.layout.peptide.residue_names if r not in ("ACE", "NME")]) for item in train]
     config = {
@@ -182,8 +170,9 @@ def train_prose(
         settings,
         directory,
         config,
-        record,
     )
-    with stream:
-        figures = trainer.run(resume)
-    return {**figures, "best_score": trainer.best, "step": trainer.step, "elapsed": trainer.elapsed}
+    line = (
+        "step {step}, {seconds:.0f} s: validation NLL {val_nll:.4f} a degree of freedom, "
+        "spread {val_spread:.2f} kT, forward ESS {val_forward:.3f}"
+    )
+    return trainer.run_logged(line, log, resume)

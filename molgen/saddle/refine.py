@@ -10,12 +10,11 @@ import torch
 
 from molgen.geometry.align import superpose
 from molgen.geometry.bonds import bond_graph, bond_orders, distance_matrix, fragments
-from molgen.geometry.model_hessian import lindh_hessian
+from molgen.geometry.model_hessian import STIFFEN, lindh_hessian
 from molgen.potentials.base import Potential
 from molgen.saddle.modes import counted, gradient, internal_basis
 from molgen.saddle.optimize import Search, bofill_update, stationary_point
 
-STIFFEN = 4.0  # eV/Angstrom^2 added to every curvature of the model Hessian
 SOFTEN = 20.0  # eV/Angstrom^2 added to the model Hessian when the bonding change is turned into a motion
 BONDING = 0.3  # largest change of bond order that is still no bond made or broken
 PROBE = 0.02  # Angstrom, displacement of the atom that moves most

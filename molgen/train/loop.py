@@ -132,6 +132,24 @@ class Trainer:
         self.model.load_state_dict(self.average)
         return figures
 
+    def run_logged(self, line: str, say: Callable[[str], None], resume: bool = False) -> dict[str, Any]:
+        """`run` with all figures in `directory/log.jsonl` and every validation said as `line`, a format of its figures.
+
+        Returns:
+            the last validation figures, `best_score`, `step` and `elapsed` seconds.
+        """
+        with (self.directory / "log.jsonl").open("a", encoding="utf-8") as stream:
+
+            def record(figures: dict[str, Any]) -> None:
+                stream.write(json.dumps(figures) + "\n")
+                stream.flush()
+                if "score" in figures:
+                    say(line.format(**figures))
+
+            self.log = record
+            figures = self.run(resume)
+        return {**figures, "best_score": self.best, "step": self.step, "elapsed": self.elapsed}
+
     def _train(self, interrupted: threading.Event) -> None:
         clock, saved = time.monotonic(), 0.0
         validated, start = self.elapsed, self.elapsed

@@ -6,10 +6,9 @@ that saddle to the level of the data set. It is trained on what saddle searches 
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,7 @@ from molgen.tsgen.condition import ReactionBatch, prepare
 from molgen.tsgen.correction_model import KIND, SIZES, CorrectionModel, load_correction
 from molgen.tsgen.training import geometry_losses, seen_sizes
 
-KEYS = ("index", "kind", "start", "converged", "ptr", "x", "gradient", "level", "source_sha256")
+KEYS = ("index", "kind", "start", "ptr", "x", "gradient", "level", "source_sha256")
 WEIGHTS = {"guess": 2.0, "path": 1.0, "saddle": 6.0, "near": 1.0}  # how often a kind of point is drawn, relatively
 JITTER = 0.005  # Angstrom, noise on the geometry in training
 BLUR = 0.05  # relative noise on each atom's gradient
@@ -97,6 +96,11 @@ class Points:
     offsets: Tensor
     level: str
 
+    def to(self, device: torch.device | str) -> Points:
+        """A copy on another device; `kind` and `offsets` stay, which only choose."""
+        moved = {name: getattr(self, name).to(device) for name in ("reactions", "x", "gradient", "from_flow")}
+        return replace(self, **moved)
+
     def at(self, reactions: Tensor, points: Tensor) -> Item:
         """Rows `reactions` with their guesses, and the geometries and gradients of `points`, cropped alike."""
         batch = self.reactions.select(reactions)
@@ -125,7 +129,12 @@ def load_training_points(data: Path, searches: Path, split: str) -> Points:
         members.setdefault(row, []).append(k)
     kept = [i for i, row in enumerate(rows) if row in members]
     if not kept:
-        raise InputError(f"no point of split '{split}'", where=str(searches), expected="searches of this split, too")
+        raise InputError(
+            f"no point of split '{split}'",
+            where=str(searches),
+            expected="searches of this split, too",
+            remedy=f"molgen data searches {data} --split {split}",
+        )
     return _points([reactions[i] for i in kept], [members[rows[i]] for i in kept], arrays)
 
 
@@ -168,7 +177,12 @@ def correction_model(train: Points, val: Points, init: str | None = None, seed: 
     there = [sorted(set(points.reactions.numbers.unique().tolist()) - {0}) for points in (train, val)]
     model = CorrectionModel(there[0], train.level, **SIZES) if init is None else load_correction(init).model
     if model.level != train.level:
-        raise InputError(f"reads gradients of {model.level}", where=f"--init {init}", expected=train.level)
+        raise InputError(
+            f"reads gradients of {model.level}",
+            where=f"--init {init}",
+            expected=f"{train.level}, as the searches",
+            remedy="leave out --init, or make searches with that calculator",
+        )
     if unknown := sorted({z for elements in there for z in elements} - set(model.elements)):
         raise InputError(
             f"atomic numbers {unknown} are not among those of {init or 'the training split'}",
@@ -239,7 +253,7 @@ def train_correction(
     budget_seconds: float | None = None,
     steps: int | None = None,
     batch_size: int = 64,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     seed: int = 0,
     device: torch.device | str = "cpu",
     resume: bool = False,
@@ -251,23 +265,10 @@ def train_correction(
         level: of the reactions' transition states, for the model's users.
     """
     torch.set_flush_denormal(True)
-    model = model.to(device)
+    model, train, val = model.to(device), train.to(device), val.to(device)
     counts = f"{len(train.reactions)} training ({len(train.x)} points) and {len(val.reactions)} validation reactions"
     log(f"{counts}, gradients of {train.level}")
     settings = TrainSettings(budget_seconds, steps, learning_rate=learning_rate, seed=seed)
-    stream = (directory / "log.jsonl").open("a", encoding="utf-8")
-
-    def record(figures: dict[str, Any]) -> None:
-        stream.write(json.dumps(figures) + "\n")
-        stream.flush()
-        if "score" in figures:
-            shown = (
-                "step {step}, {seconds:.0f} s: RMSD median / mean, A, after one gradient {val_guess_median:.3f} / "
-                "{val_guess_mean:.3f} (guess: {val_guess_before:.3f}), from the saddle {val_saddle_median:.3f} / "
-                "{val_saddle_mean:.3f} (saddle: {val_saddle_before:.3f})"
-            )
-            log(shown.format(**figures))
-
     trainer = Trainer(
         model,
         correction_loss,
@@ -276,8 +277,10 @@ def train_correction(
         settings,
         directory,
         {"model": KIND, "config": model.config, "level": level, "atoms": seen_sizes(train.reactions)},
-        record,
     )
-    with stream:
-        figures = trainer.run(resume)
-    return {**figures, "best_score": trainer.best, "step": trainer.step, "elapsed": trainer.elapsed}
+    line = (
+        "step {step}, {seconds:.0f} s: RMSD median / mean, A, after one gradient {val_guess_median:.3f} / "
+        "{val_guess_mean:.3f} (guess: {val_guess_before:.3f}), from the saddle {val_saddle_median:.3f} / "
+        "{val_saddle_mean:.3f} (saddle: {val_saddle_before:.3f})"
+    )
+    return trainer.run_logged(line, log, resume)

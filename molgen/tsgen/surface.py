@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from molgen.geometry.model_hessian import STRETCH, pair_strengths
+from molgen.geometry.model_hessian import STIFFEN, STRETCH, pair_strengths
 from molgen.units import BOHR, HARTREE
 
-STIFFEN = 4.0  # eV/Angstrom^2 added to every curvature
 LONGEST = 0.3  # Angstrom, of the step of one atom
 SURFACE_VECTORS, SURFACE_SCALARS = 2, 2
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -212,17 +211,6 @@ def train_tsgen(
     log(f"sqrt-distance guess, no model: validation RMSD median {plain.median():.3f}, mean {plain.mean():.3f} A")
     flow = FlowSettings(batch_size=batch_size)
     settings = TrainSettings(budget_seconds, steps, learning_rate=learning_rate, seed=seed)
-    stream = (directory / "log.jsonl").open("a", encoding="utf-8")
-
-    def record(figures: dict[str, Any]) -> None:
-        stream.write(json.dumps(figures) + "\n")
-        stream.flush()
-        if "val_rmsd_mean" in figures:
-            shown = (
-                "step {step}, {seconds:.0f} s: validation RMSD median {val_rmsd_median:.3f}, mean {val_rmsd_mean:.3f} A"
-            )
-            log(shown.format(**figures))
-
     trainer = Trainer(
         model,
         lambda m, batch, g: flow_loss(m, batch, g, flow),
@@ -231,8 +219,6 @@ def train_tsgen(
         settings,
         directory,
         {"model": "tsgen", "config": model.config, "flow": asdict(flow), "atoms": seen_sizes(batches)},
-        record,
     )
-    with stream:
-        figures = trainer.run(resume)
-    return {**figures, "best_score": trainer.best, "step": trainer.step, "elapsed": trainer.elapsed}
+    line = "step {step}, {seconds:.0f} s: validation RMSD median {val_rmsd_median:.3f}, mean {val_rmsd_mean:.3f} A"
+    return trainer.run_logged(line, log, resume)

@@ -13,6 +13,7 @@ import numpy as np
 from molgen.errors import InputError
 from molgen.geometry.bonds import atom_classes, bond_graph
 from molgen.geometry.chirality import signed_volumes, tetrahedral_quadruples
+from molgen.io import checked_spin
 from molgen.potentials.ase import calculator_from_spec
 from molgen.potentials.base import Potential
 from molgen.structures import read_side
@@ -93,9 +94,9 @@ class System:
 
 
 def system_from_files(
-    paths: Sequence[str | Path], calculator: str, kwargs: Mapping[str, Any] | None, charge: int, spin: int
+    paths: Sequence[str | Path], calculator: str, kwargs: Mapping[str, Any] | None, charge: int, spin: int | None
 ) -> System:
-    """A molecule by one structure file a basin and an ASE calculator, e.g. "gfn2".
+    """A molecule by one structure file a basin and an ASE calculator, e.g. "gfn2"; `spin` None for the fewest possible.
 
     Raises:
         InputError: no file, unreadable ones, or of different molecules; no such calculator.
@@ -110,6 +111,7 @@ def system_from_files(
                 where=other.where,
                 expected=f"the atoms of {read[0].where} in the same order",
             )
+    spin = checked_spin(read[0].numbers, charge, spin)
     potential = calculator_from_spec(calculator, dict(kwargs or {}), read[0].numbers, charge, spin)
     source = {"calculator": calculator, "kwargs": dict(kwargs or {}), "charge": charge, "spin": spin}
     return System(potential, np.stack([part.positions for part in read]), source=source)

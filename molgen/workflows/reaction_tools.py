@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from molgen.errors import CalculatorError
 from molgen.geometry.bonds import bond_graph, fragments
 from molgen.potentials.ase import AsePotential, calculator_from_spec
 from molgen.potentials.base import Potential
@@ -15,7 +16,13 @@ from molgen.saddle.descent import relax
 from molgen.saddle.optimize import Search
 
 END_FMAX, END_CALLS = 0.02, 120
+FAILURES = (CalculatorError, np.linalg.LinAlgError)  # of an attempt, not of the run
 LOOSE_FMAX = 0.05  # eV/Angstrom, for ends of several fragments, whose drifting apart takes for ever
+
+
+def failure(error: Exception) -> str:
+    """What a record says of one of `FAILURES`."""
+    return "numerical failure" if isinstance(error, np.linalg.LinAlgError) else "calculator failed"
 
 
 class Potentials:

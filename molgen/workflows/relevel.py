@@ -74,14 +74,7 @@ def level_plan(
     splits, smiles = (read_column(path, key).astype(str).tolist() for key in ("split", "smiles"))
     rows = rows_of(path, splits, split)[:count]
     reactions = load_npz(path)
-    for row in rows:
-        if reactions[row].ts is None:
-            raise InputError(
-                "no transition state to start from",
-                where=f"{path}, reaction {row} (id {reactions[row].name})",
-                expected="a known one in every reaction",
-                remedy="find it first (molgen ts), or remove the reaction",
-            )
+    require_transition_states(path, rows, reactions)
     plan = LevelPlan(
         {row: reactions[row] for row in rows}, {row: splits[row] for row in rows},
         {row: smiles[row] for row in rows if smiles}, calculator, dict(calculator_kwargs or {}),
@@ -93,6 +86,22 @@ def level_plan(
         "calculator_kwargs": plan.calculator_kwargs,
     }  # fmt: skip
     return plan, settings
+
+
+def require_transition_states(path: Path, rows: Sequence[int], reactions: Sequence[Reaction]) -> None:
+    """See that the reactions in `rows` of a set have one.
+
+    Raises:
+        InputError: names the first that has none.
+    """
+    for row in rows:
+        if reactions[row].ts is None:
+            raise InputError(
+                "no transition state to start from",
+                where=f"{path}, reaction {row} (id {reactions[row].name})",
+                expected="a known one in every reaction",
+                remedy="find it first (molgen ts), or remove the reaction",
+            )
 
 
 def rows_of(path: Path, splits: Sequence[str], split: str | None) -> list[int]:

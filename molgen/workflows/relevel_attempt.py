@@ -16,11 +16,10 @@ from molgen.geometry.align import rmsd
 from molgen.potentials.base import Potential
 from molgen.saddle import Verification, refine
 from molgen.saddle.verify import bonding_differences, settle
-from molgen.workflows.reaction_tools import Potentials, centred, relaxed_end, stage
+from molgen.workflows.reaction_tools import FAILURES, Potentials, centred, failure, relaxed_end, stage
 
 LEVEL_VERDICTS = ("intended", "half", "unintended", "not found")
 SIDES = ("r", "ts", "p")
-FAILURES = (CalculatorError, np.linalg.LinAlgError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +62,7 @@ class Releveling:
                 checked = _find_saddle(potential, reaction, record, calls)
             except FAILURES as error:
                 checked = None
-                record["reason"] = _failure(error)
+                record["reason"] = failure(error)
             with stage("ends", potential, calls):
                 _relax_ends(potential, reaction, checked, record)
         return {**record, "calls": calls, "seconds": round(time.monotonic() - begin, 3)}
@@ -118,7 +117,7 @@ def _relax_ends(potential: Potential, reaction: Reaction, checked: Verification 
                 found = relaxed_end(potential, path[frame])
         except FAILURES as error:
             if path is not None:
-                record["reason"] = f"{_failure(error)} on the {'product' if side else 'reactant'}"
+                record["reason"] = f"{failure(error)} on the {'product' if side else 'reactant'}"
             same.append(False)
             continue
         _place(record, side, found.positions, found.energy, found.fmax)
@@ -126,10 +125,6 @@ def _relax_ends(potential: Potential, reaction: Reaction, checked: Verification 
         if path is not None and not same[-1]:
             record["reason"] = f"the {'product' if side else 'reactant'} is another molecule than in the source"
     record["verified"] = path is not None and all(same)
-
-
-def _failure(error: Exception) -> str:
-    return "calculator failed" if isinstance(error, CalculatorError) else "numerical failure"
 
 
 def _place(record: dict[str, Any], side: int, positions: np.ndarray, energy: float, fmax: float) -> None:

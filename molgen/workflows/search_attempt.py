@@ -16,13 +16,13 @@ from molgen.geometry.bonds import overlapping
 from molgen.geometry.model_hessian import lindh_hessian
 from molgen.potentials.base import Potential
 from molgen.rng import generator
-from molgen.saddle import mode_overlap, refine
+from molgen.saddle import refine
 from molgen.saddle.modes import gradient, internal_basis
 from molgen.saddle.optimize import Search
 from molgen.tsgen import load_model
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import flow_samples
-from molgen.workflows.reaction_tools import Potentials, stage
+from molgen.workflows.reaction_tools import FAILURES, Potentials, failure, stage
 
 MAX_CALLS = 60
 KEPT = (0, 1, 2, 3, 5, 8, 13, 21, 34)  # accepted steps whose geometry and gradient are kept
@@ -73,18 +73,20 @@ class Searches:
         begin = time.monotonic()
         plan = self.plan
         reaction, rng = plan.reactions[row], generator(plan.seed, row)
-        record: dict[str, Any] = {"index": row, "split": plan.splits[row], "outcome": "calculator failed", "points": []}
+        record: dict[str, Any] = {"index": row, "split": plan.splits[row], "points": [], "near_lost": 0}
         calls: dict[str, int] = {}
         try:
             potential = self._potentials(reaction.numbers, reaction.charge, reaction.spin)
             spoilt = plan.splits[row] in plan.spoilt
             with stage("search", potential, calls):
-                self._search(potential, reaction, self._start(reaction, rng, record, spoilt), record)
+                record["outcome"] = self._search(
+                    potential, reaction, self._start(reaction, rng, record, spoilt), record
+                )
             if spoilt:
                 with stage("near", potential, calls):
                     _scatter(potential, reaction, rng, record)
-        except (CalculatorError, InputError, np.linalg.LinAlgError):
-            pass  # what was found up to here is kept
+        except (*FAILURES, InputError) as error:  # what the search passed up to here is kept
+            record["outcome"] = failure(error)
         return {**record, "calls": calls, "seconds": round(time.monotonic() - begin, 3)}
 
     def _start(self, reaction: Reaction, rng: np.random.Generator, record: dict[str, Any], spoilt: bool) -> np.ndarray:
@@ -108,10 +110,10 @@ class Searches:
         torch.manual_seed(int(rng.integers(2**62)))  # of dropout
         return flow_samples(model, replace(batch, **ends), start_noise, self._model.steps)[0][0].double().numpy()
 
-    def _search(self, potential: Potential, reaction: Reaction, start: np.ndarray, record: dict[str, Any]) -> None:
+    def _search(self, potential: Potential, reaction: Reaction, start: np.ndarray, record: dict[str, Any]) -> str:
+        """Climb from `start`, keeping points; the outcome."""
         if overlapping(reaction.numbers, start):
-            record["outcome"] = "guess with overlapping atoms"
-            return
+            return "guess with overlapping atoms"
         steps = 0
 
         def watch(search: Search) -> bool:
@@ -124,10 +126,10 @@ class Searches:
         found = refine(
             potential, start, reactant=reaction.reactant, product=reaction.product, max_calls=MAX_CALLS, stop=watch
         )
-        record["outcome"] = "converged" if found.converged else "not converged"
-        record["overlap"] = round(mode_overlap(found, reaction.numbers, reaction.reactant, reaction.product), 3)
-        if found.converged:  # to less than 0.02 eV/Angstrom
-            _keep(record, "saddle", found.positions, np.zeros_like(found.positions))
+        if not found.converged:
+            return "not converged"
+        _keep(record, "saddle", found.positions, np.zeros_like(found.positions))  # less than 0.02 eV/Angstrom
+        return "converged"
 
 
 def _scatter(potential: Potential, reaction: Reaction, rng: np.random.Generator, record: dict[str, Any]) -> None:
@@ -142,8 +144,13 @@ def _scatter(potential: Potential, reaction: Reaction, rng: np.random.Generator,
         move = (basis @ vectors @ (rng.normal(size=len(values)) / np.sqrt(values + FLOOR))).reshape(ts.shape)
         size = np.exp(rng.uniform(*np.log(SCATTER)))
         x = ts + stray + move * size / np.sqrt((move**2).sum(1).mean())
-        if not overlapping(reaction.numbers, x):
-            _keep(record, "near", x, gradient(potential, x)[1])
+        try:
+            if not overlapping(reaction.numbers, x):
+                _keep(record, "near", x, gradient(potential, x)[1])
+                continue
+        except CalculatorError:
+            pass
+        record["near_lost"] += 1
 
 
 def _keep(record: dict[str, Any], kind: str, x: np.ndarray, g: np.ndarray) -> None:

@@ -7,7 +7,6 @@ reactions; point k has the atoms `ptr[k]:ptr[k+1]`:
     kind (K,)          "guess": where the search began; "path": a step of it; "saddle": its converged end; "near": about
                        the set's transition state, not of a search
     start (K,)         what the search began from: "tsgen", a guess of TS-GEN; "sqrt", the sqrt-distance guess
-    converged (K,)     whether the search of this reaction ended at a saddle
     ptr (K+1,)         offsets into the atom arrays
     x, gradient (A, 3) Angstrom, eV/Angstrom; the gradient of a saddle is zero
     level, source_sha256  calculator of the gradients; digest of the set
@@ -15,7 +14,7 @@ reactions; point k has the atoms `ptr[k]:ptr[k+1]`:
 
 from __future__ import annotations
 
-import os
+import io
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,19 +25,18 @@ from typing import Any
 import numpy as np
 
 from molgen.data.reactions import load_npz, read_column
-from molgen.errors import InputError
-from molgen.files import sha256
+from molgen.files import sha256, write_atomic
 from molgen.pool import WorkerPool
 from molgen.potentials.ase import level_name
 from molgen.rng import generator
 from molgen.run import Run
 from molgen.workflows.journal import Journal, carry_out
 from molgen.workflows.reactions import JOURNAL, WRITE_EVERY, refuse_all_failed
-from molgen.workflows.relevel import rows_of
+from molgen.workflows.relevel import require_transition_states, rows_of
 from molgen.workflows.search_attempt import Searches, SearchPlan
 
 SEARCHES = "searches.npz"
-_LOST = {"outcome": "worker died", "points": [], "calls": {}, "seconds": 0.0}
+_LOST = {"outcome": "worker died", "points": [], "near_lost": 0, "calls": {}, "seconds": 0.0}
 
 
 def search_plan(
@@ -63,13 +61,7 @@ def search_plan(
     rows = rows_of(source, splits, split)
     rows = [rows[k] for k in generator(seed).permutation(len(rows))[:count]]
     reactions = load_npz(source)
-    for row in rows:
-        if reactions[row].ts is None:
-            raise InputError(
-                "no transition state to compare with",
-                where=f"{source}, reaction {row} (id {reactions[row].name})",
-                remedy="remove the reaction",
-            )
+    require_transition_states(source, rows, reactions)
     plan = SearchPlan(
         {row: reactions[row] for row in rows}, {row: splits[row] for row in rows}, calculator=calculator,
         calculator_kwargs=dict(calculator_kwargs or {}), weights=weights, seed=seed,
@@ -140,6 +132,7 @@ def search_all(
         "asked": len(plan.reactions),
         "converged": outcomes["converged"],
         "points": sum(len(record["points"]) for record in done),
+        "near_lost": sum(record["near_lost"] for record in done),
         "seconds_per_search": round(sum(r["seconds"] for r in done) / max(len(done), 1), 3),
         "energy_calls": calls.total(),
         "calls_by_stage": dict(calls),
@@ -154,7 +147,6 @@ def save_points(path: Path, records: Sequence[Mapping[str, Any]], level: str, di
         "index": np.array([record["index"] for record, _ in points], dtype=np.int64),
         "kind": np.array([point["kind"] for _, point in points], dtype=str),
         "start": np.array([record["start"]["guess"] for record, _ in points], dtype=str),
-        "converged": np.array([record["outcome"] == "converged" for record, _ in points], dtype=bool),
         "ptr": np.cumsum([0, *(len(point["x"]) for _, point in points)], dtype=np.int64),
         "level": np.array(level),
         "source_sha256": np.array(digest),
@@ -162,10 +154,6 @@ def save_points(path: Path, records: Sequence[Mapping[str, Any]], level: str, di
     for key, short in (("x", "x"), ("gradient", "g")):
         rows = [np.asarray(point[short], dtype=np.float32) for _, point in points]
         arrays[key] = np.concatenate([np.zeros((0, 3), np.float32), *rows])
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        with part.open("wb") as stream:
-            np.savez_compressed(stream, **arrays)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())

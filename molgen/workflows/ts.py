@@ -100,6 +100,8 @@ def find_ts(
     potential = _potential(calculator, calculator_kwargs, reaction)
     model = _model(weights, reaction, device, dtype, notes)
     corrector = fitting_correction(correction, reaction, calculator, calculator_kwargs, device, dtype)
+    if corrector is None and correction not in (DEFAULT_CORRECTION, "none"):
+        notes.append(f"warning: {correction} does not know this calculator or kind of reaction: no estimate")
     for note in notes:
         log(note)
     calls_before = potential.calls  # the user's own Potential may have worked before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,12 +30,14 @@ class Estimate:
         numbers: (N,) atomic numbers. positions: (N, 3) Angstrom.
         deviation: (N,) predicted error of each atom, Angstrom (root mean square).
         level: that the positions are an estimate of. checkpoint_hash: of the weights.
+        guess_corrections: of the guess, before it was compared with the saddle; fewer where the calculator failed.
     """
 
     numbers: np.ndarray
     positions: np.ndarray
     deviation: np.ndarray
     level: str
+    guess_corrections: int
     checkpoint_hash: str
 
     @property
@@ -53,7 +54,8 @@ class Estimate:
 
     def summary(self) -> dict[str, Any]:
         """What `summary.json` says."""
-        return {"level": self.level, "expected_rmsd": self.expected_rmsd, "checkpoint_hash": self.checkpoint_hash}
+        keys = ("level", "expected_rmsd", "guess_corrections", "checkpoint_hash")
+        return {key: getattr(self, key) for key in keys}
 
 
 def fitting_correction(
@@ -103,12 +105,14 @@ def estimate(
         saddle: (N, 3) Angstrom. gradient_at_saddle: (N, 3) eV/Angstrom; None for zero, at a converged saddle.
         guess: (N, 3) Angstrom, of TS-GEN, that the search began from; None if it began elsewhere.
     """
-    model, start = correction.model, guess
+    model, start, corrections = correction.model, guess, 0
     if start is not None:
-        with contextlib.suppress(CalculatorError):  # then with as many corrections as there were
-            for _ in range(GUESS_CORRECTIONS):
-                start = corrected(model, reaction, start, gradient(potential, start)[1], guess)[0]
+        try:
+            for done in range(1, GUESS_CORRECTIONS + 1):
+                start, corrections = corrected(model, reaction, start, gradient(potential, start)[1], guess)[0], done
+        except CalculatorError:
+            pass  # the estimate says how many there were
     slope = np.zeros_like(saddle) if gradient_at_saddle is None else gradient_at_saddle
     positions, deviation = corrected(model, reaction, saddle, slope, start)
     level = str(correction.config.get("level") or "the training set")
-    return Estimate(reaction.numbers, positions, deviation, level, correction.hash)
+    return Estimate(reaction.numbers, positions, deviation, level, corrections, correction.hash)
