@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from molgen.errors import InputError
 from molgen.reweight.barrier import profile_barrier
 from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.estimate import Estimate
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.units import KB
+from molgen.workflows import fes_output
 from molgen.workflows.fes_basins import barriers, basins, unvisited
+from molgen.workflows.fes_estimate import _apart
 
 T = 300.0
 KT = KB * T
@@ -111,3 +116,21 @@ def test_along_one_variable():
     assert all("parts" not in note for note in unvisited(part))  # around the circle it is one part
     part = ensemble_of(a[:, None], three_wells(a), None).fes("a", bins=[EDGES])
     assert any("2 parts" in note for note in unvisited(part))
+
+
+def test_few_bins_do_not_agree() -> None:
+    """Surfaces are compared up to a constant, which alone would make one bin agree, and a failed run look perfect."""
+    flat, where = np.zeros(6), np.ones(6, dtype=bool)
+    assert _apart(flat, flat + 3.0, where) == 0.0
+    assert _apart(flat, flat + 3.0, np.arange(6) < 3) == np.inf
+
+
+@pytest.mark.parametrize(
+    ("forward", "reverse", "known"),
+    [((1.0, 0.1), (2.0, 0.1), True), ((-0.1, 0.05), (2.0, 0.1), False), ((0.1, 0.2), (2.0, 0.1), False),
+     ((1.0, float("nan")), (2.0, 0.1), False)],
+)  # fmt: skip
+def test_ripples_are_no_barriers(forward: tuple, reverse: tuple, known: bool) -> None:
+    sides = (Estimate(value, error, 0.1, True, "eV") for value, error in (forward, reverse))
+    barrier = SimpleNamespace(**dict(zip(("forward", "reverse"), sides, strict=True)))
+    assert fes_output._known(barrier) is known  # type: ignore[arg-type]

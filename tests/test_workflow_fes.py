@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,13 +21,11 @@ from molgen.cvdiffusion.plumed import read_table
 from molgen.errors import InputError
 from molgen.potentials.composite import DistanceRestraint
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.estimate import Estimate
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.units import KB, KJ_MOL
-from molgen.workflows import fes, fes_output
+from molgen.workflows import fes
 from molgen.workflows.fes import sample_cv
 from molgen.workflows.fes_basins import REDRAWS, basins
-from molgen.workflows.fes_estimate import _apart
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_system import System
 
@@ -387,21 +384,3 @@ def test_three_wells_in_two_dimensions_one_of_them_a_stray():
     assert np.abs(found[0].minimum).tolist() == pytest.approx([ANGLES[-1]] * 2)
     assert np.abs(found[1].minimum).tolist() == pytest.approx([ANGLES[18]] * 2)
     assert found[1].free_energy.value / KT == pytest.approx(1, abs=0.1)
-
-
-def test_few_bins_do_not_agree() -> None:
-    """Surfaces are compared up to a constant, which alone would make one bin agree, and a failed run look perfect."""
-    flat, where = np.zeros(6), np.ones(6, dtype=bool)
-    assert _apart(flat, flat + 3.0, where) == 0.0
-    assert _apart(flat, flat + 3.0, np.arange(6) < 3) == np.inf
-
-
-@pytest.mark.parametrize(
-    ("forward", "reverse", "known"),
-    [((1.0, 0.1), (2.0, 0.1), True), ((-0.1, 0.05), (2.0, 0.1), False), ((0.1, 0.2), (2.0, 0.1), False),
-     ((1.0, float("nan")), (2.0, 0.1), False)],
-)  # fmt: skip
-def test_ripples_are_no_barriers(forward: tuple, reverse: tuple, known: bool) -> None:
-    sides = (Estimate(value, error, 0.1, True, "eV") for value, error in (forward, reverse))
-    barrier = SimpleNamespace(**dict(zip(("forward", "reverse"), sides, strict=True)))
-    assert fes_output._known(barrier) is known  # type: ignore[arg-type]
