@@ -14,6 +14,7 @@ from pathlib import Path
 
 import tables_ts
 
+from molgen.workflows.draws import BAD_BOND, CONTACT, OUTSIDE, WRONG_CHIRALITY
 from molgen.workflows.fes_estimate import DISAGREE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,8 +27,8 @@ def prose_lengths(report: dict) -> str:
     """Means over the held-out sequences of each length."""
     lines = [
         "| residues (sequences) | ESS | smoothed | top 0.2 % dropped | forward ESS | k-hat, largest "
-        "| E-W2, kT | T-W2 | TICA-W2 | JS of (psi, phi) | wrong chirality "
-        "| bad bonds + contacts (weighted) | energy not finite |",
+        "| E-W2, kT | T-W2 | TICA-W2 | JS of (psi, phi) | wrong chirality, broken topology "
+        "| proposals drawn again: wrong chirality, bad bond, contact, outside | energy not finite |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for length, m in report["zero-shot"]["means"].items():
@@ -37,11 +38,9 @@ def prose_lengths(report: dict) -> str:
         ]
         cells.append(_figure(m["khat_max"]))
         cells += [_three(m[k]) for k in ("e_w2", "t_w2", "tica_w2", "js_bonds")]
-        share = m["share_broken_topology_reweighted"]
-        cells += [
-            str(m["wrong_chirality"]),
-            f"{m['bad_bond']} + {m['contact']} ({'-' if share is None else f'{share:.1%}'})",
-        ]
+        again = [m["redrawn"].get(reason, 0) for reason in (WRONG_CHIRALITY, BAD_BOND, CONTACT, OUTSIDE)]
+        cells.append(f"{m['wrong_chirality']}, {m['broken_topology']}")
+        cells.append(f"{', '.join(map(str, again))} ({sum(again) / m['proposals']:.2%})")
         cells.append(str(m["non_finite_energies"]))
         lines.append(f"| {' | '.join(cells)} |")
         if length in PROSE_PAPER:

@@ -22,6 +22,7 @@ from molgen.errors import InputError, MolgenError
 from molgen.files import explained, json_text, write_atomic
 
 MANIFEST, SUMMARY = "manifest.json", "summary.json"
+METHOD = "method"  # setting of a run, see `Run`
 # Keys every summary has, so that scripts need not ask which command wrote it; null where a command has no such thing.
 _FIGURES = ("checkpoint_hash", "energy_calls", "validity", "rejections")
 
@@ -35,7 +36,8 @@ class Run:
     Args:
         directory: output folder, made if absent.
         command: subcommand, e.g. "ts".
-        settings: JSON-ready options that decide the result; a resumed run must have the same.
+        settings: JSON-ready options that decide the result; a resumed run must have the same. `METHOD` names what
+            no option chooses, but another version of molgen may do otherwise.
         seed: random seed.
         device: torch device name; may differ when resuming.
         overwrite: replace an earlier run in `directory`.
@@ -185,6 +187,13 @@ class Run:
         now: dict[str, Any] = {"command": self.command, "seed": self.seed}
         before |= manifest.get("settings", {})
         now |= self._settings
+        if before.get(METHOD) != now.get(METHOD):
+            raise InputError(
+                "cannot resume: an earlier version of molgen, which did this in another way, began the run",
+                where=str(self.directory / MANIFEST),
+                expected=f"'{METHOD}': {now.get(METHOD)!r}",
+                remedy="start afresh in another --out",
+            )
         for key in {**before, **now}:
             if before.get(key) != now.get(key):
                 raise InputError(

@@ -148,7 +148,9 @@ class Exact:
         self.log_q = np.where(found, log_q, -np.inf)
         chosen = np.flatnonzero(found)
         validity, calls = validate(build_peptide("GG"), x[chosen]), len(chosen)
-        self.draws = Draws(x[chosen], log_q[chosen], energies[chosen], validity, 310.0, calls, {"sampling": 1.0})
+        self.draws = Draws(
+            x[chosen], log_q[chosen], energies[chosen], validity, 310.0, len(chosen), {}, calls, {"sampling": 1.0}
+        )
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.energies
@@ -177,30 +179,27 @@ def test_exact_flow_and_one_that_misses_a_mode(share: float, weights: Path, monk
         assert mean[1] * 0.99 <= dynamic[1] < 2 * mean[1], "these frames do not depend on each other"
 
 
-def test_broken_proposals_are_counted_and_weigh_exactly_nothing(
+def test_broken_proposals_are_drawn_again_and_counted(
     data: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every third proposal with a hydrogen pulled off: raw counts, reasons, and a weighted share of zero."""
+    """Every third proposal with a hydrogen pulled off: 60 samples without one, from 90 proposals."""
 
-    def pulled(*arguments: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-        x, log_q = propose(*arguments, **options)
-        x[::3, 1] += 1.5
+    def pulled(*arguments: Any, first: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        x, log_q = propose(*arguments, first=first, **options)
+        x[-first % 3 :: 3, 1] += 1.5
         return x, log_q
 
     monkeypatch.setattr("molgen.workflows.draws.propose", pulled)
     (case,) = workflow.gather([data / "GG.npz"])
     with Energies(case.peptide, "Reference", 1) as energies:
         row = workflow.evaluate_case(case, load_flow(weights), energies, samples=60)
-    assert row["validity"]["bad_bond"] == 20 == row["validity"]["broken_topology"] and row["energy_calls"] == 40
-    assert row["rejections"] == {"broken topology": 20} and row["finite_energies"] == 1.0 and row["n"] == 60
-    assert row["validity"]["share_broken_topology_reweighted"] == 0.0
-    assert row["validity"]["share_wrong_chirality_reweighted"] == 0.0
-    means = workflow.means([row])["2"]
-    assert means["broken_topology"] == 20 and means["share_broken_topology_reweighted"] == 0.0
-    assert means["non_finite_energies"] == 0
-    text = command._sequence(row)
-    assert "broken topology 20 (20 bonds" in text and "of weight zero: 20 x broken topology" in text
-    assert "share of the weight: wrong chirality 0, broken topology 0\n" in text
+    again = row["redrawn"]
+    assert again["bad bond"] >= 30 and row["proposals"] == 60 + sum(again.values()) and row["energy_calls"] == 60
+    assert row["validity"]["broken_topology"] == row["validity"]["wrong_chirality"] == 0 and row["n"] == 60
+    means = workflow.means([row, row])["2"]
+    assert means["broken_topology"] == 0 and means["redrawn"]["bad bond"] == 2 * again["bad bond"]
+    assert means["proposals"] == 2 * row["proposals"] and means["non_finite_energies"] == 0
+    assert f"{again['bad bond']} x bad bond" in command._sequence(row)
 
 
 def test_interrupted_and_resumed(evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,8 +81,8 @@ def test_smc_is_reported(tmp_path: Path) -> None:
             "hot_temperature": 600.0, "hot_weights": {"khat": 0.61}, "unique_ancestors": 7, "ess_of_ancestors": 0.3,
         },
         "finetuning": [{"ess": 0.01, "khat": 0.9}, {"ess": 0.2, "khat": 0.4}], "results": [],
-        "validity": {"wrong_chirality": 0, "broken_topology": 1},
-        "rejections": {"broken topology": 1, "non-finite energy": 2},
+        "validity": {"wrong_chirality": 0, "broken_topology": 0},
+        "proposals": 12, "redrawn": {"contact": 3}, "rejections": {"non-finite energy": 2},
         "samples_per_second": None, "energies_per_second": None, "energy_calls": 77,
     }  # fmt: skip
     lines = command.report(summary, tmp_path).splitlines()
@@ -90,7 +90,7 @@ def test_smc_is_reported(tmp_path: Path) -> None:
     assert "none, too few weights" in lines[4] and "600 K, k-hat 0.61 there" in lines[5]
     assert "30.00% by ancestor" in lines[3] and "7 of 9 proposals" in lines[6]
     assert "after 1 rounds" in lines[8] and "20.00%, k-hat 0.4" in lines[8]
-    assert "1 x broken topology" in lines[10] and "2 x non-finite energy" in lines[11]
+    assert "3 x contact (25.00% of 12)" in lines[10] and "2 x non-finite energy" in lines[11]
     assert lines[12].endswith("77 energies")
 
 

@@ -1,7 +1,8 @@
-"""Draws: another molecule weighs nothing and costs no energy, each under its reason; pieces are read and remade."""
+"""Draws: another molecule is drawn again and costs no energy, each under its reason; pieces are read again."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from molgen.prose.evaluate import log_densities
 from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
 from molgen.prose.validity import validate
-from molgen.reweight.importance import normalised, psis
 from molgen.rng import generator
 from molgen.run import Run
 from molgen.units import KB
@@ -53,9 +53,9 @@ def clashing(x: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def proposals() -> tuple[np.ndarray, np.ndarray]:
-    """Positions (N, 22, 3) and log-densities, the first of which are spoilt."""
-    x, log_q = propose(tiny_flow().model, LAYOUT, 4 * N, T, 0)
-    good = np.flatnonzero(np.isfinite(log_q) & validate(PEPTIDE, x).valid)[:N]
+    """Positions (2 N, 23, 3) and log-densities, the first of which are spoilt."""
+    x, log_q = propose(tiny_flow().model, LAYOUT, 8 * N, T, 0)
+    good = np.flatnonzero(np.isfinite(log_q) & validate(PEPTIDE, x).valid)[: 2 * N]
     x, log_q = x[good], log_q[good]
     x[MIRRORED] *= [1, 1, -1]
     x[STRETCHED], x[CLASHING] = stretched(x[STRETCHED]), clashing(x[CLASHING])
@@ -108,63 +108,102 @@ def test_the_faults_are_what_they_are_meant_to_be(proposals: tuple[np.ndarray, n
     assert np.flatnonzero(found.contact).tolist() == [CLASHING]
 
 
-def test_another_molecule_weighs_nothing_and_costs_no_energy(
+def test_another_molecule_is_drawn_again_and_costs_no_energy(
     spoilt: list[int], potential: Recording, proposals: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    """All N stay; the smoothed weights of the spoilt are exactly zero; the others are as before."""
+    """N draws of the molecule, in the order of the proposals; their density is the flow's over the share kept."""
     found, lost = drawn(), [MIRRORED, STRETCHED, CLASHING, OUTSIDE]
-    assert len(found) == N and np.flatnonzero(np.isneginf(found.log_weights)).tolist() == lost
-    assert found.rejections == {
-        "outside the space of conformations": 1, "wrong chirality": 1, "broken topology": 2,
+    kept = np.setdiff1d(np.arange(N + len(lost)), lost)
+    x, log_q = proposals
+    assert len(found) == N and found.validity.valid.all() and np.array_equal(found.positions, x[kept])
+    assert found.proposals == N + len(lost) and found.log_share == pytest.approx(np.log(N / (N + len(lost))))
+    assert found.redrawn == {
+        "outside the space of conformations": 1, "wrong chirality": 1, "bad bond": 1, "contact": 1,
     }  # fmt: skip
-    assert not normalised(psis(found.log_weights))[lost].any() and np.isnan(found.energies[lost]).all()
-    kept = np.setdiff1d(np.arange(N), lost)
-    x, log_q = proposals
-    assert found.calls == len(kept) and np.array_equal(potential.asked, x[kept])
+    assert found.log_q == pytest.approx(log_q[kept] - found.log_share)
+    assert found.calls == N and np.array_equal(potential.asked, x[kept]) and not found.rejections
     energies = -KB * T * log_densities(tiny_flow().model, LAYOUT, x[kept], T)
-    assert found.log_weights[kept] == pytest.approx(-energies / (KB * T) - log_q[kept], abs=1e-3)
+    assert found.log_weights == pytest.approx(-energies / (KB * T) - found.log_q, abs=1e-3)
 
 
-def test_each_draw_counts_once(spoilt: list[int], potential: Recording, proposals: Any) -> None:
-    """Mirrored and stretched: of wrong chirality. A NaN of the calculator has its own reason."""
+def test_the_restricted_density_is_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line in place of a flow: N(0, 1) proposals of which those below 1 count as the molecule. The mean weight is Z
+    of the target restricted likewise, whatever share is drawn again."""
+
+    def normal(*_: Any, first: int, progress: Any) -> tuple[np.ndarray, np.ndarray]:
+        n, seed = _[2], _[4]
+        u = np.stack([generator(seed, i).standard_normal(1) for i in range(first, first + n)])
+        x = np.broadcast_to(3.0 * np.arange(len(PEPTIDE))[:, None], (n, len(PEPTIDE), 3)).copy()  # no two coincide
+        x[:, 0, 0] = u[:, 0]
+        return x, -0.5 * u[:, 0] ** 2 - 0.5 * np.log(2 * np.pi)
+
+    def below(peptide: Peptide, x: np.ndarray) -> Any:
+        found = validate(PEPTIDE, np.zeros_like(x))
+        nothing = np.zeros(len(x), dtype=bool)
+        return replace(found, wrong_chirality=nothing, bad_bond=nothing, contact=x[:, 0, 0] > 1)
+
+    monkeypatch.setattr(workflow, "propose", normal)
+    monkeypatch.setattr(workflow, "validate", below)
+    flat = type("Flat", (Wrong,), {"_evaluate": lambda self, x, forces: (0.5 * KB * T * x[:, 0, 0] ** 2, None)})
+    monkeypatch.setattr(Peptide, "potential", lambda self, platform="auto", workers=1: flat(self, 1))
+    found = draw(tiny_flow().model, LAYOUT, Energies(PEPTIDE, "auto", 1), 4000, T, 3, Store(None), "draws")
+    below_one = 0.841344746
+    assert found.redrawn["contact"] == found.proposals - 4000
+    assert 4000 / found.proposals == pytest.approx(below_one, abs=0.02)
+    log_z = np.logaddexp.reduce(found.log_weights) - np.log(4000)
+    assert log_z == pytest.approx(0.5 * np.log(2 * np.pi) + np.log(below_one), abs=0.02)
+
+
+def test_each_proposal_counts_once(spoilt: list[int], potential: Recording, proposals: Any) -> None:
+    """Mirrored and stretched: of wrong chirality."""
     x, log_q = proposals
-    both = np.stack([stretched(x[MIRRORED]), x[WHOLE], x[WHOLE]])
-    verdicts = validate(PEPTIDE, both)
+    verdicts = validate(PEPTIDE, np.stack([stretched(x[MIRRORED]), x[WHOLE], x[WHOLE]]))
     assert verdicts.wrong_chirality[0] and verdicts.broken_topology[0]
-    found = Draws(both, log_q[:3], np.array([np.nan, np.nan, 1.0]), verdicts, T, 2, {})
-    assert found.rejections == {"wrong chirality": 1, "non-finite energy": 1}
+    assert workflow._faults(log_q[:3], verdicts) == {"wrong chirality": 1}
+
+
+def test_no_energy_weighs_nothing(proposals: Any) -> None:
+    x, log_q = proposals
+    found = Draws(
+        x[:3], log_q[:3], np.array([np.nan, 1.0, np.inf]), validate(PEPTIDE, x[:3]), T, 3, {}, 3, {"sampling": 0.0}
+    )
+    assert found.rejections == {"non-finite energy": 2} and np.isneginf(found.log_weights).tolist() == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_nothing_but_other_molecules(potential: Recording, proposals: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mirror images of all but the spoilt: said by reason, and not one energy was asked."""
-    x, log_q = proposals[0][OUTSIDE:] * [1, 1, -1], proposals[1][OUTSIDE:]
-    monkeypatch.setattr(workflow, "propose", lambda *_, **__: (x, log_q))
-    reasons = "1 x outside the space of conformations, 7 x wrong chirality"
-    with pytest.raises(CalculatorError, match=rf"AA: no sample of 8 has a finite energy \({reasons}\)"):
+    """Mirror images: it ends, said by reason, and not one energy was asked."""
+    mirrored, log_q = proposals[0][CLASHING:] * [1, 1, -1], proposals[1][CLASHING:]
+    asked: list[int] = []
+
+    def fake(flow: Any, layout: Any, n: int, *_: Any, first: int, progress: Any) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(n)
+        index = np.arange(first, first + n) % len(log_q)
+        return mirrored[index], log_q[index]
+
+    monkeypatch.setattr(workflow, "propose", fake)
+    monkeypatch.setattr(workflow, "PIECE", 50)
+    with pytest.raises(CalculatorError, match=r"of \d+ proposals are no AA \(.*\d+ x wrong chirality"):
         draw(tiny_flow().model, LAYOUT, Energies(PEPTIDE, "auto", 1), 8, T, 0, Store(None), "draws")
-    assert not potential.asked
+    assert not potential.asked and asked[0] == 8 and 50 < sum(asked) < 150
 
 
-def test_pieces_are_read_and_those_without_validity_are_made_anew(
-    spoilt: list[int], potential: Recording, tmp_path: Any
-) -> None:
+def test_pieces_are_read_again(spoilt: list[int], potential: Recording, tmp_path: Any) -> None:
     with Run(tmp_path, "peptide", {}) as run:
         store = Store(run)
         first, asked = drawn(store), len(potential.asked)
-        assert spoilt == [0, 5, 10]
+        assert spoilt[:3] == [0, 5, 10] and asked == N
+        before = list(spoilt)
         again = drawn(store)
-        assert spoilt == [0, 5, 10] and len(potential.asked) == asked
-        assert again.rejections == first.rejections and np.array_equal(again.log_weights, first.log_weights)
-        old = store.get("draws-0000005")
-        assert old is not None
-        store.put("draws-0000005", {key: old[key] for key in ("positions", "log_q", "energies", "seconds", "calls")})
-        remade = drawn(store)
-        assert spoilt == [0, 5, 10, 5] and np.array_equal(remade.log_weights, first.log_weights)
-        assert remade.calls == first.calls
+        assert spoilt == before and len(potential.asked) == asked
+        assert again.redrawn == first.redrawn and np.array_equal(again.log_weights, first.log_weights)
 
 
 @pytest.mark.parametrize("smc", [False, True])
-def test_no_frame_with_a_weight_is_invalid(smc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_frame_is_invalid(smc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Distorted as no shipped flow is; energies that do not mind, so that nothing but validity can refuse them."""
 
     def crooked(*arguments: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -177,10 +216,7 @@ def test_no_frame_with_a_weight_is_invalid(smc: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Peptide, "potential", lambda self, platform="auto", workers=1: flat(self, 1))
     torch.set_num_threads(1)
     ensemble = sample_peptide("AA", 60, 500.0, weights=tiny_flow(), smc=smc)
-    valid = validate(PEPTIDE, ensemble.positions).valid
-    assert ensemble.validity["broken topology"] > 5 and len(ensemble) == 60
-    assert (ensemble.weights > 0).sum() > 5 and valid[ensemble.weights > 0].all()
+    assert len(ensemble) == 60 and (ensemble.weights > 0).sum() > 5
+    assert validate(PEPTIDE, ensemble.positions).valid.all()
     if smc:
         assert ensemble.groups is not None and not np.array_equal(ensemble.groups, np.arange(60))
-    else:
-        assert not valid.all()

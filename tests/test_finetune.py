@@ -115,19 +115,21 @@ def test_pooled_weights_are_those_of_the_mixture(bench):
     x = np.concatenate([part.positions for part in parts])
     energies = np.concatenate([part.energies for part in parts])
     usable = np.concatenate([np.isfinite(part.log_weights) for part in parts])
-    q = [log_densities(flow.model, LAYOUT, x[usable], T) for flow in (first, second)]
+    shares = [part.log_share for part in parts]  # of proposals that are the molecule
+    flows = zip((first, second), shares, strict=True)
+    q = [log_densities(flow.model, LAYOUT, x[usable], T) - share for flow, share in flows]
     mixture = np.logaddexp(q[0] + np.log(30 / 80), q[1] + np.log(50 / 80))
     assert pool.log_weights() == pytest.approx(-energies[usable] / (KB * T) - mixture, abs=2e-2)
     assert len(pool.joined()) == usable.sum() and np.abs(q[0] - q[1]).max() > 0.1
-    for flow, own in zip((first, second), q, strict=True):  # from the stored content, of half precision
-        assert pool.joined().densities(flow.model) == pytest.approx(own, abs=2e-2)
+    for flow, own, share in zip((first, second), q, shares, strict=True):  # from the stored content, of half precision
+        assert pool.joined().densities(flow.model) - share == pytest.approx(own, abs=2e-2)
 
 
-def test_invalid_draws_are_no_frames_but_count_among_the_draws(bench):
-    """Ten of thirty said to have a contact: the others weigh what a mixture of thirty gives them."""
+def test_draws_without_energy_are_no_frames_but_count_among_the_draws(bench):
+    """Ten of thirty: the others weigh what a mixture of thirty gives them."""
     drawn = bench.draws(tiny_flow(), 30, 1, "a")
-    usable = np.isfinite(drawn.log_weights) & (np.arange(30) >= 10)
-    spoilt = replace(drawn, validity=replace(drawn.validity, contact=~usable))
+    usable = np.arange(30) >= 10
+    spoilt = replace(drawn, energies=np.where(usable, drawn.energies, np.nan))
     pool = _Pool(LAYOUT, T)
     pool.add([tiny_flow()], spoilt, bench.store, 0)
     assert len(pool.joined()) == usable.sum() <= 20

@@ -78,6 +78,14 @@ def written(out: Path) -> str:
     return f"{out}/: {', '.join(sorted(name for name in names if (out / name).is_file()))}"
 
 
+def redrawn(reasons: dict[str, int], proposals: int) -> str:
+    """Proposals drawn again, by reason: "2 x contact (0.5% of 402)"."""
+    if not reasons:
+        return f"none of {proposals}"
+    listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.items())
+    return f"{listed} ({sum(reasons.values()) / proposals:.2%} of {proposals})"
+
+
 def json_object(text: str | None, where: str, example: str) -> dict[str, Any]:
     """The JSON object an option gives; empty where it is not given.
 

@@ -111,8 +111,8 @@ def evaluate_prose(
     of it (or between two runs, if two files hold the same peptide). Exit code 4 when a sequence could not be evaluated.
     """
     from molgen.prose.weights import load_flow
-    from molgen.run import Run
-    from molgen.workflows.draws import TARGET
+    from molgen.run import METHOD, Run
+    from molgen.workflows.draws import DRAWN
     from molgen.workflows.evaluate_prose import evaluate_prose, gather
 
     wanted = [part for text in sequences for part in text.split(",") if part] if sequences else None
@@ -120,7 +120,7 @@ def evaluate_prose(
     proposal = load_flow(weights, dtype=common.resolve_dtype(dtype))
     settings: dict[str, Any] = {
         "data": [str(path) for path in data or []], "sequences": [case.name for case in cases], "samples": samples,
-        "temperature": temperature, "weights": proposal.hash, "points": points, "dtype": dtype, "target": TARGET,
+        "temperature": temperature, "weights": proposal.hash, "points": points, "dtype": dtype, METHOD: DRAWN,
     }  # fmt: skip
     common.log(f"{len(cases)} sequences, weights {proposal.hash[:12]}")
     with (
@@ -144,17 +144,13 @@ def _sequence(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{row['sequence']}: failed: {row['error']}"
     w, valid, md = row["weights"], row["validity"], row["md"]
-    shares = [_number(valid.get(f"share_{fault}_reweighted"), "g") for fault in ("wrong_chirality", "broken_topology")]
-    zero = ", ".join(f"{count} x {reason}" for reason, count in row["rejections"].items())
     cis = [_number(valid.get(key), ".2%") for key in ("cis_reweighted", "cis_proline_reweighted")]
     lines = [
         f"{row['sequence']}: {row['atoms']} atoms, {row['n']} samples at {row['temperature']:g} K: {w['verdict']}",
         f"  ESS {w['ess']:.4f}, smoothed {w['ess_psis']:.4f}; k-hat {_number(w['khat'], '.2f')} "
         f"(threshold {w['threshold']:.2f}); largest weight {w['max_weight']:.3f}",
         f"  finite energies {row['finite_energies']:.2%}; wrong chirality {valid['wrong_chirality']}, broken topology "
-        f"{valid['broken_topology']} ({valid['bad_bond']} bonds, {valid['contact']} contacts)",
-        f"  share of the weight: wrong chirality {shares[0]}, broken topology {shares[1]}",
-        f"  of weight zero: {zero or 'none'}",
+        f"{valid['broken_topology']}; proposals drawn again: {common.redrawn(row['redrawn'], row['proposals'])}",
         f"  cis peptide bonds {cis[0]}, before proline {cis[1]}",
     ]
     if md is not None:
@@ -177,11 +173,11 @@ def _sequence(row: dict[str, Any]) -> str:
 
 def _means(means: dict[str, Any]) -> str:
     """The table of means, a line a length."""
-    head = f"{'residues':>8}{'sequences':>10}{'ESS':>8}{'PSIS':>8}{'k-hat':>8}{'chirality':>10}{'topology':>10}"
+    head = f"{'residues':>8}{'sequences':>10}{'ESS':>8}{'PSIS':>8}{'k-hat':>8}{'redrawn':>10}"
     lines = [head + "".join(f"{name + ' (floor)':>20}" for name in ("E-W2", "T-W2", "TICA-W2"))]
     for length, m in means.items():
         line = f"{length:>8}{m['sequences']:>10}{m['ess']:>8.3f}{m['ess_psis']:>8.3f}{_number(m['khat_max'], '.2f'):>8}"
-        line += f"{m['wrong_chirality']:>10}{m['broken_topology']:>10}"
+        line += f"{sum(m['redrawn'].values()) / m['proposals']:>10.2%}"
         for key in ("e_w2", "t_w2", "tica_w2"):
             both = [_number(m[key][view], ".3g") for view in ("reweighted", "floor")]
             line += f"{f'{both[0]} ({both[1]})':>20}"

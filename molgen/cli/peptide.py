@@ -103,6 +103,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
         )
     validity = summary["validity"]
     rows.append(("validity", f"{validity['wrong_chirality']} of wrong chirality, {validity['broken_topology']} broken"))
+    rows.append(("drawn again", common.redrawn(summary["redrawn"], summary["proposals"])))
     rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
     rates = [
         f"{summary[key]:.0f} {name} a second"

@@ -49,6 +49,11 @@ class Validity:
         """(n,) right hand and whole topology."""
         return ~(self.wrong_chirality | self.broken_topology)
 
+    def take(self, index: np.ndarray) -> Self:
+        """The verdicts on the conformations at `index`."""
+        names = [field.name for field in fields(self) if field.name != "proline"]
+        return type(self)(**{name: getattr(self, name)[index] for name in names}, proline=self.proline)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything by name, for npz; `of_arrays` reads it back."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -1,15 +1,17 @@
 """Draws from a flow with their energies, in pieces that are stored as they are finished.
 
 The target is the Boltzmann distribution of the given molecule: of conformations whose bonds, contacts and handedness
-are those of the peptide (`molgen.prose.validity`). A draw that is another molecule has weight zero and no energy; it
-stays among the n.
+are those of the peptide (`molgen.prose.validity`). A proposal that is another molecule is drawn again, at no energy:
+draws are those of the flow restricted to the molecule, and the restricted density is the flow's over the share kept.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +31,13 @@ from molgen.prose.validity import Validity, validate
 from molgen.run import Run
 from molgen.units import KB
 
-PIECE = 1000  # draws a piece; part of what defines the bits, since sums depend on the shape of a batch
-OUTSIDE, NON_FINITE = "outside the space of conformations", "non-finite energy"
-WRONG_CHIRALITY, BROKEN_TOPOLOGY = "wrong chirality", "broken topology"
-# a setting of runs: others, and those whose flow had no limits, cannot be resumed
-TARGET = "conformations of right handedness, bonds and contacts, within the limits of the flow"
+PIECE = 1000  # proposals a piece; part of what defines the bits, since sums depend on the shape of a batch
+FEWEST = 16  # proposals of a piece that draws again
+MOST = 50  # proposals a draw, beyond which the flow does not know the molecule
+OUTSIDE, WRONG_CHIRALITY = "outside the space of conformations", "wrong chirality"
+BAD_BOND, CONTACT, NON_FINITE = "bad bond", "contact", "non-finite energy"
+# of runs (`molgen.run.METHOD`)
+DRAWN = "conformations of right handedness, bonds and contacts, drawn again until there are n"
 STATE = "state"  # folder of a run that holds unfinished work
 POOL_START, POOL_EACH = 4.0, 2e-4  # seconds: starting a process pool, and handing it one geometry
 
@@ -120,11 +124,12 @@ def pool_pays(seconds_each: float, remaining: int, cores: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """n draws from one flow at one temperature.
+    """n draws from one flow at one temperature, restricted to the molecule.
 
     Attributes:
-        positions: (n, N, 3) Angstrom. log_q: (n,). energies: (n,) eV, NaN where there is none. validity: of the
-            positions; energies are those of valid ones. temperature: K.
+        positions: (n, N, 3) Angstrom. log_q: (n,) log-density of the restricted flow, see `log_share`.
+        energies: (n,) eV, NaN where there is none. validity: of the positions, all of them valid. temperature: K.
+        proposals: how many it took. redrawn: those that were drawn again, by reason, each under the first that holds.
         calls: energies evaluated. seconds: {"sampling", "energies"}, those of earlier runs included.
     """
 
@@ -133,6 +138,8 @@ class Draws:
     energies: np.ndarray
     validity: Validity
     temperature: float
+    proposals: int
+    redrawn: dict[str, int]
     calls: int
     seconds: dict[str, float]
 
@@ -140,25 +147,22 @@ class Draws:
         return len(self.log_q)
 
     @property
+    def log_share(self) -> float:
+        """ln of the share of proposals that are the molecule: the restricted density is the flow's over this share."""
+        return math.log(len(self) / self.proposals)
+
+    @property
     def log_weights(self) -> np.ndarray:
-        """(n,) -E/kT - ln q; -inf where either is not finite, and for a draw that is not the molecule."""
-        usable = np.isfinite(self.energies) & np.isfinite(self.log_q) & self.validity.valid
+        """(n,) -E/kT - ln q; -inf where there is no energy."""
         with np.errstate(invalid="ignore"):
-            return np.where(usable, -self.energies / (KB * self.temperature) - self.log_q, -np.inf)
+            log_w = -self.energies / (KB * self.temperature) - self.log_q
+        return np.where(np.isfinite(self.energies), log_w, -np.inf)
 
     @property
     def rejections(self) -> dict[str, int]:
-        """Draws of weight zero by reason, each under the first that holds, so that they add up."""
-        faults = {
-            OUTSIDE: ~np.isfinite(self.log_q),
-            WRONG_CHIRALITY: self.validity.wrong_chirality,
-            BROKEN_TOPOLOGY: self.validity.broken_topology,
-            NON_FINITE: ~np.isfinite(self.energies),
-        }
-        counts, left = {}, np.ones(len(self), dtype=bool)
-        for reason, fault in faults.items():
-            counts[reason], left = int((left & fault).sum()), left & ~fault
-        return {reason: count for reason, count in counts.items() if count}
+        """Draws of weight zero, by reason."""
+        lost = int((~np.isfinite(self.energies)).sum())
+        return {NON_FINITE: lost} if lost else {}
 
 
 def draw(
@@ -174,54 +178,80 @@ def draw(
     stage: str = "sampling",
     progress: Progress = lambda stage, done, total: None,
 ) -> Draws:
-    """Draw n samples and compute the energies of the valid ones, piece by piece; pieces that `store` holds are read.
-
-    A stored piece without validity, of an earlier version of molgen, is made anew.
+    """Draw n samples of the molecule and compute their energies, piece by piece; pieces that `store` holds are read.
 
     Args:
-        temperature: K. seed: sample i depends on (seed, i) only.
+        temperature: K. seed: proposal i depends on (seed, i) only; the draws are the first n that are the molecule.
         name: of the pieces in `store`. stage: what `progress` is told.
 
     Raises:
-        CalculatorError: no sample is valid and has a finite energy.
+        CalculatorError: hardly a proposal is the molecule, or no sample has a finite energy.
     """
     pieces: list[dict[str, np.ndarray]] = []
-    for first in range(0, n, PIECE):
-        count = min(PIECE, n - first)
-        piece = store.get(f"{name}-{first:07d}")
-        if piece is None or "wrong_chirality" not in piece:
-            begin = time.perf_counter()
+    kept, tried, faults = 0, 0, Counter[str]()
+    while kept < n:
+        count = min(PIECE, n - kept if not tried else max(FEWEST, math.ceil((n - kept) * tried / max(kept, 1))))
+        piece = store.get(f"{name}-{tried:07d}")
+        if piece is None:
+            begin, done = time.perf_counter(), kept
             x, log_q = propose(
-                flow, layout, count, temperature, seed, first=first,
-                progress=_counter(lambda done, first=first: progress(stage, first + done, n)),
+                flow, layout, count, temperature, seed, first=tried,
+                progress=_counter(lambda more, done=done: progress(stage, min(done + more, n), n)),
             )  # fmt: skip
-            piece = _judged(layout, energies, x, log_q, n - first - count, begin)
-            store.put(f"{name}-{first:07d}", piece)
+            piece = _judged(layout, energies, x, log_q, n - kept, begin)
+            store.put(f"{name}-{tried:07d}", piece)
         pieces.append(piece)
-        progress(stage, first + count, n)
+        verdicts = Validity.of_arrays([piece])
+        faults.update(_faults(piece["log_q"], verdicts))
+        tried += len(piece["log_q"])
+        kept = tried - faults.total()
+        progress(stage, min(kept, n), n)
+        if tried >= PIECE and kept * MOST < tried:
+            reasons = ", ".join(f"{number} x {reason}" for reason, number in faults.items())
+            raise CalculatorError(
+                f"{tried - kept} of {tried} proposals are no {layout.peptide.sequence} ({reasons})", where="flow"
+            )
+    verdicts = Validity.of_arrays(pieces)
     x, log_q, energy = (np.concatenate([piece[key] for piece in pieces]) for key in ("positions", "log_q", "energies"))
+    first = np.flatnonzero(np.isfinite(log_q) & verdicts.valid)[:n]
+    proposals = int(first[-1]) + 1
     sampling, computing = np.sum([piece["seconds"] for piece in pieces], axis=0)
-    calls = int(sum(int(piece["calls"]) for piece in pieces))
     seconds = {"sampling": float(sampling), "energies": float(computing)}
-    drawn = Draws(x, log_q, energy, Validity.of_arrays(pieces), temperature, calls, seconds)
-    if not np.isfinite(energy).any():
-        counts = ", ".join(f"{count} x {reason}" for reason, count in drawn.rejections.items())
-        reason = next(iter(energies.potential.failures.values()), counts)
+    drawn = Draws(
+        x[first], log_q[first] - math.log(n / proposals), energy[first], verdicts.take(first), temperature, proposals,
+        _faults(log_q[:proposals], verdicts.take(np.arange(proposals))), sum(int(p["calls"]) for p in pieces), seconds,
+    )  # fmt: skip
+    if not np.isfinite(drawn.energies).any():
+        reason = next(iter(energies.potential.failures.values()), NON_FINITE)
         raise CalculatorError(f"no sample of {n} has a finite energy ({reason})", where=layout.peptide.sequence)
     return drawn
 
 
+def _faults(log_q: np.ndarray, validity: Validity) -> dict[str, int]:
+    """How many proposals are not the molecule, each under the first reason that holds, so that they add up."""
+    faults = {
+        OUTSIDE: ~np.isfinite(log_q),
+        WRONG_CHIRALITY: validity.wrong_chirality,
+        BAD_BOND: validity.bad_bond,
+        CONTACT: validity.contact,
+    }
+    counts, left = {}, np.ones(len(log_q), dtype=bool)
+    for reason, fault in faults.items():
+        counts[reason], left = int((left & fault).sum()), left & ~fault
+    return {reason: count for reason, count in counts.items() if count}
+
+
 def _judged(
-    layout: Layout, energies: Energies, x: np.ndarray, log_q: np.ndarray, remaining: int, begin: float
+    layout: Layout, energies: Energies, x: np.ndarray, log_q: np.ndarray, wanted: int, begin: float
 ) -> dict[str, np.ndarray]:
     """A piece: proposals x (n, N, 3) and log_q (n,), sampled since `begin` (`time.perf_counter`), with their validity
-    and, where a conformation is valid, its energy; `remaining`: how many are to follow."""
+    and the energies of the first `wanted` that are the molecule."""
     validity = validate(layout.peptide, x)
     middle, counted = time.perf_counter(), energies.potential
     energy, before = np.full(len(x), np.nan), counted.calls
-    usable = np.isfinite(log_q) & validity.valid
-    if usable.any():
-        energy[usable] = energies(x[usable], remaining)
+    usable = np.flatnonzero(np.isfinite(log_q) & validity.valid)[:wanted]
+    if len(usable):
+        energy[usable] = energies(x[usable], wanted - len(usable))
     seconds = np.array([middle - begin, time.perf_counter() - middle])
     piece = {"positions": x, "log_q": log_q, "energies": energy, "seconds": seconds}
     return piece | {"calls": np.array(counted.calls - before)} | validity.arrays()

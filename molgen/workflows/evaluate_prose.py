@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from molgen.reweight.estimate import autocorrelation_time, weighted_mean
 from molgen.reweight.importance import diagnose, drop_top, forward_ess, kish, normalised, psis, verdict
 from molgen.run import Run
 from molgen.units import KB
-from molgen.workflows.draws import NON_FINITE, OUTSIDE, Energies, Progress, Store, draw
+from molgen.workflows.draws import Draws, Energies, Progress, Store, draw
 
 LEAST_FRAMES = 40  # of the reference: two parts of 20
 SAME_TEMPERATURE = 0.5  # K
@@ -157,14 +158,13 @@ def evaluate_case(
     Returns:
         `sequence, residues, atoms, n, temperature`; `weights` (WeightDiagnostics and the verdict, over all n; beside
         them `ess_top_dropped`, without the largest 0.2 % as Prose reports, biased: for comparison with it alone);
-        `finite_energies` (share of n that is no `rejections` of OUTSIDE or NON_FINITE; the energies of invalid
-        samples are not computed); `rejections` (samples of weight zero by reason, see `Draws.rejections`); `validity`
-        (of all proposals, see `Validity.summary`; the weighted shares of invalid ones are zero); `energy` (means in kT
-        with standard errors, reweighted and of the dynamics); `md` (see `_on_frames`) and `metrics` (see
+        `proposals` (how many it took to have n that are the molecule) and `redrawn` (the others, by reason);
+        `finite_energies` (share of n); `validity` (of the n, see `Validity.summary`); `energy` (means in kT with
+        standard errors, reweighted and of the dynamics); `md` (see `_on_frames`) and `metrics` (see
         `molgen.prose.evaluate.compare`), None without dynamics; `notes`; `energy_calls`; `seconds` of each stage.
 
     Raises:
-        CalculatorError: no sample is valid and has a finite energy.
+        CalculatorError: hardly a proposal is the molecule, or no sample has a finite energy.
     """
     peptide, kt = case.peptide, KB * temperature
     layout = Layout.of(peptide)
@@ -172,7 +172,7 @@ def evaluate_case(
         proposal.model, layout, energies, samples, temperature, seed, Store(None), case.name, stage=case.name,
         progress=progress,
     )  # fmt: skip
-    x, log_w = drawn.positions, drawn.log_weights
+    log_w = drawn.log_weights
     diagnostics, weights = diagnose(log_w), normalised(psis(log_w))
     mean = weighted_mean(drawn.energies / kt, log_w, weights)
     frames = case.frames(temperature)
@@ -183,8 +183,9 @@ def evaluate_case(
         "n": samples,
         "temperature": temperature,
         "weights": {**asdict(diagnostics), "verdict": verdict(diagnostics), "ess_top_dropped": kish(drop_top(log_w))},
-        "finite_energies": 1 - sum(drawn.rejections.get(reason, 0) for reason in (OUTSIDE, NON_FINITE)) / samples,
-        "rejections": drawn.rejections,
+        "proposals": drawn.proposals,
+        "redrawn": drawn.redrawn,
+        "finite_energies": float(np.isfinite(drawn.energies).mean()),
         "validity": drawn.validity.summary(weights if weights.any() else None),
         "energy": {"reweighted": [mean.value, mean.error], "md": None},
         "md": None,
@@ -198,9 +199,8 @@ def evaluate_case(
         progress(f"{case.name}: comparing", 0, 1)
         begin = time.perf_counter()
         row["energy"]["md"] = _md_energy(reference, kt)
-        row["md"] = _on_frames(proposal, layout, energies, frames, temperature, diagnostics.log_z, diagnostics.ess)
-        kept = np.flatnonzero(np.isfinite(x).all((1, 2)))
-        sample = Conformations(torsions(peptide, x[kept]), drawn.energies[kept], weights[kept])
+        row["md"] = _on_frames(proposal, drawn, layout, energies, frames, diagnostics.log_z, diagnostics.ess)
+        sample = Conformations(torsions(peptide, drawn.positions), drawn.energies, weights)
         row["metrics"] = compare(sample, reference, temperature, points=points)
         row["seconds"]["comparing"] = round(time.perf_counter() - begin, 3)
     return row
@@ -215,10 +215,10 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for key in ("ess", "ess_psis", "ess_top_dropped"):
             figures[key] = float(np.mean([row["weights"][key] for row in some]))
         figures["khat_max"] = max(np.inf if (k := row["weights"]["khat"]) is None else k for row in some)
-        for key in ("wrong_chirality", "broken_topology", "bad_bond", "contact"):
+        for key in ("wrong_chirality", "broken_topology"):
             figures[key] = sum(row["validity"][key] for row in some)
-        for key in ("share_wrong_chirality_reweighted", "share_broken_topology_reweighted"):
-            figures[key] = _mean([row["validity"].get(key) for row in some])
+        figures["redrawn"] = dict(sum((Counter(row["redrawn"]) for row in some), Counter()))
+        figures["proposals"] = sum(row["proposals"] for row in some)
         figures["non_finite_energies"] = sum(round((1 - row["finite_energies"]) * row["n"]) for row in some)
         for key in ("nll_per_dof", "ess_forward"):
             figures[key] = _mean([(row["md"] or {}).get(key) for row in some])
@@ -231,10 +231,10 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _on_frames(
     proposal: Proposal,
+    drawn: Draws,
     layout: Layout,
     energies: Energies,
     frames: Sequence[tuple[np.ndarray, np.ndarray]],
-    temperature: float,
     log_z: float,
     ess: float,
 ) -> dict[str, Any]:
@@ -249,10 +249,10 @@ def _on_frames(
         proposals have found.
     """
     x = np.concatenate([positions for positions, _ in frames])
-    log_q = log_densities(proposal.model, layout, x, temperature)
+    log_q = log_densities(proposal.model, layout, x, drawn.temperature)
     found = energies(x)
     some = np.isfinite(found)
-    log_w = -found[some] / (KB * temperature) - log_q[some]
+    log_w = -found[some] / (KB * drawn.temperature) - log_q[some] + drawn.log_share
     log_z_md = float(np.log(len(log_w)) - np.logaddexp.reduce(-log_w))
     forward = forward_ess(log_w, log_z)
     return {

@@ -104,7 +104,7 @@ def finetune_flow(
         the best flow, judged by fresh draws (the given one if none was better), and a record of each round.
 
     Raises:
-        CalculatorError: no draw is valid and has a finite energy.
+        CalculatorError: hardly a proposal is the molecule, or no draw has a finite energy.
     """
     s = settings or FinetuneSettings()
     flows, pool, record = [proposal], _Pool(layout, temperature), []
@@ -162,8 +162,13 @@ class _Pool:
         self.parts.append(_Part.of(flows[0].model, self.layout, fresh))
         densities = store.get(f"densities{number}")
         if densities is None:
-            densities = {f"earlier{k}": self.parts[-1].densities(flow.model) for k, flow in enumerate(flows[:-1])}
-            densities |= {f"new{k}": part.densities(flows[-1].model) for k, part in enumerate(self.parts[:-1])}
+            shares = [draws.log_share for draws in self.rounds]  # draws are those of flows restricted to the molecule
+            densities = {
+                f"earlier{k}": self.parts[-1].densities(flow.model) - shares[k] for k, flow in enumerate(flows[:-1])
+            }
+            densities |= {
+                f"new{k}": part.densities(flows[-1].model) - shares[-1] for k, part in enumerate(self.parts[:-1])
+            }
             store.put(f"densities{number}", densities)
         for k, row in enumerate(self.log_q):
             row.append(densities[f"earlier{k}"])
@@ -181,7 +186,7 @@ class _Pool:
         return mixture_log_weights(log_p, log_q, counts)[kept]
 
     def joined(self) -> _Part:
-        """All usable draws: valid conformations with a finite energy."""
+        """All usable draws: those with a finite energy."""
         return _Part.join(self.parts)
 
 

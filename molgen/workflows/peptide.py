@@ -22,9 +22,9 @@ from molgen.reweight.importance import diagnose, verdict
 from molgen.reweight.observables import parse_observable
 from molgen.reweight.smc import Population, between_temperatures, climb, restricted, spring_scale, start
 from molgen.rng import sample_seed
-from molgen.run import Run
+from molgen.run import METHOD, Run
 from molgen.units import KB
-from molgen.workflows.draws import TARGET, Draws, Energies, Progress, Store, draw
+from molgen.workflows.draws import DRAWN, Draws, Energies, Progress, Store, draw
 from molgen.workflows.finetune import Round, finetune_flow
 from molgen.workflows.peptide_output import Sampled, describe, finished_run, observed, status, write_ensemble
 
@@ -61,7 +61,7 @@ def sample_peptide(
     A flow proposes conformations with their exact densities; energies turn them into weighted samples of the Boltzmann
     distribution; the tail of the weights (k-hat) says whether to believe them. Look at `ensemble.verdict`: "reliable",
     "warn", "biased" or "failed". The distribution is that of the given molecule: proposals of wrong chirality or broken
-    topology have weight zero, and are counted in `ensemble.validity`.
+    topology are drawn again; the summary counts them.
 
     Args:
         sequence: one-letter codes from N to C, e.g. "AAGY"; see `molgen.data.peptide.build_peptide`.
@@ -84,7 +84,7 @@ def sample_peptide(
     Raises:
         InputError: no such residue, cap, observable or platform; n < 1; a temperature outside the trained range; the
             folder cannot be used, or the disk is full (finished pieces are kept for `resume`).
-        CheckpointError: no such weights. CalculatorError: no sample is valid and has a finite energy.
+        CheckpointError: no such weights. CalculatorError: hardly a proposal is the molecule, or none has an energy.
     """
     return run_peptide(
         sequence, n, temperature, cap=cap, weights=weights, finetune=finetune, smc=smc, observables=observables,
@@ -131,7 +131,7 @@ def run_peptide(
         "sequence": sequence, "n": n, "temperature": temperature, "cap": cap, "checkpoint": proposal.hash,
         "finetune": finetune, "smc": smc, "observables": list(observables), "prose_compat": prose_compat,
         "platform": platform, "units": units, "save_float64": save_float64,
-        "target": TARGET,
+        METHOD: DRAWN,
     }  # fmt: skip
     with Energies(peptide, platform, workers) as energies, tempfile.TemporaryDirectory() as scratch:
         given = {"seed": seed, "device": _device(device), "overwrite": overwrite, "resume": resume}

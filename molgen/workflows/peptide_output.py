@@ -37,7 +37,7 @@ def status(ensemble: Ensemble) -> str:
 
 
 def describe(sampled: Sampled, peptide: Peptide, checkpoint: str, rounds: Sequence[Round]) -> dict[str, Any]:
-    """Entries of the summary: verdict and weights, validity, rejections, cost, finetuning, the ladder, the hash."""
+    """Entries of the summary: verdict, weights, validity, proposals, cost, finetuning, the ladder, the hash."""
     ensemble, draws, population = sampled.ensemble, sampled.draws, sampled.population
     validity = validate(peptide, ensemble.positions) if population else draws.validity
     sampling, computing = draws.seconds["sampling"], draws.seconds["energies"]
@@ -50,6 +50,8 @@ def describe(sampled: Sampled, peptide: Peptide, checkpoint: str, rounds: Sequen
         "verdict": ensemble.verdict,
         "weights": asdict(ensemble.diagnostics),
         "validity": validity.summary(ensemble.weights if ensemble.weights.any() else None),
+        "proposals": draws.proposals,
+        "redrawn": draws.redrawn,
         "rejections": dict(ensemble.validity),
         "energy_calls": draws.calls + sum(r.energy_calls for r in rounds) + (population.calls if population else 0),
         "samples_per_second": len(draws) / sampling if sampling else None,
