@@ -19,7 +19,8 @@ from prose_cases import KELVINS, md_set, small_flow
 from molgen.checkpoint import load_checkpoint
 from molgen.data.md import MDSet
 from molgen.errors import CheckpointError, InputError
-from molgen.prose.frames import Frames, own_frames
+from molgen.prose.evaluate import log_densities
+from molgen.prose.frames import Frames
 from molgen.prose.layout import Layout
 from molgen.prose.training import (
     CAP,
@@ -34,6 +35,7 @@ from molgen.prose.training import (
 from molgen.prose.weights import deepened, load_flow
 from molgen.train.loop import TrainSettings
 from molgen.units import KB
+from molgen.workflows.train_prose import own_frames
 
 
 @functools.cache
@@ -155,6 +157,21 @@ def test_own_frames_carry_energies_and_are_marked() -> None:
     x = frames.x[:, torch.from_numpy(layout.z.rank)].double().numpy()
     assert np.allclose(layout.peptide.potential("Reference").energy(x), frames.energies.numpy(), atol=0.02)
     assert frames.temperatures() == [310.0]
+    log_q = log_densities(small_flow(), layout, x, 310.0)
+    log_w = -frames.energies.numpy() / (KB * 310.0) - log_q
+    tilted = np.exp(0.5 * (log_w - log_w.max()))
+    ratio = frames.share.numpy() / tilted
+    assert np.ptp(np.log(ratio[np.argsort(log_w)[:-3]])) < 0.05, "the root of the weights"
+
+
+def test_frames_are_picked_by_their_shares() -> None:
+    frames = replace(gly(), share=torch.arange(len(gly())).float())
+    here = frames.at(380.0)
+    picked = torch.cat([frames.pick(here, 4, torch.Generator().manual_seed(k)) for k in range(500)])
+    counts = torch.bincount(picked, minlength=len(frames))
+    assert counts.sum() == 500 * min(4, len(here)) and not counts[frames.at(310.0)].any()
+    expected = frames.share[here] / frames.share[here].sum() * counts.sum()
+    assert (counts[here] - expected).abs().max() < 5 * expected.max().sqrt()
 
 
 # epochs

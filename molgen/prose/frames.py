@@ -10,19 +10,14 @@ import torch
 from torch import Tensor
 
 from molgen.data.md import MDSet
-from molgen.data.peptide import Peptide
 from molgen.geometry.internal import log_volume, to_internal
-from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
 from molgen.prose.limits import within
-from molgen.prose.model import ProseFlow
 from molgen.prose.physics import local_quadratic, scan
 from molgen.prose.state import State
 from molgen.prose.zmatrix import canonical
-from molgen.units import KB
 
 _CHUNK = 100
-JUNK = 8.0  # ln of how far below the median a weight only costs its share of the samples: nothing to learn from it
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +27,7 @@ class Frames:
     Attributes:
         temperature: (M,) K that a frame was sampled at. energies: (M,) eV.
         own: (M,) true for samples of a flow, which count in the energy spread but are no data to imitate.
+        share: (M,) how often a frame is picked, relative to others of its temperature.
         x, q: (M, N, 3) positions and internal coordinates. gradient, hessian: of the narrow coordinates.
         scans: (M, R, CHANNELS, KNOTS) float16. volume: (M,).
     """
@@ -40,6 +36,7 @@ class Frames:
     temperature: Tensor
     energies: Tensor
     own: Tensor
+    share: Tensor
     x: Tensor
     q: Tensor
     gradient: Tensor
@@ -52,9 +49,15 @@ class Frames:
 
     @classmethod
     def of(
-        cls, layout: Layout, positions: np.ndarray, energies: np.ndarray, temperature: np.ndarray, own: bool = False
+        cls,
+        layout: Layout,
+        positions: np.ndarray,
+        energies: np.ndarray,
+        temperature: np.ndarray,
+        share: np.ndarray | None = None,
     ) -> Frames:
-        """From positions (M, N, 3) in Angstrom, energies (M,) in eV and temperatures (M,) in K.
+        """From positions (M, N, 3) in Angstrom, energies (M,) in eV, temperatures (M,) in K; `share` (M,) of samples of
+        a flow.
 
         The rare frame of a hot trajectory beyond the flow's limits (an inverted centre), and frames without a finite
         energy, are left out.
@@ -73,7 +76,9 @@ class Frames:
         *joined, usable = (torch.cat(part) for part in parts)
         energies_ = torch.from_numpy(np.asarray(energies)).float()
         keep = torch.nonzero(usable & energies_.isfinite())[:, 0]
-        given = (torch.as_tensor(np.asarray(temperature)).float(), energies_, torch.full((len(usable),), own))
+        own = torch.full((len(usable),), share is not None)
+        share_ = torch.ones(len(usable)) if share is None else torch.from_numpy(np.asarray(share)).float()
+        given = (torch.as_tensor(np.asarray(temperature)).float(), energies_, own, share_)
         return cls(layout, *(t[keep] for t in (*given, *joined)))
 
     @classmethod
@@ -101,19 +106,12 @@ class Frames:
         """The temperatures present, ascending."""
         return sorted(set(self.temperature.tolist()))
 
+    def pick(self, index: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """At most `count` of the frames `index`, by their shares, with replacement."""
+        return index[torch.multinomial(self.share[index], min(count, len(index)), True, generator=generator)]
+
     def state(self, index: Tensor) -> State:
         """The state of frames `index`, at their own temperatures."""
         parts = (self.x, self.q, self.gradient, self.hessian, self.scans, self.volume)
         x, q, gradient, hessian, scans, volume = (part[index].float() for part in parts)
         return State.from_parts(self.layout, x, q, gradient, hessian, scans, volume, self.temperature[index])
-
-
-def own_frames(model: ProseFlow, peptide: Peptide, n: int, temperature: float, seed: int) -> Frames:
-    """Up to n samples of the flow with their energies, to be learned from by the energy spread alone."""
-    model.eval()
-    layout = Layout.of(peptide)
-    x, log_q = propose(model, layout, n, temperature, seed)
-    energies = peptide.potential().energy(x)
-    log_w = -energies / (KB * temperature) - log_q
-    energies[~(log_w > np.nanmedian(log_w) - JUNK)] = np.nan
-    return Frames.of(layout, x, energies, np.full(n, temperature), own=True)

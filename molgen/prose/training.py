@@ -87,9 +87,7 @@ def epoch(data: Sequence[Frames], settings: ProseLoss, generator: torch.Generato
     for start in range(0, len(order) - settings.sequences + 1, settings.sequences):
         step = []
         for frames, t in (jobs[j] for j in order[start : start + settings.sequences]):
-            here = frames.at(t)
-            pick = torch.randint(len(here), (min(settings.frames, len(here)),), generator=generator)
-            step.append(Batch(frames, t, here[pick]))
+            step.append(Batch(frames, t, frames.pick(frames.at(t), settings.frames, generator)))
         yield step
 
 

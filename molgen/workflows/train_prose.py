@@ -6,12 +6,21 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from molgen.data.md import MDSet, is_held_out, load_md, read_sequences
-from molgen.data.peptide import build_peptide
+from molgen.data.peptide import Peptide, build_peptide
 from molgen.errors import InputError
-from molgen.prose.frames import Frames, own_frames
+from molgen.prose.frames import Frames
+from molgen.prose.generate import propose
+from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
+from molgen.reweight.importance import normalised, truncate
 from molgen.rng import generator
+from molgen.units import KB
+from molgen.workflows.finetune import FinetuneSettings
+
+LEAST_SHARE = 1e-3  # of the mean share: what is picked more rarely is left out
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,22 @@ def load_own_data(
         )
     log(f"{sum(map(len, found))} samples of {len(found)} sequences without molecular dynamics")
     return found
+
+
+def own_frames(flow: ProseFlow, peptide: Peptide, n: int, temperature: float, seed: int) -> Frames:
+    """Up to n samples of the flow with their energies, to be learned from by the energy spread alone.
+
+    They are picked by the root of their weights: alike, training would go into proposals that weigh nothing.
+    """
+    flow.eval()
+    layout = Layout.of(peptide)
+    x, log_q = propose(flow, layout, n, temperature, seed)
+    energies = peptide.potential().energy(x)
+    with np.errstate(invalid="ignore"):
+        log_w = -energies / (KB * temperature) - log_q
+    share = n * normalised(FinetuneSettings.tilt * truncate(np.where(np.isfinite(log_w), log_w, -np.inf)))
+    energies[share < LEAST_SHARE] = np.nan
+    return Frames.of(layout, x, energies, np.full(n, temperature), share)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
