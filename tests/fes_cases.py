@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from molgen.cvdiffusion.bias import Axis, WellTemperedBias
@@ -18,7 +19,10 @@ from molgen.cvdiffusion.target import Target, closest_allowed
 from molgen.cvdiffusion.walls import Wall
 from molgen.potentials.analytic import DoubleWell, Harmonic
 from molgen.potentials.base import Potential
-from molgen.workflows.fes import FesSettings
+from molgen.reweight.ensemble import Ensemble
+from molgen.workflows import fes
+from molgen.workflows.fes import FesSettings, sample_cv
+from molgen.workflows.fes_estimate import outcome, surfaces
 
 T = 300.0
 START = [[[-1.0, 0.0, 0.0]]]
@@ -26,7 +30,7 @@ X = custom("x", lambda p: p[:, 0, 0], "A")
 RANGE = (-2.2, 2.2)
 TINY = FesSettings(
     sampler=SamplerSettings(rounds=6, draws=32, learn=3, batch=32, pretrain=12, width=0.15, refit=2),
-    schedule=Schedule(start=25.0, steps=8), samples=60, frames=30, hidden=16, stop=False,
+    schedule=Schedule(start=25.0, steps=8), samples=60, frames=30, hidden=16, stop=False, repair="never",
 )  # fmt: skip
 
 SQUARE = 1.6 * np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0.1, 0.2, 1]])
@@ -92,3 +96,30 @@ def read_plumed(path: Path) -> dict[str, np.ndarray]:
 def constant(name: str = "still") -> CV:
     """A variable that never moves."""
     return custom(name, lambda p: 0 * p[:, 0, 0] + 1.0, "A")
+
+
+SMALL = FesSettings(
+    sampler=SamplerSettings(rounds=36, draws=112, learn=28, pretrain=250, width=0.15, batch=192),
+    schedule=Schedule(start=25.0, steps=24), samples=1000, frames=100, hidden=64, stop=False, repair="never",
+)  # fmt: skip
+
+
+def sampled(settings: FesSettings, starts: list) -> tuple[Ensemble, Sampler]:
+    """A whole run on the double well, and its sampler."""
+    kept: list[Sampler] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fes, "outcome", lambda sampler, *a, **k: (kept.append(sampler), outcome(sampler, *a, **k))[1])
+        ensemble = sample_cv(wells(), [X], T, starts=starts, ranges=[RANGE], settings=settings)
+    return ensemble, kept[0]
+
+
+def sides(ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
+    x, top = ensemble.positions[:, 0, 0], wells().stationary_points()[1]
+    return x < top, x >= top
+
+
+def histogram_difference(ensemble: Ensemble, sampler: Sampler) -> float:
+    """F(right) - F(left), kT, by the histogram that takes the samples to be those of the biased target."""
+    histogram = surfaces(ensemble, sampler).histogram
+    right = histogram.centers[0] > wells().stationary_points()[1]
+    return float(np.log(histogram.probability[~right].sum() / histogram.probability[right].sum()))

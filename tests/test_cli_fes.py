@@ -100,6 +100,7 @@ def test_options_of_a_file_and_of_the_command_line(molgen: Callable[..., Result]
     (tmp_path / "run.toml").write_text(
         'xyz = "hcn.xyz"\ncv = ["angle 0 1 2", "distance 1 2"]\nrange = ["90 175", "0.9 1.6"]\nhill-width = [6, 0.1]\n'
         "temperature = 320\ngamma = 9\nrounds = 900\ndraws = 16\nlearn = 1\nsamples = 25\nstop = false\n"
+        'repair = "never"\n'
         'units = "kJ/mol"\n'
         "json = true\n"
     )
@@ -161,7 +162,12 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
     assert "histogram off by 0.8 kT (fine up to 0.5): the weights repair much" in text
     assert "barrier 0 to 1   3.25 +- 0.12 kcal/mol, top of the profile, at 20.0 degrees" in text
     assert "barrier 1 to 0   2 +- 0.12 kcal/mol (k-hat 0.9: not reliable)" in text
-    assert "missing?         2 parts" in text and "without bias     biased; k-hat 0.4" in text
+    chains = {"particles": 400, "moves": 22, "ancestors": 350, "halves": 0.21}
+    mended = report({**summary, "repair": chains}, tmp_path)
+    assert "400 chains of 22 moves from 350 samples; their halves differ by 0.21 kT (fine up to 0.5)" in mended
+    assert (
+        "repaired" not in text and "missing?         2 parts" in text and "without bias     biased; k-hat 0.4" in text
+    )
     quiet = report({**summary, "disagreement_kt": {"histogram": 0.2, "bias": 1.9, "limit": 0.5}}, tmp_path)
     assert "repair much" not in quiet and "histogram off by 0.2 kT (fine up to 0.5); the bias alone" in quiet
 

@@ -8,13 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fes_cases import RANGE, SQUARE, START, Faulty, T, X, four_atoms, tiny_sampler, wells
+from fes_cases import (
+    RANGE,
+    SMALL,
+    SQUARE,
+    START,
+    Faulty,
+    T,
+    X,
+    four_atoms,
+    histogram_difference,
+    sampled,
+    sides,
+    tiny_sampler,
+    wells,
+)
 from torch import Tensor, nn
 
 from molgen.checkpoint import load_checkpoint
 from molgen.cvdiffusion.controller import ControllerConfig, build_controller
-from molgen.cvdiffusion.noising import Schedule
-from molgen.cvdiffusion.sampler import Lesson, Sampler, SamplerSettings, lesson_loss, tempered
+from molgen.cvdiffusion.sampler import Lesson, Sampler, lesson_loss, tempered
 from molgen.cvdiffusion.space import CartesianSpace
 from molgen.cvdiffusion.train import train_sampler
 from molgen.errors import CalculatorError, InputError
@@ -22,15 +35,10 @@ from molgen.geometry.bonds import distance_matrix
 from molgen.potentials.base import Potential
 from molgen.reweight.ensemble import Ensemble
 from molgen.units import KB
-from molgen.workflows import fes
-from molgen.workflows.fes import FesSettings, sample_cv
-from molgen.workflows.fes_estimate import DISAGREE, ensemble_of, final_draws, outcome, surfaces
+from molgen.workflows.fes import sample_cv
+from molgen.workflows.fes_estimate import DISAGREE, surfaces
 
 KT = KB * T
-SMALL = FesSettings(
-    sampler=SamplerSettings(rounds=36, draws=112, learn=28, pretrain=250, width=0.15, batch=192),
-    schedule=Schedule(start=25.0, steps=24), samples=1000, frames=100, hidden=64, stop=False,
-)  # fmt: skip
 
 
 def average(sampler: Sampler) -> dict[str, Tensor]:
@@ -229,31 +237,10 @@ def test_half_of_the_samples_may_be_rejected(tmp_path: Path):
     assert dict(sampler.target.rejections) == {"no energy": 4 * 6} and len(sampler.drawn) == 6
 
 
-def sampled(settings: FesSettings, starts: list) -> tuple[Ensemble, Sampler]:
-    """A whole run on the double well, and its sampler."""
-    kept: list[Sampler] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fes, "outcome", lambda sampler, *a: (kept.append(sampler), outcome(sampler, *a))[1])
-        ensemble = sample_cv(wells(), [X], T, starts=starts, ranges=[RANGE], settings=settings)
-    return ensemble, kept[0]
-
-
 @pytest.fixture(scope="module")
 def trained() -> tuple[Ensemble, Sampler]:
     """Started in the left well alone, the right one found by the bias."""
     return sampled(SMALL, START)
-
-
-@pytest.fixture(scope="module")
-def converged() -> tuple[Ensemble, Sampler]:
-    """Started in both wells under a low bias, which a short run learns well."""
-    settings = replace(SMALL.sampler, rounds=28, deposit=0.5)
-    return sampled(replace(SMALL, gamma=4.0, sampler=settings), [START[0], [[1.0, 0.0, 0.0]]])
-
-
-def sides(ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
-    x, top = ensemble.positions[:, 0, 0], wells().stationary_points()[1]
-    return x < top, x >= top
 
 
 def test_a_whole_run_reproduces_the_double_well(trained: tuple[Ensemble, Sampler]):
@@ -288,45 +275,6 @@ def test_moments_and_surface_of_the_run(trained: tuple[Ensemble, Sampler]):
     assert barrier.reverse.value / KT == pytest.approx(top - exact[1500:].min(), abs=0.4)
     for histogram, agree in ((0.35, False), (0.25, True)):
         assert replace(found, disagreement={"histogram": histogram, "bias": 2.0}).agree is agree
-
-
-class Shifted(nn.Module):
-    """A controller that pulls to the right."""
-
-    def __init__(self, controller: nn.Module, by: float):
-        super().__init__()
-        self.controller, self.by = controller, by
-
-    def forward(self, r: Tensor, x: Tensor) -> Tensor:
-        push = x.new_tensor([self.by, 0.0, 0.0])
-        return self.controller(r, x) + push / (r[:, None, None] + 0.25)
-
-
-def histogram_difference(ensemble: Ensemble, sampler: Sampler) -> float:
-    """F(right) - F(left), kT, by the histogram that takes the samples to be those of the biased target."""
-    histogram = surfaces(ensemble, sampler).histogram
-    right = histogram.centers[0] > wells().stationary_points()[1]
-    return float(np.log(histogram.probability[~right].sum() / histogram.probability[right].sum()))
-
-
-@pytest.mark.parametrize("by", [0.5, -0.5])
-def test_path_weights_mend_or_flag_a_corrupted_controller(converged: tuple[Ensemble, Sampler], by: float):
-    exact = wells().basin_free_energy_difference(T) / KT
-    _, sampler = converged
-    good, history = sampler.controller, sampler.history
-    assert abs(histogram_difference(*converged) - exact) < 0.8  # so what follows is of the corruption
-    try:
-        sampler.controller, sampler.history = Shifted(good, by), []  # pyright: ignore[reportAttributeAccessIssue]
-        ensemble = ensemble_of(sampler, final_draws(sampler, 1500, 2)[0])
-        found = surfaces(ensemble, sampler)
-        wrong = histogram_difference(ensemble, sampler)
-    finally:
-        sampler.controller, sampler.history = good, history
-    assert abs(wrong - exact) > 0.9 and np.sign(wrong - exact) == -np.sign(by)
-    mended = ensemble.free_energy(*sides(ensemble)).scaled(1 / KT, "kT")
-    assert found.biased.khat > 0.7 or mended.value == pytest.approx(exact, abs=4 * mended.error)
-    assert found.biased.khat > 0.7 or mended.error < 0.8
-    assert found.disagreement["histogram"] > DISAGREE
 
 
 def test_path_weights_hold_where_the_controller_has_not_caught_up(trained: tuple[Ensemble, Sampler]):

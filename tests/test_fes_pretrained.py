@@ -32,7 +32,8 @@ CASES = {
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A tiny run with GFN2-xTB or a force field, and the log-weights of its final samples."""
     folder = tmp_path_factory.mktemp(request.param)
-    settings = replace(default_settings(request.param), sampler=FEW, frames=120, hidden=16, samples=40, fine=1)
+    settings = replace(default_settings(request.param), sampler=FEW, frames=120, hidden=16, samples=40, fine=1,
+                       repair="never")  # fmt: skip
     cvs, ranges = CASES[request.param]
     if request.param == "cartesian":
         (folder / "hcn.xyz").write_text("3\nbent\nH -0.95 0.45 0.0\nC 0.0 0.0 0.0\nN 1.15 0.0 0.0\n")

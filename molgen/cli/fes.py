@@ -96,6 +96,9 @@ def fes(
     ] = 0.05,
     controller: Annotated[str, typer.Option("--controller", help="auto, pair or trunk.")] = "auto",
     stop: Annotated[bool, typer.Option("--stop/--no-stop", help="End early once the surface rests.")] = True,
+    repair: Annotated[
+        str, typer.Option("--repair", help="Sequential Monte Carlo where weights fail: auto, always (warn too), never.")
+    ] = "auto",
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will cost, and do nothing.")] = False,
     units: Annotated[str, typer.Option("--units", help="Of energies: kcal/mol or kJ/mol.")] = "kcal/mol",
     out: common.Out = Path("molgen-fes"),
@@ -121,7 +124,8 @@ def fes(
     if summary and summary["status"] == "gate_failed":
         further = "more --rounds and --learn, or in Cartesian coordinates a --width nearer to the stiffest bond"
         advice = "more samples (-n)" if options["pretrained"] else further
-        common.warn(f"k-hat of the path weights is above 0.7: the surface is not to be trusted; try {advice}")
+        mended = ", and sequential Monte Carlo did not mend it" if summary["repair"] else ""
+        common.warn(f"k-hat of the path weights is above 0.7{mended}: the surface is not to be trusted; try {advice}")
         raise typer.Exit(common.ExitCode.GATE_FAILED)
 
 
@@ -292,7 +296,7 @@ def _from_ts(o: dict[str, Any]) -> tuple[Any, Any, list[Any], dict[str, Any]]:
 
 def _settings(o: dict[str, Any], cvs: list[str], system: Any) -> Any:
     from molgen.workflows.fes_problem import coordinates_of
-    from molgen.workflows.fes_settings import COORDINATES, default_settings
+    from molgen.workflows.fes_settings import COORDINATES, REPAIRS, default_settings
 
     if o["coordinates"] not in COORDINATES:
         raise InputError(
@@ -313,11 +317,13 @@ def _settings(o: dict[str, Any], cvs: list[str], system: Any) -> Any:
     if widths:
         scales = _scales(cvs, len(system.numbers)) + [1.0] * len(widths)
         widths = tuple(value * scale for value, scale in zip(widths, scales, strict=False))
+    if o["repair"] not in REPAIRS:
+        raise InputError(f"unknown repair {o['repair']!r}", where="--repair", expected=", ".join(REPAIRS))
     if o["controller"] not in ("auto", "pair", "trunk"):
         raise InputError(f"unknown controller {o['controller']!r}", where="--controller", expected="auto, pair, trunk")
     return replace(
         usual, sampler=sampler, gamma=o["gamma"], cap=o["cap"], widths=widths or None, controller=o["controller"],
-        samples=o["samples"] or usual.samples, stop=o["stop"],
+        samples=o["samples"] or usual.samples, stop=o["stop"], repair=o["repair"],
     )  # fmt: skip
 
 

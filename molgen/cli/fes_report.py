@@ -21,6 +21,15 @@ def report(summary: dict[str, Any], out: Path) -> str:
                 f"{weights['n']} samples"),
         ("without weights", _without(summary["disagreement_kt"])),
     ]  # fmt: skip
+    if repair := summary.get("repair"):
+        rows.append(
+            (
+                "repaired",
+                f"by sequential Monte Carlo, {repair['particles']} chains of {repair['moves']} moves from "
+                f"{repair['ancestors']} samples; their halves differ by {_number(repair['halves'])} kT "
+                f"(fine up to {summary['disagreement_kt']['limit']:g})",
+            )
+        )
     for row in summary["results"]:
         place = ", ".join(_place(value, axis) for value, axis in zip(row["minimum"], summary["axes"], strict=True))
         if row["error"] == 0 and row["value"] == 0:
@@ -58,7 +67,7 @@ def _without(apart: dict[str, float]) -> str:
     """How far the surfaces that need no path weights are from the one that is shown."""
     text = f"histogram off by {_number(apart['histogram'])} kT (fine up to {apart['limit']:g})"
     if apart["histogram"] is None or apart["histogram"] > apart["limit"]:
-        text += ": the weights repair much, so look at k-hat and at another seed"
+        text += ": the weights repair much, so look at k-hat and at another seed, or try --repair always"
     return f"{text}; the bias alone, which only pushes, by {_number(apart['bias'])} kT"
 
 

@@ -14,7 +14,7 @@ partition functions.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
@@ -217,6 +217,29 @@ def climb(
     return population
 
 
+def chains(
+    population: Population,
+    densities: Densities,
+    scale: np.ndarray | float,
+    *,
+    moves: int,
+    adapt: int,
+    leapfrog: int,
+    step: float,
+    seed: int = 0,
+) -> Iterator[tuple[Population, float]]:
+    """The particles after each of `moves` transitions that leave the top of the ladder invariant, and the acceptance.
+
+    Args:
+        adapt: so many moves adapt the step, which begins with `step`; see `climb` for the others.
+    """
+    root = _root(scale, population.positions.shape[1])
+    population = replace(population, b=1.0, step=step)
+    for number in range(moves):
+        population, rate = _moved(population, densities, root, 1, leapfrog, number < adapt, seed, number)
+        yield population, rate
+
+
 def spring_scale(atoms: int, pairs: np.ndarray, stiffness: np.ndarray, temperature: float) -> np.ndarray:
     """Preconditioner (N, N) in Angstrom for a molecule held together by springs, the same in every orientation.
 
@@ -236,15 +259,16 @@ def spring_scale(atoms: int, pairs: np.ndarray, stiffness: np.ndarray, temperatu
     return (vectors * np.sqrt(KB * temperature / values)) @ vectors.T
 
 
-def resampled_indices(weights: np.ndarray, u: float) -> np.ndarray:
-    """Systematic resampling: indices (n,) of normalised weights (n,), each drawn floor or ceil of n w times.
+def resampled_indices(weights: np.ndarray, u: float, count: int | None = None) -> np.ndarray:
+    """Systematic resampling: indices (count,) of normalised weights (n,), each drawn floor or ceil of count w times.
 
-    u, one uniform number in [0, 1), is all the randomness (Kitagawa 1996; Douc and Cappe 2005).
+    `count`: n by default. u, one uniform number in [0, 1), is all the randomness (Kitagawa 1996; Douc and Cappe 2005).
     """
     edges = np.cumsum(weights)
     edges /= edges[-1]
     last = int(np.flatnonzero(weights)[-1])  # rounding of the sum must not reach a weight of zero
-    return np.minimum(np.searchsorted(edges, (np.arange(len(weights)) + u) / len(weights), side="right"), last)
+    count = len(weights) if count is None else count
+    return np.minimum(np.searchsorted(edges, (np.arange(count) + u) / count, side="right"), last)
 
 
 def _energy(potential: Potential, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

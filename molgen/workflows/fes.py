@@ -134,7 +134,7 @@ def run_fes(
             stop=lambda s: _look(s, settings, progress),
         )  # fmt: skip
         seconds["rounds"] = time.monotonic() - begin - seconds["start"]
-        found = outcome(sampler, settings.samples, settings.fine, system.topology)
+        found = outcome(sampler, settings.samples, settings.fine, system.topology, repair=settings.repair, log=log)
         seconds["samples"] = time.monotonic() - begin - sum(seconds.values())
         more = {} if prior is None else prior.report(found.ensemble, run)
         if run is not None:

@@ -14,9 +14,18 @@ from molgen.cvdiffusion.target import Batch
 from molgen.reweight.barrier import Barrier
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
-from molgen.reweight.importance import WeightDiagnostics, diagnose, group_factors, normalised, psis
+from molgen.reweight.importance import (
+    RELIABLE_KHAT,
+    WeightDiagnostics,
+    diagnose,
+    group_factors,
+    normalised,
+    psis,
+    verdict,
+)
 from molgen.rng import sample_seed
 from molgen.workflows.fes_basins import REDRAWS, Basin, barriers, basins, unvisited
+from molgen.workflows.fes_repair import Repair, moved
 
 if TYPE_CHECKING:
     import mdtraj
@@ -28,6 +37,7 @@ PARTS = 4  # of the rounds under the resting bias, which count by their own effe
 RESTS = 0.2  # kT: the surface rests when no bin below `LOW` moves by more between snapshots
 SNAPSHOTS = 20  # in a whole run
 LOW = 8.0  # kT above the minimum, where surfaces are compared
+VERDICTS = ("reliable", "warn", "biased", "failed")  # the worst of several counts
 DISAGREE = 0.3  # kT, root mean square between two estimates; spoilt controllers: docs/benchmarks.md
 FEWEST_BINS = 4  # of two surfaces, to be compared
 
@@ -44,6 +54,7 @@ class Surfaces:
         basins: deepest first; none for three variables.
         barriers: between neighbouring basins, by their places; of one variable only.
         missing: what the surface may lack, in words.
+        repair: where `path` is from sequential Monte Carlo instead of the path weights, which did not do (`biased`).
     """
 
     path: FES
@@ -54,11 +65,28 @@ class Surfaces:
     basins: list[Basin]
     barriers: list[tuple[int, int, Barrier]]
     missing: list[str]
+    repair: Repair | None = None
 
     @property
     def agree(self) -> bool:
         """Whether the weights have little to repair: the histogram without them is within `DISAGREE` kT."""
         return self.disagreement["histogram"] <= DISAGREE
+
+    @property
+    def passed(self) -> bool:
+        """The gate: k-hat of the weights for the biased target is at most 0.7; or their mean exists, and chains that
+        began from them came to rest."""
+        if self.repair is None:
+            return bool(self.biased.khat <= RELIABLE_KHAT)
+        return bool(self.biased.khat < 1 and self.repair.halves <= DISAGREE)
+
+    @property
+    def verdict(self) -> str:
+        """See `molgen.reweight.importance.verdict`; "warn" at best where the weights alone did not do."""
+        if self.repair is not None:
+            return "warn" if self.passed else "biased" if self.biased.khat < 1 else "failed"
+        # k-hat sees no region that samples reach too rarely; a histogram that the weights must move far hints at it
+        return max([verdict(self.biased), "reliable" if self.agree else "warn"], key=VERDICTS.index)
 
 
 def judge(sampler: Sampler, batch: Batch) -> dict[str, Any]:
@@ -112,17 +140,25 @@ def ensemble_of(sampler: Sampler, draws: Batch, topology: mdtraj.Topology | None
     The rounds, in a few parts, and the final draws count by the effective sizes of their weights under the bias: the
     controller was still learning, and took fewer steps.
     """
-    target = sampler.target
     frozen = [batch for batch in sampler.history if batch.round[0] >= sampler.frozen_from]
     cuts = np.linspace(0, len(frozen), min(PARTS, len(frozen)) + 1).astype(int)
     parts = [*(Batch.join(frozen[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)), draws]
-    factors = group_factors([target.log_weights(part) for part in parts])
-    batch = Batch.join(parts)
-    good = batch.accepted
+    factors = group_factors([sampler.target.log_weights(part) for part in parts])
+    return _ensemble(sampler, Batch.join(parts), np.repeat(factors, [len(part) for part in parts]), topology)
+
+
+def _ensemble(
+    sampler: Sampler,
+    batch: Batch,
+    factors: np.ndarray | float,
+    topology: mdtraj.Topology | None,
+    groups: np.ndarray | None = None,
+) -> Ensemble:
+    target, good = sampler.target, batch.accepted
     centre = batch.positions.mean(1, keepdims=True) if batch.positions.shape[1] > 1 else 0.0
     return Ensemble(
         positions=batch.positions - centre,
-        log_weights=target.log_weights(batch, biased=False) + np.repeat(factors, [len(part) for part in parts]),
+        log_weights=target.log_weights(batch, biased=False) + factors,
         energies=batch.energies,
         temperature=target.temperature,
         numbers=target.potential.numbers,
@@ -132,6 +168,7 @@ def ensemble_of(sampler: Sampler, draws: Batch, topology: mdtraj.Topology | None
             for d, axis in enumerate(target.bias.axes)
         },
         validity={"rejected": int((~good).sum())} if not good.all() else {},
+        groups=groups,
     )
 
 
@@ -145,12 +182,57 @@ class Outcome:
 
 
 def outcome(
-    sampler: Sampler, count: int, fine: int, topology: mdtraj.Topology | None = None, kernels: Kernels | None = None
+    sampler: Sampler,
+    count: int,
+    fine: int,
+    topology: mdtraj.Topology | None = None,
+    kernels: Kernels | None = None,
+    *,
+    repair: str = "auto",
+    log: Callable[[str], None] = lambda message: None,
 ) -> Outcome:
-    """Draw, weigh and judge; `kernels`: see `final_draws`."""
+    """Draw, weigh and judge; where the weights do not do, give sequential Monte Carlo a try.
+
+    Args:
+        kernels: see `final_draws`. repair: see `FesSettings`.
+    """
     draws, kernels = final_draws(sampler, count, fine, kernels)
     ensemble = ensemble_of(sampler, draws, topology)
-    return Outcome(ensemble, surfaces(ensemble, sampler), kernels)
+    found = surfaces(ensemble, sampler)
+    if repair == "always" and found.verdict != "reliable" or repair == "auto" and not found.passed:
+        why = f"k-hat {found.biased.khat:.2f}, histogram {found.disagreement['histogram']:.2f} kT off"
+        log(f"{why}: sequential Monte Carlo from the final samples, {sampler.energies_used} energies more")
+        chain, mended = repaired(sampler, draws, found, sampler.energies_used, topology)
+        if mended.passed or not found.passed:
+            return Outcome(chain, mended, kernels)
+        log("its chains did not come to rest: the weights stand")
+    return Outcome(ensemble, found, kernels)
+
+
+def repaired(
+    sampler: Sampler, draws: Batch, found: Surfaces, budget: float, topology: mdtraj.Topology | None = None
+) -> tuple[Ensemble, Surfaces]:
+    """The ensemble of `fes_repair.moved`, and its surfaces beside the histogram of the draws as they were."""
+    states, chosen, repair = moved(sampler, draws, budget)
+
+    def ensemble_from(part: list[Batch]) -> Ensemble:
+        return _ensemble(sampler, Batch.join(part), 0.0, topology, np.tile(chosen, len(part)))
+
+    ensemble, half = ensemble_from(states), len(states) // 2
+    new, kt = surfaces(ensemble, sampler), sampler.target.kt
+    low = new.path.free_energy < LOW * kt
+    one, other = (
+        histogram_fes(list(e.cvs.values()), e.log_weights, e.weights, e.temperature, bins=new.path.edges).free_energy
+        for e in map(ensemble_from, (states[:half], states[half:]))
+    )
+    apart = {"histogram": _apart(new.path.free_energy, found.histogram.free_energy, low) / kt}
+    return ensemble, replace(
+        new,
+        histogram=found.histogram,
+        biased=found.biased,
+        disagreement={**new.disagreement, **apart},
+        repair=replace(repair, halves=_apart(one, other, low, new.path.counts) / kt),
+    )
 
 
 def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:
@@ -167,8 +249,9 @@ def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:
     push[good] = bias.evaluate(values[good])[0] / target.kt
     biased = np.where(good, ensemble.log_weights - np.where(good, push, 0.0), -np.inf)
     path = histogram_fes(
-        variables, ensemble.log_weights, ensemble.weights, target.temperature, bins=edges, replicas=REDRAWS
-    )
+        variables, ensemble.log_weights, ensemble.weights, target.temperature, bins=edges, groups=ensemble.groups,
+        replicas=REDRAWS,
+    )  # fmt: skip
     histogram = histogram_fes(variables, push, normalised(push), target.temperature, bins=edges)
     centres = np.stack(np.meshgrid(*path.centers, indexing="ij"), -1).reshape(-1, len(edges))
     depth = -bias.gamma / (bias.gamma - 1) * bias.evaluate(centres)[0].reshape(path.free_energy.shape)
@@ -224,9 +307,11 @@ def _wrapped(bias: Any, cvs: np.ndarray) -> np.ndarray:
     return np.stack([axis.wrapped(cvs[:, d]) for d, axis in enumerate(bias.axes)], 1)
 
 
-def _apart(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
+def _apart(one: np.ndarray, other: np.ndarray, where: np.ndarray, counts: np.ndarray | None = None) -> float:
+    """Root mean square difference where both are known, up to a constant; a bin counts once, or by its samples."""
     both = where & np.isfinite(one) & np.isfinite(other)
     if both.sum() < FEWEST_BINS:  # the constant alone would make few bins agree
         return float("inf")
-    difference = one[both] - other[both]
-    return float(np.sqrt(np.mean((difference - difference.mean()) ** 2)))
+    difference, weights = one[both] - other[both], None if counts is None else counts[both]
+    mean = np.average(difference, weights=weights)
+    return float(np.sqrt(np.average((difference - mean) ** 2, weights=weights)))

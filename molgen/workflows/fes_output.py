@@ -17,7 +17,7 @@ from molgen.report import ensemble_plots, fes_plots
 from molgen.report.ensemble_plots import UNITS
 from molgen.reweight.barrier import Barrier
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.importance import RELIABLE_KHAT, verdict
+from molgen.reweight.importance import RELIABLE_KHAT
 from molgen.run import Run
 from molgen.units import KJ_MOL
 from molgen.workflows.fes_basins import Basin
@@ -25,7 +25,6 @@ from molgen.workflows.fes_estimate import DISAGREE, Outcome, Surfaces
 from molgen.workflows.peptide_output import ensemble_hash
 
 CONTROLLER = "controller"
-VERDICTS = ("reliable", "warn", "biased", "failed")  # the worst of several counts
 MOST_FRAMES = 2000  # in samples.xyz, drawn by weight; all samples are in weights.npz
 LABELLED = 6  # basins named in the picture
 COLUMNS: tuple[str, ...] = ("bias", "energy", "logweight")  # of COLVAR, beside the collective variables
@@ -41,11 +40,6 @@ def check_names(bias: WellTemperedBias) -> None:
     colvar_text(names, units, periods, np.zeros((0, len(names))), dict.fromkeys(COLUMNS, np.zeros(0)))
     fes_text(names, units, periods, [np.zeros(1)] * len(names), *2 * [np.zeros([1] * len(names))])
     hills_text(bias)
-
-
-def passed(found: Surfaces) -> bool:
-    """The gate: k-hat of the weights for the biased target is at most 0.7."""
-    return bool(found.biased.khat <= RELIABLE_KHAT)
 
 
 def write_results(
@@ -84,16 +78,15 @@ def write_results(
         write_extxyz(run.path("samples.xyz"), frames)
     _write_pictures(run, ensemble, found, sampler, drawn, units)
     energy = UNITS[units][0]
-    # k-hat sees no region that samples reach too rarely; a histogram that the weights must move far hints at it
-    judged = [verdict(found.biased), "reliable" if found.agree else "warn"]
     figures = {
-        "verdict": max(judged, key=VERDICTS.index),
+        "verdict": found.verdict,
         "verdict_unbiased": ensemble.verdict,
         "axes": list(fes.units),
-        "gate": {"khat_biased": found.biased.khat, "limit": RELIABLE_KHAT, "passed": passed(found)},
+        "gate": {"khat_biased": found.biased.khat, "limit": RELIABLE_KHAT, "passed": found.passed},
         "weights": asdict(ensemble.diagnostics),
         "weights_biased": asdict(found.biased),
         "disagreement_kt": {**found.disagreement, "limit": DISAGREE},
+        "repair": found.repair and asdict(found.repair),
         "energy_calls": sampler.energies_used,
         "rejections": dict(target.rejections),
         "rounds": len(sampler.records),
@@ -109,7 +102,7 @@ def write_results(
     }
     run.write_json("rounds.json", sampler.records)
     return run.finish(
-        "ok" if passed(found) else "gate_failed",
+        "ok" if found.passed else "gate_failed",
         results=[_row(basin, energy, units, number) for number, basin in enumerate(found.basins)],
         **figures,
     )
@@ -138,9 +131,10 @@ def _barrier_row(one: int, other: int, barrier: Barrier, energy: float, units: s
 def _write_pictures(
     run: Run, ensemble: Ensemble, found: Surfaces, sampler: Sampler, drawn: Ensemble, units: str
 ) -> None:
-    fes, energy, good = found.path, UNITS[units][0], passed(found)
+    fes, energy, good = found.path, UNITS[units][0], found.passed
     labels = [(basin.minimum, _label(basin, energy)) for basin in found.basins[:LABELLED] if basin.share > 1e-12]
     judged = f"k-hat {found.biased.khat:.2f} biased, {ensemble.diagnostics.khat:.2f} without bias"
+    judged += "" if found.repair is None else "; repaired by sequential Monte Carlo"
     apart = ", ".join(f"{name} {value:.2f}" for name, value in found.disagreement.items())
     subtitle = f"{judged}\ndifference to path weights, kT: {apart}"
     if len(fes.edges) < 3:

@@ -13,6 +13,7 @@ from molgen.cvdiffusion.noising import Schedule
 from molgen.cvdiffusion.sampler import SamplerSettings
 from molgen.errors import InputError
 
+REPAIRS = ("auto", "always", "never")
 COORDINATES = ("auto", "cartesian", "internal")
 
 
@@ -31,6 +32,8 @@ class FesSettings:
         samples: drawn with the finished controller, in `fine` times as many steps.
         learning_rate: peak. fixed_kernels: keep the kernels of a Gaussian target (for comparison).
         stop: end before all rounds are done once the surface rests.
+        repair: whether sequential Monte Carlo may try to mend what path weights do not, for as many energies as the run
+            took: "auto" where k-hat refuses the weights, "always" where the verdict is not "reliable", or "never".
     """
 
     sampler: SamplerSettings = SamplerSettings()
@@ -48,6 +51,7 @@ class FesSettings:
     learning_rate: float = 1.5e-3
     fixed_kernels: bool = False
     stop: bool = True
+    repair: str = "auto"
 
 
 def default_settings(coordinates: str) -> FesSettings:
@@ -79,6 +83,8 @@ def check_settings(settings: FesSettings, starts: int, atoms: int) -> None:
     for name in ("sampler.width", "schedule.end", "schedule.start", "learning_rate"):
         if not 0 < flat[name] < np.inf:
             raise InputError(f"{name} = {flat[name]}", where="settings", expected="above 0")
+    if settings.repair not in REPAIRS:
+        raise InputError(f"unknown repair {settings.repair!r}", where="settings", expected=", ".join(REPAIRS))
     if settings.coordinates not in COORDINATES:
         raise InputError(
             f"unknown coordinates {settings.coordinates!r}", where="settings", expected=", ".join(COORDINATES)

@@ -1,0 +1,130 @@
+"""A corrupted controller: what path weights mend or flag, and what sequential Monte Carlo mends after them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fes_cases import SMALL, START, T, histogram_difference, sampled, sides, wells
+from torch import Tensor, nn
+
+from molgen.cvdiffusion.sampler import Sampler
+from molgen.reweight.ensemble import Ensemble
+from molgen.units import KB
+from molgen.workflows import fes_estimate as estimate
+from molgen.workflows.fes_estimate import DISAGREE, ensemble_of, final_draws, outcome, surfaces
+from molgen.workflows.fes_repair import Repair
+
+KT = KB * T
+
+
+@pytest.fixture(scope="module")
+def converged() -> tuple[Ensemble, Sampler]:
+    """Started in both wells under a low bias, which a short run learns well."""
+    settings = replace(SMALL.sampler, rounds=28, deposit=0.5)
+    return sampled(replace(SMALL, gamma=4.0, sampler=settings), [START[0], [[1.0, 0.0, 0.0]]])
+
+
+class Shifted(nn.Module):
+    """A controller that pulls to the right."""
+
+    def __init__(self, controller: nn.Module, by: float):
+        super().__init__()
+        self.controller, self.by = controller, by
+
+    def forward(self, r: Tensor, x: Tensor) -> Tensor:
+        push = x.new_tensor([self.by, 0.0, 0.0])
+        return self.controller(r, x) + push / (r[:, None, None] + 0.25)
+
+
+@pytest.mark.parametrize("by", [0.5, -0.5])
+def test_path_weights_mend_or_flag_a_corrupted_controller(converged: tuple[Ensemble, Sampler], by: float):
+    exact = wells().basin_free_energy_difference(T) / KT
+    _, sampler = converged
+    good, history = sampler.controller, sampler.history
+    assert abs(histogram_difference(*converged) - exact) < 0.8  # so what follows is of the corruption
+    try:
+        sampler.controller, sampler.history = Shifted(good, by), []  # pyright: ignore[reportAttributeAccessIssue]
+        ensemble = ensemble_of(sampler, final_draws(sampler, 1500, 2)[0])
+        found = surfaces(ensemble, sampler)
+        wrong = histogram_difference(ensemble, sampler)
+    finally:
+        sampler.controller, sampler.history = good, history
+    assert abs(wrong - exact) > 0.9 and np.sign(wrong - exact) == -np.sign(by)
+    mended = ensemble.free_energy(*sides(ensemble)).scaled(1 / KT, "kT")
+    assert found.biased.khat > 0.7 or mended.value == pytest.approx(exact, abs=4 * mended.error)
+    assert found.biased.khat > 0.7 or mended.error < 0.8
+    assert found.disagreement["histogram"] > DISAGREE
+
+
+def test_sequential_monte_carlo_mends_what_the_weights_do_not(converged: tuple[Ensemble, Sampler]):
+    """A controller so wrong that the weights move the histogram far: the result is that of chains, which agree with
+    the exact answer, say what they cost, and have the draws they began from as their independent units."""
+    exact = wells().basin_free_energy_difference(T) / KT
+    _, sampler = converged
+    good, history, rejections = sampler.controller, sampler.history, dict(sampler.target.rejections)
+    try:
+        sampler.controller, sampler.history = Shifted(good, 0.5), []  # pyright: ignore[reportAttributeAccessIssue]
+        before, told = sampler.energies_used, []
+        plain = outcome(sampler, 1500, 2, repair="never")
+        used = sampler.energies_used - before
+        auto = outcome(sampler, 1500, 2)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Sampler, "energies_used", property(lambda s: 8 * s.target.potential.calls))
+            mended = outcome(sampler, 1500, 2, repair="always", log=told.append)
+    finally:
+        sampler.controller, sampler.history = good, history
+    assert plain.surfaces.repair is None and plain.surfaces.passed and not plain.surfaces.agree
+    assert auto.surfaces.repair is None, "k-hat lets the weights pass"
+    repair = mended.surfaces.repair
+    assert repair is not None and "sequential Monte Carlo" in told[0] and repair.particles == 400
+    assert sampler.energies_used - before == 3 * used + repair.energies
+    assert repair.energies == pytest.approx(8 * (before + 3 * used), rel=0.1)
+    assert dict(sampler.target.rejections) == rejections and repair.acceptance > 0.4
+    ensemble = mended.ensemble
+    assert ensemble.groups is not None and len(np.unique(ensemble.groups)) == repair.ancestors > 50
+    assert len(ensemble) == 400 * (repair.moves - repair.moves // 2)
+    found = ensemble.free_energy(*sides(ensemble)).scaled(1 / KT, "kT")
+    assert found.value == pytest.approx(exact, abs=3 * found.error) and found.error < 0.3
+    x, free = mended.surfaces.path.centers[0], mended.surfaces.path.free_energy / KT
+    truth = wells()._along(x) / KT
+    near = (truth - truth.min() < 6) & np.isfinite(free)
+    apart = (free - truth)[near]
+    assert np.sqrt(np.mean((apart - apart.mean()) ** 2)) < 0.3
+    assert mended.surfaces.passed and mended.surfaces.verdict == "warn"
+
+
+@pytest.mark.parametrize(
+    ("khat", "halves", "passed", "verdict"),
+    [
+        (0.8, 0.1, True, "warn"),
+        (0.8, 0.4, False, "biased"),
+        (1.2, 0.1, False, "failed"),
+        (0.8, np.nan, False, "biased"),
+    ],
+)
+def test_the_second_chance_is_judged(
+    converged: tuple[Ensemble, Sampler], khat: float, halves: float, passed: bool, verdict: str
+):
+    found = surfaces(*converged)
+    repair = Repair(400, 10, 300, 0.6, 1000, halves)
+    found = replace(found, biased=replace(found.biased, khat=khat), repair=repair)
+    assert found.passed is passed and found.verdict == verdict
+
+
+def test_what_k_hat_refuses_is_mended_unasked(converged: tuple[Ensemble, Sampler]) -> None:
+    """Weights with a heavy tail, by a controller that pulls three times as hard: chains replace them, for better or
+    worse, and the gate is theirs."""
+    _, sampler = converged
+    good, history = sampler.controller, sampler.history
+    try:
+        sampler.controller, sampler.history = Shifted(good, 1.5), []  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(estimate, "RELIABLE_KHAT", -10.0)  # no weights are good enough
+            found = outcome(sampler, 400, 1)
+    finally:
+        sampler.controller, sampler.history = good, history
+    repair = found.surfaces.repair
+    assert repair is not None and found.surfaces.verdict in ("warn", "biased", "failed")
+    assert found.surfaces.passed == (found.surfaces.biased.khat < 1 and repair.halves <= DISAGREE)
