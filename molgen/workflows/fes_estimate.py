@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from molgen.cvdiffusion.bias import Axis
 from molgen.cvdiffusion.noising import Schedule, fit_variances, simulate
 from molgen.cvdiffusion.sampler import FINAL, Sampler, tempered
 from molgen.cvdiffusion.target import Batch
@@ -238,10 +239,7 @@ def repaired(
 def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:
     """The three estimates on bins of a hill's width, and the basins of the path-weighted one."""
     target, bias = sampler.target, sampler.target.bias
-    edges = [
-        np.linspace(a.low, a.high, max(6, round((a.high - a.low) / w)) + 1)
-        for a, w in zip(bias.axes, bias.widths, strict=True)
-    ]
+    edges = [_edges(a, w) for a, w in zip(bias.axes, bias.widths, strict=True)]
     variables = list(ensemble.cvs.values())
     values = np.stack([cv.values for cv in variables], 1)
     good = np.isfinite(values).all(1)
@@ -268,6 +266,12 @@ def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:
         barriers=barriers(ensemble, path, found),
         missing=unvisited(path),
     )
+
+
+def _edges(axis: Axis, width: float) -> np.ndarray:
+    """Edges of bins a hill wide; around a circle the first centre is where the axis begins, as in PLUMED's grids."""
+    edges = np.linspace(axis.low, axis.high, max(6, round((axis.high - axis.low) / width)) + 1)
+    return edges if axis.period is None else edges - (edges[1] - edges[0]) / 2
 
 
 def converged(sampler: Sampler) -> bool:
