@@ -218,7 +218,9 @@ def test_openmm(
     assert {"topology.pdb", "samples.xtc", "weights.npz", "fes.png"} <= written and "samples.xyz" not in written
     settings = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]
     assert settings["forcefield"] == ["amber14/protein.ff14SB.xml"] and settings["solvent"] == "obc2"
-    assert "#! SET periodic_torsion_4_6_8_14 true" in (tmp_path / "out" / "fes.dat").read_text()
+    text = (tmp_path / "out" / "fes.dat").read_text()
+    assert "#! SET periodic_torsion_4_6_8_14 true" in text
+    assert "#! SET min_torsion_4_6_8_14 -pi\n#! SET max_torsion_4_6_8_14 pi\n" in text  # else PLUMED refuses the grid
 
 
 def test_bad_openmm_input(molgen: Callable[..., Result], dipeptide: Path, tmp_path: Path) -> None:
