@@ -200,7 +200,8 @@ def outcome(
     draws, kernels = final_draws(sampler, count, fine, kernels)
     ensemble = ensemble_of(sampler, draws, topology)
     found = surfaces(ensemble, sampler)
-    if repair == "always" and found.verdict != "reliable" or repair == "auto" and not found.passed:
+    wanted = repair == "always" and found.verdict != "reliable" or repair == "auto" and not found.passed
+    if wanted and draws.accepted.any():
         why = f"k-hat {found.biased.khat:.2f}, histogram {found.disagreement['histogram']:.2f} kT off"
         log(f"{why}: sequential Monte Carlo from the final samples, {sampler.energies_used} energies more")
         chain, mended = repaired(sampler, draws, found, sampler.energies_used, topology)
