@@ -95,6 +95,19 @@ def prose_training(report: dict) -> str:
     return "\n".join(lines)
 
 
+def prose_averages(report: dict) -> str:
+    """Means of the weights before and after the last training."""
+    lines = [
+        "| share of the weights after | NLL a degree of freedom | spread, kT | forward ESS | ESS of KP | ESS of GP |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["averages"]:
+        cells = [f"{row['share']:g}", f"{row['val_nll']:.4f}", f"{row['val_spread']:.2f}", f"{row['val_forward']:.3f}"]
+        cells += ["-" if row[key] is None else f"{row[key]:.2f}" for key in ("ess_KP", "ess_GP")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def prose_finetuned(report: dict) -> str:
     """Before and after finetuning, each on its own fresh samples."""
     lines = [
@@ -305,7 +318,8 @@ def main() -> None:
             if part in prose:
                 sections |= {make.__name__: make(prose) for make in makers}
     if (RESULTS / "prose_training.json").exists():
-        sections["prose_training"] = prose_training(json.loads((RESULTS / "prose_training.json").read_text()))
+        training = json.loads((RESULTS / "prose_training.json").read_text())
+        sections |= {make.__name__: make(training) for make in (prose_training, prose_averages)}
     if (RESULTS / "cv.json").exists():
         cv = json.loads((RESULTS / "cv.json").read_text())
         sections |= {make.__name__: make(cv) for part, make in CV.items() if part in cv}
