@@ -46,18 +46,29 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def test_the_same_seed_draws_the_final_samples_again(finished: tuple[Path, np.ndarray]):
     folder, log_weights = finished
-    ensemble, _ = sample_pretrained(folder, 40, seed=3)
+    ensemble, _ = sample_pretrained(folder, 40, repair="never", seed=3)
     both = np.isfinite(log_weights) & np.isfinite(ensemble.log_weights)
     assert len(ensemble) == 40 and (np.isfinite(log_weights) == np.isfinite(ensemble.log_weights)).all()
     # but for the factor by which the final draws count beside those of the rounds
     assert np.ptp(ensemble.log_weights[both] - log_weights[both]) < 1e-6
-    other, _ = sample_pretrained(folder / "controller", 30, seed=4)
+    other, _ = sample_pretrained(folder / "controller", 30, repair="never", seed=4)
     assert len(other) == 30 and not np.array_equal(other.positions[:10], ensemble.positions[:10])
 
 
 def test_command_line(finished: tuple[Path, np.ndarray], tmp_path: Path):
     folder, _ = finished
-    arguments = ["fes", "--pretrained", str(folder), "-n", "60", "--out", str(tmp_path / "out"), "--json"]
+    arguments = [
+        "fes",
+        "--pretrained",
+        str(folder),
+        "-n",
+        "60",
+        "--repair",
+        "never",
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
     result = CliRunner().invoke(main.app, arguments)
     assert result.exit_code in (0, 3), result.stderr
     summary = json.loads(result.stdout)

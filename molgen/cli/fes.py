@@ -14,7 +14,18 @@ from molgen.cli import common
 from molgen.cli.fes_report import report
 from molgen.errors import InputError
 
-BESIDE_PRETRAINED = ("pretrained", "samples", "seed", "out", "overwrite", "resume", "units", "as_json", "config")
+BESIDE_PRETRAINED = (
+    "pretrained",
+    "samples",
+    "repair",
+    "seed",
+    "out",
+    "overwrite",
+    "resume",
+    "units",
+    "as_json",
+    "config",
+)
 
 FILES = re.compile(r"(\b(?:rmsd|path-s|path-z)\s+)(\S+)", re.IGNORECASE)  # in the text of a variable
 
@@ -252,8 +263,8 @@ def _pretrained(o: dict[str, Any]) -> dict[str, Any]:
     from molgen.workflows.fes_pretrained import sample_pretrained
 
     return sample_pretrained(
-        o["pretrained"], o["samples"], seed=o["seed"], out=o["out"], overwrite=o["overwrite"], resume=o["resume"],
-        units=o["units"], log=common.log,
+        o["pretrained"], o["samples"], repair=o["repair"], seed=o["seed"], out=o["out"],
+        overwrite=o["overwrite"], resume=o["resume"], units=o["units"], log=common.log,
     )[1]  # fmt: skip
 
 

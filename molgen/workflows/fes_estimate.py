@@ -203,7 +203,7 @@ def outcome(
     wanted = repair == "always" and found.verdict != "reliable" or repair == "auto" and not found.passed
     if wanted and draws.accepted.any():
         why = f"k-hat {found.biased.khat:.2f}, histogram {found.disagreement['histogram']:.2f} kT off"
-        log(f"{why}: sequential Monte Carlo from the final samples, {sampler.energies_used} energies more")
+        log(f"{why}: sequential Monte Carlo from the final samples")
         chain, mended = repaired(sampler, draws, found, sampler.energies_used, topology)
         if mended.passed or not found.passed:
             return Outcome(chain, mended, kernels)

@@ -25,7 +25,7 @@ from molgen.run import Run
 from molgen.workflows.fes_estimate import Kernels, outcome
 from molgen.workflows.fes_output import CONTROLLER, write_results
 from molgen.workflows.fes_problem import Problem
-from molgen.workflows.fes_settings import FesSettings
+from molgen.workflows.fes_settings import REPAIRS, FesSettings
 from molgen.workflows.fes_system import system_again
 from molgen.workflows.peptide_output import finished_run
 
@@ -114,6 +114,7 @@ def sample_pretrained(
     name: str | Path,
     samples: int | None = None,
     *,
+    repair: str = "auto",
     seed: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -124,17 +125,20 @@ def sample_pretrained(
     """New weighted samples from a finished controller, without learning; the summary is empty without `out`.
 
     Args:
-        name: see `load_pretrained`. samples: None: twice as many as its run drew at the end. seed: of the samples.
+        name: see `load_pretrained`. samples: None: twice as many as its run drew at the end. repair: see `FesSettings`.
+        seed: of the samples.
         out, overwrite, resume, units, log: as in `molgen.sample_cv`.
 
     Returns:
         the ensemble, and the summary of the run.
     """
+    if repair not in REPAIRS:
+        raise InputError(f"unknown repair {repair!r}", where="--repair", expected=", ".join(REPAIRS))
     problem, sampler, kernels, digest = load_pretrained(name, seed)
     count = samples or 2 * problem.settings.samples
     run = None
     if out is not None:
-        recorded = {"pretrained": str(name), "hash": digest, "samples": count, "units": units}
+        recorded = {"pretrained": str(name), "hash": digest, "samples": count, "units": units, "repair": repair}
         run = Run(out, "fes", recorded, seed=seed, overwrite=overwrite, resume=resume)
         if (finished := finished_run(run)) is not None:
             log(f"{run.directory} is finished: nothing to resume")
@@ -142,7 +146,7 @@ def sample_pretrained(
     log(f"{count} samples of {', '.join(problem.texts[0] if problem.texts else [])} at {problem.temperature:g} K")
     begin = time.monotonic()
     with run or nullcontext():
-        found = outcome(sampler, count, 1, problem.system.topology, kernels, repair=problem.settings.repair, log=log)
+        found = outcome(sampler, count, 1, problem.system.topology, kernels, repair=repair, log=log)
         if run is None:
             return found.ensemble, {}
         seconds = {"samples": time.monotonic() - begin}
