@@ -265,6 +265,8 @@ def test_bad_openmm_input(molgen: Callable[..., Result], dipeptide: Path, tmp_pa
         (["--xyz", "HCN", *DISTANCE, "--gamma", "1"], ["bias factor 1.0"]),
         (["--xyz", "HCN", *DISTANCE, "--width", "0"], ["sampler.width = 0.0"]),
         (["--xyz", "HCN", *DISTANCE, "--controller", "point"], ["unknown controller 'point'"]),
+        (["--xyz", "HCN", *DISTANCE, "--repair", "maybe"], ["unknown repair 'maybe'", "auto, always, never"]),
+        (["--pretrained", "ala2", "--repair", "maybe"], ["unknown repair 'maybe'", "auto, always, never"]),
         (["--xyz", "HCN", *DISTANCE, "--units", "hartree"], ["unknown unit 'hartree'"]),
         (["--xyz", "HCN", *DISTANCE, "--calculator", "b3lyp"], ["unknown calculator"]),
         (["--xyz", "HCN", *DISTANCE, "--spin", "1"], ["unpaired"]),

@@ -186,7 +186,9 @@ def test_nothing_but_other_molecules(potential: Recording, proposals: Any, monke
 
     monkeypatch.setattr(workflow, "propose", fake)
     monkeypatch.setattr(workflow, "PIECE", 50)
-    with pytest.raises(CalculatorError, match=r"of \d+ proposals are no AA \(.*\d+ x wrong chirality"):
+    with pytest.raises(
+        CalculatorError, match=r"AA: \d+ of \d+ proposals are not this molecule \(.*\d+ x wrong chirality"
+    ):
         draw(tiny_flow().model, LAYOUT, Energies(PEPTIDE, "auto", 1), 8, T, 0, Store(None), "draws")
     assert not potential.asked and asked[0] == 8 and 50 < sum(asked) < 150
 

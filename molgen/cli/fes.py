@@ -307,7 +307,7 @@ def _from_ts(o: dict[str, Any]) -> tuple[Any, Any, list[Any], dict[str, Any]]:
 
 def _settings(o: dict[str, Any], cvs: list[str], system: Any) -> Any:
     from molgen.workflows.fes_problem import coordinates_of
-    from molgen.workflows.fes_settings import COORDINATES, REPAIRS, default_settings
+    from molgen.workflows.fes_settings import COORDINATES, default_settings
 
     if o["coordinates"] not in COORDINATES:
         raise InputError(
@@ -328,8 +328,6 @@ def _settings(o: dict[str, Any], cvs: list[str], system: Any) -> Any:
     if widths:
         scales = _scales(cvs, len(system.numbers)) + [1.0] * len(widths)
         widths = tuple(value * scale for value, scale in zip(widths, scales, strict=False))
-    if o["repair"] not in REPAIRS:
-        raise InputError(f"unknown repair {o['repair']!r}", where="--repair", expected=", ".join(REPAIRS))
     if o["controller"] not in ("auto", "pair", "trunk"):
         raise InputError(f"unknown controller {o['controller']!r}", where="--controller", expected="auto, pair, trunk")
     return replace(

@@ -157,11 +157,14 @@ class Target:
         log_w = batch.log_path - energy / self.kt
         return np.where(batch.accepted, log_w, -np.inf)
 
-    def slope(self, batch: Batch) -> np.ndarray:
-        """(n, M, c) gradient of (E + V + walls)/kT in 1/Angstrom with the bias as it is now, clipped atom by atom."""
+    def gradient(self, batch: Batch) -> np.ndarray:
+        """(n, M, c) gradient of (E + V + walls)/kT and volume element, 1/Angstrom, with the bias as it is now."""
         push = self.bias.evaluate(batch.cvs)[1]
-        slope = (batch.gradient + np.einsum("nd,ndai->nai", push, batch.cv_gradient)) / self.kt
-        slope = self.space.centred(torch.from_numpy(slope)).numpy()
+        return (batch.gradient + np.einsum("nd,ndai->nai", push, batch.cv_gradient)) / self.kt
+
+    def slope(self, batch: Batch) -> np.ndarray:
+        """(n, M, c) `gradient` without what moves the whole, clipped atom by atom."""
+        slope = self.space.centred(torch.from_numpy(self.gradient(batch))).numpy()
         size = np.linalg.norm(slope, axis=-1, keepdims=True)
         return slope * np.minimum(1.0, CLIP / np.maximum(size, 1e-12))
 

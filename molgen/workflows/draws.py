@@ -209,7 +209,9 @@ def draw(
         if tried >= PIECE and kept * MOST < tried:
             reasons = ", ".join(f"{number} x {reason}" for reason, number in faults.items())
             raise CalculatorError(
-                f"{tried - kept} of {tried} proposals are no {layout.peptide.sequence} ({reasons})", where="flow"
+                f"{tried - kept} of {tried} proposals are not this molecule ({reasons})",
+                where=layout.peptide.sequence,
+                remedy="the flow does not know it: give other --weights, or a shorter peptide",
             )
     verdicts = Validity.of_arrays(pieces)
     x, log_q, energy = (np.concatenate([piece[key] for piece in pieces]) for key in ("positions", "log_q", "energies"))

@@ -25,7 +25,7 @@ from molgen.run import Run
 from molgen.workflows.fes_estimate import Kernels, outcome
 from molgen.workflows.fes_output import CONTROLLER, write_results
 from molgen.workflows.fes_problem import Problem
-from molgen.workflows.fes_settings import REPAIRS, FesSettings
+from molgen.workflows.fes_settings import FesSettings, check_repair
 from molgen.workflows.fes_system import system_again
 from molgen.workflows.peptide_output import finished_run
 
@@ -132,8 +132,7 @@ def sample_pretrained(
     Returns:
         the ensemble, and the summary of the run.
     """
-    if repair not in REPAIRS:
-        raise InputError(f"unknown repair {repair!r}", where="--repair", expected=", ".join(REPAIRS))
+    check_repair(repair)
     problem, sampler, kernels, digest = load_pretrained(name, seed)
     count = samples or 2 * problem.settings.samples
     run = None

@@ -64,9 +64,7 @@ def moved(sampler: Sampler, draws: Batch, budget: float) -> tuple[list[Batch], n
 
     def densities(points: np.ndarray) -> Ends:
         batch = target.evaluate(points, np.zeros(len(points)), sampler.number)
-        log_p = target.log_weights(batch)
-        push = target.bias.evaluate(batch.cvs)[1]
-        slope = -(batch.gradient + np.einsum("nd,ndai->nai", push, batch.cv_gradient)) / target.kt
+        log_p, slope = target.log_weights(batch), -target.gradient(batch)
         return Ends(log_p, log_p, slope, slope)
 
     first = start(densities, draws.points[chosen])

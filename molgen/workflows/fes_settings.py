@@ -83,8 +83,7 @@ def check_settings(settings: FesSettings, starts: int, atoms: int) -> None:
     for name in ("sampler.width", "schedule.end", "schedule.start", "learning_rate"):
         if not 0 < flat[name] < np.inf:
             raise InputError(f"{name} = {flat[name]}", where="settings", expected="above 0")
-    if settings.repair not in REPAIRS:
-        raise InputError(f"unknown repair {settings.repair!r}", where="settings", expected=", ".join(REPAIRS))
+    check_repair(settings.repair)
     if settings.coordinates not in COORDINATES:
         raise InputError(
             f"unknown coordinates {settings.coordinates!r}", where="settings", expected=", ".join(COORDINATES)
@@ -92,6 +91,12 @@ def check_settings(settings: FesSettings, starts: int, atoms: int) -> None:
     known = ("auto", "point") if atoms == 1 else ("auto", *KINDS)
     if settings.controller not in known:
         raise InputError(f"unknown controller {settings.controller!r}", where="settings", expected=", ".join(known))
+
+
+def check_repair(repair: str) -> None:
+    """Refuse a `FesSettings.repair` that is none of `REPAIRS`."""
+    if repair not in REPAIRS:
+        raise InputError(f"unknown repair {repair!r}", where="repair", expected=", ".join(REPAIRS))
 
 
 def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
