@@ -76,10 +76,11 @@ class Surfaces:
     @property
     def passed(self) -> bool:
         """The gate: k-hat of the weights for the biased target is at most 0.7; or their mean exists, and chains that
-        began from them came to rest."""
+        began from them came to rest not far from where the weights had them."""
         if self.repair is None:
             return bool(self.biased.khat <= RELIABLE_KHAT)
-        return bool(self.biased.khat < 1 and self.repair.halves <= DISAGREE)
+        rest = self.repair.halves <= DISAGREE and self.repair.shift <= 2 * DISAGREE
+        return bool(self.biased.khat < 1 and rest)
 
     @property
     def verdict(self) -> str:
@@ -207,7 +208,7 @@ def outcome(
         chain, mended = repaired(sampler, draws, found, sampler.energies_used, topology)
         if mended.passed or not found.passed:
             return Outcome(chain, mended, kernels)
-        log("its chains did not come to rest: the weights stand")
+        log("its chains did not come to rest, or far from the weights: the weights stand")
     return Outcome(ensemble, found, kernels)
 
 
@@ -233,7 +234,11 @@ def repaired(
         histogram=found.histogram,
         biased=found.biased,
         disagreement={**new.disagreement, **apart},
-        repair=replace(repair, halves=_apart(one, other, low, new.path.counts) / kt),
+        repair=replace(
+            repair,
+            halves=_apart(one, other, low, new.path.counts) / kt,
+            shift=_apart(new.path.free_energy, found.path.free_energy, low, new.path.counts) / kt,
+        ),
     )
 
 

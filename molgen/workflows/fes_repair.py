@@ -35,6 +35,7 @@ class Repair:
         acceptance: mean, of the recorded moves. energies: evaluations.
         halves: root mean square difference, kT, of the surfaces of two halves of the recorded moves, bins counting by
             their samples, which tells whether the chains had come to rest; NaN until it is known.
+        shift: likewise of their surface and that of the weights: chains too slow to mend much seem to rest as well.
     """
 
     particles: int
@@ -43,6 +44,7 @@ class Repair:
     acceptance: float
     energies: int
     halves: float = float("nan")
+    shift: float = 0.0
 
 
 def moved(sampler: Sampler, draws: Batch, budget: float) -> tuple[list[Batch], np.ndarray, Repair]:
