@@ -76,11 +76,11 @@ class Surfaces:
     @property
     def passed(self) -> bool:
         """The gate: k-hat of the weights for the biased target is at most 0.7; or their mean exists, and chains that
-        began from them came to rest not far from where the weights had them."""
+        began from many different samples came to rest not far from where the weights had them."""
         if self.repair is None:
             return bool(self.biased.khat <= RELIABLE_KHAT)
         rest = self.repair.halves <= DISAGREE and self.repair.shift <= 2 * DISAGREE
-        return bool(self.biased.khat < 1 and rest)
+        return bool(self.biased.khat < 1 and rest and self.repair.ancestors >= self.repair.particles / 2)
 
     @property
     def verdict(self) -> str:
