@@ -127,4 +127,8 @@ def test_what_k_hat_refuses_is_mended_unasked(converged: tuple[Ensemble, Sampler
         sampler.controller, sampler.history = good, history
     repair = found.surfaces.repair
     assert repair is not None and found.surfaces.verdict in ("warn", "biased", "failed")
-    assert found.surfaces.passed == (found.surfaces.biased.khat < 1 and repair.halves <= DISAGREE)
+    assert found.surfaces.passed is (found.surfaces.verdict == "warn")
+    for worse in ({"ancestors": 150}, {"shift": 0.7}, {"halves": 0.4}):
+        good = replace(repair, ancestors=300, shift=0.1, halves=0.1)
+        sure = replace(found.surfaces, biased=replace(found.surfaces.biased, khat=0.8), repair=good)
+        assert sure.passed and not replace(sure, repair=replace(good, **worse)).passed
