@@ -16,6 +16,7 @@ from molgen.data.start import start_structure
 from molgen.prose.generate import sample, uniform
 from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
+from molgen.prose.rows import Rows
 from molgen.prose.state import State
 
 KELVIN = 380.0  # not 400, where the network's own measure of temperature is zero
@@ -75,9 +76,9 @@ def conditionals(layout: Layout, noise: Tensor, block: int = 1) -> tuple[Tensor,
     """(B, N) log-density of each atom's own coordinates, without volume, and x (B, N, 3)."""
     flow, parts = flow_of(), noise.new_zeros(len(noise), layout.atoms)
 
-    def spy(layout: Layout, state: State, h: Tensor, content: Any, ranks: Tensor, *rest: Any) -> Any:
-        steps, part = ProseFlow.place(flow, layout, state, h, content, ranks, *rest)
-        parts[:, ranks] = part
+    def spy(layout: Layout, state: State, h: Tensor, content: Any, rows: Rows, *rest: Any) -> Any:
+        steps, part = ProseFlow.place(flow, layout, state, h, content, rows, *rest)
+        parts[:, rows.ranks] = part
         return steps, part
 
     flow.place = spy  # type: ignore[method-assign]

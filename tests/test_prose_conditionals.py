@@ -17,6 +17,7 @@ from molgen.prose.generate import propose, sample, uniform
 from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
 from molgen.prose.physics import CHANNELS, KNOTS, scan
+from molgen.prose.rows import Rows
 from molgen.prose.state import State
 from molgen.prose.validity import LONGEST, validate
 from molgen.prose.zmatrix import canonical
@@ -34,7 +35,7 @@ def test_no_conditional_sees_its_own_or_later_atoms(molecule: str) -> None:
         state = State.of(layout, x[:, torch.from_numpy(layout.z.rank)], kelvin, torch.float64)
         h = flow.encode(layout)
         content = flow.content(layout, state, h)
-        q = flow.queries(layout, state, h, content, torch.arange(layout.atoms), state.local)
+        q = flow.queries(layout, state, h, content, Rows.of(layout, range(layout.atoms)), state.local)
         local = torch.cat([state.local.slopes, state.local.precisions, state.local.coupling], -1)
         return q[0], local[0], state.scan[0]
 

@@ -15,6 +15,7 @@ from molgen.geometry.internal import place, to_internal
 from molgen.prose.generate import sample, uniform
 from molgen.prose.layout import Layout
 from molgen.prose.limits import BEND, windows, within
+from molgen.prose.rows import Rows
 from molgen.prose.zmatrix import canonical
 
 RINGS = {"H": ["CE1"], "F": ["CZ"], "Y": ["CZ"], "W": ["CE2", "CH2"]}  # what closes them
@@ -51,7 +52,7 @@ def test_the_window_of_a_torsion_is_where_the_ring_can_be_closed(kind: str, name
     q = to_internal(z, x)
     at = torch.tensor([last])
     q[:, last, 1] += 0.1  # a little open: then the window of phi is an inner one
-    low, high = (edge[:, 0] for edge in windows(limits, z, x, q[:, at], at, 2))
+    low, high = (edge[:, 0] for edge in windows(Rows.at(layout, at), x, q[:, at], 2))
     wide = limits.high[last, 2]
     assert (low > -wide).all() and (high < wide).all(), "cut by the ring"
     a, b, c = (x[:, k] for k in z.references[last])
@@ -71,9 +72,10 @@ def test_the_window_of_an_angle_leaves_a_torsion(kind: str, name: str) -> None:
     _, last, end = span(layout, name)
     x = canonical(z, real(f"{kind}/ace-nme")[:, layout.order])
     q, at = to_internal(z, x), torch.tensor([last])
-    free = replace(limits, low=torch.full_like(limits.low, -math.inf), high=torch.full_like(limits.high, math.inf))
+    infinite = torch.full_like(limits.low, math.inf)
+    free = Rows.at(replace(layout, limits=replace(limits, low=-infinite, high=infinite)), at)
     a, b, c = (x[:, k] for k in z.references[last])
-    for edge, bound in zip(windows(free, z, x, q[:, at], at, 1), limits.gap[last], strict=True):
+    for edge, bound in zip(windows(free, x, q[:, at], 1), limits.gap[last], strict=True):
         turned = q[:, at].clone()
         turned[..., 1] = edge
         phis = torch.linspace(-math.pi, math.pi, 721, dtype=torch.float64)
@@ -82,7 +84,7 @@ def test_the_window_of_an_angle_leaves_a_torsion(kind: str, name: str) -> None:
         )
         assert gaps.amin(0) == pytest.approx(float(bound), abs=1e-4)
         if bound == limits.gap[last, 1]:
-            low, high = windows(free, z, x, turned, at, 2)
+            low, high = windows(free, x, turned, 2)
             assert (high - low).abs().max() < 1e-3
 
 
@@ -98,9 +100,9 @@ def test_the_lengths_that_close_a_ring_make_a_triangle(molecule: str) -> None:
             x = torch.zeros(1, layout.atoms, 3, dtype=torch.float64)
             x[:, b, 0] = gap
             q = torch.zeros(1, 1, 3, dtype=torch.float64)
-            for first in windows(layout.limits, z, x, q, at, 0):
+            for first in windows(Rows.at(layout, at), x, q, 0):
                 q[..., 0] = first
-                low, high = windows(layout.limits, z, x, q, at, 1)
+                low, high = windows(Rows.at(layout, at), x, q, 1)
                 assert (low < high + 1e-9).all()
                 for second in (float(low), float(high)):
                     r = float(first)
@@ -179,6 +181,6 @@ def test_limits_leave_room_for_what_is_real() -> None:
         assert units.max() == pytest.approx(BEND) and 0.5 * BEND**2 > 0.8
         x: Tensor = canonical(layout.z, real(molecule)[:, layout.order])
         q = to_internal(layout.z, x)
-        assert within(layout.limits, layout.z, x, q).all()
+        assert within(Rows.of(layout, range(layout.atoms)), x, q).all()
         q[0, 4, 0] *= 1.3
-        assert within(layout.limits, layout.z, x, q).tolist() == [False, True]
+        assert within(Rows.of(layout, range(layout.atoms)), x, q).tolist() == [False, True]

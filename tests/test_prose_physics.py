@@ -16,8 +16,9 @@ from molgen.data.peptide import build_peptide
 from molgen.data.start import start_structure
 from molgen.geometry.internal import closing_angle, place
 from molgen.prose import physics
-from molgen.prose.layout import Layout, Rotor
+from molgen.prose.layout import Layout
 from molgen.prose.physics import CLIP, KNOTS, STEP, local_quadratic, nonbonded, scan
+from molgen.prose.rotors import Rotor
 from molgen.units import KJ_MOL, NM
 
 MOLECULES = pytest.mark.parametrize("molecule", ["PK", "TP", "W/ace-nme", "RF"])

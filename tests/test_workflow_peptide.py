@@ -274,7 +274,7 @@ def test_lengths_beyond_training_are_warned_of(sequence, cap, text):
     ({"finetune": -1}, ["--finetune: -1 rounds"]),
     ({"workers": 0}, ["--workers: 0 workers"]),
     ({"units": "hartree"}, ["--units: unknown unit 'hartree'", "kJ/mol or kcal/mol"]),
-    ({"device": "cuda"}, ["--device: the flow does not run on 'cuda'"]),
+    ({"device": "cuda:9"}, ["--device: no device 'cuda:9'"]),
     ({"platform": "Abacus"}, ["no OpenMM platform 'Abacus'", "Reference"]),
     ({"observables": ["phi 7"]}, ["phi 7"]),
     ({"observables": ["beauty"]}, ["no observable 'beauty'", "distance"]),

@@ -21,6 +21,7 @@ from molgen.errors import InputError
 from molgen.geometry.internal import log_volume, to_cartesian, to_internal, wrapped
 from molgen.prose.layout import Layout
 from molgen.prose.limits import within
+from molgen.prose.rows import Rows
 from molgen.prose.zmatrix import build_zmatrix, canonical
 
 KINDS = [kind for kind in RESIDUES if kind != "[HIE]"]  # the same as H
@@ -278,7 +279,7 @@ def test_frames_of_molecular_dynamics_have_narrow_dihedrals_near_their_centre(se
     x = canonical(layout.z, torch.from_numpy(data.positions[0, ::20]).double()[:, layout.order])
     q = to_internal(layout.z, x)
     narrow = q[:, layout.narrow, 2].abs()
-    assert within(layout.limits, layout.z, x, q).all()
+    assert within(Rows.of(layout, range(layout.atoms)), x, q).all()
     assert narrow.median() < 0.15 and (narrow > 0.6).float().mean() < 0.01
     assert (distances(to_cartesian(layout.z, q)) - distances(x)).abs().max() < 1e-9
 
@@ -330,4 +331,4 @@ def test_mirror_images_are_not_put_right(sequence: str) -> None:
     layout = Layout.of(peptide)
     x = conformations(peptide)
     x = canonical(layout.z, x * x.new_tensor([1.0, 1.0, -1.0]))
-    assert not within(layout.limits, layout.z, x, to_internal(layout.z, x)).any()
+    assert not within(Rows.of(layout, range(layout.atoms)), x, to_internal(layout.z, x)).any()

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from molgen.device import resolve_device as resolve_device
 from molgen.errors import InputError, MolgenError
 from molgen.files import json_text
 from molgen.run import MANIFEST
@@ -149,33 +150,6 @@ def live_line(every: float = 60.0) -> Iterator[Callable[[str], None]]:
             log(message)
 
     yield say
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device of `--device`; "auto" takes CUDA where there is one.
-
-    Raises:
-        InputError: unknown device, or one this machine does not have.
-    """
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(
-            f"unknown device {name!r}", where="--device", expected="auto, cpu, cuda, cuda:1 or mps"
-        ) from error
-    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= present.get(device.type, 0):
-        raise InputError(
-            f"no device {name!r} on this machine",
-            where="--device",
-            expected="auto, or one that `molgen doctor` lists",
-            remedy="give --device cpu, or install a torch build for your accelerator",
-        )
-    return device
 
 
 def resolve_dtype(name: str) -> torch.dtype:

@@ -53,7 +53,13 @@ def seconds_of(text: str) -> float:
 
 @app.command("ts")
 def train_ts(
-    data: Annotated[Path, typer.Option("--data", help="npz of reactions, or RDB7, Transition1x, RGD1 as published.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            "--data",
+            help="npz of reactions, or RDB7, Transition1x, RGD1 as published; may be repeated, the first validates.",
+        ),
+    ],
     out: common.Out = Path("runs/train-ts"),
     config: Annotated[str, typer.Option("--config", help="Size of the model: small or base.")] = "small",
     time_budget: TimeBudget = "2h",
@@ -75,11 +81,11 @@ def train_ts(
 
     budget = None if steps else seconds_of(time_budget)
     settings: dict[str, Any] = {
-        "data": str(data), "config": config, "init": init, "train_split": train_split, "val_split": val_split,
-        "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps,
+        "data": [str(path) for path in data], "config": config, "init": init, "train_split": train_split,
+        "val_split": val_split, "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps,
     }  # fmt: skip
     torch_device = common.resolve_device(device)
-    train, val = load_training_data(data, train_split, val_split, seed)
+    train, val = load_training_data(data[0], train_split, val_split, seed, data[1:])
     model = make_model(train, val, config=config, init=init, seed=seed)
 
     def learn(run: Run) -> dict[str, Any]:
@@ -148,6 +154,7 @@ def train_prose(
     ] = None,
     val: Annotated[str, typer.Option("--val", help="Sequences that select the weights that are kept: AY,PF.")] = "",
     val_share: Annotated[float, typer.Option("--val-share", help="Without --val: a share drawn at random.")] = 0.05,
+    config: Annotated[str, typer.Option("--config", help="Size of the flow: small or base.")] = "small",
     time_budget: TimeBudget = "2h",
     steps: Steps = None,
     init: Init = None,
@@ -160,8 +167,10 @@ def train_prose(
     ] = None,
     own_samples: Annotated[int, typer.Option("--own-samples", min=2, help="Samples of each of --own.")] = 256,
     batch: Annotated[int, typer.Option("--batch-size", min=2, help="Frames of a sequence in a batch.")] = 32,
+    sequences: Annotated[int, typer.Option("--sequences", min=1, help="Sequences in a batch.")] = 2,
     learning_rate: LearningRate = 2e-3,
     seed: common.Seed = 0,
+    device: common.Device = "auto",
     resume: common.Resume = False,
     overwrite: common.Overwrite = False,
     as_json: common.Json = False,
@@ -169,10 +178,9 @@ def train_prose(
     """Train Prose on molecular dynamics of peptides; the best weights by validation end up in OUT/best."""
     import torch
 
-    from molgen.prose.model import ProseFlow
     from molgen.prose.training import ProseLoss
     from molgen.prose.training import train_prose as run_training
-    from molgen.prose.weights import deepened, load_flow
+    from molgen.prose.weights import deepened, load_flow, make_flow
     from molgen.rng import sample_seed
     from molgen.run import Run
     from molgen.workflows.train_prose import load_own_data, load_training_data
@@ -180,13 +188,14 @@ def train_prose(
     budget = None if steps else seconds_of(time_budget)
     settings: dict[str, Any] = {
         "data": [str(path) for path in data], "exclude": exclude and str(exclude), "val": val, "val_share": val_share,
-        "init": init, "batch": batch, "learning_rate": learning_rate, "steps": steps,
-        "own": own and str(own), "own_samples": own_samples, **({"layers": layers} if layers else {}),
+        "init": init, "config": config, "batch": batch, "sequences": sequences, "learning_rate": learning_rate,
+        "steps": steps, "own": own and str(own), "own_samples": own_samples, **({"layers": layers} if layers else {}),
     }  # fmt: skip
     if own is not None and init is None:
         raise InputError("--own needs a flow to draw samples from", where="--init", expected="weights of Prose")
+    torch_device = common.resolve_device(device)
     torch.manual_seed(sample_seed(seed))
-    model = ProseFlow() if init is None else load_flow(init).model
+    model = make_flow(config) if init is None else load_flow(init).model
     if layers is not None:
         model = deepened(model, layers)
     chosen = [sequence.strip() for sequence in val.split(",") if sequence.strip()]
@@ -208,10 +217,13 @@ def train_prose(
         run.record(rejections={"excluded": len(found.excluded), "unusable": len(found.unusable)})
         return run_training(
             model, train, found.val, run.directory, budget_seconds=budget, steps=steps, seed=seed,
-            learning_rate=learning_rate, loss=ProseLoss(frames=batch), resume=run.resumed, log=common.log,
+            learning_rate=learning_rate, loss=ProseLoss(frames=batch, sequences=sequences), device=torch_device,
+            resume=run.resumed, log=common.log,
         )  # fmt: skip
 
-    with Run(out, "train prose", settings, seed=seed, overwrite=overwrite, resume=resume) as run:
+    with Run(
+        out, "train prose", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume
+    ) as run:
         summary = _carry_out(run, learn)
     _report(summary, run, as_json, "1 - forward ESS {:.3f}", "peptide AAGY")
 

@@ -83,10 +83,10 @@ def to_internal(z: ZMatrix, x: Tensor) -> Tensor:
     bond, back = x - c, b - c
     r = bond.norm(dim=-1)
     theta = torch.atan2(torch.linalg.cross(back, bond).norm(dim=-1), (back * bond).sum(-1))
-    closes = torch.from_numpy(z.closes)
+    closes = torch.from_numpy(z.closes).to(x.device)
     second = torch.where(closes, (x - b).norm(dim=-1), theta)
     phi = wrapped(dihedral(a, b, c, x) - torch.from_numpy(z.center).to(x))
-    return torch.where(present(z), torch.stack([r, second, phi], dim=-1), 0.0)
+    return torch.where(present(z).to(x.device), torch.stack([r, second, phi], dim=-1), 0.0)
 
 
 def place(a: Tensor, b: Tensor, c: Tensor, r: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
@@ -127,8 +127,7 @@ def log_volume(z: ZMatrix, q: Tensor, x: Tensor) -> Tensor:
     """(B,) log |dx / dq|, rigid motion left out: q (B, N, 3) of :func:`to_internal`, x (B, N, 3) by rank."""
     _, b, c = (x[:, index] for index in z.index)
     r, second = q[..., 0], q[..., 1]
-    closes = torch.from_numpy(z.closes)
-    has = present(z)
+    closes, has = torch.from_numpy(z.closes).to(x.device), present(z).to(x.device)
     distance = torch.where(closes, (b - c).norm(dim=-1), 1.0)
     sine = torch.where(has[:, 1] & ~closes, second.sin(), 1.0)
     per_atom = torch.where(

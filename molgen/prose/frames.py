@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from molgen.geometry.internal import log_volume, to_internal
 from molgen.prose.layout import Layout
 from molgen.prose.limits import within
 from molgen.prose.physics import local_quadratic, scan
+from molgen.prose.rows import Rows
 from molgen.prose.state import State
 from molgen.prose.zmatrix import canonical
 
@@ -67,7 +69,7 @@ class Frames:
             x = canonical(layout.z, chunk.double()[:, layout.order])
             q = to_internal(layout.z, x)
             volume = log_volume(layout.z, q, x).float()
-            usable = within(layout.limits, layout.z, x, q) & volume.isfinite()
+            usable = within(Rows.of(layout, range(layout.atoms)), x, q) & volume.isfinite()
             x = x.float()
             gradient, hessian = local_quadratic(layout, x, layout.narrow)
             scans = torch.stack([scan(layout, rotor, x) for rotor in layout.rotors], 1).half()
@@ -98,20 +100,31 @@ class Frames:
         names = [field.name for field in fields(cls) if field.name != "layout"]
         return cls(parts[0].layout, *(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
+    def to(self, device: torch.device | str) -> Frames:
+        """The same on another device; indices to pick from stay on the CPU."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
+        return replace(self, **moved)
+
+    @cached_property
+    def _kept(self) -> tuple[Tensor, Tensor]:
+        """Temperatures and shares on the CPU, where frames are picked."""
+        return self.temperature.cpu(), self.share.cpu()
+
     def at(self, temperature: float) -> Tensor:
         """Indices of the frames of this temperature."""
-        return torch.nonzero((self.temperature - temperature).abs() < 0.5)[:, 0]
+        return torch.nonzero((self._kept[0] - temperature).abs() < 0.5)[:, 0]
 
     def temperatures(self) -> list[float]:
         """The temperatures present, ascending."""
-        return sorted(set(self.temperature.tolist()))
+        return sorted(set(self._kept[0].tolist()))
 
     def pick(self, index: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """At most `count` of the frames `index`, by their shares, with replacement."""
-        return index[torch.multinomial(self.share[index], min(count, len(index)), True, generator=generator)]
+        return index[torch.multinomial(self._kept[1][index], min(count, len(index)), True, generator=generator)]
 
     def state(self, index: Tensor) -> State:
         """The state of frames `index`, at their own temperatures."""
+        index = index.to(self.x.device)
         parts = (self.x, self.q, self.gradient, self.hessian, self.scans, self.volume)
         x, q, gradient, hessian, scans, volume = (part[index].float() for part in parts)
         return State.from_parts(self.layout, x, q, gradient, hessian, scans, volume, self.temperature[index])

@@ -23,10 +23,11 @@ from molgen.prose.layout import Layout
 from molgen.prose.limits import within
 from molgen.prose.model import ProseFlow
 from molgen.prose.physics import CHANNELS, KNOTS, local_quadratic, scan
+from molgen.prose.rows import Rows
 from molgen.prose.state import Local, State, coordinates, thermal
 from molgen.rng import torch_generator
 
-BATCH = 512
+BATCH, GPU_BATCH = 512, 4096
 _SAME = 1e-9  # Angstrom: two rounds agree
 
 
@@ -47,12 +48,12 @@ def propose(
     seed: int,
     *,
     first: int = 0,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw samples first, ..., first + n - 1 of `seed`; sample i is the same whatever else is drawn with it.
 
-    As many batches at once as torch has threads (`torch.set_num_threads`, OMP_NUM_THREADS).
+    On a CPU as many batches at once as torch has threads (`torch.set_num_threads`, OMP_NUM_THREADS).
 
     Args:
         temperature: K. progress: called with the number of samples finished since its last call.
@@ -65,18 +66,20 @@ def propose(
     """
     if n < 1:
         raise InputError(f"{n} samples asked", where="-n", expected="at least 1")
+    on_cpu = flow.waves.device.type == "cpu"
+    batch_size = batch_size or (BATCH if on_cpu else GPU_BATCH)
     batches = [range(k, min(k + batch_size, first + n)) for k in range(first, first + n, batch_size)]
 
     def one(indices: range) -> tuple[np.ndarray, np.ndarray]:
         torch.set_num_threads(1)
         noise = torch.stack([uniform(seed, i, layout.noise) for i in indices])
         out = sample(flow, layout, noise, torch.full((len(indices),), float(temperature), dtype=torch.float64))
-        return out.x.numpy(), out.log_q.numpy()
+        return out.x.cpu().numpy(), out.log_q.cpu().numpy()
 
     # batches side by side, each on one thread: two threads within one operation gain little, and lose a factor of three
     # on a machine that has anything else to do, since they wait for each other
     threads, parts = torch.get_num_threads(), []
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads if on_cpu else 1) as pool:
         try:
             for part in pool.map(one, batches):
                 parts.append(part)
@@ -103,15 +106,16 @@ def sample(flow: ProseFlow, layout: Layout, noise: Tensor, temperature: Tensor, 
         block: atoms placed at once; 1 is sequential, N is pure Jacobi iteration. The result is the same.
     """
     b, n = len(noise), layout.atoms
-    noise = noise.double().view(b, n, 4)
-    dtype = flow.waves.dtype
+    dtype, device = flow.waves.dtype, flow.waves.device
+    layout, noise, temperature = layout.to(device), noise.double().view(b, n, 4).to(device), temperature.to(device)
     kt, condition = thermal(temperature, dtype)
     x = noise.new_zeros(b, n, 3)
     q, log_q, rounds = torch.zeros_like(x), noise.new_zeros(b, n), 0
     h, cache, content = flow.encode(layout), TrunkCache(), None
     for begin in range(0, n, block):
         end = min(begin + block, n)
-        ranks = torch.arange(begin, end)
+        rows = Rows.of(layout, range(begin, end))
+        ranks = rows.ranks
         if block > 1:  # the first guess: everything ideal, every torsion trans
             guess = x.new_zeros(b, end - begin, 3)
             guess[..., 2] = torch.where(layout.broad[ranks], math.pi, 0.0)
@@ -123,8 +127,8 @@ def sample(flow: ProseFlow, layout: Layout, noise: Tensor, temperature: Tensor, 
                 content = flow.content(layout, state, h, end)
             elif content is None or content[0].shape[1] < int((layout.heavy < begin).sum()):
                 content = flow.content(layout, state, h, begin, cache)
-            local, scans = _hints(layout, state, ranks)
-            steps, part = flow.place(layout, state, h, content, ranks, noise[:, ranks], local, scans)
+            local, scans = _hints(layout, state, rows)
+            steps, part = flow.place(layout, state, h, content, rows, noise[:, ranks], local, scans)
             before = x[:, ranks].clone()
             _move(layout, x, q, ranks, steps)
             log_q[:, ranks] = part
@@ -133,23 +137,22 @@ def sample(flow: ProseFlow, layout: Layout, noise: Tensor, temperature: Tensor, 
                 break
     total = log_q.sum(1) - log_volume(layout.z, q, x)
     # no conformation, or none that log_prob knows: a ring that cannot close any more
-    total = torch.where(within(layout.limits, layout.z, x, q) & ~total.isnan(), total, math.inf)
+    total = torch.where(within(Rows.of(layout, range(n)), x, q) & ~total.isnan(), total, math.inf)
     return Sampled(x[:, torch.from_numpy(layout.z.rank)], total, rounds)
 
 
-def _hints(layout: Layout, state: State, ranks: Tensor) -> tuple[Local, Tensor]:
-    """The force field's view of `ranks`: local quadratics of all, scans of the rotors."""
-    narrow = torch.nonzero(layout.has_line[ranks, 2])[:, 0]
-    free = Local.free(state.x, len(ranks))
+def _hints(layout: Layout, state: State, rows: Rows) -> tuple[Local, Tensor]:
+    """The force field's view of `rows`: local quadratics of all, scans of the rotors."""
+    narrow = rows.narrow_at
+    free = Local.free(state.x, len(rows.ranks))
     if len(narrow):
-        some = Local.of(*local_quadratic(layout, state.x, ranks[narrow]))
+        some = Local.of(*local_quadratic(layout, state.x, rows.ranks[narrow]))
         free = Local(
             free.slopes.index_copy(1, narrow, some.slopes),
             free.precisions.index_copy(1, narrow, some.precisions),
             free.coupling.index_copy(1, narrow, some.coupling),
         )
-    turning = [int(k) for k in layout.rotor_of[ranks] if k >= 0]
-    scans = [scan(layout, layout.rotors[k], state.x) for k in turning]
+    scans = [scan(layout, layout.rotors[k], state.x) for k in rows.rotors.tolist()]
     return free, torch.stack(scans, 1) if scans else state.x.new_zeros(len(state.x), 0, CHANNELS, KNOTS)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 
 import networkx as nx
@@ -14,6 +14,7 @@ from torch import Tensor
 from molgen.data.peptide import Parameters, Peptide
 from molgen.geometry.internal import ZMatrix
 from molgen.prose.limits import Limits
+from molgen.prose.rotors import Bends, Rotor, Terms, build_rotor
 from molgen.prose.zmatrix import build_zmatrix
 
 ELEMENTS = (1, 6, 7, 8, 16)
@@ -29,58 +30,8 @@ _CACHE: weakref.WeakKeyDictionary[Peptide, Layout] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
-class Terms:
-    """Force-field terms by rank, each owned by the atom that completes it (its highest rank).
-
-    Attributes:
-        atoms: (K, m) ranks. owner: (K,) rank. slot: (K,) where in `atoms` the owner stands.
-        constants: (K, c) parameters: angles (theta, k), torsions (n, phase, k); radians, eV.
-    """
-
-    atoms: Tensor
-    owner: Tensor
-    slot: Tensor
-    constants: Tensor
-
-    @classmethod
-    def of(cls, atoms: np.ndarray, constants: np.ndarray) -> Terms:
-        """Terms from ranks (K, m) and constants (K, c)."""
-        return cls(
-            torch.from_numpy(atoms),
-            torch.from_numpy(atoms.max(1)),
-            torch.from_numpy(atoms.argmax(1)),
-            torch.from_numpy(constants).double(),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Rotor:
-    """A broad dihedral and what turns with it: the atom X and the other substituents that its centre still lacks.
-
-    Attributes:
-        rank, fold: of X. atoms: (Y,) ranks of X and its siblings. azimuth: (Y,) their dihedral minus X's.
-        torsions: (K, 3) n, phase, k of every torsion over the axis; ends: (K,) rank at the far end of the axis;
-            offsets: (K,) azimuth of the near end.
-        closure: of a torsion within a five-membered ring whose last atom, bonded to X and A, is still to come: its two
-            bond lengths (Angstrom), the angle between them (radians), its force constant (eV); else None.
-        beyond: what hangs on X and is still to come: its charge (e), how far past X it lies (Angstrom), its number
-            of heavy atoms.
-    """
-
-    rank: int
-    fold: int
-    atoms: Tensor
-    azimuth: Tensor
-    torsions: Tensor
-    ends: Tensor
-    offsets: Tensor
-    closure: tuple[float, float, float, float] | None
-    beyond: tuple[float, float, int]
-
-
-@dataclass(frozen=True, eq=False)
 class Layout:
-    """Static description of one peptide; float tensors are float64 on the CPU.
+    """Static description of one peptide; float tensors are float64, on the CPU unless moved by `to`.
 
     Attributes:
         z: the z-matrix. peptide: where it comes from.
@@ -123,23 +74,39 @@ class Layout:
     @cached_property
     def order(self) -> Tensor:
         """(N,) atom index of each rank."""
-        return torch.from_numpy(self.z.order)
+        return torch.from_numpy(self.z.order).to(self.device)
+
+    @cached_property
+    def references(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) each: ranks of the reference atoms A, B, C, 0 where there is none."""
+        a, b, c = (index.to(self.device) for index in self.z.index)
+        return a, b, c
+
+    @cached_property
+    def center(self) -> Tensor:
+        """(N,) where narrow dihedrals lie, radians."""
+        return torch.from_numpy(self.z.center).to(self.device)
+
+    @cached_property
+    def hops(self) -> Tensor:
+        """(H, H, 9) `heavy_bonds`, one-hot."""
+        return torch.nn.functional.one_hot(self.heavy_bonds, 9)
 
     @cached_property
     def rotor_ranks(self) -> Tensor:
         """(R,) rank of each broad dihedral."""
-        return torch.tensor([rotor.rank for rotor in self.rotors])
+        return torch.tensor([rotor.rank for rotor in self.rotors], device=self.device)
 
     @cached_property
     def rotor_of(self) -> Tensor:
         """(N,) the broad dihedral of each rank, or -1."""
-        index = torch.full((self.atoms,), -1)
-        return index.index_copy(0, self.rotor_ranks, torch.arange(len(self.rotors)))
+        index = torch.full((self.atoms,), -1, device=self.device)
+        return index.index_copy(0, self.rotor_ranks, torch.arange(len(self.rotors), device=self.device))
 
     @cached_property
     def folds(self) -> Tensor:
         """(R,) fold of each broad dihedral."""
-        return torch.tensor([rotor.fold for rotor in self.rotors])
+        return torch.tensor([rotor.fold for rotor in self.rotors], device=self.device)
 
     @cached_property
     def broad(self) -> Tensor:
@@ -149,7 +116,7 @@ class Layout:
     @cached_property
     def has_line(self) -> Tensor:
         """(N, 3) whether an atom has r, theta and a narrow phi."""
-        rank = torch.arange(self.atoms)
+        rank = torch.arange(self.atoms, device=self.device)
         return torch.stack([rank > 0, rank > 1, (rank > 2) & ~self.broad], -1)
 
     @cached_property
@@ -166,6 +133,19 @@ class Layout:
     def atoms(self) -> int:
         """N."""
         return len(self.z)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.nodes.device
+
+    def to(self, device: torch.device | str) -> Layout:
+        """The same, its tensors on another device."""
+        if torch.device(device) == self.device:
+            return self
+        if device not in self.plans:
+            self.plans[device] = _moved(replace(self, plans={}), device)
+        return self.plans[device]
 
     @property
     def noise(self) -> int:
@@ -210,7 +190,7 @@ def _build(peptide: Peptide) -> Layout:
         ),
         narrow=torch.from_numpy(np.flatnonzero((z.fold == 0) & (np.arange(n) > 2))),
         rotors=tuple(
-            _rotor(z, int(i), torsions, graph, (r0, theta0), bends, p.charges[order], set(heavy.tolist()))
+            build_rotor(z, int(i), torsions, graph, (r0, theta0), bends, p.charges[order], set(heavy.tolist()))
             for i in np.flatnonzero(z.fold)
         ),
         lj=torch.from_numpy(np.where(hops == 3, 0.5, kept)),
@@ -221,6 +201,16 @@ def _build(peptide: Peptide) -> Layout:
         angles=angles,
         torsions=torsions,
     )
+
+
+def _moved(value, device):
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device) for item in value)
+    if is_dataclass(value) and not isinstance(value, Peptide | ZMatrix):
+        return replace(value, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})  # type: ignore[type-var]
+    return value
 
 
 def _hops(graph: nx.Graph, n: int) -> np.ndarray:
@@ -295,62 +285,6 @@ def _nodes(z: ZMatrix, peptide: Peptide, graph: nx.Graph, hops: np.ndarray) -> n
     return np.stack(columns, 1).astype(np.float64)
 
 
-Bends = dict[tuple[frozenset[int], int], tuple[float, float]]
-
-
-def _rotor(
-    z: ZMatrix,
-    i: int,
-    torsions: Terms,
-    graph: nx.Graph,
-    ideal: tuple[np.ndarray, np.ndarray],
-    bends: Bends,
-    charges: np.ndarray,
-    heavy: set[int],
-) -> Rotor:
-    a, b, c = (int(k) for k in z.references[i])
-    if z.closes[i]:  # the axis is no bond: only the closing atom itself turns
-        empty = torch.zeros(0, dtype=torch.long)
-        none = torch.zeros(0, dtype=torch.float64)
-        return Rotor(
-            i, 1, torch.tensor([i]), torch.zeros(1).double(), none.reshape(0, 3), empty, none, None, (0.0, 0.0, 0)
-        )
-    siblings = [k for k in graph[c] if k > i and z.references[k, 0] == i and z.references[k, 2] == c]
-    atoms = [i, *siblings]
-    azimuth = {i: 0.0} | {k: float(z.center[k]) for k in siblings}
-    rows, ends, offsets = [], [], []
-    for quad, constants in zip(torsions.atoms.tolist(), torsions.constants, strict=True):
-        for d, e, f, g in (quad, quad[::-1]):
-            if (e, f) == (b, c) and g in azimuth and d < i:
-                rows.append(constants)
-                ends.append(d)
-                offsets.append(azimuth[g])
-    return Rotor(
-        rank=i,
-        fold=int(z.fold[i]),
-        atoms=torch.tensor(atoms),
-        azimuth=torch.tensor([azimuth[k] for k in atoms]).double(),
-        torsions=torch.stack(rows) if rows else torch.zeros(0, 3).double(),
-        ends=torch.tensor(ends, dtype=torch.long),
-        offsets=torch.tensor(offsets).double(),
-        closure=_closure(z, i, a, graph, ideal, bends),
-        beyond=_beyond(i, atoms, graph, charges, heavy),
-    )
-
-
-def _beyond(
-    i: int, rotor: list[int], graph: nx.Graph, charges: np.ndarray, heavy: set[int]
-) -> tuple[float, float, int]:
-    """Charge, distance and heavy atoms of the branch that X carries: what is reached from it through later ranks."""
-    reach = nx.single_source_shortest_path_length(graph.subgraph([k for k in graph if k >= i]), i)
-    branch = [k for k in reach if k not in rotor]
-    if not branch:
-        return 0.0, 0.0, 0
-    weight = np.abs(charges[branch]) + 0.01
-    hops = float((weight * [reach[k] for k in branch]).sum() / weight.sum())
-    return float(charges[branch].sum()), 1.2 * hops, len(heavy & set(branch))
-
-
 def _corners(z: ZMatrix, bends: Bends) -> dict[int, tuple[float, float]]:
     """The ideal angle at each atom that closes a ring, between its two bonds, and the unit of that angle, radians."""
     corners = {}
@@ -358,16 +292,3 @@ def _corners(z: ZMatrix, bends: Bends) -> dict[int, tuple[float, float]]:
         theta, force = bends[frozenset(z.references[k, 1:].tolist()), k]
         corners[k] = (theta, force**-0.5)
     return corners
-
-
-def _closure(
-    z: ZMatrix, i: int, a: int, graph: nx.Graph, ideal: tuple[np.ndarray, np.ndarray], bends: Bends
-) -> tuple[float, float, float, float] | None:
-    """What the atom that will close a ring between ranks i and a asks of their distance."""
-    last = [k for k in set(graph[i]) & set(graph[a]) if k > i and z.closes[k]]
-    if not last:
-        return None
-    (k,) = last
-    theta, force = bends[frozenset((i, a)), k]
-    # the second coordinate of an atom that closes a ring is a length too
-    return float(ideal[0][k]), float(ideal[1][k]), float(theta), float(force)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from molgen.geometry.internal import ZMatrix, dihedral, wrapped
 from molgen.prose.validity import LONGEST, SHORTEST
+
+if TYPE_CHECKING:
+    from molgen.prose.rows import Rows
 
 # Widest of 12,900 frames at 600 K of 129 peptides: an angle whose own spring has 0.51 eV, planes bent by 0.85 rad
 # (hydrogens: 1.15).
@@ -84,8 +88,8 @@ class Limits:
         return cls(*(torch.from_numpy(value) for value in (low, high, z.closes, mate, gap)))
 
 
-def windows(limits: Limits, z: ZMatrix, x: Tensor, q: Tensor, ranks: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-    """Least and most (B, K) of r (`kind` 0), theta or r2 (1), phi minus its centre (2) of the atoms of `ranks` (K,).
+def windows(rows: Rows, x: Tensor, q: Tensor, kind: int) -> tuple[Tensor, Tensor]:
+    """Least and most (B, K) of r (`kind` 0), theta or r2 (1), phi minus its centre (2) of the atoms of `rows`.
 
     Where a ring cannot be closed any more, the window of theta is a point, or that of r is empty (least above most).
 
@@ -93,21 +97,20 @@ def windows(limits: Limits, z: ZMatrix, x: Tensor, q: Tensor, ranks: Tensor, kin
         x: (B, N, 3) positions by rank; only ranks below an atom's own matter. q: (B, K, 3) coordinates of these atoms,
             of which those before `kind` matter.
     """
-    low, high = (side[ranks, kind].to(x.dtype).repeat(len(x), 1) for side in (limits.low, limits.high))
-    a, b, c = (index[ranks] for index in z.index)
-    if kind < 2 and len(at := torch.nonzero(limits.closes[ranks])[:, 0]):
-        apart, r = (x[:, b[at]] - x[:, c[at]]).norm(dim=-1), q[:, at, 0]
+    low, high = (side[:, kind].to(x.dtype).repeat(len(x), 1) for side in (rows.low, rows.high))
+    if kind < 2 and len(at := rows.closes_at):
+        apart, r = (x[:, rows.b[at]] - x[:, rows.c[at]]).norm(dim=-1), q[:, at, 0]
         if kind == 0:
-            low[:, at] = torch.maximum(low[:, at], apart - limits.high[ranks[at], 1].to(x.dtype))
+            low[:, at] = torch.maximum(low[:, at], apart - rows.high[at, 1].to(x.dtype))
         else:
             low[:, at] = torch.maximum(low[:, at], (apart - r).abs())
             high[:, at] = torch.minimum(high[:, at], apart + r)
-    if kind > 0 and len(at := torch.nonzero(limits.mate[ranks] >= 0)[:, 0]):
-        a, b, c, mate = (x[:, index] for index in (a[at], b[at], c[at], limits.mate[ranks[at]]))
+    if kind > 0 and len(at := rows.mate_at):
+        a, b, c, mate = (x[:, index] for index in (rows.a[at], rows.b[at], rows.c[at], rows.mate))
         back, across = b - c, mate - c
         distance = across.norm(dim=-1)
         turn = torch.atan2(torch.linalg.cross(back, across).norm(dim=-1), (back * across).sum(-1))
-        gap, r = limits.gap[ranks[at]].to(x.dtype), q[:, at, 0]
+        gap, r = rows.gap.to(x.dtype), q[:, at, 0]
         if kind == 1:  # in the plane of the ring, where the gap is least
             square = (r.square() + distance.square())[..., None] - gap.square()
             least, most = torch.arccos((square / (2 * r * distance)[..., None]).clamp(-1, 1)).unbind(-1)
@@ -117,8 +120,7 @@ def windows(limits: Limits, z: ZMatrix, x: Tensor, q: Tensor, ranks: Tensor, kin
             square = r.square() + distance.square() - 2 * r * distance * theta.cos() * turn.cos()
             cosine = (square - gap[:, 1].square()) / (2 * r * distance * theta.sin() * turn.sin())
             half = torch.arccos(cosine.clamp(-1, 1))
-            centre = torch.from_numpy(z.center)[ranks[at]].to(x.dtype)
-            middle = wrapped(dihedral(a, b, c, mate) - centre)
+            middle = wrapped(dihedral(a, b, c, mate) - rows.center[at].to(x.dtype))
             least, most = middle - half, middle + half
         # where both cannot be had, a ring that closes matters more
         common = torch.maximum(low[:, at], least), torch.minimum(high[:, at], most)
@@ -127,11 +129,11 @@ def windows(limits: Limits, z: ZMatrix, x: Tensor, q: Tensor, ranks: Tensor, kin
     return low, high
 
 
-def within(limits: Limits, z: ZMatrix, x: Tensor, q: Tensor) -> Tensor:
-    """(B,) whether all coordinates q (B, N, 3) of positions x (B, N, 3), both by rank, lie in their windows."""
-    ranks, inside = torch.arange(len(z)), torch.ones(len(x), dtype=torch.bool)
+def within(rows: Rows, x: Tensor, q: Tensor) -> Tensor:
+    """(B,) whether coordinates q (B, N, 3) of positions x (B, N, 3) lie in the windows of `rows`, which are all."""
+    inside = torch.ones(len(x), dtype=torch.bool, device=x.device)
     for kind in range(3):
-        low, high = windows(limits, z, x, q, ranks, kind)
+        low, high = windows(rows, x, q, kind)
         value = q[..., kind]
         inside = inside & ((value >= low - _EDGE) & (value <= high + _EDGE)).all(1)
     return inside

@@ -24,6 +24,7 @@ from molgen.prose.conditional import Conditional
 from molgen.prose.layout import NODE_FEATURES, Layout
 from molgen.prose.limits import windows, within
 from molgen.prose.physics import CHANNELS, KNOTS
+from molgen.prose.rows import Rows
 from molgen.prose.state import Local, State, broad_positions
 
 OWN = 7  # own coordinates of a placed atom: r, theta, narrow phi; cos and sin of phi and 2 phi
@@ -45,6 +46,12 @@ class ProseConfig:
     heads: int = 4
     layers: int = 2
     radial: int = 12
+
+
+CONFIGS: dict[str, dict[str, int]] = {
+    "small": {"layers": 4},
+    "base": {"width": 192, "head": 128, "channels": 32, "scalars": 128, "vectors": 32, "pair": 64, "layers": 4},
+}
 
 
 class Encoder(nn.Module):
@@ -124,6 +131,8 @@ class ProseFlow(nn.Module):
         angle = torch.arange(KNOTS) * (2 * torch.pi / KNOTS) - torch.pi
         order = torch.arange(1, FOURIER + 1)[:, None]
         self.waves: Tensor
+        self.plain: Tensor
+        self.register_buffer("plain", (torch.arange(CHANNELS) < 3).float(), persistent=False)
         self.register_buffer("waves", torch.cat([(order * angle).cos(), (order * angle).sin()]), persistent=False)
 
     def encode(self, layout: Layout) -> Tensor:
@@ -142,12 +151,12 @@ class ProseFlow(nn.Module):
         if not n:
             return state.x.new_zeros(b, 0, self.config.scalars), state.x.new_zeros(b, 0, 3, self.config.vectors)
         static = self.to_trunk(h[heavy]).expand(b, -1, -1)
-        hops = F.one_hot(layout.heavy_bonds[:n, :n], 9).to(state.x.dtype)
-        causal = torch.ones(n, n, dtype=torch.bool).tril(-1)
+        hops = layout.hops[:n, :n].to(state.x.dtype)
+        causal = torch.ones(n, n, dtype=torch.bool, device=h.device).tril(-1)
         s, v, _ = self.trunk(
             torch.cat([static, state.own[:, heavy]], -1),
             [state.x[:, heavy]],
-            torch.ones(b, n, dtype=torch.bool),
+            torch.ones(b, n, dtype=torch.bool, device=h.device),
             pair_mask=causal.expand(b, n, n),
             pair_features=hops.expand(b, n, n, 9),
             condition=state.condition,
@@ -156,26 +165,22 @@ class ProseFlow(nn.Module):
         return s, v
 
     def queries(
-        self, layout: Layout, state: State, h: Tensor, content: tuple[Tensor, Tensor], ranks: Tensor, local: Local
+        self, layout: Layout, state: State, h: Tensor, content: tuple[Tensor, Tensor], rows: Rows, local: Local
     ) -> Tensor:
-        """(B, K, width) what is known of each atom of `ranks` (K,) before it is placed."""
+        """(B, K, width) what is known of each atom of `rows` before it is placed."""
         s, v = content
-        z = layout.z
-        refs = torch.from_numpy(z.references)[ranks].clamp(min=0)
-        role = self.role(torch.cat([h[ranks], h[refs[:, 2]], h[refs[:, 1]], h[refs[:, 0]]], -1))
+        role = self.role(torch.cat([h[rows.ranks], h[rows.c], h[rows.b], h[rows.a]], -1))
         q = role + self.temperature(state.condition)[:, None]
 
-        near, hops = layout.near[ranks], layout.near_bonds[ranks]
-        message = self.near_query(role)[:, None] + self.near_static(h)[near] + self.near_hops(hops)
-        slots = [torch.nonzero(column)[:, 0] for column in (hops > 0).T]
-        used, at = near.unique(return_inverse=True)
-        q = q + self.near_out(SumOfSilu.apply(message, self.near_own(state.own[:, used]), at, slots))
+        message = self.near_query(role)[:, None] + self.near_static(h)[rows.near] + self.near_hops(rows.hops)
+        near_own = self.near_own(state.own[:, rows.used])
+        q = q + self.near_out(SumOfSilu.apply(message, near_own, rows.near_at, rows.slots))
 
         count = s.shape[1]
         heavy = layout.heavy[:count]
-        frame, centre = state.frames(layout, ranks)  # (B, K, 3, 3), (B, K, 3)
+        frame, centre = state.frames(rows)  # (B, K, 3, 3), (B, K, 3)
         # from afar for broad dihedrals only: of the rest, the force field's hints say what distant atoms do to them
-        broad = torch.nonzero(layout.rotor_of[ranks] >= 0)[:, 0]
+        broad = rows.broad_at
         if len(broad) and count:
             axes = frame[:, broad]
             relative = (state.x[:, None, heavy] - centre[:, broad, None]) @ axes.transpose(-1, -2)  # (B, K', H, 3)
@@ -183,7 +188,7 @@ class ProseFlow(nn.Module):
             geometry = [self.radial(distance), relative / distance[..., None], relative * 0.2]
             hidden = self.far_geometry(torch.cat(geometry, -1))
             hidden = hidden + self.far_query(role)[broad, None] + self.far_key(s)[:, None]
-            before = (heavy < ranks[broad, None]).to(q.dtype)[..., None]
+            before = (heavy < rows.ranks[broad, None]).to(q.dtype)[..., None]
             hidden = F.silu(hidden) * before
             weights = self.far_weights(hidden) * before  # (B, K', H, heads)
             vectors = v.unflatten(-1, (self.config.heads, -1)).permute(0, 3, 1, 2, 4).flatten(3)  # (B, h, H, 3V/h)
@@ -191,10 +196,9 @@ class ProseFlow(nn.Module):
             seen = axes @ summed.permute(0, 2, 3, 1, 4).flatten(3)  # (B, K', 3, V)
             q = q.index_add(1, broad, (self.far_out(hidden.sum(2)) + self.far_vectors(seen.flatten(2))) * 0.3)
 
-        at = torch.searchsorted(heavy, refs[:, 2].contiguous()).clamp(max=max(count - 1, 0))
-        first = (ranks > 0).to(q.dtype)[:, None]
         if count:
-            q = q + self.centre(torch.cat([s[:, at], (frame @ v[:, at]).flatten(2)], -1)) * first
+            at = rows.attached.clamp(max=count - 1)
+            q = q + self.centre(torch.cat([s[:, at], (frame @ v[:, at]).flatten(2)], -1)) * rows.after.to(q.dtype)
         q = q + self.hints(local.hints(state.kt))
         return q + self.mix(self.norm(q))
 
@@ -208,13 +212,13 @@ class ProseFlow(nn.Module):
 
     @staticmethod
     def _limited(
-        layout: Layout, x: Tensor, q: Tensor, ranks: Tensor, kind: int, units: tuple[Tensor, Tensor], parameters: Tensor
+        rows: Rows, x: Tensor, q: Tensor, kind: int, units: tuple[Tensor, Tensor], parameters: Tensor
     ) -> Conditional:
-        """The conditional of standardised steps within `windows` (x, q, ranks, kind); units: mean and log inverse width
+        """The conditional of standardised steps within `windows` (rows, x, q, kind); units: mean and log inverse width
         (B, K) of the steps."""
         mean, log_scale = units
-        unit, ideal = (t[ranks, kind].to(mean.dtype) for t in (layout.scale, layout.ideal))
-        edges = windows(layout.limits, layout.z, x, q, ranks, kind)
+        unit, ideal = (t[:, kind].to(mean.dtype) for t in (rows.scale, rows.ideal))
+        edges = windows(rows, x, q, kind)
         # of what has no limit it is infinite, and infinity has no gradient
         steps = (((edge - ideal) / unit).clamp(-1e3, 1e3) for edge in edges)
         return Conditional.of(parameters, *((step - mean) * log_scale.exp() for step in steps))
@@ -231,8 +235,7 @@ class ProseFlow(nn.Module):
         x = F.silu(x + self.scan_condition(condition).flatten(0, 1)[..., None])
         x = self.scan_out(x + F.silu(self.scan_mid(x))).view(b, r, KNOTS)
         weights = self.scan_global(condition)
-        plain = torch.ones(CHANNELS).index_fill(0, torch.arange(3, CHANNELS), 0.0).to(soft)
-        mixed = ((weights[..., :CHANNELS] - plain)[..., None] * soft).sum(2) + weights[..., CHANNELS:] @ self.waves
+        mixed = ((weights[..., :CHANNELS] - self.plain)[..., None] * soft).sum(2) + weights[..., CHANNELS:] @ self.waves
         heights = mixed + x
         return FLOOR * torch.tanh((heights - heights.amax(-1, keepdim=True)) / FLOOR)
 
@@ -241,23 +244,25 @@ class ProseFlow(nn.Module):
 
         `content`: what :meth:`content` gave for all of its atoms, where that is known.
         """
-        ranks = torch.arange(layout.atoms)
+        n = layout.atoms
         h = self.encode(layout)
-        q = self.queries(layout, state, h, content or self.content(layout, state, h), ranks, state.local)
+        everything = Rows.of(layout, range(n))
+        q = self.queries(layout, state, h, content or self.content(layout, state, h), everything, state.local)
         hidden = self.head_in(q)
         total = state.x.new_zeros(len(state.x))
         known = state.x.new_zeros(*q.shape[:2], 0)
         for kind in range(3):
             mean, log_scale = state.local.conditional(kind, state.delta, state.kt)
             z = (state.delta[..., kind] - mean) * log_scale.exp()
-            line = layout.narrow if kind == 2 else ranks[kind + 1 :]
+            rows = Rows.narrow(layout) if kind == 2 else Rows.of(layout, range(kind + 1, n))
+            line = rows.ranks
             parameters = self._line(hidden[:, line], kind, known[:, line])
             units = mean[:, line], log_scale[:, line]
-            conditional = self._limited(layout, state.x, state.q[:, line], line, kind, units, parameters)
-            unit = units[1] - layout.log_scale[line, kind].to(z.dtype)
+            conditional = self._limited(rows, state.x, state.q[:, line], kind, units, parameters)
+            unit = units[1] - rows.log_scale[:, kind].to(z.dtype)
             total = total + (conditional.log_density(z[:, line]) + unit).sum(1)
             if kind < 2:
-                z = z * layout.has_line[:, kind].to(z.dtype)
+                z = z * everything.has_line[:, kind].to(z.dtype)
                 known = torch.cat([known, z[..., None].clamp(-6, 6)], -1)
         rotors = layout.rotor_ranks
         heights = self._circle(q[:, rotors], known[:, rotors], state.scan, state.kt)
@@ -273,7 +278,7 @@ class ProseFlow(nn.Module):
         """
         state = State.of(layout, x, temperature, self.waves.dtype)
         value = self.log_density(layout, state).double() - state.log_volume
-        return torch.where(within(layout.limits, layout.z, state.x, state.q), value, -torch.inf)
+        return torch.where(within(Rows.of(layout, range(layout.atoms)), state.x, state.q), value, -torch.inf)
 
     def place(
         self,
@@ -281,44 +286,43 @@ class ProseFlow(nn.Module):
         state: State,
         h: Tensor,
         content: tuple[Tensor, Tensor],
-        ranks: Tensor,
+        rows: Rows,
         noise: Tensor,
         local: Local,
         scans: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Coordinates (B, K, 3: steps of r and theta, phi) from noise (B, K, 4) in (0, 1), and their log-density.
 
-        `scans` (B, R, CHANNELS, KNOTS) are those of the rotors among `ranks`. Angles phi are relative to `center`.
+        `scans` (B, R, CHANNELS, KNOTS) are those of the rotors among `rows`. Angles phi are relative to `center`.
         """
         dtype = state.x.dtype
-        q = self.queries(layout, state, h, content, ranks, local)
+        q = self.queries(layout, state, h, content, rows, local)
         hidden = self.head_in(q)
         delta = state.x.new_zeros(*q.shape[:2], 3)
-        known, log_q = q[..., :0], noise.new_zeros(len(noise), len(ranks))
+        known, log_q = q[..., :0], noise.new_zeros(len(noise), len(rows.ranks))
         for kind in range(3):
             mean, log_scale = local.conditional(kind, delta, state.kt)
             parameters = self._line(hidden, kind, known)
-            here = layout.has_line[ranks, kind].to(dtype)
-            so_far = delta * layout.scale[ranks].to(dtype) + layout.ideal[ranks].to(dtype)
-            conditional = self._limited(layout, state.x, so_far, ranks, kind, (mean, log_scale), parameters)
+            here = rows.has_line[:, kind].to(dtype)
+            so_far = delta * rows.scale.to(dtype) + rows.ideal.to(dtype)
+            conditional = self._limited(rows, state.x, so_far, kind, (mean, log_scale), parameters)
             z, log_density = conditional.sample(noise[..., kind])
             value = mean + z * (-log_scale).exp()
             delta = torch.cat([delta[..., :kind], (value * here)[..., None], delta[..., kind + 1 :]], -1)
-            unit = layout.log_scale[ranks, kind].to(dtype)
+            unit = rows.log_scale[:, kind].to(dtype)
             log_q = log_q + (log_density + log_scale - unit) * here
             if kind < 2:
                 known = torch.cat([known, (z * here).clamp(-6, 6)[..., None]], -1)
-        phi = delta[..., 2].double() * layout.scale[ranks, 2]
-        turning = layout.rotor_of[ranks]
-        which = torch.nonzero(turning >= 0)[:, 0]
+        phi = delta[..., 2].double() * rows.scale[:, 2]
+        which = rows.broad_at
         if len(which):
-            fold = layout.folds[turning[which]]
+            fold = rows.folds
             heights = self._circle(q[:, which], known[:, which], scans.to(dtype), state.kt).double()
             u = circular_quantile(noise[:, which, 2], heights)
             log_q = log_q.index_add(1, which, circular_log_density(u, heights).to(log_q.dtype))
             label = (noise[:, which, 3] * fold).floor().clamp(max=fold - 1)
             phi = phi.index_copy(1, which, (u + 2 * torch.pi * label) / fold)
-        steps = delta[..., :2].double() * layout.scale[ranks, :2]
+        steps = delta[..., :2].double() * rows.scale[:, :2]
         return torch.cat([steps, phi[..., None]], -1), log_q.double()
 
     def behind_content(self) -> list[nn.Parameter]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from molgen.geometry.internal import closing_angle, dihedral, place
-from molgen.prose.layout import COULOMB, Layout, Rotor, Terms
+from molgen.prose.layout import COULOMB, Layout
+from molgen.prose.rotors import Rotor, Terms
 
 KNOTS = 64
 CHANNELS = 7
@@ -91,7 +92,7 @@ def scan(layout: Layout, rotor: Rotor, x: Tensor) -> Tensor:
     third = torch.linalg.cross(normal, axis)
     frame = torch.stack([axis, third, normal], 1)  # (B, 3, 3)
 
-    u = (torch.arange(KNOTS, dtype=dtype) * (2 * math.pi / KNOTS) - math.pi) / rotor.fold
+    u = (torch.arange(KNOTS, dtype=dtype, device=x.device) * (2 * math.pi / KNOTS) - math.pi) / rotor.fold
     theta = layout.theta0[y].to(dtype).expand(len(x), -1)
     r = layout.r0[y].to(dtype)
     if layout.z.closes[i]:
@@ -214,10 +215,11 @@ def _plan(layout: Layout, ranks: Tensor, dtype: torch.dtype) -> dict:
     key = (tuple(ranks.tolist()), dtype)
     if key in layout.plans:
         return layout.plans[key]
-    position = torch.full((layout.atoms,), -1, dtype=torch.long)
-    position[ranks] = torch.arange(len(ranks))
+    device = layout.device
+    position = torch.full((layout.atoms,), -1, device=device)
+    position[ranks] = torch.arange(len(ranks), device=device)
     before = int(ranks.max())
-    placed = torch.arange(before) < ranks[:, None]
+    placed = torch.arange(before, device=device) < ranks[:, None]
 
     def pairs(table: Tensor) -> Tensor:
         return table[ranks, :before].to(dtype)[:, None]
@@ -227,17 +229,17 @@ def _plan(layout: Layout, ranks: Tensor, dtype: torch.dtype) -> dict:
         slot = torch.nn.functional.one_hot(all_terms.slot[mine], all_terms.atoms.shape[1]).bool()
         return all_terms.atoms[mine], position[all_terms.owner[mine]], slot, all_terms.constants[mine].to(dtype)
 
-    closes = torch.from_numpy(layout.z.closes)[ranks]
+    closes = layout.limits.closes[ranks]
     plan = {
-        "references": torch.from_numpy(layout.z.references[ranks.numpy()].T.copy()),
-        "stencil": torch.tensor(_STENCIL, dtype=dtype),
+        "references": torch.stack([index[ranks] for index in layout.references]),
+        "stencil": torch.tensor(_STENCIL, dtype=dtype, device=device),
         "scale": layout.scale[ranks].to(dtype),
         "r0": layout.r0[ranks].to(dtype),
         "theta0": layout.theta0[ranks].to(dtype),
-        "center": torch.from_numpy(layout.z.center)[ranks].to(dtype),
+        "center": layout.center[ranks].to(dtype),
         "closes": closes[:, None],
         # the angle B-C-X is among the angle terms; the bonds are not
-        "springs": torch.stack([torch.ones(len(ranks)), closes.float()], -1).to(dtype),
+        "springs": torch.stack([torch.ones_like(closes.float()), closes.float()], -1).to(dtype),
         "sigma": pairs(layout.sigma),
         "epsilon": pairs(layout.epsilon * layout.lj) * placed[:, None],
         "charge": pairs(layout.charges * layout.coulomb) * placed[:, None],

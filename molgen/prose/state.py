@@ -10,6 +10,7 @@ from torch import Tensor
 from molgen.geometry.internal import log_volume, to_internal, wrapped
 from molgen.prose.layout import Layout
 from molgen.prose.physics import local_quadratic, scan
+from molgen.prose.rows import Rows
 from molgen.prose.zmatrix import canonical
 from molgen.units import KB
 
@@ -115,18 +116,18 @@ class State:
         delta, own = coordinates(layout, q)
         b, n = q.shape[:2]
         full = gradient.new_zeros(b, n, 3).index_copy(1, layout.narrow, gradient)
-        unit = gradient.new_tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]).expand(b, n, 6)
+        unit = torch.cat([gradient.new_ones(b, n, 3), gradient.new_zeros(b, n, 3)], -1)
         hessian = unit.index_copy(1, layout.narrow, hessian)
         kt, condition = thermal(temperature, x.dtype)
         return cls(x, q, delta, own, kt, condition, Local.of(full, hessian), scans.to(x.dtype), volume)
 
-    def frames(self, layout: Layout, ranks: Tensor) -> tuple[Tensor, Tensor]:
-        """Axes (B, K, 3, 3: rows) of the reference frames of `ranks`, zero where undefined; origins (B, K, 3)."""
-        a, b, c = (self.x[:, index[ranks]] for index in layout.z.index)
+    def frames(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Axes (B, K, 3, 3: rows) of the reference frames of `rows`, zero where undefined; origins (B, K, 3)."""
+        a, b, c = (self.x[:, index] for index in (rows.a, rows.b, rows.c))
         axis = _unit(c - b)
         normal = _unit(torch.linalg.cross(b - a, axis))
         frame = torch.stack([axis, torch.linalg.cross(normal, axis), normal], 2)
-        return frame * (ranks > 2).to(self.x.dtype)[:, None, None], c
+        return frame * (rows.ranks > 2).to(self.x.dtype)[:, None, None], c
 
 
 def coordinates(layout: Layout, q: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from molgen.prose.frames import Frames
 from molgen.prose.model import ProseFlow
+from molgen.train.graphs import CapturedGradients
 from molgen.train.loop import Trainer, TrainSettings
 from molgen.units import KB
 
@@ -49,31 +51,37 @@ class Batch:
     index: Tensor
 
 
-def spread_loss(log_q: Tensor, energies: Tensor, kt: float, huber: float) -> Tensor:
+def spread_loss(log_q: Tensor, energies: Tensor, kt: Tensor | float, huber: float) -> Tensor:
     """Huber loss (scalar) of log q + E/kT (B,) about its median; kT^2 near zero.
 
     Energies count up to CAP kT above their median: what lies higher only has to become unlikely.
     """
-    value = log_q + energies.clamp(max=float(energies.median()) + CAP * kt) / kt
+    value = log_q + torch.minimum(energies, energies.median() + CAP * kt) / kt
     return torch.nn.functional.huber_loss(value, value.detach().median().expand_as(value), delta=huber)
+
+
+def frame_losses(model: ProseFlow, frames: Frames, index: Tensor, settings: ProseLoss) -> dict[str, Tensor]:
+    """Losses of frames `index` (B,) of one temperature, by 1 / degrees of freedom; "data": the share to imitate."""
+    state = frames.state(index)
+    log_q = model.log_density(frames.layout, state) - state.log_volume
+    data = ~frames.own[index]
+    total = -(log_q * data).sum()
+    scatter = spread_loss(log_q, frames.energies[index], state.kt[0], settings.huber)
+    dof = 3 * frames.layout.atoms - 6
+    loss = (settings.likelihood * total / len(data) + settings.spread * scatter) / dof
+    nll = total.detach() / data.sum() / dof
+    return {"loss": loss, "spread": scatter.detach(), "nll": nll, "data": data.float().mean()}
 
 
 def prose_loss(model: ProseFlow, batches: Sequence[Batch], settings: ProseLoss) -> dict[str, Tensor]:
     """Losses of a step; each sequence weighs by 1 / its degrees of freedom."""
-    losses, nll, spread = [], [], []
-    for batch in batches:
-        frames = batch.frames
-        state = frames.state(batch.index)
-        log_q = model.log_density(frames.layout, state) - state.log_volume
-        data = ~frames.own[batch.index]
-        likelihood = -(log_q * data).sum() / len(data)
-        scatter = spread_loss(log_q, frames.energies[batch.index], KB * batch.temperature, settings.huber)
-        dof = 3 * frames.layout.atoms - 6
-        losses.append((settings.likelihood * likelihood + settings.spread * scatter) / dof)
-        if data.any():
-            nll.append(-log_q.detach()[data].mean() / dof)
-        spread.append(scatter.detach())
-    figures = {"loss": torch.stack(losses).mean(), "spread": torch.stack(spread).mean()}
+    return mean_losses([frame_losses(model, batch.frames, batch.index, settings) for batch in batches])
+
+
+def mean_losses(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Means of the losses of :func:`frame_losses`; "nll" of those that have data."""
+    figures = {name: torch.stack([part[name] for part in parts]).mean() for name in ("loss", "spread")}
+    nll = [part["nll"] for part in parts if part["data"] > 0]
     return figures | ({"nll": torch.stack(nll).mean()} if nll else {})
 
 
@@ -127,6 +135,7 @@ def train_prose(
     learning_rate: float = 2e-3,
     loss: ProseLoss | None = None,
     seed: int = 0,
+    device: torch.device | str = "cpu",
     resume: bool = False,
     extra: dict[str, Any] | None = None,
     log: Callable[[str], None] = print,
@@ -138,6 +147,8 @@ def train_prose(
     """
     torch.set_flush_denormal(True)
     loss = loss or ProseLoss()
+    model = model.to(device)
+    train, val = ([frames.to(device) for frames in part] for part in (train, val))
     log(
         f"{len(train)} training and {len(val)} validation sequences, "
         f"{sum(p.numel() for p in model.parameters()):,} parameters"
@@ -168,9 +179,24 @@ def train_prose(
         settings,
         directory,
         config,
+        gradients=_captured(model, loss) if torch.device(device).type == "cuda" else None,
     )
     line = (
         "step {step}, {seconds:.0f} s: validation NLL {val_nll:.4f} a degree of freedom, "
         "spread {val_spread:.2f} kT, forward ESS {val_forward:.3f}"
     )
     return trainer.run_logged(line, log, resume)
+
+
+def _captured(model: ProseFlow, settings: ProseLoss) -> Callable[[Sequence[Batch]], dict[str, Tensor]]:
+    """The gradients of :func:`prose_loss`, one CUDA graph for each sequence."""
+    captured = CapturedGradients(model, 1 / settings.sequences)
+
+    def gradients(batches: Sequence[Batch]) -> dict[str, Tensor]:
+        parts = []
+        for batch in batches:
+            loss = partial(frame_losses, model, batch.frames, settings=settings)
+            parts.append(captured((id(batch.frames), len(batch.index)), loss, batch.index))
+        return mean_losses(parts)
+
+    return gradients

@@ -10,7 +10,7 @@ from torch import nn
 
 from molgen.checkpoint import load_weights
 from molgen.errors import InputError
-from molgen.prose.model import ProseFlow
+from molgen.prose.model import CONFIGS, ProseFlow
 
 DEFAULT = "prose"
 
@@ -41,6 +41,17 @@ def load_flow(
     """
     model, checkpoint = load_weights(weights, "prose", ProseFlow)
     return Proposal(model.to(device, dtype).eval(), checkpoint.hash, checkpoint.config)
+
+
+def make_flow(config: str) -> ProseFlow:
+    """An untrained flow of size `config`.
+
+    Raises:
+        InputError: no such size.
+    """
+    if config not in CONFIGS:
+        raise InputError(f"no flow of size {config!r}", where="--config", expected=" or ".join(CONFIGS))
+    return ProseFlow(CONFIGS[config])
 
 
 def deepened(model: ProseFlow, layers: int) -> ProseFlow:

@@ -85,6 +85,7 @@ class Trainer:
         directory: training state goes to `directory/state`, the best averaged weights to `directory/best`.
         config: what :func:`molgen.checkpoint.load_checkpoint` shall find beside the weights.
         companion: what else a resumed run needs.
+        gradients: gradients(batch) adds those of the loss to `.grad` itself, in place of `loss`; returns the losses.
     """
 
     def __init__(
@@ -98,10 +99,11 @@ class Trainer:
         config: dict,
         log: Log = lambda figures: None,
         companion: Companion | None = None,
+        gradients: Callable[[Any], dict[str, Tensor]] | None = None,
     ):
         self.model, self.loss, self.epoch, self.validate = model, loss, epoch, validate
         self.settings, self.directory, self.config, self.log = settings, Path(directory), config, log
-        self.companion = companion
+        self.companion, self.gradients = companion, gradients
         decay = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -195,9 +197,12 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         torch.manual_seed(sample_seed(s.seed, 2, self.step))  # dropout draws from torch's own generator
-        losses = self.loss(self.model, batch, torch_generator(s.seed, 1, self.step))
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        self.optimizer.zero_grad(set_to_none=self.gradients is None)
+        if self.gradients is None:
+            losses = self.loss(self.model, batch, torch_generator(s.seed, 1, self.step))
+            losses["loss"].backward()
+        else:
+            losses = self.gradients(batch)
         # clip at twice the running norm: rare broken batches must not undo a thousand good ones
         limit = 2 * self.norm if math.isfinite(self.norm) else 10.0
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))

@@ -30,6 +30,7 @@ class ReactionBatch:
         r_frag, p_frag: (B, N) fragment index, -1 for padding.
         hops: (B, N, N, 2) int8 bonds between the atoms in the reactant and the product, at most MAX_HOPS.
         ts: (B, N, 3) transition state superposed on the guess, or None.
+        level: (B,) int64, which of a model's levels the geometries are of; None for the first.
     """
 
     numbers: Tensor
@@ -40,6 +41,7 @@ class ReactionBatch:
     p_frag: Tensor
     hops: Tensor
     ts: Tensor | None = None
+    level: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -65,17 +67,24 @@ class ReactionBatch:
     def select(self, index: Tensor) -> ReactionBatch:
         """Rows `index`, cropped to their largest molecule."""
         n = int((self.numbers[index] > 0).sum(1).max())
-        return self._each(lambda x: x[index][:, :n], lambda hops: hops[index][:, :n, :n])
+        return self._each(lambda x: x[index][:, :n], lambda hops: hops[index][:, :n, :n], lambda level: level[index])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ReactionBatch:
         """A copy on another device, positions in another precision."""
-        return self._each(lambda x: x.to(device, dtype if x.is_floating_point() else None), lambda h: h.to(device))
+        return self._each(
+            lambda x: x.to(device, dtype if x.is_floating_point() else None),
+            lambda h: h.to(device),
+            lambda v: v.to(device),
+        )
 
-    def _each(self, atoms: Callable[[Tensor], Tensor], pairs: Callable[[Tensor], Tensor]) -> ReactionBatch:
+    def _each(
+        self, atoms: Callable[[Tensor], Tensor], pairs: Callable[[Tensor], Tensor], rows: Callable[[Tensor], Tensor]
+    ) -> ReactionBatch:
         return ReactionBatch(
             *(atoms(x) for x in (self.numbers, self.guess, self.reactant, self.product, self.r_frag, self.p_frag)),
             hops=pairs(self.hops),
             ts=None if self.ts is None else atoms(self.ts),
+            level=None if self.level is None else rows(self.level),
         )
 
     @property
@@ -104,8 +113,12 @@ def graph_hops(positions: Tensor, numbers: Tensor, fragments: Tensor) -> Tensor:
     return hops
 
 
-def prepare(reactions: Sequence[Reaction], chunk: int = 256) -> ReactionBatch:
-    """Pad, superpose and embed reactions; the transition state comes along if every reaction has one."""
+def prepare(reactions: Sequence[Reaction], levels: Sequence[str] = (), chunk: int = 256) -> ReactionBatch:
+    """Pad, superpose and embed reactions; the transition state comes along if every reaction has one.
+
+    Args:
+        levels: of the model; a reaction of another level counts as of the first.
+    """
     n = max(len(r.numbers) for r in reactions)
     b = len(reactions)
     numbers = np.zeros((b, n), dtype=np.int64)
@@ -127,6 +140,8 @@ def prepare(reactions: Sequence[Reaction], chunk: int = 256) -> ReactionBatch:
     mask = (z > 0)[..., None]
     hops = torch.stack([graph_hops(r, z, r_frag), graph_hops(p, z, p_frag)], dim=-1)
     batch = ReactionBatch(z, guess * mask, reactant * mask, product * mask, r_frag, p_frag, hops)
+    if len(levels) > 1:
+        batch.level = torch.tensor([levels.index(r.level) if r.level in levels else 0 for r in reactions])
     if all(reaction.ts is not None for reaction in reactions):
         batch.ts = superpose(ts, guess.double(), (z > 0).double()).float() * mask
     return batch

@@ -77,7 +77,7 @@ def generate(
         samples: K, guesses a reaction. steps: of the ODE solver. sigma: width of the prior, Angstrom.
     """
     like = next(model.parameters())
-    data = prepare(reactions)
+    data = prepare(reactions, model.levels)
     jobs = [(i, k) for k in range(samples) for i in torch.argsort(data.mask.sum(1)).tolist()]
     n = data.numbers.shape[1]
     positions = torch.zeros(len(reactions), samples, n, 3, dtype=torch.float64)

@@ -26,6 +26,7 @@ class TSModel(nn.Module):
     Args:
         elements: atomic numbers the model knows.
         surface: level, such as "GFN2-xTB", whose gradients at x_t the model reads; "" for none.
+        levels: electronic-structure methods it can guess transition states of, the first unless told; () for one.
         trunk: sizes of the shared trunk, see :class:`TrunkConfig`.
     """
 
@@ -33,11 +34,12 @@ class TSModel(nn.Module):
     radii: Tensor
     log_centres: Tensor
 
-    def __init__(self, elements: Sequence[int], surface: str = "", **trunk):
+    def __init__(self, elements: Sequence[int], surface: str = "", levels: Sequence[str] = (), **trunk):
         super().__init__()
         self.elements = sorted(int(z) for z in elements)
-        self.surface = surface
-        self.config = {"elements": self.elements, **({"surface": surface} if surface else {}), **trunk}
+        self.surface, self.levels = surface, tuple(levels)
+        optional = {"surface": surface, "levels": list(levels)}
+        self.config = {"elements": self.elements, **{k: v for k, v in optional.items() if v}, **trunk}
         lookup = torch.full((119,), len(self.elements))
         lookup[torch.tensor(self.elements)] = torch.arange(len(self.elements))
         self.register_buffer("lookup", lookup, persistent=False)
@@ -48,6 +50,7 @@ class TSModel(nn.Module):
             vector_inputs=2 + (SURFACE_VECTORS if surface else 0),
             node_inputs=len(self.elements) + 3 + (SURFACE_SCALARS if surface else 0),
             pair_inputs=PAIR_FEATURES,
+            conditions=len(self.levels),
             **trunk,
         )
         self.trunk = Trunk(c)
@@ -84,10 +87,15 @@ class TSModel(nn.Module):
             geometry_masks=[None, same_r, same_p],
             pair_features=self.pair_features(r, p, same_r, same_p, batch),
             vector_features=vectors_in,
+            condition=self._condition(batch).to(x_t.dtype) if self.levels else None,
             time=t,
         )
         step = self.displace(vectors * self.gate(scalars)[..., None, :])[..., 0]
         return (x_t + step) * mask[..., None], self.log_variance(scalars)[..., 0].clamp(-8, 4)
+
+    def _condition(self, batch: ReactionBatch) -> Tensor:
+        level = batch.numbers.new_zeros(len(batch)) if batch.level is None else batch.level
+        return F.one_hot(level, len(self.levels))
 
     def pair_features(self, r: Tensor, p: Tensor, same_r: Tensor, same_p: Tensor, batch: ReactionBatch) -> Tensor:
         """(B, N, N, PAIR_FEATURES): hops, soft bond orders, one fragment or two, log(d_R / d_P)."""

@@ -121,11 +121,12 @@ def validation_figures(model: TSModel, data: ReactionBatch, batch_size: int = 64
 
 
 def load_training_data(
-    path: Path, train_split: str = "train", val_split: str = "val", seed: int = 0
+    path: Path, train_split: str = "train", val_split: str = "val", seed: int = 0, more: Sequence[Path] = ()
 ) -> tuple[list[Reaction], list[Reaction]]:
     """Training and validation reactions: the splits of an npz, or of a published set a random twentieth for validation.
 
-    Rows that an npz marks as not verified (failures of `molgen data reactions --relevel`) are left out.
+    `more`: files to train on as well. Rows that an npz marks as not verified (failures of `molgen data reactions
+    --relevel`) are left out.
 
     Raises:
         InputError: no such file or split, or a reaction without its transition state.
@@ -137,6 +138,8 @@ def load_training_data(
         order = generator(seed, len(reactions)).permutation(len(reactions))
         held = max(1, len(reactions) // 20)
         parts = [reactions[k] for k in order[held:]], [reactions[k] for k in order[:held]]
+    for extra in more:
+        parts = [*parts[0], *load_training_data(extra, train_split, train_split, seed)[0]], parts[1]
     for reaction in (r for part in parts for r in part):
         if reaction.ts is None:
             raise InputError(
@@ -156,6 +159,8 @@ def make_model(
 ) -> TSModel:
     """The model to train: of size `config` for the elements of `train`, or the weights `init`, whose sizes are kept.
 
+    Of several levels in `train` the model is told which; that of `val` comes first.
+
     Raises:
         InputError: no such size, or an element in the data that the model will not know. CheckpointError: bad `init`.
     """
@@ -163,7 +168,9 @@ def make_model(
         raise InputError(f"no model size {config!r}", where="--config", expected=" or ".join(CONFIGS))
     torch.manual_seed(sample_seed(seed))
     if init is None:
-        model = TSModel(sorted({int(z) for r in train for z in r.numbers}), dropout=dropout, **CONFIGS[config])
+        levels = list(dict.fromkeys(r.level for r in (*val, *train)))
+        elements = sorted({int(z) for r in train for z in r.numbers})
+        model = TSModel(elements, levels=levels if len(levels) > 1 else (), dropout=dropout, **CONFIGS[config])
     else:
         model = load_model(init).model
     for reaction in (*train, *val):
@@ -206,11 +213,12 @@ def train_tsgen(
     model = model.to(device)
     parameters = sum(p.numel() for p in model.parameters())
     log(f"{len(train)} training and {len(val)} validation reactions, {parameters:,} parameters")
-    batches, held = prepare(train).to(device), prepare(val).to(device)
+    batches, held = (prepare(part, model.levels).to(device) for part in (train, val))
     plain = rmsd(held.guess, held.true_ts, held.mask)
     log(f"sqrt-distance guess, no model: validation RMSD median {plain.median():.3f}, mean {plain.mean():.3f} A")
     flow = FlowSettings(batch_size=batch_size)
-    settings = TrainSettings(budget_seconds, steps, learning_rate=learning_rate, seed=seed)
+    often = min(300.0, (budget_seconds or 3000.0) / 10)
+    settings = TrainSettings(budget_seconds, steps, learning_rate=learning_rate, seed=seed, validate_seconds=often)
     trainer = Trainer(
         model,
         lambda m, batch, g: flow_loss(m, batch, g, flow),

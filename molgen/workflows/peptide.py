@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from molgen.data.peptide import Peptide, build_peptide, residues_of
+from molgen.device import resolve_device
 from molgen.errors import InputError
 from molgen.prose.layout import Layout
 from molgen.prose.validity import validate
@@ -123,7 +126,8 @@ def run_peptide(
     topology = peptide.mdtraj_topology()
     for text in observables:
         parse_observable(text, peptide.numbers, topology)
-    proposal = weights if isinstance(weights, Proposal) else load_flow(weights, _device(device))
+    torch_device = _device(device)
+    proposal = weights if isinstance(weights, Proposal) else load_flow(weights)
     notes = _notes(peptide, proposal, temperature)
     for note in notes:
         log(note)
@@ -134,7 +138,7 @@ def run_peptide(
         METHOD: DRAWN,
     }  # fmt: skip
     with Energies(peptide, platform, workers) as energies, tempfile.TemporaryDirectory() as scratch:
-        given = {"seed": seed, "device": _device(device), "overwrite": overwrite, "resume": resume}
+        given = {"seed": seed, "device": str(torch_device), "overwrite": overwrite, "resume": resume}
         run = Run(out, "peptide", settings, **given) if out is not None else None
         if run is not None and (finished := finished_run(run)) is not None:
             log(f"{run.directory} is finished: nothing to resume")
@@ -142,7 +146,7 @@ def run_peptide(
         with run or nullcontext():
             if run is not None:
                 run.record(checkpoint_hash=proposal.hash, notes=notes)
-            work = _Work(peptide, energies, Store(run), temperature, seed, log, progress)
+            work = _Work(peptide, energies, Store(run), temperature, seed, torch_device, log, progress)
             rounds: list[Round] = []
             if finetune:
                 folder = Path(scratch, "adapter") if run is None else run.path("adapter")
@@ -175,13 +179,15 @@ class _Work:
     store: Store
     temperature: float
     seed: int
+    device: torch.device
     log: Callable[[str], None]
     progress: Progress
 
     def draws(self, proposal: Proposal, n: int, seed: int, name: str, temperature: float | None = None) -> Draws:
         """n draws from a flow, stored as `name`."""
+        flow = proposal.model if self.device.type == "cpu" else copy.deepcopy(proposal.model).to(self.device)
         return draw(
-            proposal.model, Layout.of(self.peptide), self.energies, n,
+            flow, Layout.of(self.peptide), self.energies, n,
             self.temperature if temperature is None else temperature, seed, self.store, name,
             stage="finetuning: sampling" if name.startswith("round") else "sampling", progress=self.progress,
         )  # fmt: skip
@@ -236,11 +242,11 @@ def _check(n: int, rounds: int, workers: int | str, units: str) -> None:
         raise InputError(f"unknown unit {units!r}", where="--units", expected=" or ".join(UNITS))
 
 
-def _device(name: str) -> str:
-    """The flow's tables are on the CPU, and so is the flow."""
-    if name not in ("auto", "cpu"):
-        raise InputError(f"the flow does not run on {name!r}", where="--device", expected="auto or cpu")
-    return "cpu"
+def _device(name: str) -> torch.device:
+    device = resolve_device(name)
+    if device.type not in ("cpu", "cuda"):  # positions are placed in double precision
+        raise InputError(f"the flow does not run on {name!r}", where="--device", expected="auto, cpu or cuda")
+    return device
 
 
 def _notes(peptide: Peptide, proposal: Proposal, temperature: float) -> list[str]:

@@ -1,0 +1,64 @@
+"""Forward and backward passes as CUDA graphs: a small network on a fast GPU otherwise waits for Python to launch it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor, nn
+
+Loss = Callable[[Tensor], dict[str, Tensor]]
+
+
+class CapturedGradients:
+    """Gradients of losses that each read one index tensor, captured once a key and replayed.
+
+    The loss of a key must not read anything else that changes, nor wait for the GPU (no `.item()`, no `nonzero`); what
+    it looks up and keeps is made by a first pass outside the graph. Gradients add up in `.grad`, as they do without.
+    """
+
+    def __init__(self, model: nn.Module, scale: float = 1.0):
+        self.parameters, self.scale = list(model.parameters()), scale
+        self._pool = torch.cuda.graph_pool_handle()
+        self._captured: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]] = {}
+
+    def __call__(self, key: Hashable, loss: Loss, index: Tensor) -> dict[str, Tensor]:
+        """Add the gradients of `scale * loss(index)["loss"]`; returns the losses, detached.
+
+        Args:
+            index: of one length for a key.
+        """
+        if key not in self._captured:
+            self._captured[key] = self._capture(loss, index.to(self.parameters[0].device))
+        graph, static, losses = self._captured[key]
+        static.copy_(index)
+        graph.replay()
+        return {name: value.clone() for name, value in losses.items()}
+
+    def _capture(self, loss: Loss, index: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]:
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        with torch.no_grad():
+            loss(index)
+        if not self._captured:
+            self._warm_up(loss, index)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            losses = loss(index)
+            (self.scale * losses["loss"]).backward()
+        return graph, index, {name: value.detach() for name, value in losses.items()}
+
+    def _warm_up(self, loss: Loss, index: Tensor) -> None:
+        """Let libraries set themselves up, on a stream of its own as CUDA asks; the gradients stay as they were."""
+        before = [p.grad.clone() for p in self.parameters if p.grad is not None]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                loss(index)["loss"].backward()
+        torch.cuda.current_stream().wait_stream(stream)
+        for parameter, gradient in zip(self.parameters, before, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.copy_(gradient)
