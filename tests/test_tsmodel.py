@@ -21,7 +21,7 @@ from molgen.geometry.align import rmsd
 from molgen.rng import torch_generator
 from molgen.tsgen.condition import ReactionBatch, prepare
 from molgen.tsgen.model import TSModel
-from molgen.tsgen.training import FlowSettings, flow_loss
+from molgen.tsgen.training import FlowSettings, flow_loss, make_model
 
 ELEMENTS = [1, 6, 7, 8]
 SIZES = {"scalars": 32, "vectors": 16, "pair": 24, "layers": 3, "heads": 4}
@@ -294,3 +294,29 @@ def test_batch_fields_survive_select(batch: ReactionBatch) -> None:
                 x,
                 getattr(batch, f.name)[index][:, :n, :n] if f.name == "hops" else getattr(batch, f.name)[index][:, :n],
             )
+
+
+def test_levels_are_told_apart(reactions: list[Reaction]) -> None:
+    """Each level has its own end point; a reaction of no level, or of another, is one of the first."""
+    levels = ["wB97X-D3", "GFN2-xTB"]
+    model = randomised(TSModel(ELEMENTS, levels=levels, **SIZES), scale=0.3).eval()
+    assert TSModel(**model.config).levels == tuple(levels)
+
+    def end(level: str) -> Tensor:
+        batch = prepare([replace(r, level=level) for r in reactions], model.levels)
+        assert batch.level is not None and len(batch.select(torch.tensor([1, 2])).level) == 2  # type: ignore[arg-type]
+        with torch.no_grad():
+            return model(batch.guess, torch.zeros(len(batch)), batch)[0]
+
+    first = end(levels[0])
+    assert torch.equal(end(""), first) and torch.equal(end("PM6"), first)
+    assert (end(levels[1]) - first).abs().max() > 1e-3
+    batch = prepare(reactions)
+    assert batch.level is None and torch.equal(model(batch.guess, torch.zeros(len(batch)), batch)[0], first)
+
+
+def test_the_level_that_validates_comes_first(reactions: list[Reaction]) -> None:
+    cheap = [replace(r, level="GFN2-xTB") for r in reactions]
+    dear = [replace(r, level="CCSD(T)") for r in reactions]
+    assert make_model([*cheap, *dear], dear).levels == ("CCSD(T)", "GFN2-xTB")
+    assert make_model(cheap, cheap).levels == ()
