@@ -69,7 +69,7 @@ class Encoder(nn.Module):
         """(N, width) from nodes (N, NODE_FEATURES) and bonds (2, 2M)."""
         h = self.embed(nodes)
         adjacency = h.new_zeros(len(h), len(h))
-        adjacency[bonds[0], bonds[1]] = 0.5
+        adjacency.index_put_((bonds[0], bonds[1]), h.new_full((bonds.shape[1],), 0.5))
         for norm, update in zip(self.norms, self.updates, strict=True):
             x = norm(h)
             h = h + update(torch.cat([x, adjacency @ x], -1))

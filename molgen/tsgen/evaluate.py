@@ -19,6 +19,7 @@ from molgen.geometry.align import rmsd, superpose_fragments
 from molgen.geometry.bonds import bond_graph
 from molgen.geometry.chirality import tetrahedral_quadruples, wrong_handedness
 from molgen.tsgen.condition import ReactionBatch, prepare
+from molgen.tsgen.ensemble import TSEnsemble
 from molgen.tsgen.generate import STEPS, generate
 from molgen.tsgen.model import TSModel
 
@@ -76,7 +77,12 @@ def summary(errors: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def evaluate(
-    model: TSModel, reactions: Sequence[Reaction], *, steps: int = STEPS, batch_size: int = 32, seed: int = 0
+    model: TSModel | TSEnsemble,
+    reactions: Sequence[Reaction],
+    *,
+    steps: int = STEPS,
+    batch_size: int = 32,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """One sample a reaction against its true transition state.
 

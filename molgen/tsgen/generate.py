@@ -12,6 +12,7 @@ from molgen.data.reactions import Reaction
 from molgen.flow.solvers import integrate
 from molgen.rng import torch_generator
 from molgen.tsgen.condition import ReactionBatch, prepare
+from molgen.tsgen.ensemble import TSEnsemble
 from molgen.tsgen.model import TSModel
 
 STEPS = 2  # on RDB7 (val) the second step lowers the median RMSD from 0.147 to 0.130 A, a third does no more
@@ -37,7 +38,9 @@ class Guesses:
 
 
 @torch.no_grad()
-def flow_samples(model: TSModel, batch: ReactionBatch, noise: Tensor, steps: int = STEPS) -> tuple[Tensor, Tensor]:
+def flow_samples(
+    model: TSModel | TSEnsemble, batch: ReactionBatch, noise: Tensor, steps: int = STEPS
+) -> tuple[Tensor, Tensor]:
     """End points (B, N, 3) and predicted deviations (B, N) of the flow from `batch.guess + noise`, Angstrom.
 
     Each prediction is the mean over the reaction and its reverse, which makes the flow exactly symmetric.
@@ -58,7 +61,7 @@ def flow_samples(model: TSModel, batch: ReactionBatch, noise: Tensor, steps: int
 
 
 def generate(
-    model: TSModel,
+    model: TSModel | TSEnsemble,
     reactions: Sequence[Reaction],
     *,
     samples: int = 1,

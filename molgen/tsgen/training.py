@@ -19,6 +19,7 @@ from molgen.rng import generator, sample_seed
 from molgen.train.loop import Trainer, TrainSettings
 from molgen.train.losses import aligned_rmsd_loss, log_variance_loss, pair_distance_loss
 from molgen.tsgen.condition import ReactionBatch, prepare
+from molgen.tsgen.ensemble import TSEnsemble
 from molgen.tsgen.generate import flow_samples
 from molgen.tsgen.model import CONFIGS, TSModel
 from molgen.tsgen.weights import load_model
@@ -108,7 +109,7 @@ def seen_sizes(batch: ReactionBatch) -> list[int]:
 
 
 @torch.no_grad()
-def validation_figures(model: TSModel, data: ReactionBatch, batch_size: int = 64) -> dict[str, float]:
+def validation_figures(model: TSModel | TSEnsemble, data: ReactionBatch, batch_size: int = 64) -> dict[str, float]:
     """One-step error from the noiseless guess, averaged over both directions; "score" is the mean RMSD."""
     values = []
     for index in torch.argsort(data.mask.sum(1)).split(batch_size):
@@ -156,7 +157,7 @@ def make_model(
     init: str | None = None,
     dropout: float = 0.05,
     seed: int = 0,
-) -> TSModel:
+) -> TSModel | TSEnsemble:
     """The model to train: of size `config` for the elements of `train`, or the weights `init`, whose sizes are kept.
 
     Of several levels in `train` the model is told which; that of `val` comes first.
@@ -186,7 +187,7 @@ def make_model(
 
 
 def train_tsgen(
-    model: TSModel,
+    model: TSModel | TSEnsemble,
     train: Sequence[Reaction],
     val: Sequence[Reaction],
     directory: Path,

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from molgen.checkpoint import load_weights
+from molgen.tsgen.ensemble import TSEnsemble
 from molgen.tsgen.generate import STEPS
 from molgen.tsgen.model import TSModel
 
@@ -24,7 +25,7 @@ class Generator:
         config: what the checkpoint says of itself: training recipe, validation figures, confidence calibration.
     """
 
-    model: TSModel
+    model: TSModel | TSEnsemble
     hash: str
     config: dict
 
@@ -42,5 +43,9 @@ def load_model(
     Raises:
         CheckpointError: no such weights, damaged, or not TS-GEN's.
     """
-    model, checkpoint = load_weights(weights, "tsgen", lambda config: TSModel(**config))
+    model, checkpoint = load_weights(weights, "tsgen", _built)
     return Generator(model.to(device, dtype).eval(), checkpoint.hash, checkpoint.config)
+
+
+def _built(config: dict) -> TSModel | TSEnsemble:
+    return TSEnsemble(**config) if "members" in config else TSModel(**config)
