@@ -234,6 +234,8 @@ def test_mirror_images_are_not_learned(train: Callable[..., Result], data: Path,
         (["--val-share", "1.5"], ["--val-share: 1.5 is no share", "between 0 and 1"]),
         (["--exclude", "nowhere.txt"], ["nowhere.txt: cannot read"]),
         (["--time-budget", "soon"], ["--time-budget: 'soon' is not a duration"]),
+        (["--config", "huge"], ["--config: no flow of size 'huge'", "small or base"]),
+        (["--device", "tpu"], ["--device: unknown device 'tpu'"]),
     ],
 )
 def test_train_refuses(

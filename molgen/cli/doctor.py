@@ -138,7 +138,13 @@ def _device() -> Iterator[Check]:
             if built
             else "a torch without CUDA"
         )
-        yield Check("Device", "cuda", ABSENT, why, "nothing needs a GPU, training gains by it; see https://pytorch.org/get-started")
+        yield Check(
+            "Device",
+            "cuda",
+            ABSENT,
+            why,
+            "nothing needs a GPU, training gains by it; see https://pytorch.org/get-started",
+        )
 
 
 def _openmm_platforms() -> Iterator[Check]:

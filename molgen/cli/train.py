@@ -68,6 +68,7 @@ def train_ts(
     train_split: TrainSplit = "train",
     val_split: ValSplit = "val",
     batch_size: BatchSize = 64,
+    dropout: Annotated[float, typer.Option("--dropout", min=0.0, max=0.9, help="Of a new network.")] = 0.05,
     learning_rate: LearningRate = 2e-3,
     seed: common.Seed = 0,
     device: common.Device = "auto",
@@ -83,10 +84,11 @@ def train_ts(
     settings: dict[str, Any] = {
         "data": [str(path) for path in data], "config": config, "init": init, "train_split": train_split,
         "val_split": val_split, "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps,
+        "dropout": dropout,
     }  # fmt: skip
     torch_device = common.resolve_device(device)
     train, val = load_training_data(data[0], train_split, val_split, seed, data[1:])
-    model = make_model(train, val, config=config, init=init, seed=seed)
+    model = make_model(train, val, config=config, init=init, dropout=dropout, seed=seed)
 
     def learn(run: Run) -> dict[str, Any]:
         return train_tsgen(
@@ -195,7 +197,8 @@ def train_prose(
         raise InputError("--own needs a flow to draw samples from", where="--init", expected="weights of Prose")
     torch_device = common.resolve_device(device)
     torch.manual_seed(sample_seed(seed))
-    model = make_flow(config) if init is None else load_flow(init).model
+    fresh = make_flow(config)
+    model = fresh if init is None else load_flow(init).model
     if layers is not None:
         model = deepened(model, layers)
     chosen = [sequence.strip() for sequence in val.split(",") if sequence.strip()]
