@@ -28,7 +28,7 @@ class TSEnsemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(TSModel(**config) for config in members)
         models = self.networks
-        self.elements, self.surface = models[0].elements, models[0].surface
+        self.elements = models[0].elements
         self.levels = next((m.levels for m in models if m.levels), ())
         self.config = {"members": [m.config for m in models]}
         if any(m.elements != self.elements or m.levels not in ((), self.levels) for m in models):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from molgen.nn.trunk import Trunk, TrunkConfig
 from molgen.tsgen.condition import MAX_HOPS, RADII, ReactionBatch
-from molgen.tsgen.surface import SURFACE_SCALARS, SURFACE_VECTORS, surface_features
 
 PAIR_FEATURES = 2 * (MAX_HOPS + 1) + 2 + 2 + 8
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -25,7 +24,6 @@ class TSModel(nn.Module):
 
     Args:
         elements: atomic numbers the model knows.
-        surface: level, such as "GFN2-xTB", whose gradients at x_t the model reads; "" for none.
         levels: electronic-structure methods it can guess transition states of, the first unless told; () for one.
         trunk: sizes of the shared trunk, see :class:`TrunkConfig`.
     """
@@ -34,12 +32,11 @@ class TSModel(nn.Module):
     radii: Tensor
     log_centres: Tensor
 
-    def __init__(self, elements: Sequence[int], surface: str = "", levels: Sequence[str] = (), **trunk):
+    def __init__(self, elements: Sequence[int], levels: Sequence[str] = (), **trunk):
         super().__init__()
         self.elements = sorted(int(z) for z in elements)
-        self.surface, self.levels = surface, tuple(levels)
-        optional = {"surface": surface, "levels": list(levels)}
-        self.config = {"elements": self.elements, **{k: v for k, v in optional.items() if v}, **trunk}
+        self.levels = tuple(levels)
+        self.config = {"elements": self.elements, **({"levels": list(levels)} if levels else {}), **trunk}
         lookup = torch.full((119,), len(self.elements))
         lookup[torch.tensor(self.elements)] = torch.arange(len(self.elements))
         self.register_buffer("lookup", lookup, persistent=False)
@@ -47,8 +44,8 @@ class TSModel(nn.Module):
         self.register_buffer("log_centres", torch.linspace(-1.0, 1.0, 8), persistent=False)
         c = TrunkConfig(
             geometries=3,
-            vector_inputs=2 + (SURFACE_VECTORS if surface else 0),
-            node_inputs=len(self.elements) + 3 + (SURFACE_SCALARS if surface else 0),
+            vector_inputs=2,
+            node_inputs=len(self.elements) + 3,
             pair_inputs=PAIR_FEATURES,
             conditions=len(self.levels),
             **trunk,
@@ -58,14 +55,8 @@ class TSModel(nn.Module):
         self.displace = nn.Linear(c.vectors, 1, bias=False)
         self.log_variance = nn.Sequential(nn.Linear(c.scalars, 32), nn.SiLU(), nn.Linear(32, 1))
 
-    def forward(
-        self, x_t: Tensor, t: Tensor, batch: ReactionBatch, gradient: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """End point (B, N, 3), Angstrom, and log-variance (B, N) of each atom, from x_t (B, N, 3) and t (B,).
-
-        Args:
-            gradient: (B, N, 3) eV/Angstrom, the surface's at x_t, for a model that reads one.
-        """
+    def forward(self, x_t: Tensor, t: Tensor, batch: ReactionBatch) -> tuple[Tensor, Tensor]:
+        """End point (B, N, 3), Angstrom, and log-variance (B, N) of each atom, from x_t (B, N, 3) and t (B,)."""
         mask = batch.mask
         r, p = batch.reactant, batch.product
         same_r = batch.r_frag[:, :, None] == batch.r_frag[:, None, :]
@@ -74,19 +65,13 @@ class TSModel(nn.Module):
         bonded = (batch.hops == 1).sum(2).to(x_t.dtype)
         changed = (bonded[..., 0] - bonded[..., 1]).abs()[..., None]
         nodes = torch.cat([F.one_hot(element, len(self.elements) + 1)[..., :-1], bonded / 4, changed], dim=-1)
-        vectors_in = torch.stack([r - x_t, p - x_t], dim=-1)
-        if self.surface:
-            if gradient is None:
-                raise ValueError(f"this model reads gradients of {self.surface}")
-            felt, strength = surface_features(batch.numbers, x_t, gradient)
-            nodes, vectors_in = torch.cat([nodes, strength], dim=-1), torch.cat([vectors_in, felt], dim=-1)
         scalars, vectors, _ = self.trunk(
             nodes.to(x_t.dtype),
             [x_t, r, p],
             mask,
             geometry_masks=[None, same_r, same_p],
             pair_features=self.pair_features(r, p, same_r, same_p, batch),
-            vector_features=vectors_in,
+            vector_features=torch.stack([r - x_t, p - x_t], dim=-1),
             condition=self._condition(batch).to(x_t.dtype) if self.levels else None,
             time=t,
         )
@@ -112,17 +97,6 @@ class TSModel(nn.Module):
         hops = F.one_hot(batch.hops.long(), MAX_HOPS + 1).flatten(-2).to(r.dtype)
         flags = torch.stack([bond_r, bond_p, same_r.to(r.dtype), same_p.to(r.dtype)], dim=-1)
         return torch.cat([hops, flags, bumps], dim=-1)
-
-
-def reading_surface(model: TSModel, level: str) -> TSModel:
-    """The same network with inputs for gradients of `level`, which it ignores until it is trained."""
-    grown = TSModel(**{**model.config, "surface": level})
-    state = model.state_dict()
-    for name in ("trunk.embed_node.weight", "trunk.embed_vector.weight"):
-        missing = grown.state_dict()[name].shape[1] - state[name].shape[1]
-        state[name] = F.pad(state[name], (0, missing))
-    grown.load_state_dict(state)
-    return grown
 
 
 def _distance(x: Tensor) -> Tensor:
