@@ -95,6 +95,11 @@ def prose_training(report: dict) -> str:
     return "\n".join(lines)
 
 
+def prose_wide(report: dict) -> str:
+    """Validation by minute of the training of a wider network."""
+    return prose_training(report["wide"])
+
+
 def prose_averages(report: dict) -> str:
     """Means of the weights before and after the last training."""
     lines = [
@@ -319,7 +324,7 @@ def main() -> None:
                 sections |= {make.__name__: make(prose) for make in makers}
     if (RESULTS / "prose_training.json").exists():
         training = json.loads((RESULTS / "prose_training.json").read_text())
-        sections |= {make.__name__: make(training) for make in (prose_training, prose_averages)}
+        sections |= {make.__name__: make(training) for make in (prose_training, prose_wide, prose_averages)}
     if (RESULTS / "cv.json").exists():
         cv = json.loads((RESULTS / "cv.json").read_text())
         sections |= {make.__name__: make(cv) for part, make in CV.items() if part in cv}
