@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no more reactions after so many")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    found = {row["name"]: row["positions"] for row in map(json.loads, args.rows.read_text().splitlines())}
+    found = {row["name"]: row for row in map(json.loads, args.rows.read_text().splitlines())}
     args.out.mkdir(parents=True, exist_ok=True)
     file, begin = args.out / "barriers.jsonl", time.monotonic()
     done = {row["name"]: row for row in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
@@ -66,12 +66,16 @@ def main() -> None:
         for reaction in chosen:
             if reaction.name in done or time.monotonic() - begin > 60 * args.minutes:
                 continue
-            geometries = {"true": reaction.ts, **found[reaction.name]}
+            geometries = {"true": reaction.ts, **found[reaction.name]["positions"]}
             row = {kind: energy(reaction.numbers, np.array(geometries[kind])) for kind in KINDS}
             done[reaction.name] = {"name": reaction.name, **row}
             log.write(json.dumps(done[reaction.name]) + "\n")
             log.flush()
-    report: dict = {"barriers": summary([done[reaction.name] for reaction in chosen if reaction.name in done])}
+    rows = [done[reaction.name] for reaction in chosen if reaction.name in done]
+    ended = summary([row for row in rows if found[row["name"]].get("converged")])
+    report: dict = {
+        "barriers": {**summary(rows), "converged": ended["n"], "two_level_of_converged": ended["two_level"]}
+    }
     report["about"] = {"level": "wB97X/6-31G(d), density fitting, pyscf", "date": time.strftime("%Y-%m-%d")}
     text = json.dumps(report, indent=1)
     (args.out / "barriers.json").write_text(text + "\n")

@@ -114,7 +114,8 @@ def gradients(report: dict) -> str:
 def barriers(report: dict) -> str:
     """Barrier errors at the level of DFT."""
     report = report["barriers"]
-    names = {"guess": "TS-GEN's guess", "two_level": "two-level estimate"}
+    ended = f"of the {report['converged']} searches that converged: two-level estimate"
+    names = {"guess": "TS-GEN's guess", "two_level": "two-level estimate", "two_level_of_converged": ended}
     lines = [f"| {report['n']} test reactions | mean | median | within 1 kcal/mol |", "|---|---|---|---|"]
     for key, title in names.items():
         f = report[key]
