@@ -75,17 +75,25 @@ class Searches:
         reaction, rng = plan.reactions[row], generator(plan.seed, row)
         record: dict[str, Any] = {"index": row, "split": plan.splits[row], "points": [], "near_lost": 0}
         calls: dict[str, int] = {}
+        spoilt = plan.splits[row] in plan.spoilt
+
+        def search(potential: Potential) -> None:
+            start = self._start(reaction, rng, record, spoilt)
+            record["outcome"] = self._search(potential, reaction, start, record)
+
+        def near(potential: Potential) -> None:
+            _scatter(potential, reaction, rng, record)
+
+        jobs = {"search": search, **({"near": near} if spoilt else {})}
         try:
             potential = self._potentials(reaction.numbers, reaction.charge, reaction.spin)
-            spoilt = plan.splits[row] in plan.spoilt
-            with stage("search", potential, calls):
-                record["outcome"] = self._search(
-                    potential, reaction, self._start(reaction, rng, record, spoilt), record
-                )
-            if spoilt:
-                with stage("near", potential, calls):
-                    _scatter(potential, reaction, rng, record)
-        except (*FAILURES, InputError) as error:  # what the search passed up to here is kept
+            for name, job in jobs.items():
+                try:
+                    with stage(name, potential, calls):
+                        job(potential)
+                except FAILURES as error:  # what the search passed up to here is kept
+                    record["outcome"] = failure(error)
+        except InputError as error:
             record["outcome"] = failure(error)
         return {**record, "calls": calls, "seconds": round(time.monotonic() - begin, 3)}
 
