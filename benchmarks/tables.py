@@ -108,7 +108,7 @@ def prose_averages(report: dict) -> str:
     ]
     for row in report["averages"]:
         cells = [f"{row['share']:g}", f"{row['val_nll']:.4f}", f"{row['val_spread']:.2f}", f"{row['val_forward']:.3f}"]
-        cells += ["-" if row[key] is None else f"{row[key]:.2f}" for key in ("ess_KP", "ess_GP")]
+        cells += [f"{row[key]:.2f}" for key in ("ess_KP", "ess_GP")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

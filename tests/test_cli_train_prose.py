@@ -236,6 +236,7 @@ def test_mirror_images_are_not_learned(train: Callable[..., Result], data: Path,
         (["--time-budget", "soon"], ["--time-budget: 'soon' is not a duration"]),
         (["--config", "huge"], ["--config: no flow of size 'huge'", "small or base"]),
         (["--device", "tpu"], ["--device: unknown device 'tpu'"]),
+        (["--sequences", 50], ["--sequences: 50 sequences in a batch", "or fewer"]),
     ],
 )
 def test_train_refuses(

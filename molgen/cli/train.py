@@ -180,7 +180,7 @@ def train_prose(
     """Train Prose on molecular dynamics of peptides; the best weights by validation end up in OUT/best."""
     import torch
 
-    from molgen.prose.training import ProseLoss
+    from molgen.prose.training import ProseLoss, check_training
     from molgen.prose.training import train_prose as run_training
     from molgen.prose.weights import deepened, load_flow, make_flow
     from molgen.rng import sample_seed
@@ -216,12 +216,14 @@ def train_prose(
                 progress=lambda done, total: bar.update(task, description="samples", completed=done, total=total),
             )  # fmt: skip
 
+    loss = ProseLoss(frames=batch, sequences=sequences)
+    check_training(train, loss, torch_device)
+
     def learn(run: Run) -> dict[str, Any]:
         run.record(rejections={"excluded": len(found.excluded), "unusable": len(found.unusable)})
         return run_training(
             model, train, found.val, run.directory, budget_seconds=budget, steps=steps, seed=seed,
-            learning_rate=learning_rate, loss=ProseLoss(frames=batch, sequences=sequences), device=torch_device,
-            resume=run.resumed, log=common.log,
+            learning_rate=learning_rate, loss=loss, device=torch_device, resume=run.resumed, log=common.log,
         )  # fmt: skip
 
     with Run(

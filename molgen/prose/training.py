@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molgen.errors import InputError
 from molgen.prose.frames import Frames
 from molgen.prose.model import ProseFlow
 from molgen.train.graphs import CapturedGradients
@@ -124,6 +125,23 @@ def validation_figures(model: ProseFlow, data: Sequence[Frames], frames: int = 1
     return {"score": 1 - found, "val_nll": float(np.mean(nll)), "val_spread": spread, "val_forward": found}
 
 
+def check_training(train: Sequence[Frames], settings: ProseLoss, device: torch.device) -> None:
+    """What can be said before a run begins.
+
+    Raises:
+        InputError: another device than cpu and cuda, or a batch of more sequences than an epoch has.
+    """
+    if device.type not in ("cpu", "cuda"):  # densities are in double precision
+        raise InputError(f"Prose does not train on {device}", where="--device", expected="auto, cpu or cuda")
+    most = sum(len(frames.temperatures()) + 1 for frames in train)
+    if settings.sequences > most:
+        raise InputError(
+            f"{settings.sequences} sequences in a batch, of {most} (each at every temperature, the lowest twice)",
+            where="--sequences",
+            expected=f"{most} or fewer",
+        )
+
+
 def train_prose(
     model: ProseFlow,
     train: Sequence[Frames],
@@ -159,7 +177,6 @@ def train_prose(
         learning_rate=learning_rate,
         seed=seed,
         weight_decay=1e-3,
-        validate_seconds=min(300.0, (budget_seconds or 3000.0) / 10),
     )
     temperatures = [float(t) for item in train for t in item.temperatures()]
     lengths = [len([r for r in item.layout.peptide.residue_names if r not in ("ACE", "NME")]) for item in train]

@@ -40,7 +40,8 @@ class TrainSettings:
         steps: stop after this many steps (exactly one of the two).
         learning_rate: peak; linear warm-up over `warmup` steps, then half a cosine down to 1 % over the budget.
         weight_decay: decoupled (AdamW). ema: decay of the averaged weights, which are the result.
-        checkpoint_seconds, validate_seconds: how often to save and to validate.
+        checkpoint_seconds, validate_seconds: how often to save and to validate; None: every tenth of a time budget, or
+            300 s if that is less.
     """
 
     budget_seconds: float | None = None
@@ -51,11 +52,17 @@ class TrainSettings:
     ema: float = 0.999
     seed: int = 0
     checkpoint_seconds: float = 120.0
-    validate_seconds: float = 300.0
+    validate_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if (self.budget_seconds is None) == (self.steps is None):
             raise InputError("training needs a time budget or a number of steps, one of the two")
+
+    @property
+    def validation_interval(self) -> float:
+        """Seconds between validations."""
+        tenth = (self.budget_seconds or math.inf) / 10
+        return min(300.0, tenth) if self.validate_seconds is None else self.validate_seconds
 
 
 class Companion(Protocol):
@@ -165,7 +172,7 @@ class Trainer:
                 self.elapsed = start + time.monotonic() - clock
                 if self.step % 100 == 0:
                     self.log({"step": self.step, "epoch": self.epoch_number, "seconds": self.elapsed, **figures})
-                if self.elapsed - validated > self.settings.validate_seconds:
+                if self.elapsed - validated > self.settings.validation_interval:
                     self._validate()
                     self.elapsed = validated = start + time.monotonic() - clock
                 if self.companion is None and self.elapsed - saved > self.settings.checkpoint_seconds:

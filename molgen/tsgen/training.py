@@ -218,8 +218,7 @@ def train_tsgen(
     plain = rmsd(held.guess, held.true_ts, held.mask)
     log(f"sqrt-distance guess, no model: validation RMSD median {plain.median():.3f}, mean {plain.mean():.3f} A")
     flow = FlowSettings(batch_size=batch_size)
-    often = min(300.0, (budget_seconds or 3000.0) / 10)
-    settings = TrainSettings(budget_seconds, steps, learning_rate=learning_rate, seed=seed, validate_seconds=often)
+    settings = TrainSettings(budget_seconds, steps, learning_rate=learning_rate, seed=seed)
     trainer = Trainer(
         model,
         lambda m, batch, g: flow_loss(m, batch, g, flow),
