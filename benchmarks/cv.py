@@ -137,6 +137,7 @@ def sn2_reference(path: Path) -> tuple[dict, np.ndarray]:
     stored = np.load(path)
 
     def both(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        chosen = chosen & (stored["d"] >= 0)  # the windows at the top reach over it: it must not count twice
         d, log_w = (np.tile(stored[name][chosen], 2) for name in ("d", "log_weights"))
         d[len(d) // 2 :] *= -1
         return d, log_w, normalised(log_w)

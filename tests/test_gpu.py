@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from prose_cases import md_set
+from test_tsmodel import built_in
 
 from molgen.data.peptide import build_peptide
 from molgen.potentials.openmm import platforms
@@ -18,6 +19,11 @@ from molgen.prose.model import ProseFlow
 from molgen.prose.training import ProseLoss, frame_losses, train_prose
 from molgen.prose.weights import load_flow
 from molgen.train.graphs import CapturedGradients
+from molgen.tsgen.condition import prepare
+from molgen.tsgen.model import TSModel
+from molgen.tsgen.training import FlowSettings, flow_loss, graphed
+from molgen.workflows.draws import Energies, Store, draw
+from molgen.workflows.finetune import FinetuneSettings, finetune_flow
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 LOSS = ProseLoss(frames=8, sequences=2)
@@ -68,6 +74,43 @@ def test_training_of_the_flow(tmp_path) -> None:
     figures = train_prose(ProseFlow(), frames, frames, tmp_path, steps=6, loss=LOSS, device="cuda", log=lambda s: None)
     assert figures["step"] == 6 and np.isfinite(figures["val_nll"])
     assert load_flow(tmp_path / "best").model.config == ProseFlow().config
+
+
+@gpu
+def test_gradients_of_tsgen_with_and_without_graphs() -> None:
+    """Each shape has its own graph; their memory is shared."""
+    torch.manual_seed(0)
+    model = TSModel([1, 6, 7, 8], scalars=32, vectors=16, pair=16, layers=2, heads=4).eval()
+    moved = copy.deepcopy(model).cuda()
+    network = graphed(moved)
+    both = prepare(built_in()[:2])
+    for _ in range(2):
+        for batch in (both, both.select(torch.tensor([0]))):
+            for one, call, data in ((model, model, batch), (moved, network, batch.to("cuda"))):
+                one.zero_grad()
+                flow_loss(call, data, torch.Generator().manual_seed(1), FlowSettings())["loss"].backward()
+            wanted = gradients(model)
+            assert (gradients(moved) - wanted).norm() < 1e-3 * wanted.norm()
+
+
+@gpu
+def test_finetuning(tmp_path) -> None:
+    """Learns on the GPU what it learns on the CPU, to rounding, and comes back."""
+    flow, layout = load_flow("prose"), Layout.of(build_peptide("GG"))
+    settings = FinetuneSettings(samples=256, passes=1.0)
+    found = {}
+    with Energies(layout.peptide, "Reference", 1) as energies:
+        for device in ("cpu", "cuda"):
+            store, folder = Store(None), tmp_path / device
+
+            def draws(proposal, n, seed, name, store=store, energies=energies):
+                return draw(proposal.model, layout, energies, n, 310.0, seed, store, name)
+
+            found[device] = finetune_flow(
+                flow, layout, draws, 310.0, 1, store, folder, seed=1, scratch=folder, device=device, settings=settings
+            )[1]
+    cpu, cuda = (rounds[0].losses["spread"] for rounds in (found["cpu"], found["cuda"]))
+    assert abs(cuda - cpu) < 0.05 * cpu
 
 
 @pytest.mark.skipif("CUDA" not in platforms(), reason="OpenMM has no CUDA platform here")

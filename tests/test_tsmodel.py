@@ -21,7 +21,7 @@ from molgen.geometry.align import rmsd
 from molgen.rng import torch_generator
 from molgen.tsgen.condition import ReactionBatch, prepare
 from molgen.tsgen.model import TSModel
-from molgen.tsgen.training import FlowSettings, flow_loss, make_model
+from molgen.tsgen.training import FlatNetwork, FlowSettings, flow_loss, make_model
 
 ELEMENTS = [1, 6, 7, 8]
 SIZES = {"scalars": 32, "vectors": 16, "pair": 24, "layers": 3, "heads": 4}
@@ -320,3 +320,21 @@ def test_the_level_that_validates_comes_first(reactions: list[Reaction]) -> None
     dear = [replace(r, level="CCSD(T)") for r in reactions]
     assert make_model([*cheap, *dear], dear).levels == ("CCSD(T)", "GFN2-xTB")
     assert make_model(cheap, cheap).levels == ()
+
+
+def test_network_of_tensors_is_the_network_and_never_waits_for_the_gpu() -> None:
+    """A CUDA graph may not ask for a value; on torch's meta device nothing has one to give."""
+    model, batch = TSModel(ELEMENTS, levels=["a", "b"], **SIZES).eval(), prepare(built_in()[:2], ["a", "b"])
+    batch.level = torch.tensor([1, 0])
+    inputs = FlatNetwork.inputs(batch.guess, torch.tensor([0.2, 0.7]), batch)
+    for found, wanted in zip(FlatNetwork(model)(*inputs), model(*inputs[:2], batch), strict=True):
+        assert torch.equal(found, wanted)
+    there = FlatNetwork(model.to("meta").train())(*(x.to("meta") for x in inputs))
+    torch.stack([value.sum() for value in there]).sum().backward()
+
+
+def test_batches_of_a_multiple_of_atoms() -> None:
+    batch = prepare(built_in()[:2])
+    assert batch.select(torch.tensor([0])).numbers.shape == (1, 3)
+    assert batch.select(torch.tensor([0]), 2).numbers.shape == (1, 4)
+    assert batch.select(torch.tensor([0, 1]), 8).numbers.shape == (2, 4)  # there are no more

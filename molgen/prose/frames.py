@@ -19,7 +19,7 @@ from molgen.prose.rows import Rows
 from molgen.prose.state import State
 from molgen.prose.zmatrix import canonical
 
-_CHUNK = 100
+_CHUNK, _GPU_CHUNK = 100, 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,31 +57,34 @@ class Frames:
         energies: np.ndarray,
         temperature: np.ndarray,
         share: np.ndarray | None = None,
+        device: torch.device | str = "cpu",
     ) -> Frames:
         """From positions (M, N, 3) in Angstrom, energies (M,) in eV, temperatures (M,) in K; `share` (M,) of samples of
-        a flow.
+        a flow. `layout` is on the CPU, the result on `device`.
 
         The rare frame of a hot trajectory beyond the flow's limits (an inverted centre), and frames without a finite
         energy, are left out.
         """
         parts: list[list[Tensor]] = [[] for _ in range(7)]
-        for chunk in torch.from_numpy(np.asarray(positions)).split(_CHUNK):
+        there = layout.to(device)
+        size = _CHUNK if there is layout else _GPU_CHUNK
+        for chunk in torch.from_numpy(np.asarray(positions)).split(size):
             x = canonical(layout.z, chunk.double()[:, layout.order])
             q = to_internal(layout.z, x)
             volume = log_volume(layout.z, q, x).float()
             usable = within(Rows.of(layout, range(layout.atoms)), x, q) & volume.isfinite()
-            x = x.float()
-            gradient, hessian = local_quadratic(layout, x, layout.narrow)
-            scans = torch.stack([scan(layout, rotor, x) for rotor in layout.rotors], 1).half()
+            x = x.float().to(device)
+            gradient, hessian = local_quadratic(there, x, there.narrow)
+            scans = torch.stack([scan(there, rotor, x) for rotor in there.rotors], 1).half()
             for part, value in zip(parts, (x, q.float(), gradient, hessian, scans, volume, usable), strict=True):
-                part.append(value)
+                part.append(value.to(device))
         *joined, usable = (torch.cat(part) for part in parts)
-        energies_ = torch.from_numpy(np.asarray(energies)).float()
+        energies_ = torch.from_numpy(np.asarray(energies)).float().to(device)
         keep = torch.nonzero(usable & energies_.isfinite())[:, 0]
         own = torch.full((len(usable),), share is not None)
         share_ = torch.ones(len(usable)) if share is None else torch.from_numpy(np.asarray(share)).float()
         given = (torch.as_tensor(np.asarray(temperature)).float(), energies_, own, share_)
-        return cls(layout, *(t[keep] for t in (*given, *joined)))
+        return cls(there, *(t.to(device)[keep] for t in (*given, *joined)))
 
     @classmethod
     def of_md(cls, item: MDSet) -> Frames:

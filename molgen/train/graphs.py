@@ -10,6 +10,38 @@ from torch import Tensor, nn
 Loss = Callable[[Tensor], dict[str, Tensor]]
 
 
+class GraphedNetwork:
+    """`network` with both passes captured for each shape of its inputs, at their first use, and replayed afterwards.
+
+    For losses that cannot be captured whole. The network reads tensors alone and does not wait for the GPU; its inputs
+    need no gradient. One forward pass is followed by its backward pass before the next: graphs share their memory.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self._pool = torch.cuda.graph_pool_handle()
+        self._captured: dict[Hashable, Callable[..., tuple[Tensor, ...]]] = {}
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the network returns."""
+        key = tuple((tuple(x.shape), x.dtype) for x in inputs)
+        if key not in self._captured:
+            one = _Forwarding(self.network).train(self.network.training)  # capturing replaces its `forward`
+            self._captured[key] = torch.cuda.make_graphed_callables(
+                one, tuple(x.clone() for x in inputs), allow_unused_input=True, pool=self._pool
+            )
+        return self._captured[key](*inputs)
+
+
+class _Forwarding(nn.Module):
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.network(*inputs)
+
+
 class CapturedGradients:
     """Gradients of losses that each read one index tensor, captured once a key and replayed.
 
@@ -18,7 +50,7 @@ class CapturedGradients:
     """
 
     def __init__(self, model: nn.Module, scale: float = 1.0):
-        self.parameters, self.scale = list(model.parameters()), scale
+        self.parameters, self.scale = [p for p in model.parameters() if p.requires_grad], scale
         self._pool = torch.cuda.graph_pool_handle()
         self._captured: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]] = {}
 

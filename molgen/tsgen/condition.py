@@ -64,9 +64,11 @@ class ReactionBatch:
             hops=torch.where(w3, self.hops.flip(-1), self.hops),
         )
 
-    def select(self, index: Tensor) -> ReactionBatch:
-        """Rows `index`, cropped to their largest molecule."""
+    def select(self, index: Tensor, multiple: int = 1) -> ReactionBatch:
+        """Rows `index`, cropped to their largest molecule, or to the next `multiple` of atoms."""
+        index = index.to(self.numbers.device)
         n = int((self.numbers[index] > 0).sum(1).max())
+        n = -(-n // multiple) * multiple
         return self._each(lambda x: x[index][:, :n], lambda hops: hops[index][:, :n, :n], lambda level: level[index])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ReactionBatch:

@@ -16,6 +16,7 @@ from molgen.errors import InputError
 from molgen.flow.interpolant import straight_path
 from molgen.geometry.align import rmsd
 from molgen.rng import generator, sample_seed
+from molgen.train.graphs import GraphedNetwork
 from molgen.train.loop import Trainer, TrainSettings
 from molgen.train.losses import aligned_rmsd_loss, log_variance_loss, pair_distance_loss
 from molgen.tsgen.condition import ReactionBatch, prepare
@@ -23,6 +24,9 @@ from molgen.tsgen.ensemble import TSEnsemble
 from molgen.tsgen.generate import flow_samples
 from molgen.tsgen.model import CONFIGS, TSModel
 from molgen.tsgen.weights import load_model
+
+# a TSModel, or one that stands in for it
+Network = Callable[[Tensor, Tensor, ReactionBatch], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,44 @@ class FlowSettings:
     batch_size: int = 64
 
 
-def epoch(data: ReactionBatch, batch_size: int, generator: torch.Generator) -> Iterator[ReactionBatch]:
-    """Batches of similar molecule sizes (little padding) in random order."""
+def epoch(
+    data: ReactionBatch, batch_size: int, generator: torch.Generator, multiple: int = 1
+) -> Iterator[ReactionBatch]:
+    """Batches of similar molecule sizes (little padding) in random order; see `ReactionBatch.select` for `multiple`."""
     sizes = data.mask.sum(1).cpu()
     key = sizes + torch.rand(len(data), generator=generator) * 1.5
     chunks = torch.argsort(key).split(batch_size)
     for k in torch.randperm(len(chunks), generator=generator).tolist():
-        yield data.select(chunks[k])
+        yield data.select(chunks[k], multiple)
+
+
+class FlatNetwork(nn.Module):
+    """A TS-GEN network that reads tensors alone, in the order of :meth:`inputs`."""
+
+    def __init__(self, model: TSModel | TSEnsemble):
+        super().__init__()
+        self.model = model
+
+    @staticmethod
+    def inputs(x_t: Tensor, t: Tensor, batch: ReactionBatch) -> tuple[Tensor, ...]:
+        """What `forward` reads of the inputs of :class:`TSModel`."""
+        level = batch.numbers.new_zeros(len(batch)) if batch.level is None else batch.level
+        return x_t, t, batch.numbers, batch.reactant, batch.product, batch.r_frag, batch.p_frag, batch.hops, level
+
+    def forward(self, x_t: Tensor, t: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+        numbers, reactant, product, r_frag, p_frag, hops, level = given
+        batch = ReactionBatch(numbers, x_t, reactant, product, r_frag, p_frag, hops, level=level)
+        return self.model(x_t, t, batch)
+
+
+def graphed(model: TSModel | TSEnsemble) -> Network:
+    """The network on CUDA, a graph for each shape; with :func:`flow_loss` in place of the network itself."""
+    network = GraphedNetwork(FlatNetwork(model))
+    return lambda x_t, t, batch: network(*FlatNetwork.inputs(x_t, t, batch))
 
 
 def flow_loss(
-    model: nn.Module, batch: ReactionBatch, generator: torch.Generator, flow: FlowSettings
+    model: Network, batch: ReactionBatch, generator: torch.Generator, flow: FlowSettings
 ) -> dict[str, Tensor]:
     """Conditional flow matching with endpoint prediction (Lipman 2023; TS-GEN, arXiv 2507.10530, with another prior).
 
@@ -218,11 +249,13 @@ def train_tsgen(
     plain = rmsd(held.guess, held.true_ts, held.mask)
     log(f"sqrt-distance guess, no model: validation RMSD median {plain.median():.3f}, mean {plain.mean():.3f} A")
     flow = FlowSettings(batch_size=batch_size)
+    on_gpu = torch.device(device).type == "cuda"
+    network = graphed(model) if on_gpu else model
     settings = TrainSettings(budget_seconds, steps, learning_rate=learning_rate, seed=seed)
     trainer = Trainer(
         model,
-        lambda m, batch, g: flow_loss(m, batch, g, flow),
-        lambda g: epoch(batches, batch_size, g),
+        lambda _, batch, g: flow_loss(network, batch, g, flow),
+        lambda g: epoch(batches, batch_size, g, 2 if on_gpu else 1),  # few shapes, few graphs
         lambda _: validation_figures(model, held),
         settings,
         directory,

@@ -31,7 +31,8 @@ from molgen.prose.validity import Validity, validate
 from molgen.run import Run
 from molgen.units import KB
 
-PIECE = 1000  # proposals a piece; part of what defines the bits, since sums depend on the shape of a batch
+# proposals a piece, on a CPU and on a GPU; part of what defines the bits, since sums depend on the shape of a batch
+PIECE, GPU_PIECE = 1000, 4096
 FEWEST = 16  # proposals of a piece that draws again
 MOST = 50  # proposals a draw, beyond which the flow does not know the molecule
 OUTSIDE, WRONG_CHIRALITY = "outside the space of conformations", "wrong chirality"
@@ -189,8 +190,9 @@ def draw(
     """
     pieces: list[dict[str, np.ndarray]] = []
     kept, tried, faults = 0, 0, Counter[str]()
+    most = PIECE if flow.waves.device.type == "cpu" else GPU_PIECE
     while kept < n:
-        count = min(PIECE, n - kept if not tried else max(FEWEST, math.ceil((n - kept) * tried / max(kept, 1))))
+        count = min(most, n - kept if not tried else max(FEWEST, math.ceil((n - kept) * tried / max(kept, 1))))
         piece = store.get(f"{name}-{tried:07d}")
         if piece is None:
             begin, done = time.perf_counter(), kept

@@ -30,6 +30,7 @@ from molgen.prose.training import spread_loss
 from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.importance import diagnose, khat, mixture_log_weights, normalised, truncate
 from molgen.rng import sample_seed
+from molgen.train.graphs import CapturedGradients
 from molgen.train.loop import Trainer, TrainSettings
 from molgen.units import KB
 from molgen.workflows.draws import Draws, Progress, Store
@@ -88,6 +89,7 @@ def finetune_flow(
     *,
     seed: int,
     scratch: Path,
+    device: torch.device | str = "cpu",
     settings: FinetuneSettings | None = None,
     log: Callable[[str], None] = lambda message: None,
     progress: Progress = lambda stage, done, total: None,
@@ -98,7 +100,7 @@ def finetune_flow(
         proposal: the flow to start from; not changed. draws: see `Draw`.
         rounds: at most this many. store: draws, densities and training states are kept there for a resume.
         folder: receives the finetuned flow, a checkpoint that `load_flow` reads. scratch: for training states when
-            the store keeps nothing.
+            the store keeps nothing. device: of the training, "cpu" or a CUDA device.
 
     Returns:
         the best flow, judged by fresh draws (the given one if none was better), and a record of each round.
@@ -107,7 +109,7 @@ def finetune_flow(
         CalculatorError: hardly a proposal is the molecule, or no draw has a finite energy.
     """
     s = settings or FinetuneSettings()
-    flows, pool, record = [proposal], _Pool(layout, temperature), []
+    flows, pool, record = [proposal], _Pool(layout, temperature, device), []
     best, best_score, waited = 0, -math.inf, 0
     for number in range(rounds + 1):
         fresh = draws(flows[-1], s.samples, sample_seed(seed, number), f"round{number}")
@@ -144,14 +146,19 @@ def _score(ess: float, shape: float) -> float:
     return math.log(max(ess, 1e-12)) - 2 * max(min(shape, 10.0) - 0.7, 0.0)
 
 
+def _placed(proposal: Proposal, device: torch.device | str) -> ProseFlow:
+    """The flow on a device; proposals stay on the CPU."""
+    return proposal.model if torch.device(device).type == "cpu" else copy.deepcopy(proposal.model).to(device)
+
+
 class _Pool:
     """The draws of all rounds, with the density of every flow at every draw.
 
     All flows read the same `content` of a conformation, which is why it is computed once.
     """
 
-    def __init__(self, layout: Layout, temperature: float):
-        self.layout, self.temperature = layout, temperature
+    def __init__(self, layout: Layout, temperature: float, device: torch.device | str = "cpu"):
+        self.layout, self.temperature, self.device = layout, temperature, device
         self.rounds: list[Draws] = []
         self.log_q: list[list[np.ndarray]] = []  # [flow][round], of the frames
         self.parts: list[_Part] = []
@@ -159,16 +166,16 @@ class _Pool:
     def add(self, flows: Sequence[Proposal], fresh: Draws, store: Store, number: int) -> None:
         """Add the draws of the last of `flows`."""
         self.rounds.append(fresh)
-        self.parts.append(_Part.of(flows[0].model, self.layout, fresh))
+        self.parts.append(_Part.of(_placed(flows[0], self.device), self.layout, fresh, self.device))
         densities = store.get(f"densities{number}")
         if densities is None:
             shares = [draws.log_share for draws in self.rounds]  # draws are those of flows restricted to the molecule
             densities = {
-                f"earlier{k}": self.parts[-1].densities(flow.model) - shares[k] for k, flow in enumerate(flows[:-1])
+                f"earlier{k}": self.parts[-1].densities(_placed(flow, self.device)) - shares[k]
+                for k, flow in enumerate(flows[:-1])
             }
-            densities |= {
-                f"new{k}": part.densities(flows[-1].model) - shares[-1] for k, part in enumerate(self.parts[:-1])
-            }
+            newest = _placed(flows[-1], self.device)
+            densities |= {f"new{k}": part.densities(newest) - shares[-1] for k, part in enumerate(self.parts[:-1])}
             store.put(f"densities{number}", densities)
         for k, row in enumerate(self.log_q):
             row.append(densities[f"earlier{k}"])
@@ -206,14 +213,16 @@ class _Part:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: ProseFlow, layout: Layout, fresh: Draws) -> _Part:
+    def of(cls, model: ProseFlow, layout: Layout, fresh: Draws, device: torch.device | str) -> _Part:
         usable = np.flatnonzero(np.isfinite(fresh.log_weights))
         # the index travels in place of the temperature, because frames may be left out
-        frames = Frames.of(layout, fresh.positions[usable], fresh.energies[usable], np.arange(len(usable)))
-        kept = usable[frames.temperature.long().numpy()]
+        given = fresh.positions[usable], fresh.energies[usable], np.arange(len(usable))
+        frames = Frames.of(layout, *given, device=device)
+        kept = usable[frames.temperature.long().cpu().numpy()]
         frames = replace(frames, temperature=torch.full_like(frames.temperature, fresh.temperature))
-        h = model.encode(layout)
-        parts = [model.content(layout, frames.state(index), h) for index in torch.arange(len(frames)).split(_CHUNK)]
+        h = model.encode(frames.layout)
+        chunks = torch.arange(len(frames)).split(_CHUNK)
+        parts = [model.content(frames.layout, frames.state(index), h) for index in chunks]
         scalars, vectors = (torch.cat([value.half() for value in column]) for column in zip(*parts, strict=True))
         return cls(kept, frames, scalars, vectors)
 
@@ -239,7 +248,7 @@ class _Part:
     def densities(self, model: ProseFlow) -> np.ndarray:
         """(M,) of all frames."""
         chunks = torch.arange(len(self)).split(_CHUNK)
-        return torch.cat([self.log_density(model, index) for index in chunks]).double().numpy()
+        return torch.cat([self.log_density(model, index) for index in chunks]).double().cpu().numpy()
 
 
 def _train(
@@ -256,14 +265,14 @@ def _train(
     layout = part.frames.layout
     if len(part) < 2:
         raise InputError("fewer than two usable draws to finetune on", where=layout.peptide.sequence)
-    model = copy.deepcopy(proposal.model).train().requires_grad_(False)
+    model = copy.deepcopy(proposal.model).to(layout.device).train().requires_grad_(False)
     for parameter in model.behind_content():
         parameter.requires_grad_(True)
     weights = torch.from_numpy(normalised(s.tilt * log_weights))
     dof, kt = 3 * layout.atoms - 6, KB * temperature
     steps = max(1, round(s.passes * len(part) / s.batch))
 
-    def loss(model: ProseFlow, index: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+    def loss(index: Tensor) -> dict[str, Tensor]:
         return {"loss": spread_loss(part.log_density(model, index), part.frames.energies[index], kt, s.huber) / dof}
 
     done = 0
@@ -279,17 +288,19 @@ def _train(
         index = torch.multinomial(weights, 8 * s.batch, replacement=True, generator=torch.Generator().manual_seed(seed))
         return {"score": float(spread_loss(part.log_density(model, index), part.frames.energies[index], kt, s.huber))}
 
+    captured = CapturedGradients(model) if layout.device.type == "cuda" else None
     trainer = Trainer(
-        model, loss, epoch, validate,  # type: ignore[arg-type]
+        model, lambda _, index, __: loss(index), epoch, validate,  # type: ignore[arg-type]
         TrainSettings(
             steps=steps, learning_rate=s.learning_rate, warmup=20, weight_decay=0.0, ema=0.99, seed=seed,
             checkpoint_seconds=60.0, validate_seconds=math.inf,
         ),
         directory,
         {"model": "prose", "config": model.describe()},
+        gradients=None if captured is None else lambda index: captured("step", loss, index),
     )  # fmt: skip
     figures = trainer.run(resume=True)
-    return Proposal(model.requires_grad_(True).eval(), "", proposal.config), {"spread": figures["score"]}
+    return Proposal(model.cpu().requires_grad_(True).eval(), "", proposal.config), {"spread": figures["score"]}
 
 
 def _describe(

@@ -152,7 +152,8 @@ def run_peptide(
                 folder = Path(scratch, "adapter") if run is None else run.path("adapter")
                 proposal, rounds = finetune_flow(
                     proposal, Layout.of(peptide), work.draws, temperature, finetune, work.store, folder,
-                    seed=sample_seed(seed, FINETUNING), scratch=Path(scratch), log=log, progress=progress,
+                    seed=sample_seed(seed, FINETUNING), scratch=Path(scratch), device=torch_device, log=log,
+                    progress=progress,
                 )  # fmt: skip
             sampled = work.cooled(proposal, n) if smc else work.weighted(proposal, n)
             if prose_compat:
