@@ -113,7 +113,7 @@ def model_row(name: str, seed: int, settings: FesSettings = SMALL) -> dict:
     problem.system.potential.calls = 0
     sampler, seconds = sampled(problem, seed, settings)
     begin = time.process_time()
-    draws, _ = final_draws(sampler, settings.samples, settings.fine)
+    draws, _ = final_draws(sampler, settings.samples, settings.fine, paths=settings.paths)
     ensemble = ensemble_of(sampler, draws)
     found = surfaces(ensemble, sampler)
     reference = averaged(exact, found.path.edges)
@@ -135,7 +135,7 @@ def gaussian_row(seed: int) -> dict:
     settings = replace(SMALL, sampler=replace(SMALL.sampler, rounds=40, deposit=0.0, width=0.11), samples=4000)
     problem = Problem.of(System(potential, np.zeros((1, 1, 3))), [along(0, "x")], T, [(-1.0, 1.0)], [], settings)
     sampler, seconds = sampled(problem, seed, settings)
-    draws, _ = final_draws(sampler, settings.samples, settings.fine)
+    draws, _ = final_draws(sampler, settings.samples, settings.fine, paths=settings.paths)
     found = ensemble_of(sampler, draws).diagnostics
     return {
         "system": "Gaussian", "seed": seed, "energies": sampler.energies_used, "seconds": seconds, "ess": found.ess,
@@ -151,7 +151,7 @@ def corrupted_rows(seed: int) -> list[dict]:
     for shift in (0.0, 0.1, 0.2, 0.3, 0.5):
         push = torch.tensor([shift, 0.0, 0.0])
         sampler.controller = Shifted(net, push)  # type: ignore[assignment]
-        draws, _ = final_draws(sampler, 8000, 1)
+        draws, _ = final_draws(sampler, 8000, 1, paths=SMALL.paths)
         sampler.history = []
         ensemble = ensemble_of(sampler, draws)
         found = surfaces(ensemble, sampler)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from molgen.cvdiffusion.noising import Schedule, fit_variances, simulate
+from molgen.cvdiffusion.noising import Schedule, averaged, fit_variances, simulate
 from molgen.cvdiffusion.space import CartesianSpace
 from molgen.reweight.importance import diagnose
 
@@ -95,3 +95,34 @@ def test_fitted_variances_are_the_exact_ones():
 def test_a_trajectory_depends_on_its_own_number_alone():
     few, many = (simulate(exact(PRECISION), SCHEDULE, SCHEDULE.variances(0.1), SPACE, n, 3, 5) for n in (3, 7))
     assert few.points == pytest.approx(many.points[:3], abs=1e-6)
+
+
+def test_more_paths_to_each_end_leave_ln_z_and_raise_the_effective_sample_size():
+    """Few steps and kernels that fit badly: the path decides most of the weight."""
+    score, x = exact(PRECISION), gaussian_samples(2000)
+    variances = fit_variances(score, SCHEDULE, SPACE, x, np.full(len(x), 1 / len(x)), 0)
+    one = simulate(score, SCHEDULE, variances, SPACE, 4000, 0)
+    ends = one.points.reshape(4000, -1)
+    energy = 0.5 * np.einsum("bi,ij,bj->b", ends, PRECISION, ends)
+    found = {k: averaged(score, SCHEDULE, variances, SPACE, one, k, 0, 9) for k in (1, 2, 6)}
+    assert found[1].log_path == pytest.approx(one.log_path, abs=1e-12)
+    weights = {k: diagnose(paths.log_path - energy) for k, paths in found.items()}
+    for k, w in weights.items():
+        assert np.array_equal(found[k].points, one.points)
+        assert w.log_z == pytest.approx(log_z(PRECISION), abs=4 * w.log_z_error)
+    assert weights[1].ess + 0.03 < weights[2].ess < weights[6].ess - 0.03
+
+
+def test_for_an_isotropic_gaussian_every_path_says_the_same():
+    precision = np.kron(np.eye(ATOMS) - 1 / ATOMS, np.eye(3)) / 0.1**2
+    schedule = Schedule(start=36.0, end=0.02, steps=8, spread=0.01)
+    score, variances = exact(precision), schedule.variances(0.1)
+    one = simulate(score, schedule, variances, SPACE, 50, 0)
+    assert averaged(score, schedule, variances, SPACE, one, 3, 1).log_path == pytest.approx(one.log_path, abs=1e-2)
+
+
+def test_paths_of_an_end_depend_on_its_own_number_alone():
+    score, variances = exact(PRECISION), SCHEDULE.variances(0.1)
+    few, many = (averaged(score, SCHEDULE, variances, SPACE, simulate(score, SCHEDULE, variances, SPACE, n, 3), 3, 4)
+                 for n in (3, 7))  # fmt: skip
+    assert few.log_path == pytest.approx(many.log_path[:3], abs=1e-4)

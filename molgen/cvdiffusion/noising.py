@@ -9,6 +9,9 @@ steps and for any controller:
 
     log w = -U(x_K)/kT + sum_k log B(x_k | x_{k+1}) - log mu(x_0) - sum_k log F(x_{k+1} | x_k).
 
+Much of its scatter is that of the path taken, not of the sample it ends in; averaging that costs no energy, see
+`averaged`.
+
 The coordinates are those of a `molgen.cvdiffusion.space.Space`.
 """
 
@@ -104,6 +107,44 @@ def simulate(
         before, x = x, x + drift + jump
         log_path += space.log_normal(before - x, removed[k]) - space.log_normal(jump, kernels[k])
     return Trajectories(x.numpy(), log_path.numpy())
+
+
+@torch.no_grad()
+def averaged(
+    score: Score,
+    schedule: Schedule,
+    variances: np.ndarray,
+    space: Space,
+    found: Trajectories,
+    paths: int,
+    seed: int,
+    *stream: int,
+) -> Trajectories:
+    """The same ends with their densities averaged over `paths` paths to each: their own, and others noised from them.
+
+    log w = -U(x)/kT - log mean_j exp(log F(path_j) - log B(path_j | x)). The weights are exact for any number of paths,
+    since it could have been any of them that was drawn (the argument of pseudo-marginal samplers, Andrieu and Roberts
+    2009; of importance-weighted autoencoders, Burda et al. 2016). With many they become those of the samples alone.
+
+    Args:
+        seed, stream: other ones than those of `found`.
+    """
+    ends, removed = torch.from_numpy(found.points), torch.from_numpy(schedule.removed)
+    kernels = torch.from_numpy(variances)
+    source = torch.as_tensor(space.source(schedule.start, schedule.spread), dtype=torch.float64)
+    draws = [generator(seed, *stream, i) for i in range(len(found.points))]
+    log_density = -torch.from_numpy(found.log_path)
+    for _ in range(paths - 1):
+        noise = torch.from_numpy(np.stack([draw.standard_normal((schedule.steps, *space.shape)) for draw in draws], 1))
+        noise, x, other = space.centred(noise), ends, torch.zeros(len(ends), dtype=torch.float64)
+        for k in range(schedule.steps - 1, -1, -1):
+            back = noise[k] * removed[k].sqrt()
+            before = x + back
+            jump = x - before - removed[k] * _score(score, schedule.residual[k], before)
+            other += space.log_normal(jump, kernels[k]) - space.log_normal(back, removed[k])
+            x = before
+        log_density = torch.logaddexp(log_density, other + space.log_normal(x, source))
+    return Trajectories(found.points, (np.log(paths) - log_density).numpy())
 
 
 @torch.no_grad()

@@ -134,7 +134,10 @@ def run_fes(
             stop=lambda s: _look(s, settings, progress),
         )  # fmt: skip
         seconds["rounds"] = time.monotonic() - begin - seconds["start"]
-        found = outcome(sampler, settings.samples, settings.fine, system.topology, repair=settings.repair, log=log)
+        found = outcome(
+            sampler, settings.samples, settings.fine, system.topology, paths=settings.paths, repair=settings.repair,
+            log=log,
+        )  # fmt: skip
         seconds["samples"] = time.monotonic() - begin - sum(seconds.values())
         more = {} if prior is None else prior.report(found.ensemble, run)
         if run is not None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from molgen.cvdiffusion.bias import Axis
-from molgen.cvdiffusion.noising import Schedule, fit_variances, simulate
-from molgen.cvdiffusion.sampler import FINAL, Sampler, tempered
+from molgen.cvdiffusion.noising import Schedule, averaged, fit_variances, simulate
+from molgen.cvdiffusion.sampler import FINAL, PATHS, Sampler, tempered
 from molgen.cvdiffusion.target import Batch
 from molgen.reweight.barrier import Barrier
 from molgen.reweight.ensemble import Ensemble
@@ -108,11 +108,13 @@ def judge(sampler: Sampler, batch: Batch) -> dict[str, Any]:
     }
 
 
-def final_draws(sampler: Sampler, count: int, fine: int, kernels: Kernels | None = None) -> tuple[Batch, Kernels]:
+def final_draws(
+    sampler: Sampler, count: int, fine: int, kernels: Kernels | None = None, paths: int = 1
+) -> tuple[Batch, Kernels]:
     """Samples with the finished controller in `fine` times as many steps; and the kernels they were drawn with.
 
     Args:
-        kernels: of a finished run; None: fitted to the samples of the last rounds.
+        kernels: of a finished run; None: fitted to the samples of the last rounds. paths: see `noising.averaged`.
     """
     schedule, variances = kernels = kernels or _final_kernels(sampler, fine)
     parts = []
@@ -121,6 +123,9 @@ def final_draws(sampler: Sampler, count: int, fine: int, kernels: Kernels | None
             sampler.controller, schedule, variances, sampler.target.space, min(CHUNK, count - start), sampler.seed,
             FINAL, number,
         )  # fmt: skip
+        found = averaged(
+            sampler.controller, schedule, variances, sampler.target.space, found, paths, sampler.seed, PATHS, number
+        )
         parts.append(sampler.target.evaluate(found.points, found.log_path, sampler.number))
     return Batch.join(parts), kernels
 
@@ -190,15 +195,16 @@ def outcome(
     topology: mdtraj.Topology | None = None,
     kernels: Kernels | None = None,
     *,
+    paths: int = 1,
     repair: str = "auto",
     log: Callable[[str], None] = lambda message: None,
 ) -> Outcome:
     """Draw, weigh and judge; where the weights do not do, give sequential Monte Carlo a try.
 
     Args:
-        kernels: see `final_draws`. repair: see `FesSettings`.
+        kernels, paths: see `final_draws`. repair: see `FesSettings`.
     """
-    draws, kernels = final_draws(sampler, count, fine, kernels)
+    draws, kernels = final_draws(sampler, count, fine, kernels, paths)
     ensemble = ensemble_of(sampler, draws, topology)
     found = surfaces(ensemble, sampler)
     wanted = repair == "always" and found.verdict != "reliable" or repair == "auto" and not found.passed

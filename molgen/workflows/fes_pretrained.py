@@ -145,7 +145,9 @@ def sample_pretrained(
     log(f"{count} samples of {', '.join(problem.texts[0] if problem.texts else [])} at {problem.temperature:g} K")
     begin = time.monotonic()
     with run or nullcontext():
-        found = outcome(sampler, count, 1, problem.system.topology, kernels, repair=repair, log=log)
+        found = outcome(
+            sampler, count, 1, problem.system.topology, kernels, paths=problem.settings.paths, repair=repair, log=log
+        )
         if run is None:
             return found.ensemble, {}
         seconds = {"samples": time.monotonic() - begin}

@@ -30,6 +30,7 @@ class FesSettings:
         cap: kT, the bias grows no higher. bins: of the grid a variable; None: four a hill width.
         controller: "auto", "point", "pair" or "trunk". hidden: width of its perceptrons.
         samples: drawn with the finished controller, in `fine` times as many steps.
+        paths: that the density of each is averaged over; costs time of the controller, no energies.
         learning_rate: peak. fixed_kernels: keep the kernels of a Gaussian target (for comparison).
         stop: end before all rounds are done once the surface rests.
         repair: whether sequential Monte Carlo may try to mend what path weights do not, for as many energies as the run
@@ -48,6 +49,7 @@ class FesSettings:
     hidden: int = 192
     samples: int = 4000
     fine: int = 2
+    paths: int = 4
     learning_rate: float = 1.5e-3
     fixed_kernels: bool = False
     stop: bool = True
@@ -76,7 +78,9 @@ def check_settings(settings: FesSettings, starts: int, atoms: int) -> None:
     """
     flat = flattened(asdict(settings))
     names = ("rounds", "draws", "learn", "batch", "pretrain", "memory", "refit")
-    least = dict.fromkeys([*(f"sampler.{name}" for name in names), "schedule.steps", "samples", "fine", "hidden"], 1)
+    least = dict.fromkeys(
+        [*(f"sampler.{name}" for name in names), "schedule.steps", "samples", "fine", "paths", "hidden"], 1
+    )
     for name, low in {**least, "frames": starts}.items():
         if flat[name] < low:
             raise InputError(f"{name} = {flat[name]}", where="settings", expected=f"at least {low}")
