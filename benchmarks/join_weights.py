@@ -1,4 +1,4 @@
-"""Checkpoints of TS-GEN joined into one that averages their end points, in half precision: TS-GEN's shipped weights.
+"""Checkpoints of TS-GEN joined into one that averages where their flows end, in half precision: the shipped weights.
 
     python benchmarks/join_weights.py OUT MEMBER...
 

@@ -11,8 +11,10 @@ import torch
 from peptide_cases import FlowPotential, tiny_flow
 
 from molgen.data.peptide import Peptide, build_peptide
+from molgen.errors import CalculatorError
 from molgen.prose.evaluate import log_densities
 from molgen.prose.layout import Layout
+from molgen.prose.training import spread_loss
 from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.importance import diagnose
 from molgen.reweight.observables import torsion
@@ -52,10 +54,10 @@ class Bench:
         self.names.append(name)
         return draw(proposal.model, LAYOUT, self.energies, n, T, seed, self.store, name)
 
-    def finetune(self, rounds: int, **settings):
+    def finetune(self, rounds: int, log=lambda line: None, **settings):
         return finetune_flow(
             tiny_flow(), LAYOUT, self.draws, T, rounds, self.store, self.tmp_path / "adapter", seed=5,
-            scratch=self.tmp_path / "scratch", settings=FinetuneSettings(**settings),
+            scratch=self.tmp_path / "scratch", settings=FinetuneSettings(**settings), log=log,
         )  # fmt: skip
 
 
@@ -163,3 +165,39 @@ def test_each_round_draws_afresh(bench):
     bench.draws = lambda proposal, n, seed, name: (seeds.append(seed), real(proposal, n, seed, name))[1]
     bench.finetune(2, samples=32, passes=0.5, batch=8, patience=9)
     assert seeds == [sample_seed(5, number) for number in range(3)]
+
+
+def test_a_flow_that_training_broke_ends_it_and_loses_nothing(bench):
+    """Hardly a proposal of it is the molecule: the flow before is the result."""
+    real, told = bench.draws, []
+
+    def draws(proposal, n, seed, name):
+        if name == "round1":
+            raise CalculatorError("63 of 64 proposals are not this molecule")
+        return real(proposal, n, seed, name)
+
+    bench.draws = draws
+    flow, rounds = bench.finetune(3, samples=32, passes=0.5, batch=8, log=told.append)
+    assert len(rounds) == 1 and flow.config["finetuned"]["rounds"] == 0
+    assert "63 of 64" in told[-1] and "the flow before stands" in told[-1]
+    bench.draws = lambda proposal, n, seed, name: (_ for _ in ()).throw(CalculatorError("not the molecule"))
+    with pytest.raises(CalculatorError, match="not the molecule"):
+        bench.finetune(1)
+
+
+def test_ln_z_of_the_pool_is_that_of_the_weights(bench):
+    """Of frames without energy too, which count among the draws."""
+    drawn = bench.draws(tiny_flow(), 30, 1, "a")
+    spoilt = replace(drawn, energies=np.where(np.arange(30) >= 10, drawn.energies, np.nan))
+    pool = _Pool(LAYOUT, T)
+    pool.add([tiny_flow()], spoilt, bench.store, 0)
+    assert pool.log_z(pool.log_weights()) == pytest.approx(diagnose(spoilt.log_weights).log_z, abs=1e-6)
+
+
+def test_the_spread_about_a_known_constant_sees_a_flow_that_leaks():
+    """Likelihoods too low by the same amount everywhere have no spread of their own."""
+    energies, kt = torch.tensor([0.1, 0.5, 0.2]), KB * T
+    exact = -energies / kt - 2.0
+    assert spread_loss(exact - 1, energies, kt, 4.0) < 1e-9
+    assert spread_loss(exact - 1, energies, kt, 4.0, -2.0) == pytest.approx(0.5, abs=1e-5)
+    assert spread_loss(exact, energies, kt, 4.0, -2.0) < 1e-9

@@ -19,6 +19,7 @@ from molgen.geometry.align import rmsd
 from molgen.io import formula, load_reaction
 from molgen.tsgen import Generator, load_model
 from molgen.tsgen.condition import prepare
+from molgen.tsgen.ensemble import networks_of
 from molgen.tsgen.generate import Guesses, flow_samples, generate
 
 TOLERANCE = 3e-5
@@ -236,17 +237,17 @@ def test_one_guess_has_no_spread() -> None:
 @pytest.mark.parametrize("steps", [1, 3])
 def test_prediction_is_the_mean_of_both_directions(steps: int, generator: Generator, small: list[Reaction]) -> None:
     """With one step, by hand; with several, the flow of the reversed reaction is the same flow."""
-    batch = prepare(small)
+    batch, network = prepare(small), networks_of(generator.model)[0]
     noise = 0.1 * torch.randn(batch.guess.shape, generator=torch.Generator().manual_seed(0)) * batch.mask[..., None]
-    x, deviation = flow_samples(generator.model, batch, noise, steps)
-    back, deviation_back = flow_samples(generator.model, batch.swapped(), noise, steps)
+    x, deviation = flow_samples(network, batch, noise, steps)
+    back, deviation_back = flow_samples(network, batch.swapped(), noise, steps)
     assert torch.allclose(x, back, atol=1e-6) and torch.allclose(deviation, deviation_back, atol=1e-6)
     assert (x[~batch.mask] == 0).all() and (deviation[~batch.mask] == 0).all()
     if steps == 1:
         zero = torch.zeros(len(batch))
         with torch.no_grad():
-            there, variance = generator.model(batch.guess + noise, zero, batch)
-            reverse, variance_back = generator.model(batch.guess + noise, zero, batch.swapped())
+            there, variance = network(batch.guess + noise, zero, batch)
+            reverse, variance_back = network(batch.guess + noise, zero, batch.swapped())
         assert torch.allclose(x, (there + reverse) / 2, atol=1e-6)
         expected = (1.5 * (variance.exp() + variance_back.exp())).sqrt() * batch.mask
         assert torch.allclose(deviation, expected, atol=1e-6)

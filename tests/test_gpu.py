@@ -88,7 +88,7 @@ def test_gradients_of_tsgen_with_and_without_graphs() -> None:
         for batch in (both, both.select(torch.tensor([0]))):
             for one, call, data in ((model, model, batch), (moved, network, batch.to("cuda"))):
                 one.zero_grad()
-                flow_loss(call, data, torch.Generator().manual_seed(1), FlowSettings())["loss"].backward()
+                flow_loss([call], data, torch.Generator().manual_seed(1), FlowSettings())["loss"].backward()
             wanted = gradients(model)
             assert (gradients(moved) - wanted).norm() < 1e-3 * wanted.norm()
 

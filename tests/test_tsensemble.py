@@ -1,7 +1,8 @@
-"""Several TS-GEN networks as one: the mean of their end points, and the variance of their mixture."""
+"""Several TS-GEN networks as one: the mean of where their flows end, and the variance of their mixture."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from molgen.checkpoint import load_checkpoint, save_checkpoint
 from molgen.errors import InputError
+from molgen.rng import torch_generator
 from molgen.tsgen.condition import ReactionBatch, prepare
 from molgen.tsgen.ensemble import TSEnsemble
 from molgen.tsgen.generate import flow_samples, generate
-from molgen.tsgen.training import make_model, train_tsgen
+from molgen.tsgen.model import TSModel
+from molgen.tsgen.training import FlowSettings, flow_loss, make_model, train_tsgen
 from molgen.tsgen.weights import load_model
 
 PLAIN = {"elements": ELEMENTS, **SIZES}
@@ -36,20 +39,19 @@ def batch() -> ReactionBatch:
     return prepare(built_in())
 
 
-def ends(model: torch.nn.Module, batch: ReactionBatch) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        return model(batch.guess, torch.full((len(batch),), 0.3), batch)
+def ends(model: TSEnsemble | TSModel, batch: ReactionBatch, steps: int = 2) -> tuple[Tensor, Tensor]:
+    return flow_samples(model, batch, torch.zeros_like(batch.guess), steps)
 
 
-def test_end_points_are_averaged_and_disagreement_is_variance(batch: ReactionBatch) -> None:
+def test_flows_are_averaged_where_they_end_and_disagreement_is_variance(batch: ReactionBatch) -> None:
     model = ensemble(PLAIN, {**PLAIN, "layers": 2})
-    end, log_variance = ends(model, batch)
-    (a, log_a), (b, log_b) = (ends(member, batch) for member in model.networks)
+    end, deviation = ends(model, batch)
+    (a, deviation_a), (b, deviation_b) = (ends(member, batch) for member in model.networks)
     assert torch.allclose(end, (a + b) / 2, atol=1e-6)
-    # of two points d apart the variance of one component, the mean over three, is d^2 / 12
-    apart = (a - b).square().sum(-1) / 12
-    wanted = (log_a.exp() + log_b.exp()) / 2 + apart
-    assert torch.allclose(log_variance.exp(), wanted, rtol=1e-4) and apart.max() > 1e-4
+    # the variance of two points d apart is d^2 / 4
+    apart = (a - b).square().sum(-1) / 4
+    wanted = (deviation_a.square() + deviation_b.square()) / 2 + apart
+    assert torch.allclose(deviation.square(), wanted, rtol=1e-4) and apart.max() > 1e-4
 
 
 def test_one_member_alone_is_itself(batch: ReactionBatch) -> None:
@@ -65,6 +67,20 @@ def test_members_with_and_without_levels(batch: ReactionBatch) -> None:
     dear, cheap = (prepare([replace(r, level=x) for r in built_in()], model.levels) for x in LEVELS)
     first, other = ends(model, dear)[0], ends(model, cheap)[0]
     assert torch.equal(ends(model, batch)[0], first) and (first - other).abs().max() > 1e-4
+
+
+def test_members_learn_side_by_side(batch: ReactionBatch) -> None:
+    """The gradients of each are those it would have alone, shared among them."""
+    model = ensemble(PLAIN, {**PLAIN, "layers": 2})
+    flow_loss(model.networks, batch, torch_generator(1), FlowSettings())["loss"].backward()
+    for member in model.networks:
+        alone = copy.deepcopy(member)
+        alone.zero_grad()
+        flow_loss([alone], batch, torch_generator(1), FlowSettings())["loss"].backward()
+        for mine, wanted in zip(member.parameters(), alone.parameters(), strict=True):
+            assert (mine.grad is None) == (wanted.grad is None)
+            if mine.grad is not None and wanted.grad is not None:
+                assert torch.allclose(2 * mine.grad, wanted.grad, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -98,4 +114,4 @@ def test_an_ensemble_guesses_and_goes_on_learning(tmp_path: Path) -> None:
 
 def test_the_shipped_weights_are_one() -> None:
     model = load_model().model
-    assert isinstance(model, TSEnsemble) and len(model.networks) == 2
+    assert isinstance(model, TSEnsemble) and len(model.networks) == 4

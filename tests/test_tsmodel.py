@@ -247,11 +247,11 @@ def test_flow_loss_is_finite_and_falls(batch: ReactionBatch) -> None:
 
     def fixed() -> float:
         with torch.no_grad():
-            return sum(float(flow_loss(net, batch, torch_generator(9, k), flow)["loss"]) for k in range(4)) / 4
+            return sum(float(flow_loss([net], batch, torch_generator(9, k), flow)["loss"]) for k in range(4)) / 4
 
     before = fixed()
     for step in range(30):
-        losses = flow_loss(net, batch, torch_generator(0, step), flow)
+        losses = flow_loss([net], batch, torch_generator(0, step), flow)
         assert all(value.isfinite() for value in losses.values())
         optimizer.zero_grad()
         losses["loss"].backward()
@@ -264,7 +264,7 @@ def test_flow_loss_is_finite_and_falls(batch: ReactionBatch) -> None:
 
 def test_flow_loss_follows_its_generator(batch: ReactionBatch) -> None:
     net = randomised(TSModel(ELEMENTS, **SIZES))
-    values = [float(flow_loss(net, batch, torch_generator(k), FlowSettings())["loss"].detach()) for k in (0, 0, 1)]
+    values = [float(flow_loss([net], batch, torch_generator(k), FlowSettings())["loss"].detach()) for k in (0, 0, 1)]
     assert values[0] == values[1] != values[2]
 
 
@@ -277,7 +277,7 @@ def test_loss_of_the_right_answer_is_the_noise_of_the_path(batch: ReactionBatch)
         def forward(self, x_t: Tensor, t: Tensor, batch: ReactionBatch) -> tuple[Tensor, Tensor]:
             return rotate(truth, turn) + 3.0, x_t.new_zeros(x_t.shape[:2])
 
-    losses = flow_loss(Oracle(), batch, torch_generator(0), FlowSettings())
+    losses = flow_loss([Oracle()], batch, torch_generator(0), FlowSettings())
     assert losses["rmsd"] < 2e-3 and losses["pair"] < 1e-4 and losses["nll"] < 1e-4
 
 

@@ -230,12 +230,12 @@ def _shipped_trunk() -> tuple[Trunk, str]:
     import torch
 
     from molgen.nn.trunk import Trunk, TrunkConfig
-    from molgen.tsgen.ensemble import TSEnsemble
+    from molgen.tsgen.ensemble import networks_of
     from molgen.tsgen.weights import DEFAULT, load_model
 
     try:
         model = load_model().model
-        first = model.networks[0] if isinstance(model, TSEnsemble) else model
+        first = networks_of(model)[0]
         trunk, name = first.trunk, f"'{DEFAULT}'"
     except CheckpointError:  # reported under Weights
         with torch.random.fork_rng(devices=[]):  # leaves the caller's random stream as it was

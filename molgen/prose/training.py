@@ -52,13 +52,16 @@ class Batch:
     index: Tensor
 
 
-def spread_loss(log_q: Tensor, energies: Tensor, kt: Tensor | float, huber: float) -> Tensor:
-    """Huber loss (scalar) of log q + E/kT (B,) about its median; kT^2 near zero.
+def spread_loss(
+    log_q: Tensor, energies: Tensor, kt: Tensor | float, huber: float, centre: float | None = None
+) -> Tensor:
+    """Huber loss (scalar) of log q + E/kT (B,) about `centre`, or about its own median; kT^2 near zero.
 
     Energies count up to CAP kT above their median: what lies higher only has to become unlikely.
     """
     value = log_q + torch.minimum(energies, energies.median() + CAP * kt) / kt
-    return torch.nn.functional.huber_loss(value, value.detach().median().expand_as(value), delta=huber)
+    middle = value.detach().median() if centre is None else value.new_tensor(centre)
+    return torch.nn.functional.huber_loss(value, middle.expand_as(value), delta=huber)
 
 
 def frame_losses(model: ProseFlow, frames: Frames, index: Tensor, settings: ProseLoss) -> dict[str, Tensor]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from molgen.errors import InputError
-from molgen.tsgen.condition import ReactionBatch
 from molgen.tsgen.model import TSModel
 
 
 class TSEnsemble(nn.Module):
-    """The mean of several networks' end points, at every step of the flow (deep ensembles: Lakshminarayanan, 2017).
+    """Networks whose flows are averaged where they end (deep ensembles: Lakshminarayanan, 2017).
+
+    Each follows a flow of its own: where they disagree early, their mean would be a geometry that none was trained on.
 
     Args:
         members: configuration of each network. They know the same elements; those that know levels know the same.
@@ -39,13 +38,7 @@ class TSEnsemble(nn.Module):
         """The members."""
         return [m for m in self.members if isinstance(m, TSModel)]
 
-    def forward(self, x_t: Tensor, t: Tensor, batch: ReactionBatch) -> tuple[Tensor, Tensor]:
-        """End point (B, N, 3), Angstrom, and log-variance (B, N), from x_t (B, N, 3) and t (B,).
 
-        The variance is that of the mixture: the mean of the members' plus what they differ by.
-        """
-        ends, log_variances = zip(*(member(x_t, t, batch) for member in self.members), strict=True)
-        end, many = torch.stack(ends).mean(0), len(ends)
-        own = torch.stack(log_variances).logsumexp(0) - math.log(many)
-        apart = (torch.stack(ends) - end).square().mean((0, -1))  # a component
-        return end, torch.log(own.exp() + apart)
+def networks_of(model: TSModel | TSEnsemble) -> list[TSModel]:
+    """The networks of a model, one or several."""
+    return model.networks if isinstance(model, TSEnsemble) else [model]

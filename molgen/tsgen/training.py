@@ -20,12 +20,12 @@ from molgen.train.graphs import GraphedNetwork
 from molgen.train.loop import Trainer, TrainSettings
 from molgen.train.losses import aligned_rmsd_loss, log_variance_loss, pair_distance_loss
 from molgen.tsgen.condition import ReactionBatch, prepare
-from molgen.tsgen.ensemble import TSEnsemble
+from molgen.tsgen.ensemble import TSEnsemble, networks_of
 from molgen.tsgen.generate import flow_samples
 from molgen.tsgen.model import CONFIGS, TSModel
 from molgen.tsgen.weights import load_model
 
-# a TSModel, or one that stands in for it
+# a TSModel, or what stands in for it
 Network = Callable[[Tensor, Tensor, ReactionBatch], tuple[Tensor, ...]]
 
 
@@ -58,7 +58,7 @@ def epoch(
 class FlatNetwork(nn.Module):
     """A TS-GEN network that reads tensors alone, in the order of :meth:`inputs`."""
 
-    def __init__(self, model: TSModel | TSEnsemble):
+    def __init__(self, model: TSModel):
         super().__init__()
         self.model = model
 
@@ -74,20 +74,21 @@ class FlatNetwork(nn.Module):
         return self.model(x_t, t, batch)
 
 
-def graphed(model: TSModel | TSEnsemble) -> Network:
-    """The network on CUDA, a graph for each shape; with :func:`flow_loss` in place of the network itself."""
+def graphed(model: TSModel) -> Network:
+    """The network on CUDA, a graph for each shape; for :func:`flow_loss` in place of the network itself."""
     network = GraphedNetwork(FlatNetwork(model))
     return lambda x_t, t, batch: network(*FlatNetwork.inputs(x_t, t, batch))
 
 
 def flow_loss(
-    model: Network, batch: ReactionBatch, generator: torch.Generator, flow: FlowSettings
+    networks: Sequence[Network], batch: ReactionBatch, generator: torch.Generator, flow: FlowSettings
 ) -> dict[str, Tensor]:
     """Conditional flow matching with endpoint prediction (Lipman 2023; TS-GEN, arXiv 2507.10530, with another prior).
 
     x_0 = interpolation guess + sigma noise, x_t = (1 - t) x_0 + t x_1. The loss compares end points: RMSD after
     superposition, pair distances (reacting and short ones weigh more), and the likelihood of the predicted variances.
     Half the batch sees reactant and product exchanged; reflections need no augmentation, the network is equivariant.
+    Of several networks, which learn side by side, the mean.
     """
     device = batch.guess.device
     b, n = batch.numbers.shape
@@ -107,8 +108,8 @@ def flow_loss(
     t = torch.rand(b, generator=generator).to(device) ** 2
     x_0 = (batch.guess + flow.sigma * draw(b, n, 3)) * m
     x_t = straight_path(x_0, batch.true_ts, t)
-    predicted, log_variance = model(x_t, t, noisy)
-    return geometry_losses(predicted, log_variance, batch)
+    parts = [geometry_losses(*network(x_t, t, noisy), batch) for network in networks]
+    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
 
 def geometry_losses(predicted: Tensor, log_variance: Tensor, batch: ReactionBatch) -> dict[str, Tensor]:
@@ -250,11 +251,11 @@ def train_tsgen(
     log(f"sqrt-distance guess, no model: validation RMSD median {plain.median():.3f}, mean {plain.mean():.3f} A")
     flow = FlowSettings(batch_size=batch_size)
     on_gpu = torch.device(device).type == "cuda"
-    network = graphed(model) if on_gpu else model
+    networks = [graphed(network) if on_gpu else network for network in networks_of(model)]
     settings = TrainSettings(budget_seconds, steps, learning_rate=learning_rate, seed=seed)
     trainer = Trainer(
         model,
-        lambda _, batch, g: flow_loss(network, batch, g, flow),
+        lambda _, batch, g: flow_loss(networks, batch, g, flow),
         lambda g: epoch(batches, batch_size, g, 2 if on_gpu else 1),  # few shapes, few graphs
         lambda _: validation_figures(model, held),
         settings,

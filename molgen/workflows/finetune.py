@@ -1,9 +1,11 @@
 """Finetuning of the flow on one peptide from its own samples and their energies.
 
 Each round draws samples from the flow as it is, pools them with those of all earlier rounds under balance-heuristic
-weights, and trains on the pool: the spread of ln q + E/kT over draws picked by the square root of their weights, which
-is zero for the exact density. What the trunk makes of a conformation is left as it was, and computed once. The next
-round's draws are new to the flow they judge; when they show no progress, the flow before is the result.
+weights, and trains on the pool: the spread of ln q + E/kT about -ln Z over draws picked by the square root of their
+weights, which is zero for the exact density. (About their own mean it would be as small for a flow that has left them
+all alike, for conformations that nobody drew.) What the trunk makes of a conformation is left as it was, and computed
+once. The next round's draws are new to the flow they judge; when they show no progress, or hardly a proposal is the
+molecule any more, the flow before is the result.
 
 After the self-refinement of Prose (arXiv 2508.18175, section 4.3) and the energy-variance loss of Richter et al.,
 NeurIPS 2020; pooling after Cornuet et al., Scand. J. Stat. 39 (2012) 798 (adaptive multiple importance sampling).
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from molgen.checkpoint import save_checkpoint
-from molgen.errors import InputError
+from molgen.errors import CalculatorError, InputError
 from molgen.prose.frames import Frames
 from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
@@ -106,13 +108,19 @@ def finetune_flow(
         the best flow, judged by fresh draws (the given one if none was better), and a record of each round.
 
     Raises:
-        CalculatorError: hardly a proposal is the molecule, or no draw has a finite energy.
+        CalculatorError: hardly a proposal of the given flow is the molecule, or none of its draws has a finite energy.
     """
     s = settings or FinetuneSettings()
     flows, pool, record = [proposal], _Pool(layout, temperature, device), []
     best, best_score, waited = 0, -math.inf, 0
     for number in range(rounds + 1):
-        fresh = draws(flows[-1], s.samples, sample_seed(seed, number), f"round{number}")
+        try:
+            fresh = draws(flows[-1], s.samples, sample_seed(seed, number), f"round{number}")
+        except CalculatorError as error:
+            if number == 0:
+                raise
+            log(f"finetuning round {number}: {error.what}; the flow before stands")
+            break
         found = diagnose(fresh.log_weights)
         score = _score(found.ess_psis, found.khat)
         log(f"finetuning round {number}: ESS {found.ess:.4f}, PSIS {found.ess_psis:.4f}, k-hat {found.khat:.2f}")
@@ -128,7 +136,8 @@ def finetune_flow(
             shape = khat(log_weights)
             exponent = min(1.0, s.tame / shape) if shape > s.tempered and math.isfinite(shape) else 1.0
             trained, losses = _train(
-                flows[-1], pool.joined(), truncate(exponent * log_weights), temperature, s,
+                flows[-1], pool.joined(), truncate(exponent * log_weights), pool.log_z(truncate(log_weights)),
+                temperature, s,
                 (store.path(f"training{number}") or scratch / f"training{number}"), sample_seed(seed, number, 1),
                 lambda step, steps, number=number: progress(f"finetuning: training, round {number + 1}", step, steps),
             )  # fmt: skip
@@ -191,6 +200,10 @@ class _Pool:
         log_p[kept] = -np.concatenate([draws.energies for draws in self.rounds])[kept] / (KB * self.temperature)
         log_q[:, kept] = [np.concatenate(row) for row in self.log_q]
         return mixture_log_weights(log_p, log_q, counts)[kept]
+
+    def log_z(self, log_weights: np.ndarray) -> float:
+        """ln Z by the balance-heuristic weights of the frames."""
+        return float(np.logaddexp.reduce(log_weights) - np.log(sum(len(draws) for draws in self.rounds)))
 
     def joined(self) -> _Part:
         """All usable draws: those with a finite energy."""
@@ -255,6 +268,7 @@ def _train(
     proposal: Proposal,
     part: _Part,
     log_weights: np.ndarray,
+    log_z: float,
     temperature: float,
     s: FinetuneSettings,
     directory: Path,
@@ -272,8 +286,11 @@ def _train(
     dof, kt = 3 * layout.atoms - 6, KB * temperature
     steps = max(1, round(s.passes * len(part) / s.batch))
 
+    def spread(index: Tensor) -> Tensor:
+        return spread_loss(part.log_density(model, index), part.frames.energies[index], kt, s.huber, -log_z)
+
     def loss(index: Tensor) -> dict[str, Tensor]:
-        return {"loss": spread_loss(part.log_density(model, index), part.frames.energies[index], kt, s.huber) / dof}
+        return {"loss": spread(index) / dof}
 
     done = 0
 
@@ -286,7 +303,7 @@ def _train(
 
     def validate(model: ProseFlow) -> dict[str, float]:
         index = torch.multinomial(weights, 8 * s.batch, replacement=True, generator=torch.Generator().manual_seed(seed))
-        return {"score": float(spread_loss(part.log_density(model, index), part.frames.energies[index], kt, s.huber))}
+        return {"score": float(spread(index))}
 
     captured = CapturedGradients(model) if layout.device.type == "cuda" else None
     trainer = Trainer(
