@@ -7,7 +7,8 @@ For every reaction, one guess without noise; then, with the correction's weights
 - `gradients`: k = 0 to 5 times: one gradient at the geometry, one correction;
 - `search`: the saddle search stopped after 5 gradient calls, then one correction;
 - `saddle`: the saddle search to its end (100 calls at most), then what `molgen ts` estimates from it (two-level; two
-  more calls). A search that does not converge, or fails, counts with the geometry it ended at.
+  more calls). A search that does not converge, or fails, counts with the geometry it ended at; the two-level estimate
+  is then that of the guess, as in `molgen ts`.
 
 Errors are RMSD to the true transition state: proper rotation, 1/N, nothing dropped. Rows go to DIR/correction.jsonl
 as they are made, so that a run can be stopped and repeated; the summary to DIR/correction.json.
@@ -37,7 +38,7 @@ from molgen.tsgen import Generator, load_model
 from molgen.tsgen.correction import corrected
 from molgen.tsgen.correction_model import Correction, load_correction
 from molgen.tsgen.generate import generate
-from molgen.workflows.ts_estimate import GUESS_CORRECTIONS, estimate
+from molgen.workflows.ts_estimate import GUESS_CORRECTIONS, estimate, estimate_without_saddle
 
 GRADIENTS = 5
 
@@ -87,7 +88,9 @@ def examine(weights: Correction, reaction: Reaction, guess: np.ndarray) -> dict:
         "saddle": error(reaction, last[0]),
     }
     early = corrected(weights.model, reaction, few[0], few[1], guess)[0]
-    both = estimate(weights, reaction, potential, last[0], guess, last[1])
+    both = estimate(weights, reaction, potential, last[0], guess) if converged else None
+    both = both or estimate_without_saddle(weights, reaction, potential, guess)
+    both = both or estimate(weights, reaction, potential, last[0], None, last[1])
     row |= {"search": error(reaction, early), "two_level": error(reaction, both.positions)}
     row |= {"two_level_expected": round(both.expected_rmsd, 4)}
     row["positions"] = {"guess": guess, "gradients": geometries[-1], "saddle": last[0], "two_level": both.positions}

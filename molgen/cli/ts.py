@@ -48,8 +48,8 @@ def ts(
     """Transition state between REACTANT and PRODUCT: guessed, refined, verified.
 
     Writes ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png and summary.json to OUT; ts_estimate.xyz, where the
-    saddle of --calculator would move at the level of the training set. Exit code 3 when no saddle was
-    proven to join the two, 4 when the calculator failed on some guesses.
+    saddle of --calculator (without one, the guess) would move at the level of the training set. Exit code 3 when no
+    saddle was proven to join the two, 4 when the calculator failed on some guesses.
     """
     from molgen.workflows.ts import find_ts
 
@@ -95,6 +95,8 @@ def report(result: Any, out: Path) -> str:
     lines.append(f"cost                 {result.gradient_calls} gradient calls, {result.seconds:.1f} s")
     if result.estimate is not None:
         expected = f"{result.estimate.level}, expected error {result.estimate.expected_rmsd:.2f} A, not verified"
+        if result.estimate.source == "guess":
+            expected += "; from the guess, since no saddle was proven"
         lines.append(f"estimate             ts_estimate.xyz: {expected}")
     others = len(result.candidates) - 1
     if others:

@@ -30,7 +30,7 @@ from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import SIGMA, generate
 from molgen.tsgen.rank import confidence, guess_features, refined_features
 from molgen.units import kcal
-from molgen.workflows.ts_estimate import DEFAULT_CORRECTION, estimate, fitting_correction
+from molgen.workflows.ts_estimate import DEFAULT_CORRECTION, estimate, estimate_without_saddle, fitting_correction
 from molgen.workflows.ts_result import VERDICTS, Candidate, TSResult
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
@@ -81,8 +81,8 @@ def find_ts(
         verify: "quick" (modes, then descents), "irc" (intrinsic reaction coordinate), "none".
         out: folder for ts.xyz, guesses.xyz, path.xyz, barrier.png, summary.json. overwrite: replace a run there.
         weights: name or folder. steps: flow steps; default the weights' own. device, dtype: of the model.
-        correction: weights that carry the verified saddle to the level of their training set (`result.estimate`), name
-            or folder, or "none"; used where they read gradients of this calculator.
+        correction: weights that carry the verified saddle, or without one the guess, to the level of their training set
+            (`result.estimate`), name or folder, or "none"; used where they read gradients of this calculator.
         log: called with lines for people; progress: called with (stage, done, total).
 
     Returns:
@@ -141,6 +141,8 @@ def find_ts(
             if corrector is not None and best.verdict == "intended":
                 guess = search.starts[best.sample][0] if best.source == "flow" else None
                 result.estimate = estimate(corrector, reaction, potential, best.atoms.positions, guess)
+            elif corrector is not None and model is not None:
+                result.estimate = estimate_without_saddle(corrector, reaction, potential, search.starts[0][0])
             publish()
         if all(candidate.verdict == "failed" for candidate in result.candidates):
             raise CalculatorError(

@@ -1,4 +1,5 @@
-"""From the saddle of a cheaper level to an estimate of the transition state at the level of the training set."""
+"""From the saddle of a cheaper level, or the guess, to an estimate of the transition state at the level of the training
+set."""
 
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ class Estimate:
         numbers: (N,) atomic numbers. positions: (N, 3) Angstrom.
         deviation: (N,) predicted error of each atom, Angstrom (root mean square).
         level: that the positions are an estimate of. checkpoint_hash: of the weights.
+        source: "saddle" of the cheaper level, or "guess", where none was found.
         guess_corrections: of the guess, before it was compared with the saddle; fewer where the calculator failed.
     """
 
@@ -37,6 +39,7 @@ class Estimate:
     positions: np.ndarray
     deviation: np.ndarray
     level: str
+    source: str
     guess_corrections: int
     checkpoint_hash: str
 
@@ -54,7 +57,7 @@ class Estimate:
 
     def summary(self) -> dict[str, Any]:
         """What `summary.json` says."""
-        keys = ("level", "expected_rmsd", "guess_corrections", "checkpoint_hash")
+        keys = ("level", "source", "expected_rmsd", "guess_corrections", "checkpoint_hash")
         return {key: getattr(self, key) for key in keys}
 
 
@@ -105,14 +108,42 @@ def estimate(
         saddle: (N, 3) Angstrom. gradient_at_saddle: (N, 3) eV/Angstrom; None for zero, at a converged saddle.
         guess: (N, 3) Angstrom, of TS-GEN, that the search began from; None if it began elsewhere.
     """
-    model, start, corrections = correction.model, guess, 0
-    if start is not None:
-        try:
-            for done in range(1, GUESS_CORRECTIONS + 1):
-                start, corrections = corrected(model, reaction, start, gradient(potential, start)[1], guess)[0], done
-        except CalculatorError:
-            pass  # the estimate says how many there were
+    start, corrections = guess, 0
+    if guess is not None:
+        start, _, corrections = _corrected_guess(correction, reaction, potential, guess)
     slope = np.zeros_like(saddle) if gradient_at_saddle is None else gradient_at_saddle
-    positions, deviation = corrected(model, reaction, saddle, slope, start)
+    positions, deviation = corrected(correction.model, reaction, saddle, slope, start)
+    return _estimate(correction, reaction, positions, deviation, "saddle", corrections)
+
+
+def estimate_without_saddle(
+    correction: Correction, reaction: Reaction, potential: Potential, guess: np.ndarray
+) -> Estimate | None:
+    """The guess (N, 3) of TS-GEN, corrected twice: what there is to say when no search has found the saddle.
+
+    Better than where a search that went astray has ended (`benchmarks/correction.py`). None where the calculator fails
+    on the guess.
+    """
+    positions, deviation, corrections = _corrected_guess(correction, reaction, potential, guess)
+    return _estimate(correction, reaction, positions, deviation, "guess", corrections) if corrections else None
+
+
+def _corrected_guess(
+    correction: Correction, reaction: Reaction, potential: Potential, guess: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The guess after at most `GUESS_CORRECTIONS` corrections, its deviation (zero without any), and how many."""
+    x, deviation, done = guess, np.zeros(len(guess)), 0
+    try:
+        while done < GUESS_CORRECTIONS:
+            x, deviation = corrected(correction.model, reaction, x, gradient(potential, x)[1], guess)
+            done += 1
+    except CalculatorError:
+        pass  # the estimate says how many there were
+    return x, deviation, done
+
+
+def _estimate(
+    correction: Correction, reaction: Reaction, x: np.ndarray, deviation: np.ndarray, source: str, corrections: int
+) -> Estimate:
     level = str(correction.config.get("level") or "the training set")
-    return Estimate(reaction.numbers, positions, deviation, level, corrections, correction.hash)
+    return Estimate(reaction.numbers, x, deviation, level, source, corrections, correction.hash)

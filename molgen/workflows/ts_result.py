@@ -68,7 +68,8 @@ class TSResult:
         guesses: the geometries the refinement started from.
         gradient_calls: all calculator calls, failed candidates included. seconds: wall time, model and calculator.
         rejections: reason -> count of guesses that came to nothing. checkpoint_hash: of the weights used, if any.
-        estimate: the verified saddle carried to the level of the training set, where there are weights for that.
+        estimate: the verified saddle, or without one the first guess, carried to the level of the training set, where
+            there are weights for that.
     """
 
     candidates: list[Candidate]
