@@ -4,9 +4,10 @@
     python benchmarks/cv.py --out runs/bench-cv --parts models,sn2     some of it
 
 Parts: models (Gaussian, double well, Mueller-Brown against quadrature; or one of them by its name); corrupted (a spoilt
-controller); ablation (the double well without bias, path weights, target mix, learned kernel variances, log grid); ala2
-(alanine dipeptide against the metadynamics of benchmarks/ala2.py, --out runs/ala2-metad-SEED); sn2 (Cl- + CH3Cl,
-GFN2-xTB, against the umbrella sampling of benchmarks/sn2.py, --out runs/sn2-umbrella, and beside the metadynamics of
+controller); ablation (the double well without bias, path weights, target mix, learned kernel variances, log grid);
+paths (weights of the shipped controllers by how many paths their densities are averaged over); ala2 (alanine dipeptide
+against the metadynamics of benchmarks/ala2.py, --out runs/ala2-metad-SEED); sn2 (Cl- + CH3Cl, GFN2-xTB, against the
+umbrella sampling of benchmarks/sn2.py, --out runs/sn2-umbrella, and beside the metadynamics of
 benchmarks/metadynamics.py, --out runs/metad-sn2-SEED). Three seeds each. A row of figures a seed is kept in OUT, so an
 interrupted run continues; all together go to benchmarks/results/cv.json.
 """
@@ -36,9 +37,11 @@ from pictures import own_track
 from molgen.cvdiffusion.noising import Schedule
 from molgen.errors import CalculatorError
 from molgen.reweight.free_energy import CollectiveVariable
-from molgen.reweight.importance import normalised
+from molgen.reweight.importance import diagnose, normalised
 from molgen.units import KCAL_MOL
 from molgen.workflows.fes import run_fes
+from molgen.workflows.fes_estimate import final_draws
+from molgen.workflows.fes_pretrained import load_pretrained
 from molgen.workflows.fes_settings import default_settings
 
 SEEDS = (0, 1, 2)
@@ -78,6 +81,23 @@ class Uniform(Schedule):
     @property
     def residual(self) -> np.ndarray:  # type: ignore[override]
         return np.append(np.linspace(self.start, self.end**2, self.steps), 0.0)
+
+
+def paths_rows(name: str, count: int = 3000) -> list[dict]:
+    """Weights of samples of a shipped controller by how many paths their densities are averaged over."""
+    rows = []
+    for paths in (1, 2, 4, 8):
+        _, sampler, kernels, _ = load_pretrained(name)
+        begin = time.process_time()
+        draws, _ = final_draws(sampler, count, 1, kernels, paths)
+        seconds = time.process_time() - begin
+        biased, plain = (diagnose(sampler.target.log_weights(draws, biased=b)) for b in (True, False))
+        rows.append({
+            "controller": name, "paths": paths, "samples": count, "seconds": seconds, "energies": count,
+            "ess_biased": biased.ess, "khat_biased": biased.khat, "ess": plain.ess, "khat": plain.khat,
+            "log_z": biased.log_z, "log_z_error": biased.log_z_error,
+        })  # fmt: skip
+    return rows
 
 
 def sn2_row(seed: int, out: Path) -> dict:
@@ -188,7 +208,7 @@ def sn2_report(rows: list[dict], folder: Path, out: Path, before: dict) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--parts", default="models,corrupted,ablation,sn2,ala2")
+    parser.add_argument("--parts", default="models,corrupted,ablation,paths,sn2,ala2")
     parser.add_argument("--references", type=Path, default=Path("runs"))
     o = parser.parse_args()
     torch.set_num_threads(1)
@@ -223,6 +243,8 @@ def main() -> None:
             for n, f in ablations().items()
             for s in SEEDS
         ]
+    if "paths" in parts:
+        results["paths"] = [r for name in ("ala2", "sn2") for r in kept(f"paths {name}", lambda n=name: paths_rows(n))]
     if "ala2" in parts:
         rows = [kept(f"ala2 {s}", lambda s=s: ala2.row(s, o.out)) for s in SEEDS]
         if list(o.references.glob("ala2-metad-*/metadynamics.npz")):

@@ -227,6 +227,22 @@ def cv_ablation(report: dict) -> str:
     return "\n".join(lines)
 
 
+def cv_paths(report: dict) -> str:
+    """Shipped controllers by the paths that a density is averaged over."""
+    lines = [
+        "| shipped controller | paths | s, one core | ESS under the bias | k-hat | ln Z, error | ESS without it | "
+        "k-hat |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in report["paths"]:
+        lines.append(
+            f"| {r['controller']}, {r['samples']:,} samples | {r['paths']} | {r['seconds']:.0f} | "
+            f"{r['ess_biased']:.3f} | {r['khat_biased']:.2f} | {r['log_z_error']:.3f} | {r['ess']:.3f} | "
+            f"{r['khat']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def cv_sn2(report: dict) -> str:
     """Cl- + CH3Cl against metadynamics."""
     lines = [
@@ -308,7 +324,14 @@ PROSE = {
     "speed": (prose_speed,),
 }
 CARDS = [f"molgen/weights/{name}/README.md" for name in ("tsgen", "tsgen-gfn2", "prose")]
-CV = {"models": cv_models, "corrupted": cv_corrupted, "ablation": cv_ablation, "sn2": cv_sn2, "ala2": cv_ala2}
+CV = {
+    "models": cv_models,
+    "corrupted": cv_corrupted,
+    "ablation": cv_ablation,
+    "paths": cv_paths,
+    "sn2": cv_sn2,
+    "ala2": cv_ala2,
+}
 
 
 def main() -> None:
