@@ -125,7 +125,7 @@ def sample_pretrained(
     """New weighted samples from a finished controller, without learning; the summary is empty without `out`.
 
     Args:
-        name: see `load_pretrained`. samples: None: twice as many as its run drew at the end. repair: see `FesSettings`.
+        name: see `load_pretrained`. samples: None: half as many as its run drew at the end. repair: see `FesSettings`.
         seed: of the samples.
         out, overwrite, resume, units, log: as in `molgen.sample_cv`.
 
@@ -134,7 +134,7 @@ def sample_pretrained(
     """
     check_repair(repair)
     problem, sampler, kernels, digest = load_pretrained(name, seed)
-    count = samples or 2 * problem.settings.samples
+    count = samples or max(1, problem.settings.samples // 2)
     run = None
     if out is not None:
         recorded = {"pretrained": str(name), "hash": digest, "samples": count, "units": units, "repair": repair}
