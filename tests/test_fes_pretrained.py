@@ -53,6 +53,8 @@ def test_the_same_seed_draws_the_final_samples_again(finished: tuple[Path, np.nd
     assert np.ptp(ensemble.log_weights[both] - log_weights[both]) < 1e-6
     other, _ = sample_pretrained(folder / "controller", 30, repair="never", seed=4)
     assert len(other) == 30 and not np.array_equal(other.positions[:10], ensemble.positions[:10])
+    one, more = (sample_pretrained(folder, 30, paths=k, repair="never", seed=4)[0] for k in (1, 6))
+    assert np.array_equal(one.positions, more.positions) and np.abs(one.log_weights - more.log_weights).max() > 1e-3
 
 
 def test_command_line(finished: tuple[Path, np.ndarray], tmp_path: Path):
@@ -63,6 +65,8 @@ def test_command_line(finished: tuple[Path, np.ndarray], tmp_path: Path):
         str(folder),
         "-n",
         "60",
+        "--paths",
+        "2",
         "--repair",
         "never",
         "--out",
@@ -72,6 +76,7 @@ def test_command_line(finished: tuple[Path, np.ndarray], tmp_path: Path):
     result = CliRunner().invoke(main.app, arguments)
     assert result.exit_code in (0, 3), result.stderr
     summary = json.loads(result.stdout)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]["paths"] == 2
     assert summary["rounds"] == 0 and summary["weights"]["n"] == 60 and summary["energy_calls"] <= 60
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"fes.dat", "fes.png", "weights.npz"} <= written and "convergence.png" not in written

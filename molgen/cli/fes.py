@@ -17,6 +17,7 @@ from molgen.errors import InputError
 BESIDE_PRETRAINED = (
     "pretrained",
     "samples",
+    "paths",
     "repair",
     "seed",
     "out",
@@ -95,7 +96,11 @@ def fes(
         int | None, typer.Option("--learn", min=1, help="Gradient steps a round; default 80, internal 200.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("-n", "--samples", min=1, help="Drawn at the end; default 16000.")
+        int | None, typer.Option("-n", "--samples", min=1, help="Drawn at the end; default 16000, --pretrained 8000.")
+    ] = None,
+    paths: Annotated[
+        int | None,
+        typer.Option("--paths", min=1, help="To each of them, whose mean is its density; cost no energy. Default 4."),
     ] = None,
     gamma: Annotated[float, typer.Option("--gamma", help="Bias factor.")] = 12.0,
     cap: Annotated[float, typer.Option("--cap", help="The bias grows no higher, kT.")] = 23.0,
@@ -186,7 +191,7 @@ def _typed(key: str, value: Any, default: Any, config: Path) -> Any:
         good, example, result = isinstance(value, str), "a path", config.parent / str(value)
     elif key == "out":
         good, example, result = isinstance(value, str), "a path", Path(str(value))
-    elif key in ("spin", "rounds", "draws", "learn", "samples"):
+    elif key in ("spin", "rounds", "draws", "learn", "samples", "paths"):
         good, example = type(value) is int, "200"
     elif isinstance(default, float) and type(value) is int:
         good, result = True, float(value)
@@ -263,7 +268,7 @@ def _pretrained(o: dict[str, Any]) -> dict[str, Any]:
     from molgen.workflows.fes_pretrained import sample_pretrained
 
     return sample_pretrained(
-        o["pretrained"], o["samples"], repair=o["repair"], seed=o["seed"], out=o["out"],
+        o["pretrained"], o["samples"], paths=o["paths"], repair=o["repair"], seed=o["seed"], out=o["out"],
         overwrite=o["overwrite"], resume=o["resume"], units=o["units"], log=common.log,
     )[1]  # fmt: skip
 
@@ -332,7 +337,7 @@ def _settings(o: dict[str, Any], cvs: list[str], system: Any) -> Any:
         raise InputError(f"unknown controller {o['controller']!r}", where="--controller", expected="auto, pair, trunk")
     return replace(
         usual, sampler=sampler, gamma=o["gamma"], cap=o["cap"], widths=widths or None, controller=o["controller"],
-        samples=o["samples"] or usual.samples, stop=o["stop"], repair=o["repair"],
+        samples=o["samples"] or usual.samples, paths=o["paths"] or usual.paths, stop=o["stop"], repair=o["repair"],
     )  # fmt: skip
 
 

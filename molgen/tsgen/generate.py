@@ -83,8 +83,7 @@ def generate(
     """Sample the flow for every reaction.
 
     The first sample starts from the mode of the prior (no noise): it is deterministic and does not depend on the atom
-    order, the frames or the placement of fragments. Sample k > 0 of reaction i draws from its own generator. Of several
-    networks the first sample is the mean, the others come from one after the other: there to differ, and cheaper.
+    order, the frames or the placement of fragments. Sample k > 0 of reaction i draws from its own generator.
 
     Args:
         reactions: atoms mapped; every element known to the model.
@@ -92,17 +91,13 @@ def generate(
     """
     like = next(model.parameters())
     data = prepare(reactions, model.levels)
-    order = torch.argsort(data.mask.sum(1)).tolist()
-    networks = networks_of(model)
-    parts = [(model, [(i, 0) for i in order])]
-    for m, network in enumerate(networks):
-        parts.append((network, [(i, k) for k in range(1 + m, samples, len(networks)) for i in order]))
-    jobs = [(part, rows[k : k + batch_size]) for part, rows in parts for k in range(0, len(rows), batch_size)]
+    jobs = [(i, k) for k in range(samples) for i in torch.argsort(data.mask.sum(1)).tolist()]
     n = data.numbers.shape[1]
     positions = torch.zeros(len(reactions), samples, n, 3, dtype=torch.float64)
     deviation = torch.zeros(len(reactions), samples, n, dtype=torch.float64)
     model.eval()
-    for part, rows in jobs:
+    for start in range(0, len(jobs), batch_size):
+        rows = jobs[start : start + batch_size]
         batch = data.select(torch.tensor([i for i, _ in rows]))
         m = batch.numbers.shape[1]
         noise = torch.zeros_like(batch.guess)
@@ -110,7 +105,7 @@ def generate(
             if k:
                 atoms = len(reactions[i].numbers)
                 noise[row, :atoms] = sigma * torch.randn(atoms, 3, generator=torch_generator(seed, i, k))
-        x, error = flow_samples(part, batch.to(like.device, like.dtype), noise.to(like), steps)
+        x, error = flow_samples(model, batch.to(like.device, like.dtype), noise.to(like), steps)
         for row, (i, k) in enumerate(rows):
             positions[i, k, :m], deviation[i, k, :m] = x[row].double().cpu(), error[row].double().cpu()
     atoms = [len(reaction.numbers) for reaction in reactions]

@@ -114,6 +114,7 @@ def sample_pretrained(
     name: str | Path,
     samples: int | None = None,
     *,
+    paths: int | None = None,
     repair: str = "auto",
     seed: int = 0,
     out: str | Path | None = None,
@@ -125,7 +126,8 @@ def sample_pretrained(
     """New weighted samples from a finished controller, without learning; the summary is empty without `out`.
 
     Args:
-        name: see `load_pretrained`. samples: None: half as many as its run drew at the end. repair: see `FesSettings`.
+        name: see `load_pretrained`. samples: None: half as many as its run drew at the end. paths: None: as many as its
+            run took. paths, repair: see `FesSettings`.
         seed: of the samples.
         out, overwrite, resume, units, log: as in `molgen.sample_cv`.
 
@@ -134,10 +136,12 @@ def sample_pretrained(
     """
     check_repair(repair)
     problem, sampler, kernels, digest = load_pretrained(name, seed)
-    count = samples or max(1, problem.settings.samples // 2)
+    count, paths = samples or max(1, problem.settings.samples // 2), paths or problem.settings.paths
     run = None
     if out is not None:
-        recorded = {"pretrained": str(name), "hash": digest, "samples": count, "units": units, "repair": repair}
+        recorded = {
+            "pretrained": str(name), "hash": digest, "samples": count, "paths": paths, "units": units, "repair": repair,
+        }  # fmt: skip
         run = Run(out, "fes", recorded, seed=seed, overwrite=overwrite, resume=resume)
         if (finished := finished_run(run)) is not None:
             log(f"{run.directory} is finished: nothing to resume")
@@ -145,9 +149,7 @@ def sample_pretrained(
     log(f"{count} samples of {', '.join(problem.texts[0] if problem.texts else [])} at {problem.temperature:g} K")
     begin = time.monotonic()
     with run or nullcontext():
-        found = outcome(
-            sampler, count, 1, problem.system.topology, kernels, paths=problem.settings.paths, repair=repair, log=log
-        )
+        found = outcome(sampler, count, 1, problem.system.topology, kernels, paths=paths, repair=repair, log=log)
         if run is None:
             return found.ensemble, {}
         seconds = {"samples": time.monotonic() - begin}
