@@ -19,6 +19,7 @@ from molgen.cvdiffusion.train import train_sampler
 from molgen.cvdiffusion.walls import Wall
 from molgen.errors import CalculatorError, InputError
 from molgen.potentials.base import Potential
+from molgen.potentials.xtb import one_thread
 from molgen.report.ensemble_plots import UNITS
 from molgen.reweight.ensemble import Ensemble
 from molgen.run import Run
@@ -121,7 +122,7 @@ def run_fes(
         if (finished := finished_run(run)) is not None:
             log(f"{run.directory} is finished: nothing to resume")
             return finished
-    with tempfile.TemporaryDirectory() as scratch, run or nullcontext():
+    with tempfile.TemporaryDirectory() as scratch, run or nullcontext(), one_thread(len(system.numbers)):
         folder = Path(scratch) if run is None else run.directory
         if run is not None:
             for name in ("state", "best"):

@@ -19,6 +19,7 @@ from molgen.cvdiffusion.noising import Schedule
 from molgen.cvdiffusion.sampler import Sampler, SamplerSettings
 from molgen.cvdiffusion.space import CartesianSpace
 from molgen.errors import InputError
+from molgen.potentials.xtb import one_thread
 from molgen.reweight.ensemble import Ensemble
 from molgen.rng import generator
 from molgen.run import Run
@@ -148,7 +149,7 @@ def sample_pretrained(
             return finished
     log(f"{count} samples of {', '.join(problem.texts[0] if problem.texts else [])} at {problem.temperature:g} K")
     begin = time.monotonic()
-    with run or nullcontext():
+    with run or nullcontext(), one_thread(len(problem.system.numbers)):
         found = outcome(sampler, count, 1, problem.system.topology, kernels, paths=paths, repair=repair, log=log)
         if run is None:
             return found.ensemble, {}
