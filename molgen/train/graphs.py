@@ -27,8 +27,9 @@ class GraphedNetwork:
         key = tuple((tuple(x.shape), x.dtype) for x in inputs)
         if key not in self._captured:
             one = _Forwarding(self.network).train(self.network.training)  # capturing replaces its `forward`
-            self._captured[key] = torch.cuda.make_graphed_callables(
-                one, tuple(x.clone() for x in inputs), allow_unused_input=True, pool=self._pool
+            static = tuple(x.clone() for x in inputs)
+            self._captured[key] = torch.cuda.make_graphed_callables(  # pyright: ignore[reportArgumentType]
+                one, static, allow_unused_input=True, pool=self._pool
             )
         return self._captured[key](*inputs)
 

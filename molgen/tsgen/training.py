@@ -26,7 +26,7 @@ from molgen.tsgen.model import CONFIGS, TSModel
 from molgen.tsgen.weights import load_model
 
 # a TSModel, or what stands in for it
-Network = Callable[[Tensor, Tensor, ReactionBatch], tuple[Tensor, ...]]
+Network = Callable[[Tensor, Tensor, ReactionBatch], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,12 @@ class FlatNetwork(nn.Module):
 def graphed(model: TSModel) -> Network:
     """The network on CUDA, a graph for each shape; for :func:`flow_loss` in place of the network itself."""
     network = GraphedNetwork(FlatNetwork(model))
-    return lambda x_t, t, batch: network(*FlatNetwork.inputs(x_t, t, batch))
+
+    def forward(x_t: Tensor, t: Tensor, batch: ReactionBatch) -> tuple[Tensor, Tensor]:
+        end, log_variance = network(*FlatNetwork.inputs(x_t, t, batch))
+        return end, log_variance
+
+    return forward
 
 
 def flow_loss(
