@@ -90,10 +90,10 @@ def examine(weights: Correction, reaction: Reaction, guess: np.ndarray) -> dict:
     early = corrected(weights.model, reaction, few[0], few[1], guess)[0]
     both = estimate(weights, reaction, potential, last[0], guess) if converged else None
     both = both or estimate_without_saddle(weights, reaction, potential, guess)
-    both = both or estimate(weights, reaction, potential, last[0], None, last[1])
-    row |= {"search": error(reaction, early), "two_level": error(reaction, both.positions)}
-    row |= {"two_level_expected": round(both.expected_rmsd, 4)}
-    row["positions"] = {"guess": guess, "gradients": geometries[-1], "saddle": last[0], "two_level": both.positions}
+    two_level = both.positions if both else guess  # the calculator failed on it
+    row |= {"search": error(reaction, early), "two_level": error(reaction, two_level)}
+    row |= {"two_level_expected": round(both.expected_rmsd if both else 0.0, 4)}
+    row["positions"] = {"guess": guess, "gradients": geometries[-1], "saddle": last[0], "two_level": two_level}
     row["positions"] = {key: np.round(value, 4).tolist() for key, value in row["positions"].items()}
     return row
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from molgen import find_ts, load_model
 from molgen.checkpoint import save_checkpoint
 from molgen.cli import main
+from molgen.cli.ts import report
 from molgen.data.reactions import Reaction, save_npz
 from molgen.errors import CheckpointError, InputError
 from molgen.geometry.align import rmsd
@@ -290,6 +291,7 @@ def test_without_a_saddle_the_guess_is_carried_over(tmp_path, monkeypatch):
     assert not found.verified and found.estimate is not None and found.estimate.source == "guess"
     assert read(tmp_path / "ts_estimate.xyz").positions == pytest.approx(found.estimate.positions, abs=1e-6)
     assert json.loads((tmp_path / "summary.json").read_text())["estimate"]["source"] == "guess"
+    assert "not verified; from the guess, since no saddle was proven" in report(found, tmp_path)
 
 
 @pytest.mark.parametrize(

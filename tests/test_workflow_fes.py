@@ -257,6 +257,7 @@ BAD = [
     ({"settings": replace(TINY, gamma=1.0)}, ["bias factor 1.0"]),
     ({"settings": replace(TINY, cap=0.0)}, ["cap 0.0 eV"]),
     ({"settings": replace(TINY, samples=0)}, ["samples = 0", "at least 1"]),
+    ({"settings": replace(TINY, paths=0)}, ["paths = 0", "at least 1"]),
     ({"settings": replace(TINY, sampler=replace(TINY.sampler, rounds=0))}, ["sampler.rounds = 0"]),
     ({"settings": replace(TINY, sampler=replace(TINY.sampler, width=0.0))}, ["sampler.width = 0.0", "above 0"]),
     ({"settings": replace(TINY, frames=0)}, ["frames = 0"]),

@@ -301,7 +301,7 @@ def _train(
             done += 1
             report(done, steps)
 
-    def validate(model: ProseFlow) -> dict[str, float]:
+    def validate(_: ProseFlow) -> dict[str, float]:
         index = torch.multinomial(weights, 8 * s.batch, replacement=True, generator=torch.Generator().manual_seed(seed))
         return {"score": float(spread(index))}
 

@@ -96,7 +96,6 @@ def estimate(
     potential: Potential,
     saddle: np.ndarray,
     guess: np.ndarray | None = None,
-    gradient_at_saddle: np.ndarray | None = None,
 ) -> Estimate:
     """The estimate from a saddle of the level the weights read.
 
@@ -105,14 +104,13 @@ def estimate(
 
     Args:
         potential: of the level the weights read.
-        saddle: (N, 3) Angstrom. gradient_at_saddle: (N, 3) eV/Angstrom; None for zero, at a converged saddle.
+        saddle: (N, 3) Angstrom, where the gradient is zero.
         guess: (N, 3) Angstrom, of TS-GEN, that the search began from; None if it began elsewhere.
     """
     start, corrections = guess, 0
     if guess is not None:
         start, _, corrections = _corrected_guess(correction, reaction, potential, guess)
-    slope = np.zeros_like(saddle) if gradient_at_saddle is None else gradient_at_saddle
-    positions, deviation = corrected(correction.model, reaction, saddle, slope, start)
+    positions, deviation = corrected(correction.model, reaction, saddle, np.zeros_like(saddle), start)
     return _estimate(correction, reaction, positions, deviation, "saddle", corrections)
 
 
