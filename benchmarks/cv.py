@@ -47,7 +47,8 @@ from molgen.workflows.fes_settings import default_settings
 SEEDS = (0, 1, 2)
 RESULTS = Path(__file__).parent / "results" / "cv.json"
 
-PLANE = 52_000  # final samples of the model with two variables: its surface has ten times as many bins
+# the model with two variables: its surface has ten times as many bins, so many samples rather than many paths to each
+PLANE = replace(SMALL, samples=52_000, paths=2)
 SN2 = replace(default_settings("cartesian"), stop=False)
 
 
@@ -227,7 +228,7 @@ def main() -> None:
 
     parts, results = o.parts.split(","), {}
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    settings = {"Gaussian": SMALL, "double well": SMALL, "Mueller-Brown": replace(SMALL, samples=PLANE)}
+    settings = {"Gaussian": SMALL, "double well": SMALL, "Mueller-Brown": PLANE}
     names = [name for name in settings if name in parts or "models" in parts]
     if names:
         rows = {(row["system"], row["seed"]): row for row in stored.get("models", [])}

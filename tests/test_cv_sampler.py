@@ -273,8 +273,10 @@ def test_moments_and_surface_of_the_run(trained: tuple[Ensemble, Sampler]):
     assert len(found.barriers) == 1 and (one, other) == (0, 1) and found.missing == []
     assert barrier.forward.value / KT == pytest.approx(top - exact.min(), abs=0.4)
     assert barrier.reverse.value / KT == pytest.approx(top - exact[1500:].min(), abs=0.4)
-    for histogram, agree in ((0.35, False), (0.25, True)):
-        assert replace(found, disagreement={"histogram": histogram, "bias": 2.0}).agree is agree
+    for histogram, khat, agree in ((0.35, 0.6, False), (0.25, 0.6, True), (0.35, 0.4, True), (1.1, 0.4, False)):
+        biased = replace(found.biased, khat=khat)
+        judged = replace(found, biased=biased, disagreement={"histogram": histogram, "bias": 2.0})
+        assert judged.agree is agree and judged.verdict == ("reliable" if agree else "warn")
 
 
 def test_path_weights_hold_where_the_controller_has_not_caught_up(trained: tuple[Ensemble, Sampler]):

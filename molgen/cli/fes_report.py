@@ -21,15 +21,14 @@ def report(summary: dict[str, Any], out: Path) -> str:
                 f"{weights['n']} samples"),
         ("without weights", _without(summary["disagreement_kt"])),
     ]  # fmt: skip
-    limit = summary["disagreement_kt"]["limit"]
     if repair := summary.get("repair"):
         rows.append(
             (
                 "repaired",
                 f"by sequential Monte Carlo, {repair['particles']} chains of {repair['moves']} moves from "
                 f"{repair['ancestors']} samples; their halves differ by {_number(repair['halves'])} kT "
-                f"(fine up to {limit:g}), {_number(repair['shift'])} kT from the weights' "
-                f"surface (fine up to {2 * limit:g})",
+                f"(fine up to {repair['limit']:g}), {_number(repair['shift'])} kT from the weights' "
+                f"surface (fine up to {2 * repair['limit']:g})",
             )
         )
     for row in summary["results"]:

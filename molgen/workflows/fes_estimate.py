@@ -40,6 +40,7 @@ SNAPSHOTS = 20  # in a whole run
 LOW = 8.0  # kT above the minimum, where surfaces are compared
 VERDICTS = ("reliable", "warn", "biased", "failed")  # the worst of several counts
 DISAGREE = 0.3  # kT, root mean square between two estimates; spoilt controllers: docs/benchmarks.md
+EVEN, DISAGREE_EVEN = 0.5, 1.0  # k-hat up to which weights have a variance (Vehtari et al. 2024), and may move more
 FEWEST_BINS = 4  # of two surfaces, to be compared
 
 
@@ -69,9 +70,14 @@ class Surfaces:
     repair: Repair | None = None
 
     @property
+    def limit(self) -> float:
+        """kT that the weights may move the histogram by: `DISAGREE`, more where they are even."""
+        return DISAGREE_EVEN if self.biased.khat <= EVEN else DISAGREE
+
+    @property
     def agree(self) -> bool:
-        """Whether the weights have little to repair: the histogram without them is within `DISAGREE` kT."""
-        return self.disagreement["histogram"] <= DISAGREE
+        """Whether the weights have little to repair: the histogram without them is within `limit`."""
+        return self.disagreement["histogram"] <= self.limit
 
     @property
     def passed(self) -> bool:
