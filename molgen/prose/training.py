@@ -60,8 +60,9 @@ def spread_loss(
     Energies count up to CAP kT above their median: what lies higher only has to become unlikely.
     """
     value = log_q + torch.minimum(energies, energies.median() + CAP * kt) / kt
-    middle = value.detach().median() if centre is None else value.new_tensor(centre)
-    return torch.nn.functional.huber_loss(value, middle.expand_as(value), delta=huber)
+    # no tensor from a number: it would be copied from the CPU, which a CUDA graph cannot capture
+    middle = value.detach().median().expand_as(value) if centre is None else torch.full_like(value, centre)
+    return torch.nn.functional.huber_loss(value, middle, delta=huber)
 
 
 def frame_losses(model: ProseFlow, frames: Frames, index: Tensor, settings: ProseLoss) -> dict[str, Tensor]:

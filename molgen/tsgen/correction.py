@@ -233,7 +233,7 @@ def validation_figures(model: CorrectionModel, points: Points, batch_size: int =
     last = first + torch.tensor([int(searched[a:b].sum()) for a, b in pairwise(points.offsets.tolist())]) - 1
     for name, index in (("guess", first), ("saddle", last)):
         before, after = [], []
-        for rows in torch.argsort(points.reactions.mask.sum(1)).split(batch_size):
+        for rows in torch.argsort(points.reactions.mask.sum(1).cpu()).split(batch_size):
             batch, x, gradient, guess, _ = points.at(rows, index[rows])
             before.append(rmsd(x, batch.true_ts, batch.mask))
             after.append(rmsd(correct(model, batch, x, gradient, guess)[0], batch.true_ts, batch.mask))
