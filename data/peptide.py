@@ -148,21 +148,34 @@ def residues_of(sequence: str) -> tuple[str, ...]:
     return tuple(RESIDUES[token] for token in letters)
 
 
-@lru_cache(maxsize=512)
+def plain_sequence(sequence: str) -> str:
+    """The sequence as files and tables have it: "[HIE]" is H."""
+    return sequence.replace("[HIE]", "H")
+
+
 def build_peptide(sequence: str, cap: str | None = None) -> Peptide:
     """The peptide of a sequence.
 
     Args:
         sequence: one-letter codes from N to C; H is HIE; "[HID]", "[HIE]", "[HIP]" choose the protonation. ASP and GLU
             are charged negative, LYS and ARG positive, CYS is a thiol: disulfides are not formed.
-        cap: None for charged termini (NH3+ and COO-), "ace-nme" for acetyl and N-methylamide.
+        cap: None or "none" for charged termini (NH3+ and COO-), "ace-nme" for acetyl and N-methylamide.
 
     Raises:
         InputError: unknown letter, bracket or cap; empty; one residue without caps, which ff14SB does not have.
     """
-    residues = residues_of(sequence)
+    if not isinstance(sequence, str):
+        raise InputError(f"{sequence!r}", where="sequence", expected="text, such as 'AAGY'")
+    residues_of(sequence)
+    cap = None if cap == "none" else cap
     if cap not in CAPS:
         raise InputError(f"unknown cap {cap!r}", where="--cap", expected="none (charged termini) or ace-nme")
+    return _build(plain_sequence(sequence), cap)
+
+
+@lru_cache(maxsize=512)
+def _build(sequence: str, cap: str | None) -> Peptide:
+    residues = residues_of(sequence)
     if cap is None and len(residues) == 1:
         raise InputError(
             "one residue with both termini charged has no parameters in ff14SB",

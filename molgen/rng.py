@@ -5,15 +5,24 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from molgen.errors import InputError
+
+
+def _sequence(seed: int, *index: int) -> np.random.SeedSequence:
+    """Source of the bits of sample `index`; an InputError for a negative seed."""
+    if seed < 0:
+        raise InputError(f"seed {seed}", where="--seed", expected="0 or more")
+    return np.random.SeedSequence([seed, *index])
+
 
 def sample_seed(seed: int, *index: int) -> int:
     """A 63-bit seed for sample `index` under `seed` (NumPy SeedSequence, any number of indices)."""
-    return int(np.random.SeedSequence([seed, *index]).generate_state(1, np.uint64)[0] >> 1)
+    return int(_sequence(seed, *index).generate_state(1, np.uint64)[0] >> 1)
 
 
 def generator(seed: int, *index: int) -> np.random.Generator:
     """NumPy generator for sample `index` under `seed`."""
-    return np.random.default_rng(np.random.SeedSequence([seed, *index]))
+    return np.random.default_rng(_sequence(seed, *index))
 
 
 def torch_generator(seed: int, *index: int) -> torch.Generator:

@@ -23,6 +23,7 @@ from molgen.files import explained, json_text, write_atomic
 
 MANIFEST, SUMMARY = "manifest.json", "summary.json"
 METHOD = "method"  # setting of a run, see `Run`
+RUN_KEYS = ("status", "command", "molgen_version", "seed", "device", "wall_seconds", "results")  # of a summary
 # Keys every summary has, so that scripts need not ask which command wrote it; null where a command has no such thing.
 _FIGURES = ("checkpoint_hash", "energy_calls", "validity", "rejections")
 
@@ -50,8 +51,8 @@ class Run:
         resumed: True when this continues an earlier run.
 
     Raises:
-        InputError: the directory holds files and neither `overwrite` nor `resume` was asked; it is not a run directory
-            of this command (resume); a setting changed (resume); it cannot be written.
+        InputError: a negative seed; the directory holds files and neither `overwrite` nor `resume` was asked; it is not
+            a run directory of this command (resume); a setting changed (resume); it cannot be written.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class Run:
         overwrite: bool = False,
         resume: bool | None = None,
     ):
+        if seed < 0:
+            raise InputError(f"seed {seed}", where="--seed", expected="0 or more")
         self.directory = Path(directory)
         self.command, self.seed, self.device = command, int(seed), str(device)
         self.results: list[Any] = []

@@ -63,17 +63,10 @@ class OpenMMPotential(SamplewisePotential):
         return energy, state.getForces(asNumpy=True)._value * (KJ_MOL / NM) if forces else None
 
     def _choose(self, wanted: str) -> str:
-        present = platforms()
+        require_platform(wanted)
         if wanted != "auto":
-            if wanted not in present:
-                raise InputError(
-                    f"no OpenMM platform {wanted!r}",
-                    where="platform",
-                    expected=f"auto or one of {', '.join(present)}",
-                    remedy='pip install "openmm[cuda12]" for CUDA' if wanted == "CUDA" else None,
-                )
             return wanted
-        reasons = []
+        present, reasons = platforms(), []
         candidates = SMALL_PLATFORMS if self.system.getNumParticles() <= SMALL else PLATFORMS
         for name in filter(present.__contains__, candidates):
             try:
@@ -109,6 +102,22 @@ def platforms() -> list[str]:
     """Names of the platforms this OpenMM installation has."""
     mm = _openmm()
     return [mm.Platform.getPlatform(i).getName() for i in range(mm.Platform.getNumPlatforms())]
+
+
+def require_platform(wanted: str) -> None:
+    """Refuse what `OpenMMPotential` would.
+
+    Raises:
+        InputError: `wanted` is neither "auto" nor the name of a platform there is.
+    """
+    present = platforms()
+    if wanted not in ("auto", *present):
+        raise InputError(
+            f"no OpenMM platform {wanted!r}",
+            where="--platform",
+            expected=f"auto or one of {', '.join(present)}",
+            remedy='pip install "openmm[cuda12]" for CUDA' if wanted == "CUDA" else None,
+        )
 
 
 def native_gbsa(system):

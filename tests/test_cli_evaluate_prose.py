@@ -339,3 +339,17 @@ def test_a_loaded_proposal_is_taken_as_it_is(data: Path, weights: Path, tmp_path
     with Run(tmp_path / "run", "evaluate prose", {}) as run:
         summary = workflow.evaluate_prose(workflow.gather([data / "GG.npz"]), run, weights=proposal, samples=25)
     assert summary["checkpoint_hash"] == "finetuned" and summary["results"][0]["n"] == 25
+
+
+def test_too_few_frames_and_a_third_file_are_said(evaluate, data: Path, weights: Path, tmp_path: Path) -> None:
+    flow = load_flow(weights).model
+    for folder, frames, number in (("few", 30, 1), ("three", 40, 3)):
+        (tmp_path / folder).mkdir()
+        for k in range(number):
+            save_md(tmp_path / folder / f"GG{k}.npz", dynamics(flow, "GG", seed=k, frames=frames))
+    row = rows(evaluate("--json", data=tmp_path / "few", out="a"))[0]
+    assert "30 frames of the dynamics at 310 K are too few" in row["notes"][0] and "t_w2" not in row
+    third = evaluate(data=tmp_path / "three", out="b")
+    assert third.exit_code == 2 and "a third file of GG" in third.stderr
+    bad = evaluate("--platform", "FOO", out="c")
+    assert bad.exit_code == 2 and "no OpenMM platform 'FOO'" in bad.stderr and not (tmp_path / "c").exists()

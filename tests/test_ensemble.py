@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,39 @@ def test_free_energy_is_exact_by_every_kind_of_region():
     assert (same.value, same.error) == (0.0, 0.0)
 
 
+def test_a_box_in_degrees_is_refused_and_so_are_empty_ranges():
+    ensemble = gaussian_ensemble(200, 0)
+    angle = CollectiveVariable("phi", np.linspace(-3, 3, 200), "rad", 2 * np.pi)
+    ensemble = Ensemble(**{**vars_of(ensemble), "cvs": {"phi": angle, "s": CollectiveVariable("s", np.arange(200.0))}})
+    for box, match in (
+        ({"phi": (-180, 0)}, "more than a whole turn"),
+        ({"s": (3.0, 2.0)}, "the lower limit first"),
+        ({"phi": 3}, "limits 3"),
+    ):
+        with pytest.raises(InputError, match=match):
+            ensemble.region(box)
+    with pytest.raises(InputError, match="more than a whole turn"):
+        ensemble.fes("phi", bins=6, ranges=(-180, 180))
+    assert ensemble.region("phi in (-180, 180)").all() and ensemble.region({"phi": (-np.pi, np.pi)}).all()
+    edges = np.linspace(-3, 3, 7)
+    assert (
+        ensemble.fes("phi", bins=edges).counts.tolist() == ensemble.fes("phi", bins=6, ranges=(-3, 3)).counts.tolist()
+    )
+
+
+def test_nothing_of_an_ensemble_that_cannot_be_believed_is_reliable():
+    ensemble = gaussian_ensemble(2000, 1)
+    at_best = {verdict: replace(ensemble, at_best=verdict) for verdict in ("warn", "biased", "failed")}
+    assert [e.verdict for e in at_best.values()] == list(at_best)
+    for verdict, doubted in at_best.items():
+        found = (
+            doubted.expectation(x), doubted.free_energy(lambda p: x(p) < 2, lambda p: x(p) > 2),
+            doubted.fes(CollectiveVariable("s", x(doubted.positions)), bins=4),
+        )  # fmt: skip
+        assert {estimate.reliable for estimate in found} == {verdict == "warn"}
+    assert Ensemble.merge([ensemble, at_best["biased"]]).verdict == "biased"
+
+
 def vars_of(ensemble: Ensemble) -> dict:
     """Arguments that make the same ensemble."""
     return {name: getattr(ensemble, name) for name in ensemble.__dataclass_fields__}
@@ -159,8 +193,8 @@ def test_groups_hold_the_error_of_copies():
     once = gaussian_ensemble(1000, 5)
     copies = once[np.repeat(np.arange(1000), 4)]
     grouped = Ensemble(**{**vars_of(copies), "groups": np.repeat(np.arange(1000), 4)})
-    single = Ensemble(**{**vars_of(once), "biased": True})  # raw weights: the tails of 1000 and 4000 differ
-    copies, grouped = (Ensemble(**{**vars_of(e), "biased": True}) for e in (copies, grouped))
+    single = Ensemble(**{**vars_of(once), "smoothed": False})  # raw weights: the tails of 1000 and 4000 differ
+    copies, grouped = (Ensemble(**{**vars_of(e), "smoothed": False}) for e in (copies, grouped))
     assert copies.expectation(x).error == pytest.approx(single.expectation(x).error / 2, rel=1e-3)
     assert grouped.expectation(x).error == pytest.approx(single.expectation(x).error)
     left = {"a": lambda p: x(p) < 1, "b": lambda p: x(p) > 2}
@@ -295,7 +329,7 @@ def test_saved_and_loaded(tmp_path: Path):
     assert np.abs(second.positions - first.positions).max() <= 0.00501
     for name in ("log_weights", "energies", "numbers", "log_q", "groups"):
         assert np.array_equal(getattr(first, name), getattr(second, name)), name
-    assert (second.temperature, second.validity, second.biased) == (T, {"clash": 2}, False)
+    assert (second.temperature, second.validity, second.at_best) == (T, {"clash": 2}, "reliable")
     assert list(second.cvs) == ["t", "s"]
     assert (second.cvs["t"].unit, second.cvs["t"].period, second.cvs["s"].period) == ("rad", 2 * np.pi, None)
     assert np.array_equal(second.cvs["t"].values, cvs["t"].values)

@@ -138,7 +138,8 @@ def test_a_constant_variable_and_no_weights():
     [
         ({"bins": (3, 4)}, "2 bins and 1 ranges for 1"),
         ({"ranges": [(1.0, 0.0)]}, "do not increase"),
-        ({"bins": 0}, "do not increase"),
+        ({"bins": 0}, "0 bins"),
+        ({"bins": 2.5}, "2.5 bins"),
         ({"bins": [np.array([0.0, 0.0, 1.0])]}, "do not increase"),
     ],
 )

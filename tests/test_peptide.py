@@ -123,7 +123,8 @@ def test_twenty_residues_and_mdtraj():
 
 def test_one_object_a_sequence_and_read_only():
     peptide = build_peptide("GY")
-    assert build_peptide("GY") is peptide
+    assert build_peptide("GY") is build_peptide("GY", "none") is peptide
+    assert build_peptide("[HIE]A") is build_peptide("HA") and build_peptide("[HIE]A").sequence == "HA"
     with pytest.raises(ValueError, match="read-only"):
         peptide.parameters.charges[0] = 1.0
 

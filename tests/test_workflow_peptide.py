@@ -146,6 +146,7 @@ def test_smc_carries_its_ancestors_and_energies(monkeypatch):
     assert ensemble.groups is not None and smc["unique_ancestors"] == len(set(ensemble.groups.tolist())) < 60
     assert smc["ess_of_ancestors"] < ensemble.diagnostics.ess
     assert ensemble.energies == pytest.approx(openmm_energies(build_peptide("GG"), ensemble.positions), abs=1e-9)
+    assert ensemble.verdict != "reliable", "60 particles leave too few ancestors"
     assert summary["energy_calls"] == 60 * (2 + workflow.MOVES * workflow.LEAPFROG * len(smc["stages"]))
 
 
@@ -213,6 +214,12 @@ def test_a_finished_run_is_read_again(tmp_path, exact, monkeypatch):
     again, same = run(12, 400.0, out=tmp_path, save_float64=True, resume=True, log=said.append)
     assert same == summary and np.array_equal(again.positions, first.positions) and "is finished" in said[0]
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    other = run(12, 400.0, out=tmp_path, save_float64=True, resume=True, observables="rg", units="kcal/mol")[1]
+    assert [row["name"] for row in other["results"]] == ["potential energy", "rg"]
+    assert 4.184 * other["results"][0]["value"] == pytest.approx(summary["results"][0]["value"])
+    assert other["results"][1]["value"] == pytest.approx(first.expectation("rg").value)
+    assert other == json.loads((tmp_path / "summary.json").read_text()) and other["status"] == summary["status"]
+    assert other["ensemble_hash"] == summary["ensemble_hash"]
 
 
 def test_disk_full_keeps_what_is_finished(tmp_path, exact, small_pieces, monkeypatch):
@@ -278,6 +285,11 @@ def test_lengths_beyond_training_are_warned_of(sequence, cap, text):
     ({"platform": "Abacus"}, ["no OpenMM platform 'Abacus'", "Reference"]),
     ({"observables": ["phi 7"]}, ["phi 7"]),
     ({"observables": ["beauty"]}, ["no observable 'beauty'", "distance"]),
+    ({"observables": "phi ²"}, ["no residue '²' with phi"]),
+    ({"n": 1e2}, ["-n", "a whole number"]),
+    ({"temperature": "400"}, ["-T", "a number"]),
+    ({"sequence": ["G", "G"]}, ["sequence", "text"]),
+    ({"seed": -1}, ["seed -1", "0 or more"]),
 ])  # fmt: skip
 def test_bad_input(options, texts, tmp_path):
     given = {"sequence": "GG", "n": 10, "temperature": 400.0, "weights": tiny_flow(), "out": tmp_path / "out"}

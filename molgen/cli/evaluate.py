@@ -85,9 +85,7 @@ def evaluate_prose(
     sequences: Annotated[
         list[str] | None, typer.Option("--sequences", help="Only these, such as AA or AA,GGY; default all of --data.")
     ] = None,
-    cap: Annotated[
-        str | None, typer.Option("--cap", help="Caps of --sequences: ace-nme; default charged ends.")
-    ] = None,
+    cap: Annotated[str, typer.Option("--cap", help="Caps of --sequences: none (charged termini) or ace-nme.")] = "none",
     samples: Annotated[int, typer.Option("-n", "--samples", min=2, help="Proposals a sequence.")] = 10_000,
     temperature: Annotated[float, typer.Option("-T", "--temperature", min=1, help="Kelvin.")] = 310.0,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "prose",
@@ -110,12 +108,14 @@ def evaluate_prose(
     ESS is Kish's over all samples. Distances to the dynamics stand beside their floor, the distance between two halves
     of it (or between two runs, if two files hold the same peptide). Exit code 4 when a sequence could not be evaluated.
     """
+    from molgen.potentials.openmm import require_platform
     from molgen.prose.weights import load_flow
     from molgen.run import METHOD, Run
     from molgen.workflows.draws import DRAWN
     from molgen.workflows.evaluate_prose import evaluate_prose, gather
 
     wanted = [part for text in sequences for part in text.split(",") if part] if sequences else None
+    require_platform(platform)
     cases = gather(data or [], wanted, cap)
     proposal = load_flow(weights, dtype=common.resolve_dtype(dtype))
     settings: dict[str, Any] = {

@@ -24,7 +24,7 @@ def peptide(
     ],
     n: Annotated[int, typer.Option("-n", "--samples", help="Samples.")] = 10_000,
     temperature: Annotated[float, typer.Option("-T", "--temperature", help="K.")] = 310.0,
-    cap: Annotated[str | None, typer.Option("--cap", help="ace-nme; default charged termini.")] = None,
+    cap: Annotated[str, typer.Option("--cap", help="none (charged termini) or ace-nme.")] = "none",
     observable: Annotated[
         list[str] | None,
         typer.Option(
@@ -111,6 +111,8 @@ def report(summary: dict[str, Any], out: Path) -> str:
         if summary[key]
     ]
     rows.append(("cost", ", ".join([f"{summary['energy_calls']} energies", *rates])))
+    if summary["finetuning"]:
+        rows.append(("finetuned flow", f"{out / 'adapter'}, for --weights on the same peptide"))
     rows.append(("files", common.written(out)))
     return "\n".join(f"{name:<20} {text}" for name, text in rows)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +17,7 @@ from molgen.reweight.barrier import Barrier, profile_barrier
 from molgen.reweight.estimate import Estimate, weighted_mean
 from molgen.reweight.free_energy import FES, CollectiveVariable, free_energy_difference, histogram_fes
 from molgen.reweight.importance import (
+    Verdict,
     WeightDiagnostics,
     cleaned,
     diagnose,
@@ -24,6 +25,7 @@ from molgen.reweight.importance import (
     normalised,
     psis,
     verdict,
+    worst,
 )
 from molgen.reweight.observables import parse_observable
 from molgen.reweight.regions import boxed_region, written_region
@@ -32,13 +34,14 @@ from molgen.rng import generator
 if TYPE_CHECKING:
     import mdtraj
 
+_Doubtful = TypeVar("_Doubtful", Estimate, FES)
 # A region: boolean mask (n,), callable giving one, {"phi 1": (low, high)} in A and rad, or text in A and degrees
 Region = np.ndarray | Callable[[Any], ArrayLike] | Mapping[str, tuple[float, float]] | str
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ensemble:
-    """n samples with their weights; every estimate uses Pareto-smoothed weights and leaves no sample out.
+    """n samples with their weights; estimates use Pareto-smoothed weights and leave no sample out.
 
     Wherever a function of the samples is asked for, it is called with the mdtraj `trajectory` (nm!) if there is a
     topology, and with `positions` (n, N, 3) Angstrom if not.
@@ -54,7 +57,9 @@ class Ensemble:
         cvs: collective variables attached by name, besides the observables any ensemble has.
         groups: labels (n,) of samples that depend on each other (see `molgen.reweight.estimate`); None if none do.
         validity: reason -> number of samples, e.g. {"non-finite energy": 3}.
-        biased: weights were dropped; the verdict is then never better than "biased".
+        at_best: the verdict is never better: of what k-hat of these weights cannot see, such as weights dropped or
+            proposals refused on the way. Of a "biased" or "failed" ensemble no estimate is reliable.
+        smoothed: whether estimates use Pareto-smoothed weights.
 
     Raises:
         InputError: shapes that do not agree, no sample, or a temperature that is not positive.
@@ -70,7 +75,8 @@ class Ensemble:
     cvs: Mapping[str, CollectiveVariable] = field(default_factory=dict)
     groups: np.ndarray | None = None
     validity: Mapping[str, int] = field(default_factory=dict)
-    biased: bool = False
+    at_best: Verdict = "reliable"
+    smoothed: bool = True
 
     def __post_init__(self):
         def keep(name: str, value: Any) -> None:
@@ -115,15 +121,14 @@ class Ensemble:
         return diagnose(self.log_weights)
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """ "reliable", "warn", "biased" or "failed" (see `molgen.reweight.importance.verdict`)."""
-        found = verdict(self.diagnostics)
-        return "biased" if self.biased and found != "failed" else found
+        return worst(verdict(self.diagnostics), self.at_best)
 
     @cached_property
     def weights(self) -> np.ndarray:
         """Normalised weights (n,) that estimates use: Pareto-smoothed, or as they are after `without_top`."""
-        return normalised(self.log_weights if self.biased else psis(self.log_weights))
+        return normalised(psis(self.log_weights) if self.smoothed else self.log_weights)
 
     @cached_property
     def trajectory(self) -> mdtraj.Trajectory:
@@ -182,7 +187,7 @@ class Ensemble:
                 or text such as "phi 1 in (-180, 0)" in A and degrees (see `molgen.reweight.regions`).
             replicas: redraws for a bootstrap error; 0 for the delta method.
         """
-        return free_energy_difference(
+        found = free_energy_difference(
             self.region(region_a),
             self.region(region_b),
             self.log_weights,
@@ -192,6 +197,7 @@ class Ensemble:
             replicas=replicas,
             seed=seed,
         )
+        return self._doubted(found)
 
     def region(self, region: Region) -> np.ndarray:
         """Which samples (n,) lie in `region`, boolean."""
@@ -216,9 +222,10 @@ class Ensemble:
         """
         named = [cvs] if isinstance(cvs, (str, CollectiveVariable)) else list(cvs)
         variables = [self.cv(cv) if isinstance(cv, str) else cv for cv in named]
-        return histogram_fes(
+        found = histogram_fes(
             variables, self.log_weights, self.weights, self.temperature, bins=bins, groups=self.groups, **options
         )
+        return self._doubted(found)
 
     def barrier(
         self,
@@ -250,11 +257,13 @@ class Ensemble:
         if limits is None:
             seen = np.asarray(variable.values, dtype=float)[self.weights > 0]
             limits = (float(seen.min()), float(seen.max())) if len(seen) else (np.nan, np.nan)
-        return profile_barrier(
+        found = profile_barrier(
             variable, self.log_weights, self.weights, self.temperature, between=between, limits=limits,
             width=(limits[1] - limits[0]) / 15 if width is None else width, groups=self.groups, replicas=replicas,
             seed=seed,
         )  # fmt: skip
+        sides = ("forward", "reverse", "reaction", "mean")
+        return replace(found, **{side: self._doubted(getattr(found, side)) for side in sides})
 
     def resample(self, count: int, seed: int = 0) -> Ensemble:
         """`count` samples of equal weight, drawn with replacement by weight.
@@ -276,7 +285,7 @@ class Ensemble:
 
     def without_top(self, share: float = 0.002) -> Ensemble:
         """The ensemble with the largest weights dropped and the rest not smoothed, as Prose reports. Biased."""
-        return replace(self, log_weights=drop_top(self.log_weights, share), biased=True)
+        return replace(self, log_weights=drop_top(self.log_weights, share), at_best="biased", smoothed=False)
 
     def __getitem__(self, index: Any) -> Ensemble:
         """The samples at `index` (slice, mask or indices), weights and all; `validity` stays that of the whole."""
@@ -323,6 +332,7 @@ class Ensemble:
             labels = [_labels(part) for part in parts]
             starts = np.cumsum([0, *(label.max() + 1 for label in labels)])
             groups = np.concatenate([label + start for label, start in zip(labels, starts, strict=False)])
+        verdicts: list[Verdict] = [part.at_best for part in parts]
         common = [name for name in first.cvs if all(name in part.cvs for part in parts)]
         reasons = list(dict.fromkeys(reason for part in parts for reason in part.validity))
         return replace(
@@ -331,7 +341,8 @@ class Ensemble:
             groups=groups,
             cvs={c: replace(first.cvs[c], values=np.concatenate([p.cvs[c].values for p in parts])) for c in common},
             validity={reason: sum(part.validity.get(reason, 0) for part in parts) for reason in reasons},
-            biased=any(part.biased for part in parts),
+            at_best=worst(*verdicts),
+            smoothed=all(part.smoothed for part in parts),
         )
 
     def save(self, to: str | Path | storage.Paths, *, positions: bool = False) -> list[Path]:
@@ -357,7 +368,11 @@ class Ensemble:
         return cls(**storage.load(folder))
 
     def _mean(self, values: ArrayLike, **options: Any) -> Estimate:
-        return weighted_mean(values, self.log_weights, self.weights, self.groups, **options)
+        return self._doubted(weighted_mean(values, self.log_weights, self.weights, self.groups, **options))
+
+    def _doubted(self, found: _Doubtful) -> _Doubtful:
+        """An estimate, which is not reliable if the ensemble cannot be."""
+        return found if self.at_best in ("reliable", "warn") else replace(found, reliable=False)
 
     def _call(self, function: Callable[[Any], ArrayLike]) -> np.ndarray:
         return np.asarray(function(self.positions if self.topology is None else self.trajectory))

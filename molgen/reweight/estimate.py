@@ -31,7 +31,7 @@ class Estimate:
         value: the estimate.
         error: its standard error (68 % for a normal distribution); inf or NaN where there is none.
         khat: k-hat of the weights behind it; `error` means little above 0.7.
-        reliable: k-hat is within the threshold for the number of draws.
+        reliable: k-hat is within the threshold for the number of draws, and the ensemble may be believed.
         unit: "eV", "A", "rad" or "" for a bare number.
     """
 

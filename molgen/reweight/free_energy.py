@@ -199,7 +199,10 @@ def free_energy_difference(
 def _all_edges(variables, bins, ranges, used) -> tuple[np.ndarray, ...]:
     if not variables:
         raise InputError("no collective variable", where="fes", expected="one or more")
-    many = [bins] * len(variables) if isinstance(bins, (int, np.integer)) else list(bins)
+    one = len(variables) == 1  # its edges and its range may be given as they are
+    alone = one and np.ndim(bins) == 1 and len(bins) > 2 and all(np.ndim(edge) == 0 for edge in bins)
+    many = [bins] * len(variables) if np.isscalar(bins) or alone else list(bins)
+    ranges = [ranges] if one and np.shape(ranges) == (2,) else ranges
     limits = [None] * len(variables) if ranges is None else list(ranges)
     if not len(many) == len(limits) == len(variables):
         raise InputError(
@@ -223,7 +226,14 @@ def _edges(variable: CollectiveVariable, bins, limits, used) -> np.ndarray:
                 raise InputError("no sample has a weight, so there is no range", where=variable.name, remedy="give one")
             low, high = float(values.min()), float(values.max())
             limits = (low, high) if high > low else (low - 0.5, high + 0.5)
+        if not float(bins).is_integer() or bins < 1:
+            raise InputError(f"{bins} bins", where=variable.name, expected="a whole number, 1 or more")
         edges = np.linspace(limits[0], limits[1], int(bins) + 1)
+    if variable.period is not None and edges[-1] - edges[0] > variable.period * (1 + 1e-9):
+        raise InputError(
+            f"bins from {edges[0]:g} to {edges[-1]:g} {variable.unit}, more than a whole turn", where=variable.name,
+            expected=f"at most {variable.period:.4g} {variable.unit}",
+        )  # fmt: skip
     if len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise InputError(
             f"bin edges {edges} do not increase", where=variable.name, expected="low < high, 1 bin or more"

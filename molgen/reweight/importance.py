@@ -27,6 +27,7 @@ EQUAL = 1e-2  # spread of ln w of weights above zero below which they are equal 
 FLAT = 1e-9  # spread of ln w below which a tail is a single value with rounding
 
 Verdict = Literal["reliable", "warn", "biased", "failed"]
+VERDICTS: tuple[Verdict, ...] = ("reliable", "warn", "biased", "failed")  # from best to worst
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,11 @@ def verdict(diagnostics: WeightDiagnostics) -> Verdict:
     if diagnostics.khat > RELIABLE_KHAT:
         return "biased"
     return "warn" if diagnostics.khat > diagnostics.threshold else "reliable"
+
+
+def worst(*verdicts: Verdict) -> Verdict:
+    """The worst of several verdicts, which is what they come to together."""
+    return max(verdicts, key=VERDICTS.index)
 
 
 def truncate(log_weights: ArrayLike) -> np.ndarray:

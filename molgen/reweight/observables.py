@@ -226,7 +226,7 @@ def _dssp_share(positions: np.ndarray, topology: mdtraj.Topology) -> np.ndarray:
 def _backbone(name: str, arguments: str, molecule: Molecule) -> Measure:
     topology = _topology(molecule)
     angles = backbone_torsions(topology)[name]
-    if not arguments.isdigit() or int(arguments) not in angles:
+    if not arguments.isdecimal() or int(arguments) not in angles:
         known = ", ".join(f"{index} ({topology.residue(index).name})" for index in angles)
         raise _Unreadable(f"no residue {arguments!r} with {name}", f"a residue, counted from 0: {known or 'none here'}")
     atoms = angles[int(arguments)]
@@ -238,7 +238,7 @@ def _atoms(words: list[str], molecule: Molecule, count: int = 2) -> list[int]:
     if len(words) != count:
         raise _Unreadable(f"{len(words)} atoms instead of {count}")
     for word in words:
-        if not word.isdigit() or int(word) >= atoms:
+        if not word.isdecimal() or int(word) >= atoms:
             raise _Unreadable(f"no atom {word!r}", f"atom numbers 0 to {atoms - 1} (counted from 0)")
     if len(set(map(int, words))) < count:
         raise _Unreadable(f"atoms {' '.join(words)} repeat", "different atoms")

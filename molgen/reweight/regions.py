@@ -51,7 +51,10 @@ def written_region(text: str, lookup: Lookup) -> np.ndarray:
 
 def boxed_region(ranges: Mapping[str, tuple[float, float]], lookup: Lookup) -> np.ndarray:
     """Samples (n,) inside every [low, high) of `ranges`, a box over collective variables, in their units (A, rad)."""
-    masks = [_within(lookup(name), *limits) for name, limits in ranges.items()]
+    for name, limits in ranges.items():
+        if np.shape(limits) != (2,):
+            raise InputError(f"limits {limits!r}", where=f"region, {name}", expected="(low, high)")
+    masks = [_within(lookup(name), float(low), float(high)) for name, (low, high) in ranges.items()]
     if not masks:
         raise InputError("a region without a range", expected='at least one, {"phi 1": (-3.14, 0.0)}')
     return np.logical_and.reduce(masks)
@@ -59,7 +62,18 @@ def boxed_region(ranges: Mapping[str, tuple[float, float]], lookup: Lookup) -> n
 
 def _within(variable: CollectiveVariable, low: float, high: float) -> np.ndarray:
     if variable.period is None:
+        if not low < high:
+            raise InputError(
+                f"{variable.name} from {low:g} to {high:g}", where="region", expected="the lower limit first"
+            )
         return (variable.values >= low) & (variable.values < high)
-    if high - low >= variable.period * (1 - 1e-12):
+    width = (high - low) / variable.period
+    if width > 1 + 1e-9:  # degrees, most likely: as radians they would be everything
+        raise InputError(
+            f"{variable.name} from {low:g} to {high:g} {variable.unit}, more than a whole turn",
+            where="region",
+            expected=f"at most {variable.period:.4g} {variable.unit}; a box counts in A and rad, text in A and degrees",
+        )
+    if width >= 1 - 1e-12:
         return np.isfinite(variable.values)
     return variable.wrapped(low) < low + np.mod(high - low, variable.period)

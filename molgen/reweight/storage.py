@@ -75,7 +75,9 @@ def load(folder: str | Path) -> dict[str, Any]:
             for name, values, unit, period in zip(*(stored[f"cv_{key}"] for key in _CV), strict=True)
         },
         "validity": dict(zip(map(str, stored["validity_reasons"]), map(int, stored["validity_counts"]), strict=True)),
-        "biased": bool(stored["biased"]),
+        # ensembles of before had one flag for both
+        "at_best": str(stored.get("at_best", "biased" if stored.get("biased") else "reliable")),
+        "smoothed": bool(stored.get("smoothed", not stored.get("biased", False))),
     }
 
 
@@ -89,7 +91,8 @@ def _arrays(ensemble: Ensemble, positions: bool) -> dict[str, Any]:
         "energies": ensemble.energies,
         "temperature": np.array(float(ensemble.temperature)),
         "numbers": ensemble.numbers,
-        "biased": np.array(ensemble.biased),
+        "at_best": np.array(ensemble.at_best),
+        "smoothed": np.array(ensemble.smoothed),
         "validity_reasons": np.array(list(ensemble.validity), dtype=str),
         "validity_counts": np.array(list(ensemble.validity.values()), dtype=int),
         "cv_names": np.array(list(cvs), dtype=str),
@@ -125,7 +128,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise InputError("is missing", where=str(path), expected="the folder of a saved ensemble") from error
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"cannot be read ({error})", where=str(path), remedy="write the ensemble again") from error
-    needed = {"log_weights", "energies", "temperature", "numbers", "biased", "validity_reasons", "validity_counts"}
+    needed = {"log_weights", "energies", "temperature", "numbers", "validity_reasons", "validity_counts"}
     missing = (needed | {f"cv_{key}" for key in _CV}) - set(arrays)
     if missing:
         names = ", ".join(sorted(missing))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from molgen.data.md import MDSet, load_md
-from molgen.data.peptide import Peptide, build_peptide, residues_of
+from molgen.data.peptide import Peptide, build_peptide, plain_sequence, residues_of
 from molgen.errors import CalculatorError, InputError
 from molgen.prose.evaluate import (
     METRICS,
@@ -71,23 +71,34 @@ def gather(data: Sequence[str | Path], sequences: Sequence[str] | None = None, c
     Raises:
         InputError: no such file, or one that is no MD file; a sequence that is none; neither data nor sequences.
     """
-    wanted = None if sequences is None else [build_peptide(sequence, cap) for sequence in sequences]
+    wanted = None
+    if sequences is not None:
+        wanted = list(dict.fromkeys(build_peptide(sequence, cap) for sequence in sequences))
     files: list[Path] = []
     for path in map(Path, data):
         inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
         if not inside:
             raise InputError("no npz file in this folder", where=str(path), expected="files of molecular dynamics")
         if wanted is not None and path.is_dir():  # a file in a folder is named after its sequence
-            inside = [file for file in inside if any(peptide.sequence in file.stem for peptide in wanted)]
+            inside = [
+                file for file in inside if any(peptide.sequence in plain_sequence(file.stem) for peptide in wanted)
+            ]
         files += inside
     sets: dict[tuple[str, str | None], list[MDSet]] = {}
     for file in files:
         md = load_md(file)
-        sets.setdefault((md.sequence, md.cap), []).append(md)
+        runs = sets.setdefault((md.sequence, md.cap), [])
+        if len(runs) == 2:
+            raise InputError(
+                f"a third file of {md.sequence}",
+                where=str(file),
+                expected="one run of a peptide, or two independent ones",
+            )
+        runs.append(md)
     peptides = wanted if wanted is not None else [build_peptide(*key) for key in sets]
     if not peptides:
         raise InputError("nothing to evaluate", expected="--data with files of molecular dynamics, or --sequences")
-    return [Case(peptide, tuple(sets.get((peptide.sequence, peptide.cap), ())[:2])) for peptide in peptides]
+    return [Case(peptide, tuple(sets.get((peptide.sequence, peptide.cap), ()))) for peptide in peptides]
 
 
 def evaluate_prose(
@@ -265,10 +276,14 @@ def _on_frames(
     }
 
 
+def _too_few(frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
+    counts = [len(energies) for _, energies in frames]
+    return sum(counts) < LEAST_FRAMES or min(counts) < LEAST_FRAMES // 2
+
+
 def _reference(peptide: Peptide, frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> Any:
     """The two parts of the reference, None when there is none of use."""
-    counts = [len(energies) for _, energies in frames]
-    if sum(counts) < LEAST_FRAMES or min(counts) < LEAST_FRAMES // 2:
+    if _too_few(frames):
         return None
     parts = [Conformations(torsions(peptide, x), energies) for x, energies in frames]
     return (parts[0], parts[1]) if len(parts) > 1 else halves(parts[0])
@@ -295,6 +310,12 @@ def _notes(case: Case, proposal: Proposal, temperature: float, frames: Sequence[
         wrong = int(validate(case.peptide, x).wrong_chirality.sum())
         if wrong:
             notes.append(f"{wrong} of {len(x)} frames of the dynamics have a centre of the wrong hand")
+    if frames and _too_few(frames):
+        count = sum(len(energies) for _, energies in frames)
+        notes.append(
+            f"{count} frames of the dynamics at {temperature:g} K are too few for distances and likelihood, which need "
+            f"{LEAST_FRAMES} (molgen data md --time)"
+        )
     if case.sets and not frames:
         known = sorted({float(t) for md in case.sets for t in md.temperatures})
         notes.append(f"no molecular dynamics at {temperature:g} K, only at {', '.join(f'{t:g}' for t in known)} K")

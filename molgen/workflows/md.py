@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from molgen.data.md import TEMPERATURES, is_held_out, load_md, read_sequences
-from molgen.data.peptide import build_peptide
+from molgen.data.peptide import build_peptide, plain_sequence
 from molgen.data.remd import HOT, SETTLE, generate_md
 from molgen.errors import CalculatorError, InputError, MolgenError
 from molgen.run import Run
@@ -28,7 +28,7 @@ def check_sequences(sequences: Sequence[str], cap: str | None = None, exclude: s
     Raises:
         InputError: none, one that is no peptide, or excluded ones (names them).
     """
-    found = list(dict.fromkeys(sequences))
+    found = list(dict.fromkeys(map(plain_sequence, sequences)))
     if not found:
         raise InputError("no sequences", where="SEQUENCES", expected="such as AA GY, or --file")
     for sequence in found:

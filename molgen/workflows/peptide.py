@@ -6,7 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
 from molgen.report.ensemble_plots import UNITS
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.importance import diagnose, verdict
+from molgen.reweight.importance import diagnose, verdict, worst
 from molgen.reweight.observables import parse_observable
 from molgen.reweight.smc import Population, between_temperatures, climb, restricted, spring_scale, start
 from molgen.rng import sample_seed
@@ -29,10 +29,19 @@ from molgen.run import METHOD, Run
 from molgen.units import KB
 from molgen.workflows.draws import DRAWN, Draws, Energies, Progress, Store, draw
 from molgen.workflows.finetune import Round, finetune_flow
-from molgen.workflows.peptide_output import Sampled, describe, finished_run, observed, status, write_ensemble
+from molgen.workflows.peptide_output import (
+    Sampled,
+    describe,
+    ess_of_ancestors,
+    finished_run,
+    observed,
+    status,
+    write_ensemble,
+)
 
 LONGEST = 12  # residues; beyond, nothing the flow learned on short peptides need hold
 MOVES, LEAPFROG = 10, 4  # of the chain at each rung of the temperature ladder
+FEW_ANCESTORS = 100  # effective ones, below which errors by ancestor are rough
 FINETUNING, TEMPERING = 1, 2  # streams of random numbers under one seed, beside that of the samples
 
 
@@ -79,7 +88,7 @@ def sample_peptide(
         seed: sample i depends on (seed, i) only. device: of the flow.
         out: folder for topology.pdb, samples.xtc, weights.npz, ramachandran.png, weights.png, summary.json.
         overwrite: replace an earlier run in `out`. resume: continue one; the result is that of an uninterrupted run. A
-            finished one is read again (positions to 0.01 A, unless `save_float64`).
+            finished one is read again (positions to 0.01 A, unless `save_float64`), for other observables or units, too.
         units: of energies in files and pictures for people, "kJ/mol" or "kcal/mol".
         save_float64: keep exact positions in weights.npz.
         log: called with lines for people; progress: called with (stage, done, total).
@@ -120,8 +129,8 @@ def run_peptide(
     progress: Progress,
 ) -> tuple[Ensemble, dict[str, Any]]:
     """`sample_peptide`, and the summary of the run."""
-    observables = tuple(observables)
-    _check(n, finetune, workers, units)
+    observables = (observables,) if isinstance(observables, str) else tuple(observables)
+    _check(n, finetune, workers, units, temperature)
     peptide = build_peptide(sequence, cap)
     topology = peptide.mdtraj_topology()
     for text in observables:
@@ -132,16 +141,15 @@ def run_peptide(
     for note in notes:
         log(note)
     settings = {
-        "sequence": sequence, "n": n, "temperature": temperature, "cap": cap, "checkpoint": proposal.hash,
-        "finetune": finetune, "smc": smc, "observables": list(observables), "prose_compat": prose_compat,
-        "platform": platform, "units": units, "save_float64": save_float64,
-        METHOD: DRAWN,
+        "sequence": peptide.sequence, "n": n, "temperature": temperature, "cap": peptide.cap, "checkpoint": proposal.hash,
+        "finetune": finetune, "smc": smc, "prose_compat": prose_compat, "platform": platform,
+        "save_float64": save_float64, METHOD: DRAWN,
     }  # fmt: skip
     with Energies(peptide, platform, workers) as energies, tempfile.TemporaryDirectory() as scratch:
         given = {"seed": seed, "device": str(torch_device), "overwrite": overwrite, "resume": resume}
         run = Run(out, "peptide", settings, **given) if out is not None else None
-        if run is not None and (finished := finished_run(run)) is not None:
-            log(f"{run.directory} is finished: nothing to resume")
+        if run is not None and (finished := finished_run(run, observables, units)) is not None:
+            log(f"{run.directory} is finished: its samples are read again")
             return finished
         with run or nullcontext():
             if run is not None:
@@ -227,12 +235,19 @@ class _Work:
             population.positions, population.log_weights, np.where(np.isfinite(energies), energies, np.nan),
             self.temperature, self.peptide.numbers, topology=self.peptide.mdtraj_topology(),
             groups=population.ancestors, validity=draws.rejections,
-            biased=verdict(diagnose(draws.log_weights)) in ("biased", "failed"),
         )  # fmt: skip
-        return Sampled(ensemble, draws, population)
+        # weights that were just resampled are alike: what they began with, and how many survive, say more
+        few = ess_of_ancestors(ensemble) * len(ensemble) < FEW_ANCESTORS
+        at_best = worst(verdict(diagnose(draws.log_weights)), "warn" if few else "reliable")
+        return Sampled(replace(ensemble, at_best=at_best), draws, population)
 
 
-def _check(n: int, rounds: int, workers: int | str, units: str) -> None:
+def _check(n: int, rounds: int, workers: int | str, units: str, temperature: float) -> None:
+    for value, where in ((n, "-n"), (rounds, "--finetune")):
+        if not isinstance(value, (int, np.integer)):
+            raise InputError(f"{value!r}", where=where, expected="a whole number")
+    if not isinstance(temperature, (int, float, np.number)):
+        raise InputError(f"{temperature!r}", where="-T", expected="a number, K")
     if n < 1:
         raise InputError(f"{n} samples", where="-n", expected="at least 1")
     if rounds < 0:
@@ -266,7 +281,14 @@ def _notes(peptide: Peptide, proposal: Proposal, temperature: float) -> list[str
         )
     length = len(residues_of(peptide.sequence))
     shortest, longest = proposal.config.get("lengths", (1, LONGEST))
-    if shortest <= length <= longest:
-        return []
-    trained = f"{shortest} to {longest} residues" if shortest < longest else f"{shortest} residues"
-    return [f"warning: the weights were trained on {trained}, this peptide has {length}: k-hat decides"]
+    notes = []
+    if not shortest <= length <= longest:
+        trained = f"{shortest} to {longest} residues" if shortest < longest else f"{shortest} residues"
+        notes.append(f"warning: the weights were trained on {trained}, this peptide has {length}: k-hat decides")
+    if tuned := proposal.config.get("finetuned"):
+        given = (peptide.sequence, peptide.cap, temperature)
+        theirs = (tuned["sequence"], tuned["cap"], tuned["temperature"])
+        if given != theirs:
+            on = f"{theirs[0]}{f', {theirs[1]}' if theirs[1] else ''} at {theirs[2]:g} K"
+            notes.append(f"warning: the weights were finetuned on {on}, and may be worse than 'prose' here")
+    return notes

@@ -17,9 +17,12 @@ from molgen.report import ensemble_plots
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import diagnose, normalised, verdict
 from molgen.reweight.smc import Population
-from molgen.run import SUMMARY, Run
+from molgen.run import RUN_KEYS, SUMMARY, Run
 from molgen.workflows.draws import STATE, Draws
 from molgen.workflows.finetune import Round
+
+
+ENERGY = "potential energy"
 
 
 @dataclass(eq=False)
@@ -78,7 +81,7 @@ def observed(ensemble: Ensemble, observables: Iterable[str], units: str) -> list
     Energies in `units`, angles in degrees, lengths in Angstrom.
     """
     energy, _ = ensemble_plots.UNITS[units]
-    rows = {"potential energy": ensemble.expectation(ensemble.energies).scaled(1 / energy, units)}
+    rows = {ENERGY: ensemble.expectation(ensemble.energies).scaled(1 / energy, units)}
     for text in observables:
         found = ensemble.expectation(text)
         rows[text] = found.scaled(180 / np.pi, "degrees") if found.unit == "rad" else found
@@ -104,13 +107,24 @@ def write_ensemble(
     return summary
 
 
-def finished_run(run: Run) -> tuple[Ensemble, dict[str, Any]] | None:
-    """The ensemble and summary of a run that had finished before it was resumed; None of any other."""
+def finished_run(run: Run, observables: Sequence[str], units: str) -> tuple[Ensemble, dict[str, Any]] | None:
+    """The ensemble and summary of a run that had finished before it was resumed; None of any other.
+
+    Other observables or units than it had are computed from its samples, and written.
+    """
     path = run.directory / SUMMARY
     if not run.resumed or not path.exists():
         return None
     summary = json.loads(path.read_text(encoding="utf-8"))
-    return (Ensemble.load(run.directory), summary) if "ensemble_hash" in summary else None
+    if "ensemble_hash" not in summary:
+        return None
+    ensemble, rows = Ensemble.load(run.directory), summary["results"]
+    if [row["name"] for row in rows] != [ENERGY, *observables] or rows[0]["unit"] != units:
+        figures = {key: value for key, value in summary.items() if key not in RUN_KEYS}
+        title = f"{summary['sequence']}, {ensemble.temperature:g} K"
+        run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, title=title))
+        summary = run.finish(summary["status"], results=observed(ensemble, observables, units), **figures)
+    return ensemble, summary
 
 
 def ess_of_ancestors(ensemble: Ensemble) -> float:

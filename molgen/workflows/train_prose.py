@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from molgen.data.md import MDSet, is_held_out, load_md, read_sequences
-from molgen.data.peptide import Peptide, build_peptide
+from molgen.data.peptide import Peptide, build_peptide, plain_sequence
 from molgen.errors import InputError
 from molgen.prose.frames import Frames
 from molgen.prose.generate import propose
@@ -156,7 +156,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 def _split(
     items: Sequence[MDSet], val: Collection[str], share: float, seed: int, excluded: Collection[str]
 ) -> tuple[list[MDSet], list[MDSet]]:
-    sequences = sorted({item.sequence for item in items})
+    sequences, val = sorted({item.sequence for item in items}), {plain_sequence(sequence) for sequence in val}
     if missing := sorted(set(val) - set(sequences)):
         why = "is excluded" if missing[0] in excluded else "is not in the data"
         raise InputError(f"{missing[0]} {why}", where="--val", expected=f"some of {', '.join(sequences) or 'nothing'}")
