@@ -32,6 +32,7 @@ from molgen.errors import InputError
 from molgen.files import write_atomic
 
 _REQUIRED = ("id", "split", "ptr", "z", "r", "ts", "p", "p_frag")
+HDF5 = {".h5", ".hdf5"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,11 +205,28 @@ def save_npz(
     write_atomic(path, buffer.getvalue())
 
 
+def refuse_published(path: Path) -> None:
+    """Say what to do with a set as its authors publish it where an npz is needed; else do nothing.
+
+    Raises:
+        InputError: `path` is a folder or an HDF5 file.
+    """
+    if path.is_dir() or path.suffix.lower() in HDF5:
+        raise InputError(
+            "is a folder" if path.is_dir() else "is an HDF5 file",
+            where=str(path),
+            expected="a file; published sets as such are for molgen train ts alone",
+            remedy="make an npz of it in Python: from molgen.data import save_npz; from molgen.data.importers import "
+            f"import_reactions; save_npz('set.npz', list(import_reactions('{path}')), 'train')",
+        )
+
+
 def _read(
     path: Path, wanted: Sequence[str] = (*_REQUIRED, "r_frag", "charge", "spin", "level", "verified")
 ) -> dict[str, np.ndarray]:
     """The arrays `wanted`, by default those a Reaction needs; long text columns are left on disk."""
     where = str(path)
+    refuse_published(path)
     if not path.is_file():
         raise InputError("no such file", where=where, expected="an npz of reactions", remedy="check the path")
     try:

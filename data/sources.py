@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
+from ase.io import iread
 
-from molgen.data.reactions import Reaction, load_npz, read_column
+from molgen.data.reactions import Reaction, load_npz, read_column, refuse_published
 from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, molecule_key
 from molgen.io import checked_spin
 from molgen.smiles import embed_molecule
-from molgen.structures import read_side
+from molgen.structures import _read_frame, read_side
 
 SMALLEST = 4  # atoms; smaller fragments of a reaction have next to no reactions of their own
 LISTS = {".smi", ".smiles", ".txt"}
+MOLFILES = {".sdf", ".mol"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,29 +35,33 @@ class Molecule:
     name: str
 
 
-def read_molecules(path: str | os.PathLike, charge: int = 0, spin: int | None = None) -> list[Molecule]:
+def read_molecules(path: str | os.PathLike, charge: int | None = None, spin: int | None = None) -> list[Molecule]:
     """The molecules of a file, each connectivity once, in the file's order.
 
     Args:
         path: list of SMILES, one a line (.smi, .txt; a name may follow, lines with # are comments); reaction set (.npz;
-            where it has splits, of the training reactions only); else one structure (xyz, sdf, ...).
-        charge: e, of structure files. spin: unpaired electrons; default the fewest.
+            where it has splits, of the training reactions only); else structures (xyz, sdf, ...), all of them.
+        charge: e, of structures whose file does not tell; default 0. SMILES, .sdf and .mol have formal charges.
+        spin: unpaired electrons, but of reaction sets, which tell; default the fewest.
 
     Raises:
-        InputError: no such file, or content that is not what its suffix says (names the line).
+        InputError: no such file, or content that is not what its suffix says (names the line or molecule).
     """
     path = Path(path)
+    refuse_published(path)
     if not path.is_file():
         raise InputError(
             "no such file", where=str(path), expected="SMILES (.smi, .txt), structures (.xyz, .sdf) or reactions (.npz)"
         )
-    if path.suffix == ".npz":
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
         found = [m for r in load_npz(path, training_split(path)) for m in ends_of(r, path.name)]
-    elif path.suffix in LISTS:
+    elif suffix in LISTS:
         found = list(_from_list(path, spin))
+    elif suffix in MOLFILES:
+        found = list(_from_molfile(path, spin))
     else:
-        structure = read_side(path, "molecule")
-        found = [_molecule(structure.numbers, structure.positions, charge, spin, path.stem)]
+        found = _from_frames(path, charge or 0, spin)
     unique: dict[str, Molecule] = {}
     for molecule in found:
         unique.setdefault(key_of(molecule), molecule)
@@ -103,23 +110,77 @@ def _from_list(path: Path, spin: int | None) -> Iterator[Molecule]:
         yield _molecule(side.numbers, side.conformers[0], side.charge, spin, name)
 
 
+def _from_molfile(path: Path, spin: int | None) -> Iterator[Molecule]:
+    """Molecules of an MDL file, with their formal charges."""
+    from rdkit import Chem, rdBase
+
+    try:
+        with rdBase.BlockLogs():
+            records = list(Chem.SDMolSupplier(str(path), sanitize=False, removeHs=False))
+    except OSError as error:
+        raise InputError("is empty or cannot be read", where=str(path), expected="MDL molecules") from error
+    for number, record in enumerate(records, start=1):
+        where = f"{path}, molecule {number}"
+        if record is None or not record.GetNumConformers():
+            raise InputError("cannot be read", where=where, expected="an MDL molecule with coordinates")
+        atoms = Atoms([atom.GetAtomicNum() for atom in record.GetAtoms()], record.GetConformer().GetPositions())
+        side = read_side(atoms, where)
+        name = path.stem if len(records) == 1 else f"{path.name}:{number}"
+        yield _molecule(side.numbers, side.positions, Chem.GetFormalCharge(record), spin, name)
+
+
+def _from_frames(path: Path, charge: int, spin: int | None) -> list[Molecule]:
+    """Molecules of another structure file; of a trajectory, in which one molecule moves, its last frame."""
+    last = read_side(path, "molecule")
+    if not last.notes:
+        return [_molecule(last.numbers, last.positions, charge, spin, path.stem)]
+    found: dict[str, Molecule] = {}
+    for number, atoms in enumerate(_frames(path), start=1):
+        side = read_side(atoms, f"{path}, molecule {number}")
+        molecule = _molecule(side.numbers, side.positions, charge, spin, f"{path.name}:{number}")
+        found[key_of(molecule)] = molecule
+    return list(found.values())
+
+
+def _frames(path: Path) -> list[Atoms]:
+    """All frames of a file that `read_side` has found readable."""
+    if path.suffix.lower() not in {".xyz", ".extxyz"}:
+        return list(iread(path, index=":"))
+    lines, at, found = path.read_text(encoding="utf-8-sig").rstrip().splitlines(), 0, []
+    while at < len(lines):
+        numbers, positions, at = _read_frame(lines, at, str(path))
+        found.append(Atoms(numbers, positions))
+    return found
+
+
 def _molecule(numbers: np.ndarray, positions: np.ndarray, charge: int, spin: int | None, name: str) -> Molecule:
     if len(numbers) < 2:
         raise InputError("one atom cannot react", where=name, expected="a molecule of two atoms or more")
     return Molecule(numbers, positions, charge, checked_spin(numbers, charge, spin), name)
 
 
-def all_molecules(paths: Sequence[str | os.PathLike], charge: int = 0, spin: int | None = None) -> list[Molecule]:
+def all_molecules(
+    paths: Sequence[str | os.PathLike], charge: int | None = None, spin: int | None = None
+) -> list[Molecule]:
     """The molecules of several files, each connectivity once.
 
     Raises:
-        InputError: no files, or see :func:`read_molecules`.
+        InputError: no files, a charge or spin that no file takes, or see :func:`read_molecules`.
     """
     if not paths:
         raise InputError(
             "no molecules given", where="SOURCES", expected="files of SMILES, structures or reactions",
             remedy="molgen data reactions molecules.smi, for one",
         )  # fmt: skip
+    suffixes = {Path(path).suffix.lower() for path in paths}
+    for option, value, telling in (("--charge", charge, {*LISTS, *MOLFILES, ".npz"}), ("--spin", spin, {".npz"})):
+        if value is not None and suffixes <= telling:
+            raise InputError(
+                f"{value} has no effect: {', '.join(sorted(suffixes))} files tell it themselves",
+                where=option,
+                expected="a structure file (.xyz, ...)" + (" or SMILES" if option == "--spin" else ""),
+                remedy="leave it out" + ("; write the charge into the SMILES: [O-]" if suffixes & LISTS else ""),
+            )
     unique: dict[str, Molecule] = {}
     for path in paths:
         for molecule in read_molecules(path, charge, spin):

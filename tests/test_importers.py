@@ -7,10 +7,14 @@ from ase import Atoms
 from ase.build import molecule
 from ase.io import write
 
-from molgen.data import save_npz
+from molgen.data import load_npz, save_npz
+from molgen.data.exclusion import excluded_keys
 from molgen.data.importers import import_reactions
+from molgen.data.sources import all_molecules
 from molgen.errors import InputError
 from molgen.geometry.mapping import given_mapping
+from molgen.workflows.relevel import level_plan
+from molgen.workflows.searches import search_plan
 
 
 def _elimination():
@@ -145,6 +149,20 @@ def test_rgd1(tmp_path):
 def test_faults_are_named(tmp_path, make, kind, text):
     with pytest.raises(InputError, match=text):
         list(import_reactions(make(tmp_path), kind))
+
+
+def test_commands_that_need_an_npz_say_how_to_make_one(tmp_path):
+    folder, file = _rdb7(tmp_path / "rdb7"), _rgd1(tmp_path / "rgd1.h5")
+    readers = (load_npz, lambda path: all_molecules([path]), lambda path: level_plan([path]), search_plan)
+    for path, text in ((folder, "rdb7: is a folder"), (file, "rgd1.h5: is an HDF5 file")):
+        for reader in (*readers, lambda path: excluded_keys([path])):
+            with pytest.raises(InputError, match=text) as caught:
+                reader(path)
+        made = tmp_path / f"{path.stem}.npz"
+        assert caught.value.remedy is not None
+        exec(caught.value.remedy.partition(": ")[2].replace("set.npz", str(made)))
+        (reaction,) = load_npz(made, "train")
+        assert reaction.ts is not None and len(all_molecules([made])) == 2
 
 
 def test_not_hdf5(tmp_path):

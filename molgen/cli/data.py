@@ -84,20 +84,19 @@ def md(
     sequences are kept, and the list may have grown. Exit code 4 when some sequences failed.
     """
     from molgen.data.md import read_sequences
-    from molgen.potentials.openmm import platforms
+    from molgen.potentials.openmm import require_platform
     from molgen.run import Run
     from molgen.workflows.md import check_sequences, simulate
 
-    if platform not in ("auto", *platforms()):
-        raise InputError(
-            f"no OpenMM platform {platform!r}", where="--platform", expected=f"auto, {', '.join(platforms())}"
-        )
+    require_platform(platform)
     capping = None if cap == "none" else cap
     frames, kelvins = picoseconds_of(time), temperatures_of(temperatures)
     wanted = [*(sequences or ()), *(read_sequences(file) if file else ())]
     chosen = check_sequences(wanted, capping, exclude)
     settings: dict[str, Any] = {"cap": cap, "frames": frames, "temperatures": kelvins, "platform": platform}
     count = workers if workers is not None else len(os.sched_getaffinity(0))
+    if count < 1:
+        raise InputError(f"{count} workers", where="--workers", expected="at least 1")
     stage = "ps a replica"
     with (
         Run(out, "data md", settings, seed=seed, overwrite=overwrite, resume=resume) as run,
@@ -148,7 +147,9 @@ def reactions(
             "--split", help="With --relevel: train, val, test, several (train,val) or all; default train,val."
         ),
     ] = None,
-    charge: Annotated[int, typer.Option("--charge", help="Total charge of structure files.")] = 0,
+    charge: Annotated[
+        int | None, typer.Option("--charge", help="Total charge, of structure files that hold none (.xyz); default 0.")
+    ] = None,
     spin: Annotated[int | None, typer.Option("--spin", help="Unpaired electrons; default the fewest possible.")] = None,
     workers: common.Workers = None,
     out: common.Out = Path("molgen-reactions"),
@@ -160,7 +161,8 @@ def reactions(
     """New elementary reactions of SOURCES with verified transition states: OUT/reactions.npz, for `molgen train ts`.
 
     Stopped anywhere, --resume goes on; the limits (--count, --attempts, --time-budget) may then be others. Of a source
-    set with splits only training reactions give molecules, and the reactions of its other splits are excluded.
+    set with splits only training reactions give molecules, and the reactions of its other splits are excluded. --count
+    alone also ends where nothing new comes any more. Exit code 3 when nothing was found.
 
     With --relevel: the reactions of SET.npz, R, TS and P re-optimised at another level and judged anew, in the same
     order, with `index`, the row in the set. Failures are kept too, with their `verdict`; training uses the rows marked
@@ -195,11 +197,22 @@ def reactions(
                 plan, run, attempts=attempts, count=count, seconds=seconds, workers=workers,
                 progress=lambda search: say(search.line()),
             )  # fmt: skip
-        summary = run.finish("ok", **search.figures())
+        summary = run.finish("ok" if len(search.found) else "gate_failed", **search.figures())
     if as_json:
         common.print_json(summary)
     else:
         typer.echo(_yield(summary, out))
+    if search.exhausted:
+        common.warn(
+            f"ended after {search.idle} attempts in a row without a new reaction, at {len(search.found)} of {count}; "
+            "give more molecules, or go on with --resume and --attempts or --time-budget"
+        )
+    if not len(search.found):
+        common.warn(
+            "no reaction was found: try more --attempts, other or larger molecules (those of a few atoms have next to "
+            "none), --guess both, or another --calculator"
+        )
+        raise typer.Exit(common.ExitCode.GATE_FAILED)
 
 
 @app.command("searches")
@@ -282,7 +295,7 @@ def _verdicts(summary: dict[str, Any], out: Path) -> str:
     lines += [f"{number / done:6.1%}  {verdict}" for verdict, number in summary["verdicts"].items()]
     if summary["rmsd_median"] is not None:
         lines.append(f"median RMSD of verified transition states to the set's: {summary['rmsd_median']:.3f} A")
-    return "\n".join([*lines, f"train on it: molgen train ts --data {out}/reactions.npz --init tsgen"])
+    return "\n".join([*lines, *_training(out)])
 
 
 def _yield(summary: dict[str, Any], out: Path) -> str:
@@ -294,7 +307,18 @@ def _yield(summary: dict[str, Any], out: Path) -> str:
         f"{summary['verified'] / tried:6.1%}  verified, {summary['intended'] / tried:.1%} as intended",
     ]
     lines += [f"{number / tried:6.1%}  {reason}" for reason, number in summary["rejections"].items()]
-    return "\n".join([*lines, f"train on it: molgen train ts --data {out}/reactions.npz --init tsgen"])
+    return "\n".join([*lines, *_training(out)])
+
+
+def _training(out: Path) -> list[str]:
+    """The command that trains on the set in `out`, where it has rows to learn from and rows to judge by."""
+    from molgen.tsgen.training import load_training_data
+
+    try:
+        load_training_data(out / "reactions.npz")
+    except InputError:
+        return []
+    return [f"train on it: molgen train ts --data {out}/reactions.npz --init tsgen"]
 
 
 def _line(result: dict[str, Any]) -> str:

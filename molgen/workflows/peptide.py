@@ -88,7 +88,8 @@ def sample_peptide(
         seed: sample i depends on (seed, i) only. device: of the flow.
         out: folder for topology.pdb, samples.xtc, weights.npz, ramachandran.png, weights.png, summary.json.
         overwrite: replace an earlier run in `out`. resume: continue one; the result is that of an uninterrupted run. A
-            finished one is read again (positions to 0.01 A, unless `save_float64`), for other observables or units, too.
+            finished one is read again (positions to 0.01 A, unless `save_float64`), also for other observables or
+            units.
         units: of energies in files and pictures for people, "kJ/mol" or "kcal/mol".
         save_float64: keep exact positions in weights.npz.
         log: called with lines for people; progress: called with (stage, done, total).
@@ -141,9 +142,9 @@ def run_peptide(
     for note in notes:
         log(note)
     settings = {
-        "sequence": peptide.sequence, "n": n, "temperature": temperature, "cap": peptide.cap, "checkpoint": proposal.hash,
-        "finetune": finetune, "smc": smc, "prose_compat": prose_compat, "platform": platform,
-        "save_float64": save_float64, METHOD: DRAWN,
+        "sequence": peptide.sequence, "n": n, "temperature": temperature, "cap": peptide.cap,
+        "checkpoint": proposal.hash, "finetune": finetune, "smc": smc, "prose_compat": prose_compat,
+        "platform": platform, "save_float64": save_float64, METHOD: DRAWN,
     }  # fmt: skip
     with Energies(peptide, platform, workers) as energies, tempfile.TemporaryDirectory() as scratch:
         given = {"seed": seed, "device": str(torch_device), "overwrite": overwrite, "resume": resume}

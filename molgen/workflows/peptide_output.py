@@ -21,7 +21,6 @@ from molgen.run import RUN_KEYS, SUMMARY, Run
 from molgen.workflows.draws import STATE, Draws
 from molgen.workflows.finetune import Round
 
-
 ENERGY = "potential energy"
 
 

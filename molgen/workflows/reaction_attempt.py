@@ -14,8 +14,8 @@ from molgen.data.elementary import applied, product_geometry, propose_step, step
 from molgen.data.exclusion import reaction_key, reaction_keys
 from molgen.data.reactions import Reaction
 from molgen.data.sources import Molecule
-from molgen.errors import CalculatorError
-from molgen.geometry.bonds import bond_graph, fragments, overlapping
+from molgen.errors import InputError
+from molgen.geometry.bonds import BondChanges, bond_graph, compare_bonds, fragments, overlapping
 from molgen.potentials.base import Potential
 from molgen.rng import generator
 from molgen.saddle import normal_modes, refine
@@ -26,7 +26,7 @@ from molgen.saddle.verify import IMAGINARY, bonding_differences
 from molgen.tsgen import load_model
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import generate
-from molgen.workflows.reaction_tools import LOOSE_FMAX, Potentials, centred, relaxed_end, stage
+from molgen.workflows.reaction_tools import FAILURES, LOOSE_FMAX, Potentials, centred, failure, relaxed_end, stage
 
 Guess = Literal["tsgen", "sqrt"]
 VERIFIED = ("intended", "half", "unintended")
@@ -73,7 +73,10 @@ class Attempts:
         self._model = load_model(plan.weights) if "tsgen" in plan.guesses else None
 
     def __call__(self, index: int) -> dict[str, Any]:
-        """Attempt `index`: its outcome, costs and provenance; with a reaction's geometries where one was verified."""
+        """Attempt `index`: its outcome, costs and provenance; with a reaction's geometries where one was verified.
+
+        `step` and `kind` are of the proposal; r and p of the record may differ by another.
+        """
         begin = time.monotonic()
         record: dict[str, Any] = {"attempt": index}
         calls: dict[str, int] = {}
@@ -81,10 +84,8 @@ class Attempts:
             record |= self._attempt(index, record, calls)
         except Rejected as outcome:
             record["outcome"] = str(outcome)
-        except CalculatorError:
-            record["outcome"] = "calculator failed"
-        except np.linalg.LinAlgError:
-            record["outcome"] = "numerical failure"
+        except FAILURES as error:
+            record["outcome"] = failure(error)
         return {**record, "calls": calls, "seconds": round(time.monotonic() - begin, 3)}
 
     def _attempt(self, index: int, record: dict[str, Any], calls: dict[str, int]) -> dict[str, Any]:
@@ -105,7 +106,10 @@ class Attempts:
             raise Rejected("step gives the same molecule")
         if key in plan.excluded:
             raise Rejected("excluded")
-        potential = self._potentials(molecule.numbers, molecule.charge, molecule.spin)
+        try:
+            potential = self._potentials(molecule.numbers, molecule.charge, molecule.spin)
+        except InputError as error:
+            raise Rejected(failure(error)) from error
         with stage("product", potential, calls):
             bottom = gradient(potential, x)[0]
             product = self._product(potential, molecule, product_geometry(z, bonds, x, step), bottom)
@@ -120,7 +124,7 @@ class Attempts:
                 raise Rejected("not a first-order saddle")
         with stage("descents", potential, calls):
             ends = [_descend(potential, ts, modes, sign) for sign in (1, -1)]
-        return self._judged(reaction, ts, energy, float(modes.frequencies_cm[0]), ends)
+        return self._judged(reaction, step, ts, energy, float(modes.frequencies_cm[0]), ends)
 
     def _guess_for(self, numbers: np.ndarray, drawn: Guess) -> Guess:
         """The guess as drawn, or "sqrt" where the weights do not know an element."""
@@ -169,9 +173,15 @@ class Attempts:
         return found.positions, found.energy
 
     def _judged(
-        self, reaction: Reaction, ts: np.ndarray, energy: float, frequency: float, ends: list[Search]
+        self,
+        reaction: Reaction,
+        step: BondChanges,
+        ts: np.ndarray,
+        energy: float,
+        frequency: float,
+        ends: list[Search],
     ) -> dict[str, Any]:
-        """What the saddle joins, in the order reactant, product."""
+        """What the saddle joins, in the order reactant, product; "intended" if these differ by the step proposed."""
         z = reaction.numbers
         wells = [end.positions for end in ends]
         if not bonding_differences(z, *wells):
@@ -189,7 +199,9 @@ class Attempts:
             swap = order[1] < order[0]
         if swap:
             ends, fits = ends[::-1], fits[::-1]
-        verdict = "intended" if fits[0][0] and fits[1][1] else "half" if any(map(any, fits)) else "unintended"
+        proposed = compare_bonds(*(bond_graph(z, end.positions) for end in ends)) == step
+        joined = fits[0][0] and fits[1][1] and proposed
+        verdict = "intended" if joined else "half" if any(map(any, fits)) else "unintended"
         return {
             "outcome": verdict,
             "z": z.tolist(),

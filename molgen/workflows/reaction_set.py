@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from molgen.data.duplicates import KnownSaddles
+from molgen.data.elementary import step_kind, step_text
 from molgen.data.exclusion import reaction_key, reaction_keys
 from molgen.data.mapped_smiles import reaction_smiles
 from molgen.data.reactions import Reaction, save_npz
-from molgen.geometry.bonds import bond_graph, fragments
+from molgen.geometry.bonds import bond_graph, compare_bonds, fragments
 from molgen.units import kcal
 from molgen.workflows.reaction_attempt import VERIFIED
 
@@ -64,17 +65,25 @@ class ReactionSet:
         return self._known.reactions
 
     def write(self, path: Path) -> None:
-        """Write the npz (:mod:`molgen.data.reactions`), with energies and provenance as further columns."""
+        """Write the npz (:mod:`molgen.data.reactions`), with energies and provenance as further columns.
+
+        `step` and `kind` tell how the bonds of r and p differ, `proposed` the step that the attempt began with,
+        `verdict` whether the saddle joins the ends it was meant to.
+        """
         columns: dict[str, list] = {
-            "smiles": [], "barrier_kcal": [], "energies": [r["energies"] for r in self.records],
-            "imaginary_cm": [r["imaginary_cm"] for r in self.records],
+            "smiles": [], "barrier_kcal": [], "step": [], "kind": [], "proposed": [r["step"] for r in self.records],
+            "verdict": [r["outcome"] for r in self.records],
         }  # fmt: skip
-        columns |= {key: [r[key] for r in self.records] for key in ("source", "step", "kind", "guess", "seed")}
-        columns["verdict"] = [r["outcome"] for r in self.records]
+        for key in ("energies", "imaginary_cm", "source", "guess", "seed"):
+            columns[key] = [record[key] for record in self.records]
         reactions = [self._reaction(record) for record in self.records]
         for reaction, record in zip(reactions, self.records, strict=True):
-            before, after = (bond_graph(reaction.numbers, x) for x in (reaction.reactant, reaction.product))
-            columns["smiles"].append(reaction_smiles(reaction.numbers, before, after, reaction.charge))
+            z = reaction.numbers
+            before, after = (bond_graph(z, x) for x in (reaction.reactant, reaction.product))
+            step = compare_bonds(before, after)
+            columns["step"].append(step_text(z, step))
+            columns["kind"].append(step_kind(z, before, step))
+            columns["smiles"].append(reaction_smiles(z, before, after, reaction.charge))
             columns["barrier_kcal"].append(kcal(record["energies"][1] - record["energies"][0]))
         save_npz(path, reactions, splits_by(self._keys), columns)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from molgen.errors import CalculatorError
+from molgen.data.sources import Molecule
+from molgen.errors import CalculatorError, InputError
 from molgen.geometry.bonds import bond_graph, fragments
 from molgen.potentials.ase import AsePotential, calculator_from_spec
 from molgen.potentials.base import Potential
@@ -21,7 +22,7 @@ LOOSE_FMAX = 0.05  # eV/Angstrom, for ends of several fragments, whose drifting 
 
 
 def failure(error: Exception) -> str:
-    """What a record says of one of `FAILURES`."""
+    """What a record says of one of `FAILURES`, or of a molecule that the calculator cannot describe."""
     return "numerical failure" if isinstance(error, np.linalg.LinAlgError) else "calculator failed"
 
 
@@ -50,6 +51,22 @@ class Potentials:
         if isinstance(made, AsePotential):
             self._calculator = made.calculator
         return made
+
+
+def require_described(potentials: Potentials, molecules: Iterable[Molecule]) -> None:
+    """See that the calculator can be built and, as far as it tells before it runs, describe every molecule.
+
+    Raises:
+        InputError: it cannot; names the first such molecule. CalculatorError: it could not be built.
+    """
+    potentials(np.array([1, 1]))
+    for molecule in molecules:
+        try:
+            potentials(molecule.numbers, molecule.charge, molecule.spin)
+        except InputError as error:
+            raise InputError(
+                error.what, where=molecule.name, expected=error.expected, remedy=error.remedy or "remove the molecule"
+            ) from error
 
 
 def relaxed_end(potential: Potential, start: np.ndarray, hessian: np.ndarray | None = None) -> Search:

@@ -15,15 +15,17 @@ from molgen.data.sources import all_molecules, training_split
 from molgen.errors import CalculatorError, InputError
 from molgen.files import sha256
 from molgen.pool import WorkerPool
-from molgen.potentials.ase import calculator_from_spec, level_name
+from molgen.potentials.ase import level_name
 from molgen.run import Run
 from molgen.tsgen import load_model
 from molgen.workflows.journal import Journal, carry_out
 from molgen.workflows.reaction_attempt import VERIFIED, Attempts, Guess, Plan
 from molgen.workflows.reaction_set import ReactionSet
+from molgen.workflows.reaction_tools import Potentials, require_described
 
 JOURNAL, REACTIONS = "attempts.jsonl", "reactions.npz"
 WRITE_EVERY = 600.0  # seconds between two writings of the npz
+PATIENCE, PATIENCE_EACH = 200, 20  # attempts in a row without a new reaction: at least, and for each molecule
 GUESSES: dict[str, tuple[Guess, ...]] = {"tsgen": ("tsgen",), "sqrt": ("sqrt",), "both": ("tsgen", "sqrt")}
 
 
@@ -35,7 +37,7 @@ def plan_of(
     calculator_kwargs: Mapping[str, Any] | None = None,
     guess: str = "both",
     weights: str = "tsgen",
-    charge: int = 0,
+    charge: int | None = None,
     spin: int | None = None,
     seed: int = 0,
 ) -> tuple[Plan, dict[str, Any]]:
@@ -44,7 +46,7 @@ def plan_of(
     Of a source set with a training split, the other splits are excluded as well.
 
     Raises:
-        InputError: unusable files or options; a calculator that cannot describe the first molecule.
+        InputError: unusable files or options; a molecule that the calculator cannot describe (names it).
     """
     if guess not in GUESSES:
         raise InputError(f"unknown guess {guess!r}", where="--guess", expected=", ".join(GUESSES))
@@ -57,13 +59,13 @@ def plan_of(
     ]
     keys = excluded_keys([*exclude, *implied])
     plan = Plan(molecules, keys, calculator, dict(calculator_kwargs or {}), GUESSES[guess], weights, seed)
-    first = molecules[0]
-    calculator_from_spec(calculator, dict(plan.calculator_kwargs), first.numbers, first.charge, first.spin)
+    require_described(Potentials(calculator, plan.calculator_kwargs), molecules)
     model = load_model(weights).hash if "tsgen" in plan.guesses else None
     files = {str(path): sha256(Path(path).read_bytes()) for path in (*sources, *(split_spec(e)[0] for e in exclude))}
     settings = {
         "sources": [str(path) for path in sources], "exclude": list(exclude), "files": files, "calculator": calculator,
-        "calculator_kwargs": plan.calculator_kwargs, "guess": guess, "weights": model, "charge": charge, "spin": spin,
+        "calculator_kwargs": plan.calculator_kwargs, "guess": guess, "weights": model, "charge": charge or 0,
+        "spin": spin,
     }  # fmt: skip
     return plan, settings
 
@@ -87,6 +89,7 @@ def find_reactions(
 
     Args:
         attempts, count, seconds: stop after so many attempts, reactions kept, or seconds of this call; at least one.
+            With `count` alone also when nothing new comes any more (PATIENCE).
         workers: processes, default one a core. work: makes the callable that carries out an attempt, in each worker.
         progress: called after every attempt.
 
@@ -98,25 +101,26 @@ def find_reactions(
             "nothing says when to stop", where="--attempts, --count, --time-budget", expected="at least one of them"
         )
     pool = WorkerPool(partial(work, plan), workers, "--workers")
-    search = Search(plan, run)
+    patience = max(PATIENCE, PATIENCE_EACH * len(plan.molecules)) if attempts is None and seconds is None else None
+    search = Search(plan, run, count, patience)
     search.journal.open()
-    search.take(count)
+    search.take()
 
     def waiting() -> Iterator[int]:
         index = 0
-        while (attempts is None or index < attempts) and not search.enough(count):
+        while (attempts is None or index < attempts) and not search.over:
             yield index
             index += 1
 
     try:
         for _ in carry_out(pool, waiting(), search.journal, lost=_lost, seconds=seconds):
-            search.take(count)
+            search.take()
             progress(search)
             search.publish(WRITE_EVERY)
     finally:
         pool.close()
         search.journal.close()
-        search.take(count)
+        search.take()
         search.publish()
     failed = search.found.outcomes["calculator failed"] + search.found.outcomes["worker died"]
     refuse_all_failed(failed, search.taken, plan.calculator)
@@ -144,31 +148,41 @@ def _lost(index: int) -> dict[str, Any]:
 class Search:
     """Where a run stands: attempts finished (in the journal), and of these, taken in order, the reactions found.
 
+    Args:
+        count: reactions to be kept. patience: attempts in a row that keep none, after which it ends. None: no limit.
+
     Attributes:
         found: the reactions. journal: of all attempts. taken: attempts that count, 0 to taken - 1.
-        calls: gradient calls of these, by stage.
+        idle: how many of these since the last reaction kept. calls: gradient calls of these, by stage.
     """
 
-    def __init__(self, plan: Plan, run: Run):
+    def __init__(self, plan: Plan, run: Run, count: int | None = None, patience: int | None = None):
         self.plan, self.run = plan, run
+        self.count, self.patience = count, patience
         self.found = ReactionSet(level_name(plan.calculator, plan.calculator_kwargs), plan.excluded)
-        self.taken, self.calls = 0, Counter()
+        self.taken, self.idle, self.calls = 0, 0, Counter()
         self.busy_seconds = 0.0
         self.journal = Journal(run.path(JOURNAL), stamp={"seed": plan.seed})
         self._begin = self._written = time.monotonic()
 
-    def take(self, count: int | None = None) -> None:
-        """Let finished attempts count, in order, up to the first unfinished one or the last reaction asked for."""
-        while self.taken in self.journal.finished and not self.enough(count):
+    def take(self) -> None:
+        """Let finished attempts count, in order, up to the first unfinished one or the end of the search."""
+        while self.taken in self.journal.finished and not self.over:
             record = self.journal.finished[self.taken]
-            self.found.add(record)
+            self.idle = 0 if self.found.add(record) in VERIFIED else self.idle + 1
             self.calls.update(record.get("calls", {}))
             self.busy_seconds += record.get("seconds", 0.0)
             self.taken += 1
 
-    def enough(self, count: int | None) -> bool:
-        """Whether so many reactions are found."""
-        return count is not None and len(self.found) >= count
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing new has come for as long as `patience`."""
+        return self.patience is not None and self.idle >= self.patience
+
+    @property
+    def over(self) -> bool:
+        """Whether enough reactions are found, or no more are to be expected."""
+        return self.exhausted or (self.count is not None and len(self.found) >= self.count)
 
     def publish(self, every: float = 0.0) -> None:
         """Write the npz, unless it was written in the last `every` seconds."""

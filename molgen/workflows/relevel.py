@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from molgen.data.reactions import Reaction, load_npz, read_column, save_npz
+from molgen.data.reactions import Reaction, load_npz, read_column, refuse_published, save_npz
 from molgen.errors import InputError
 from molgen.files import sha256
 from molgen.geometry.bonds import bond_graph, fragments
@@ -63,6 +63,8 @@ def level_plan(
         InputError: not one set, no such split, a reaction without transition state, or a calculator that cannot
             describe the first molecule.
     """
+    for path in sources:
+        refuse_published(Path(path))
     if len(sources) != 1 or Path(sources[0]).suffix != ".npz":
         raise InputError(
             f"{' '.join(map(str, sources)) or 'nothing'} given",
