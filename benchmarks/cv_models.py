@@ -27,6 +27,7 @@ from molgen.workflows.fes_system import System
 T, LOW = 300.0, 8.0  # K; kT, where surfaces are compared
 KT = KB * T
 
+SPOILT = 24_000  # final samples of a spoilt controller
 SMALL = FesSettings(
     sampler=SamplerSettings(rounds=150, draws=256, learn=60, pretrain=500, width=0.15),
     schedule=Schedule(start=25.0, steps=50), frames=100, samples=8000, stop=False,
@@ -147,11 +148,11 @@ def corrupted_rows(seed: int) -> list[dict]:
     """A finished controller that sees everything shifted: what the histogram and the path weights make of it."""
     problem, exact, truth, divide = models()["double well"]
     sampler, _ = sampled(problem, seed, SMALL)
-    net, rows, calls = sampler.controller, [], sampler.energies_used + 8000
+    net, rows, calls = sampler.controller, [], sampler.energies_used + SPOILT
     for shift in (0.0, 0.1, 0.2, 0.3, 0.5):
         push = torch.tensor([shift, 0.0, 0.0])
         sampler.controller = Shifted(net, push)  # type: ignore[assignment]
-        draws, _ = final_draws(sampler, 8000, 1, paths=SMALL.paths)
+        draws, _ = final_draws(sampler, SPOILT, 1, paths=SMALL.paths)
         sampler.history = []
         ensemble = ensemble_of(sampler, draws)
         found = surfaces(ensemble, sampler)

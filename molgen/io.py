@@ -39,7 +39,8 @@ def load_reaction(
     """A Reaction from whatever describes its two sides, and notes on what was decided on the way.
 
     The product comes out in the reactant's atom order. A given order with the same elements is kept unless another
-    mapping changes fewer bonds, or as few and inverts fewer tetrahedral centres; atom-mapped SMILES are always kept.
+    mapping changes fewer bonds, or as few and inverts fewer tetrahedral centres; atom-map numbers in SMILES are always
+    kept, and what bears none is mapped around them.
 
     Args:
         reactant, product: each a path (xyz, extxyz, pdb, sdf, mol, ...), ase.Atoms, or a list of these, one a fragment.
@@ -194,42 +195,26 @@ def _from_smiles(smiles: str, charge: int) -> tuple[Structure, Structure, Mappin
     for structure in structures:
         read_side(Atoms(structure.numbers, structure.positions), structure.where)  # size, coincidence
     _check_pair(*structures)
-    heavy = _mapped_heavy(r, p)
-    first = find_mapping(r.numbers, r.conformers[0], p.numbers, p.conformers[0], heavy=heavy)
+    pinned = _pinned(r, p, where)
+    first = find_mapping(r.numbers, r.conformers[0], p.numbers, p.conformers[0], pinned=pinned)
     conformer = _most_alike(r, p, first.permutation)
     product = Structure(p.numbers, conformer, structures[1].where, structures[1].notes)
-    full = _mapped_all(r, p)
-    if full is not None:
-        renumbered = given_mapping(r.numbers, r.conformers[0], p.numbers[full], conformer[full])
-        if renumbered is None:
-            raise InputError(
-                "an atom-map number changes its element", where=where, expected="the same atom on both sides"
-            )
-        mapping = Mapping(**{**vars(renumbered), "permutation": full})
-    else:
-        mapping = find_mapping(r.numbers, r.conformers[0], p.numbers, conformer, heavy=heavy)
+    mapping = find_mapping(r.numbers, r.conformers[0], p.numbers, conformer, pinned=pinned)
     return structures[0], product, mapping, r.charge
 
 
-def _mapped_heavy(r: SmilesSide, p: SmilesSide) -> np.ndarray | None:
-    """Product atom of each heavy reactant atom where the SMILES maps them all, else None."""
+def _pinned(r: SmilesSide, p: SmilesSide, where: str) -> np.ndarray:
+    """(N,) product atom of each reactant atom that bears an atom-map number, -1 elsewhere."""
     place = {int(label): k for k, label in enumerate(p.labels) if label}
-    labels = [int(label) for label, z in zip(r.labels, r.numbers, strict=True) if z > 1]
-    if not labels or not all(label in place for label in labels):
-        return None
-    images = np.array([place[label] for label in labels], dtype=np.int64)
-    if not np.array_equal(r.numbers[r.numbers > 1], p.numbers[images]):
+    lone = sorted({int(label) for label in r.labels if label} ^ set(place))
+    if lone:
         raise InputError(
-            "an atom-map number changes its element", where="--smiles", expected="the same atom on both sides"
+            f"atom-map number {lone[0]} is on one side only", where=where, expected="each number once on each side"
         )
-    return images
-
-
-def _mapped_all(r: SmilesSide, p: SmilesSide) -> np.ndarray | None:
-    """Product atom of each reactant atom where the SMILES maps every atom, hydrogens too, else None."""
-    if not r.labels.all() or set(r.labels.tolist()) != set(p.labels.tolist()):
-        return None
-    return np.argsort(p.labels)[np.argsort(np.argsort(r.labels))]
+    pinned = np.array([place.get(int(label), -1) for label in r.labels], dtype=np.int64)
+    if (r.numbers != p.numbers[pinned])[pinned >= 0].any():
+        raise InputError("an atom-map number changes its element", where=where, expected="the same atom on both sides")
+    return pinned
 
 
 def _most_alike(r: SmilesSide, p: SmilesSide, permutation: np.ndarray) -> np.ndarray:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers as _NUMBER_OF
+from ase.data import atomic_numbers
 
 from molgen.errors import InputError
 from molgen.geometry.bonds import distance_matrix
 
 MAX_ATOMS = 150
+_NUMBER_OF = {**atomic_numbers, "D": 1, "T": 1}  # isotopes have the electrons of hydrogen, and weigh as much here
 _TOO_CLOSE = 0.3  # Angstrom; the shortest bond there is, H2's, is 0.74
 _GAP = 10.0  # Angstrom between the parts of a side that come from different files
 
@@ -70,7 +71,7 @@ def read_side(source: Any, side: str) -> Structure:
 
 def _read_part(source: Any, side: str) -> Structure:
     if isinstance(source, Atoms):
-        periodic = (f"{side}: periodic boundaries are ignored",) if source.pbc.any() else ()
+        periodic = _unbound(side) if source.pbc.any() else ()
         return Structure(
             source.numbers.astype(np.int64), source.positions.astype(float), f"{side} (ase.Atoms)", periodic
         )
@@ -87,6 +88,10 @@ def _read_part(source: Any, side: str) -> Structure:
     return _read_xyz(path) if path.suffix.lower() in {".xyz", ".extxyz"} else _read_with_ase(path)
 
 
+def _unbound(where: str) -> tuple[str, ...]:
+    return (f"{where}: periodic boundaries are ignored",)
+
+
 def _read_with_ase(path: Path) -> Structure:
     from ase.io import read
 
@@ -101,9 +106,8 @@ def _read_with_ase(path: Path) -> Structure:
         ) from error
     if not frames:
         raise InputError("holds no structure", where=str(path), expected="one molecule")
-    return Structure(
-        frames[-1].numbers.astype(np.int64), frames[-1].positions.astype(float), str(path), _last_of(path, len(frames))
-    )
+    notes = _last_of(path, len(frames)) + (_unbound(str(path)) if frames[-1].pbc.any() else ())
+    return Structure(frames[-1].numbers.astype(np.int64), frames[-1].positions.astype(float), str(path), notes)
 
 
 def _last_of(path: Path, frames: int) -> tuple[str, ...]:
@@ -118,14 +122,18 @@ def _read_xyz(path: Path) -> Structure:
         raise InputError("is not text", where=str(path), expected="an xyz file") from error
     while lines and not lines[-1].strip():
         lines.pop()
-    frames, at = 0, 0
+    frames, at, periodic = 0, 0, False
     numbers, positions = np.empty(0, np.int64), np.empty((0, 3))
     while at < len(lines):
+        if not lines[at].strip() and frames:  # blank lines between frames
+            at += 1
+            continue
+        periodic = "Lattice=" in lines[min(at + 1, len(lines) - 1)]
         numbers, positions, at = _read_frame(lines, at, str(path))
         frames += 1
     if not frames:
         raise InputError("the file is empty", where=str(path), expected="an xyz file")
-    return Structure(numbers, positions, str(path), _last_of(path, frames))
+    return Structure(numbers, positions, str(path), _last_of(path, frames) + (_unbound(str(path)) if periodic else ()))
 
 
 def _read_frame(lines: list[str], at: int, path: str) -> tuple[np.ndarray, np.ndarray, int]:

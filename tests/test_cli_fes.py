@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from molgen.cli import main
-from molgen.cli.fes import report
+from molgen.cli.fes import _typed, report
 from molgen.cvdiffusion import start, target
 from molgen.data.peptide import build_peptide
 from molgen.data.start import start_structure
@@ -79,7 +80,9 @@ def test_report_and_files(molgen: Callable[..., Result], hcn: Path, tmp_path: Pa
     assert result.exit_code in (0, 3), result.stderr
     lines = {line[:16].strip(): line[17:] for line in result.stdout.splitlines()}
     assert "fine up to 0.7" in lines["verdict"] and "under the bias" in lines["ESS"] and "4 rounds" in lines["cost"]
-    assert "fine up to 0.3" in lines["without weights"] and str(tmp_path / "out") in lines["files"]
+    assert (
+        re.search("fine up to 0.3|not comparable", lines["without weights"]) and str(tmp_path / "out") in lines["files"]
+    )
     assert "the deepest, at (" in lines["basin 0"]
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"fes.dat", "COLVAR", "HILLS", "weights.npz", "samples.xyz", "fes.png", "summary.json"} <= written
@@ -170,13 +173,17 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
         "repaired" not in text and "missing?         2 parts" in text and "without bias     biased; k-hat 0.4" in text
     )
     quiet = report({**summary, "disagreement_kt": {"histogram": 0.2, "bias": 1.9, "limit": 0.5}}, tmp_path)
+    empty = report({**summary, "disagreement_kt": {"histogram": None, "bias": None, "limit": 0.5}}, tmp_path)
+    assert "without weights  not comparable: too few bins" in empty
     assert "repair much" not in quiet and "histogram off by 0.2 kT (fine up to 0.5); the bias alone" in quiet
 
 
 @pytest.mark.parametrize(("line", "texts"), [
     ("round = 4", ["unknown key 'round'", "rounds", "run.toml"]),
     ("rounds = 4.5", ["rounds = 4.5", "a value like 200"]),
-    ("rounds = 0", ["sampler.rounds = 0", "at least 1"]),
+    ("rounds = 0", ["rounds = 0", "at least 4"]),
+    ("draws = 2", ["draws = 2", "at least 16"]),
+    ("samples = 0", ["samples = 0", "at least 1"]),
     ("temperature = true", ["temperature = True", "300.0"]),
     ('hill-width = "wide"', ["hill_width = 'wide'", "0.1, or a list"]),
     ("cv = 3", ["cv = 3", "a list of texts"]),
@@ -196,10 +203,29 @@ def test_a_file_that_is_not_there(molgen: Callable[..., Result], tmp_path: Path)
     assert result.exit_code == 2 and "nowhere.toml: cannot be read" in result.stderr
 
 
+@pytest.mark.parametrize("wall", ["d < 1.6", "distance 0 1 < 1.6"])
+def test_a_wall_knows_the_variable_by_label_and_by_definition(
+    molgen: Callable[..., Result], hcn: Path, wall: str
+) -> None:
+    result = molgen("--xyz", hcn, "--cv", "d = distance 0 1", "--wall", wall, "--estimate")
+    assert result.exit_code == 0 and " to 1.9 A; 3 walls" in result.stdout, result.stderr
+
+
+def test_force_field_and_controller_count_from_the_file_where_they_lie_there(tmp_path: Path) -> None:
+    (tmp_path / "mine.xml").touch()
+    for text, expected in (("mine.xml", str(tmp_path / "mine.xml")), ("ala2", "ala2")):
+        assert _typed("forcefield", text, None, tmp_path / "run.toml") == [expected]
+        assert _typed("pretrained", text, None, tmp_path / "run.toml") == expected
+
+
 def test_estimate_writes_nothing(molgen: Callable[..., Result], hcn: Path, tmp_path: Path) -> None:
     result = molgen("--xyz", hcn, *DISTANCE, "--estimate", "--rounds", 10, "--draws", 20, "-n", 100)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith(f"{10 * 20 + 100 + 5 * 16} energies at ") and " s, and about" in result.stdout
+    assert (
+        result.stdout.startswith(f"{10 * 20 + 100 + 5 * 16} energies at ")
+        and "; learning and drawing: " in result.stdout
+    )
+    assert "in all; up to as many energies again if the weights need repair" in result.stdout
     assert "grid: distance 0 1 0.7 to 1.8 A; 2 walls; 1 starting structures" in result.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"hcn.xyz"}
 
@@ -260,6 +286,11 @@ def test_bad_openmm_input(molgen: Callable[..., Result], dipeptide: Path, tmp_pa
         (["--xyz", "HCN", *DISTANCE, "--cv", "distance 1 0", "--range", "0.7 1.8"], ["are the same"]),
         (["--xyz", "HCN", *DISTANCE, "--hill-width", "1", "--hill-width", "2"], ["2 hill widths for 1"]),
         (["--xyz", "HCN", *DISTANCE, "--hill-width", "0"], ["hill width 0"]),
+        (["--xyz", "HCN", *DISTANCE, "--hill-width", "1e-8"], ["--hill-width", "at most 2e+07"]),
+        (["--xyz", "HCN", *DISTANCE, "--platform", "CPU"], ["--xyz: together with --platform"]),
+        (["--pdb", "x.pdb", "--cv", TORSION, "--charge", "0"], ["--pdb: together with --charge"]),
+        (["--xyz", "HCN", "--cv", "d = distance 0 1", "--wall", "d > 0.7"], ['or --wall "distance 0 1 < ..."']),
+        (["--xyz", "HCN", "--cv", "angle 0 1 2", "--wall", "angle 0 1 2 < 175"], ['or --wall "angle 0 1 2 > ..."']),
         (["--xyz", "HCN", *DISTANCE, "--wall", "distance 1 2 < 0.5"], ["start structure is at 1.15 A"]),
         (["--xyz", "HCN", *DISTANCE, "--wall", "distance 1 2 3"], ["wall 'distance 1 2 3'", "cannot be read"]),
         (["--xyz", "HCN", *DISTANCE, "-T", "0"], ["temperature 0 K"]),
@@ -282,3 +313,13 @@ def test_bad_arguments(
     assert result.exit_code == 2, (result.stdout, result.stderr)
     assert all(text in result.stderr for text in texts), result.stderr
     assert result.stdout == "" and "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_structures_in_another_order(molgen: Callable[..., Result], dipeptide: Path, tmp_path: Path) -> None:
+    """Two atoms exchanged in a second PDB file."""
+    lines = dipeptide.read_text().splitlines()
+    one, other = (next(k for k, line in enumerate(lines) if f" {name} " in line[12:17]) for name in ("CA", "CB"))
+    lines[one], lines[other] = lines[other], lines[one]
+    (tmp_path / "swapped.pdb").write_text("\n".join(lines) + "\n")
+    result = molgen("--pdb", dipeptide, "--pdb", tmp_path / "swapped.pdb", "--cv", TORSION, "--estimate")
+    assert result.exit_code == 2 and "is CB of ALA, in" in result.stderr, result.stderr

@@ -28,6 +28,7 @@ from molgen.cvdiffusion.cvs import (
     rmsd,
     torsion,
 )
+from molgen.cvdiffusion.references import References
 from molgen.cvdiffusion.walls import Wall, check_walls, parse_wall, wall_energy
 from molgen.errors import InputError
 from molgen.reweight.observables import torsion as torsion_angle
@@ -193,7 +194,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_what_people_write(text, expected, name, unit, folder):
-    found = parse_cv(text, N, folder)
+    found = parse_cv(text, N, References(folder))
     assert (found.name, found.unit, found.period) == (name, unit, expected.period)
     assert values(found, SAMPLES) == pytest.approx(values(expected, SAMPLES), abs=1e-6)  # xyz files are rounded
     assert found.bends == expected.bends
@@ -237,7 +238,7 @@ def test_names_of_sums():
 )
 def test_what_cannot_be_read(text, message, folder):
     with pytest.raises(InputError, match=message) as caught:
-        parse_cv(text, N, folder)
+        parse_cv(text, N, References(folder))
     error = caught.value
     assert error.where == f"collective variable {text!r}" and error.expected and error.remedy
 
@@ -275,7 +276,7 @@ def test_walls_as_people_write_them(folder):
     assert parse_wall("angle 0 1 2>90", N).stiffness == 5.0
     wall = parse_wall("coordination 0 1 r0=1.8 < 0.5 k = 3", N)
     assert (wall.limit, wall.stiffness, wall.cv.name) == (0.5, 3.0, "coordination 0 1 r0=1.8")
-    assert parse_wall("path-z path.xyz < 0.2", N, folder).stiffness == 20.0
+    assert parse_wall("path-z path.xyz < 0.2", N, References(folder)).stiffness == 20.0
 
 
 @pytest.mark.parametrize(
@@ -328,3 +329,15 @@ def test_a_start_beyond_a_wall_is_refused():
 def test_every_kind_is_covered_by_the_gradient_test():
     assert {kind.split(" ")[0] for kind in KINDS} >= set(cv_module.KINDS)
     assert all(torch.isfinite(cv.function(torch.tensor(SAMPLES))).all() for cv in KINDS.values())
+
+
+def test_references_in_another_order_of_elements(folder: Path):
+    numbers = np.array([1, 1, 8, 1, 1, 1, 1])
+    for text in ("rmsd ref.xyz", "path-s path.xyz"):
+        with pytest.raises(InputError, match="atom 2 is H, that of the molecule O"):
+            parse_cv(text, N, References(folder, numbers))
+    parse_cv("rmsd ref.xyz", N, References(folder, np.ones(N, dtype=int)))
+    known = References(folder, known={"gone.xyz": GRID[None]})
+    assert values(parse_cv("rmsd gone.xyz", N, known), GRID[None]) == pytest.approx([0.0], abs=1e-6)
+    with pytest.raises(InputError, match="structures of ref.xyz are not stored"):
+        parse_cv("rmsd ref.xyz", N, known)

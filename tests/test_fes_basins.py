@@ -12,6 +12,7 @@ from molgen.reweight.barrier import profile_barrier
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.estimate import Estimate
 from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.profile import SmoothDensity
 from molgen.units import KB
 from molgen.workflows import fes_output
 from molgen.workflows.fes_basins import barriers, basins, unvisited
@@ -103,7 +104,7 @@ def test_a_surface_that_stops_at_a_low_place_is_pointed_out():
 
     assert plane(bowl, lambda a, b: bowl(a, b) < 12) == []
     cut = plane(bowl, lambda a, b: (bowl(a, b) < 12) & (a < np.pi / 12))
-    assert len(cut) == 1 and "beside low ones" in cut[0] and "(0.39, " in cut[0]
+    assert len(cut) == 1 and "beside low ones" in cut[0] and "(22.5 degrees, " in cut[0]
     halves = plane(bowl, lambda a, b: (bowl(a, b) < 12) & (np.abs(a) > 0.6))
     assert any("2 parts of the surface are joined by no sample" in note for note in halves)
 
@@ -134,3 +135,9 @@ def test_ripples_are_no_barriers(forward: tuple, reverse: tuple, known: bool) ->
     sides = (Estimate(value, error, 0.1, True, "eV") for value, error in (forward, reverse))
     barrier = SimpleNamespace(**dict(zip(("forward", "reverse"), sides, strict=True)))
     assert fes_output._known(barrier) is known  # type: ignore[arg-type]
+
+
+def test_a_redraw_that_leaves_no_sample_within_the_limits():
+    values = np.linspace(0.0, 1.0, 50)
+    density = SmoothDensity.of(values, np.where(values < 0.9, 1 / 45, 0.0), (0.0, 0.9), 6)
+    assert np.isneginf(density.log_density((values >= 0.95) / 3)).all()

@@ -22,6 +22,8 @@ from molgen.errors import InputError
 from molgen.geometry.align import rmsd
 from molgen.potentials.analytic import DoubleWell
 from molgen.reweight.barrier import find_barrier
+from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import normalised
 from molgen.units import KB, KCAL_MOL, PLANCK
 from molgen.workflows.fes import FesSettings, Problem
@@ -151,6 +153,25 @@ def test_settings_and_first_bias(path: ReactionPath) -> None:
     assert np.ptp(level) < 6 and problem.bias.values.max() < settings.cap * kt
 
 
+@pytest.mark.parametrize("temperature", [0.0, -5.0])
+def test_temperature(path: ReactionPath, temperature: float) -> None:
+    with pytest.raises(InputError, match=f"temperature {temperature:g} K"):
+        path.settings(FesSettings(), temperature)
+
+
+@pytest.mark.parametrize(("kept", "text"), [
+    ([0, -1], "the forward barrier: too few samples at s"),
+    ([0], "the barrier: no sample with a weight above s"),
+])  # fmt: skip
+def test_an_unknown_barrier_is_said(path: ReactionPath, kept: list[int], text: str) -> None:
+    """Samples in both basins but not between them, and in one of them."""
+    x = np.repeat(path.frames[kept], 40, 0) + 0.01 * np.random.default_rng(0).standard_normal((40 * len(kept), 3, 3))
+    s = CollectiveVariable("path-s", evaluate(path.cvs[:1], x)[0][:, 0], "")
+    ensemble = Ensemble(x, np.zeros(len(x)), np.zeros(len(x)), T, path.potential.numbers, cvs={"path-s": s})
+    entries, unknown = path.report(ensemble, None)
+    assert unknown[0].startswith(text) and ("barrier" in entries) is (len(kept) == 2)
+
+
 def test_without_path_file(folder: Path, path: ReactionPath) -> None:
     """Straight lines between the structures, read again from where they were."""
     (folder / "path.xyz").unlink()
@@ -232,6 +253,8 @@ def test_command(finished: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest
         refused = runner.invoke(app, ["fes", "--from-ts", str(finished), *extra])
         assert refused.exit_code != 0 and "from-ts" in f"{refused.output}{refused.exception}"
     monkeypatch.setattr("molgen.workflows.fes.run_fes", fake)
+    summary = json.loads((tiny / "summary.json").read_text())
+    assert (summary["status"] == "ok") == (summary["gate"]["passed"] and not summary["unknown"])
     config = tmp_path / "run.toml"
     config.write_text(f'from-ts = "{finished}"\nwall = "distance 0 1 < 3.3"\nhill-width = 0.03\n')
     done = runner.invoke(app, ["fes", str(config), "--out", str(tmp_path / "fes")])

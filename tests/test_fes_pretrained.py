@@ -12,6 +12,7 @@ from fes_cases import TINY, X, run_wells
 from typer.testing import CliRunner
 
 from molgen.cli import main
+from molgen.cvdiffusion.cvs import evaluate
 from molgen.errors import InputError
 from molgen.reweight.importance import diagnose
 from molgen.workflows.fes import run_fes
@@ -88,6 +89,15 @@ def test_command_line(finished: tuple[Path, np.ndarray], tmp_path: Path):
         assert clash.exit_code == 2 and f"together with {name}" in clash.stderr
 
 
+@pytest.mark.parametrize("place", ["", "..", "controller"])
+def test_the_controller_is_not_written_over(finished: tuple[Path, np.ndarray], place: str):
+    folder, _ = finished
+    before = sorted(path.name for path in folder.rglob("*"))
+    with pytest.raises(InputError, match="holds the controller that is to be drawn from"):
+        sample_pretrained(folder, 10, out=folder / place, overwrite=True)
+    assert sorted(path.name for path in folder.rglob("*")) == before
+
+
 def test_a_run_that_cannot_be_named_is_refused(tmp_path: Path):
     run_wells(out=tmp_path / "run", cvs=[X])
     with pytest.raises(InputError, match="not what it was trained for"):
@@ -104,3 +114,22 @@ def test_shipped_controllers_draw_reliable_samples(name: str, atoms: int):
     biased = diagnose(sampler.target.log_weights(draws))
     assert len(problem.system.numbers) == atoms and draws.accepted.mean() > 0.9
     assert biased.ess > 0.01 and biased.khat < 1.0  # of 300: the gate itself needs thousands
+
+
+def test_ranges_and_references_come_with_the_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A torsion from 0 to 360 degrees, and a reference that is another molecule where the controller is used."""
+    water = "4\n\nO 0 0 0\nO 1.45 0 0\nH -0.3 0.9 0\nH 1.75 0.3 0.85\n"
+    (tmp_path / "start.xyz").write_text(water)
+    (tmp_path / "ref.xyz").write_text(water)
+    settings = replace(default_settings("cartesian"), sampler=FEW, frames=60, hidden=16, samples=40, fine=1,
+                       repair="never")  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    cvs, ranges = ["torsion 2 0 1 3", "rmsd ref.xyz"], [(0.0, 2 * np.pi), (-0.1, 2.0)]
+    system = system_from_files(["start.xyz"], "gfn2", None, 0, 0)
+    run_fes(system, cvs, 300.0, ranges=ranges, settings=settings, out="run", seed=3)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "ref.xyz").write_text("2\n\nH 0 0 0\nH 0 0 1\n")
+    monkeypatch.chdir(tmp_path / "else")
+    problem = load_pretrained(tmp_path / "run")[0]
+    assert [axis.low for axis in problem.bias.axes] == pytest.approx([0.0, -0.1])
+    assert evaluate(problem.cvs, system.starts)[0][0, 1] == pytest.approx(0.0, abs=1e-6)

@@ -170,7 +170,9 @@ def test_heavy_atoms_may_be_prescribed():
     c1, c2 = [k for k, h in enumerate(heavy_p) if b.numbers[h] == 6]
     images = heavy_p.copy()
     images[[c1, c2]] = images[[c2, c1]]  # wrong on purpose: the carbons exchanged
-    found = map_atoms(a.numbers, a.positions, b.numbers, b.positions, heavy=images)
+    pinned = np.full(len(a.numbers), -1)
+    pinned[heavy_r] = images
+    found = map_atoms(a.numbers, a.positions, b.numbers, b.positions, pinned=pinned)
     assert found.permutation[heavy_r].tolist() == images.tolist()
     assert found.bond_changes == 4  # C-O and C-H, broken and formed
 

@@ -11,7 +11,7 @@ from molgen.geometry.model_hessian import _bends, _torsions, lindh_hessian
 from molgen.potentials.base import Potential, SamplewisePotential
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import normal_modes
-from molgen.saddle.modes import masses, modes_of
+from molgen.saddle.modes import masses, modes_of, rigid_motions
 from molgen.units import WAVENUMBER
 
 
@@ -199,3 +199,19 @@ def test_checking_soft_modes_puts_the_central_difference_in():
     doubtful = project @ modes.vectors[1].ravel()
     assert np.abs(spoiled @ doubtful - true.hessian @ doubtful).max() > 1
     assert mended @ doubtful == pytest.approx(true.hessian @ doubtful, abs=0.2)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-3])
+def test_a_nearly_linear_molecule_keeps_its_bends(noise):
+    """Linear water: two stretches, and both bends imaginary, whatever the last digits of the geometry."""
+    x = np.array([[0, 0, -0.93], [0, 0, 0], [0, 0, 0.93]])
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    x = x @ turn + noise * np.random.default_rng(0).normal(size=x.shape)
+    found = normal_modes(XtbPotential([1, 8, 1]), x).frequencies_cm
+    assert len(found) == 4 and (found < -50).sum() == 2
+
+
+def test_a_bent_transition_state_has_six_rigid_motions():
+    bent = np.array([[1.2, 0, 0.45], [0, 0, 0], [0, 0, 1.2]])
+    assert rigid_motions(bent, masses([1, 6, 7])).shape == (9, 6)
+    assert rigid_motions(bent * [0, 0, 1.0]).shape == (9, 5)

@@ -296,6 +296,13 @@ def test_walls_that_exclude_the_start():
         sample_cv(cage(), ["distance 0 1"], T, starts=SQUARE, ranges=[(0.8, 2.4)], walls=["distance 0 2 < 0.5"])
 
 
+def test_a_picture_of_a_variable_with_a_path_in_its_name(tmp_path: Path):
+    cvs = [custom(name, lambda p, d=d: p[:, 0, d], "A") for d, name in enumerate(("rmsd ../../x/ref.xyz", "y", "z"))]
+    settings = replace(TINY, widths=(0.4, 0.4, 0.4))
+    run_wells(cvs=cvs, ranges=[RANGE] * 3, settings=settings, out=tmp_path / "out")
+    assert (tmp_path / "out" / "fes_rmsd_.._.._x_ref.xyz.png").exists()
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_several_variables_of_a_molecule(dims: int, tmp_path: Path):
     cvs = ["distance 0 1", "torsion 1 0 2 3", "d = distance 0 2 - distance 1 3"][:dims]

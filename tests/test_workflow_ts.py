@@ -280,7 +280,7 @@ def test_progress_and_notes_are_reported(hcn: Callable[..., TSResult]) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"samples": 0}, "--samples: 0 samples"),
+        ({"samples": 0}, "--samples: 0 given"),
         ({"verify": "slowly"}, "--verify: unknown method 'slowly'.*expected: quick, irc, none"),
         ({"calculator": object()}, "not an ASE calculator"),
         ({"calculator": "gfn3"}, "unknown calculator"),
@@ -315,7 +315,8 @@ def test_a_saddle_of_higher_order_is_left_along_its_second_mode(rdb7_path: Path)
     while search.advance():
         pass
     (candidate,) = search.candidates
-    assert candidate.verdict == "intended" and candidate.energy < plain.energy
+    assert candidate.verdict == "intended"
+    assert candidate.energy is not None and plain.energy is not None and candidate.energy < plain.energy
     assert candidate.refine_calls > plain.gradient_calls
     search.propose_interpolation(1, seed=0)  # the same guess again is not refined again
     assert search.advance() is False and search.rejections["same guess as an earlier one"] == 1

@@ -43,7 +43,7 @@ class ExitCode(IntEnum):
 Calculator = Annotated[str, typer.Option("--calculator", help="gfn2, gfn1, or module:Class of an ASE calculator.")]
 CalculatorKwargs = Annotated[str | None, typer.Option("--calculator-kwargs", help="JSON, for module:Class.")]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes; default one a core.")]
-Seed = Annotated[int, typer.Option("--seed", help="Random seed; the same seed gives the same samples.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed; the same seed gives the same samples.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Precision of the model: float32 or float64.")]
 Out = Annotated[Path, typer.Option("--out", help="Output folder.", file_okay=False)]

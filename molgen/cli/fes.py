@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,16 @@ BESIDE_PRETRAINED = (
     "as_json",
     "config",
 )
+
+# options that one way to name the molecule makes meaningless: option -> (parameters, what counts instead)
+DECIDED = {
+    "from_ts": (
+        ("xyz", "pdb", "cv", "range_", "charge", "spin", "calculator", "forcefield", "solvent", "platform"),
+        "structures, calculator, charge, spin and collective variable from the ts run",
+    ),
+    "pdb": (("charge", "spin", "calculator"), "energies from a force field: --forcefield, --solvent, --platform"),
+    "xyz": (("forcefield", "solvent", "platform"), "energies from a calculator: --calculator, --charge, --spin"),
+}
 
 FILES = re.compile(r"(\b(?:rmsd|path-s|path-z)\s+)(\S+)", re.IGNORECASE)  # in the text of a variable
 
@@ -131,7 +142,12 @@ def fes(
     given = {key: value for key, value in locals().items() if key not in ("ctx", "config")}
     options = merged(given, config, ctx)
     if pretrained := options["pretrained"]:
-        _refuse_beside_pretrained(pretrained, options, ctx)
+        others = [key for key in options if key not in BESIDE_PRETRAINED]
+        expected = "molecule, variables, walls, temperature and method of the finished run"
+        _refuse_beside(f"--pretrained {pretrained}", others, expected, options, ctx)
+    for key, (others, expected) in DECIDED.items():
+        if options[key]:
+            _refuse_beside(f"--{key.replace('_', '-')}", others, expected, options, ctx)
     summary, folder = run(options)
     if options["as_json"] and summary:
         common.print_json(summary)
@@ -141,7 +157,12 @@ def fes(
         further = "more --rounds and --learn, or in Cartesian coordinates a --width nearer to the stiffest bond"
         advice = "more samples (-n)" if options["pretrained"] else further
         mended = ", and sequential Monte Carlo did not mend it" if summary["repair"] else ""
-        common.warn(f"k-hat of the path weights is above 0.7{mended}: the surface is not to be trusted; try {advice}")
+        if not summary["gate"]["passed"]:
+            common.warn(
+                f"k-hat of the path weights is above 0.7{mended}: the surface is not to be trusted; try {advice}"
+            )
+        for text in summary.get("unknown", []):
+            common.warn(f"{text}; try {advice}")
         raise typer.Exit(common.ExitCode.GATE_FAILED)
 
 
@@ -170,6 +191,10 @@ def merged(given: dict[str, Any], config: Path | None, ctx: typer.Context) -> di
         source = ctx.get_parameter_source(key)
         if source is None or source.name == "DEFAULT":
             result[key] = _typed(key, value, given[key], config)
+    for parameter in ctx.command.params:
+        least, value = getattr(parameter, "min", None), result.get(str(parameter.name))
+        if least is not None and value is not None and value < least:
+            raise InputError(f"{parameter.name} = {value}", where=str(config), expected=f"at least {least}")
     return result
 
 
@@ -185,8 +210,11 @@ def _typed(key: str, value: Any, default: Any, config: Path) -> Any:
         good, example, result = all(isinstance(v, str) for v in listed), "text, or a list of texts", listed
         if good and key in ("cv", "wall"):
             result = [FILES.sub(lambda m: f"{m[1]}{config.parent / m[2]}", text) for text in listed]
+        elif good and key == "forcefield":
+            result = [_beside(config, text) for text in listed]
     elif key == "pretrained":
         good, example = isinstance(value, str), "ala2"
+        result = _beside(config, str(value)) if good else value
     elif key == "from_ts":
         good, example, result = isinstance(value, str), "a path", config.parent / str(value)
     elif key == "out":
@@ -205,9 +233,16 @@ def _typed(key: str, value: Any, default: Any, config: Path) -> Any:
     return result
 
 
+def _beside(config: Path, text: str) -> str:
+    """What lies beside the file under this name; else the name, of something that comes with molgen or OpenMM."""
+    path = config.parent / text
+    return str(path) if path.exists() else text
+
+
 def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     """Build what the options describe and run it; nothing is written, and the summary is empty, for --estimate."""
-    from molgen.workflows.fes import forecast, run_fes
+    from molgen.workflows.fes import run_fes
+    from molgen.workflows.fes_forecast import forecast
 
     path = None
     if o["pretrained"]:
@@ -232,11 +267,15 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         return {}, o["out"]
     rounds = given["settings"].sampler.rounds
     with common.stages("starting") as progress:
+        moved: list[float] = []
 
         def show(row: dict[str, Any]) -> None:
             text = (
                 f"ESS {row['ess']:.0%}, k-hat {row['khat']:.2f}, bias {row['bias']:.0f} kT, {row['energies']} energies"
             )
+            if row["moved"] is not None:
+                moved.append(row["moved"])
+            text += f", surface moved by {moved[-1]:.2f} kT at most" if moved else ""
             progress(text, row["round"], rounds)
 
         _, summary = run_fes(
@@ -246,20 +285,20 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     return summary, o["out"]
 
 
-def _refuse_beside_pretrained(name: str, options: dict[str, Any], ctx: typer.Context) -> None:
-    """Refuse what a finished controller has decided already."""
+def _refuse_beside(
+    where: str, others: Sequence[str], expected: str, options: dict[str, Any], ctx: typer.Context
+) -> None:
+    """Refuse options, on the command line or in a file, that `where` has decided already."""
     clash = []
     for parameter in ctx.command.params:
         key = str(parameter.name)
         source = ctx.get_parameter_source(key)
-        if key in BESIDE_PRETRAINED or key not in options:
-            continue
-        if (source is not None and source.name == "COMMANDLINE") or options[key] != parameter.default:
+        given = source is not None and source.name == "COMMANDLINE"
+        if key in others and (given or options[key] != parameter.default):
             clash.append(f"--{key.rstrip('_').replace('_', '-')}")
     if clash:
         raise InputError(
-            f"together with {', '.join(clash)}", where=f"--pretrained {name}",
-            expected="molecule, variables, walls, temperature and method of the finished run",
+            f"together with {', '.join(clash)}", where=where, expected=expected,
             remedy="leave it out, or make a run of its own",
         )  # fmt: skip
 
@@ -296,13 +335,6 @@ def _from_ts(o: dict[str, Any]) -> tuple[Any, Any, list[Any], dict[str, Any]]:
     from molgen.workflows.fes_from_ts import read_path
     from molgen.workflows.fes_system import System
 
-    clash = [name for name, key in (("--xyz", "xyz"), ("--pdb", "pdb"), ("--cv", "cv"), ("--range", "range_"),
-                                    ("--charge", "charge"), ("--spin", "spin")) if o[key]]  # fmt: skip
-    if clash or o["calculator"] != "gfn2":
-        raise InputError(
-            f"together with {', '.join(clash) or '--calculator'}", where="--from-ts",
-            expected="structures, calculator, charge, spin and collective variable from the ts run",
-        )  # fmt: skip
     path = read_path(o["from_ts"])
     system = System(path.potential, path.frames[[0, -1]])
     settings = path.settings(_settings(o, [], system), o["temperature"])

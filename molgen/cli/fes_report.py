@@ -24,7 +24,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
     if repair := summary.get("repair"):
         rows.append(
             (
-                "repaired",
+                "repaired" if repair.get("used", True) else "repair failed",
                 f"by sequential Monte Carlo, {repair['particles']} chains of {repair['moves']} moves from "
                 f"{repair['ancestors']} samples; their halves differ by {_number(repair['halves'])} kT "
                 f"(fine up to {repair['limit']:g}), {_number(repair['shift'])} kT from the weights' "
@@ -66,8 +66,10 @@ def _estimated(row: dict[str, Any]) -> str:
 
 def _without(apart: dict[str, float]) -> str:
     """How far the surfaces that need no path weights are from the one that is shown."""
+    if apart["histogram"] is None or apart["bias"] is None:
+        return "not comparable: too few bins"
     text = f"histogram off by {_number(apart['histogram'])} kT (fine up to {apart['limit']:g})"
-    if apart["histogram"] is None or apart["histogram"] > apart["limit"]:
+    if apart["histogram"] > apart["limit"]:
         text += ": the weights repair much, so look at k-hat and at another seed, or try --repair always"
     return f"{text}; the bias alone, which only pushes, by {_number(apart['bias'])} kT"
 

@@ -61,7 +61,9 @@ def train_ts(
         ),
     ],
     out: common.Out = Path("runs/train-ts"),
-    config: Annotated[str, typer.Option("--config", help="Size of the model: small or base.")] = "small",
+    config: Annotated[
+        str | None, typer.Option("--config", help="Size of a new network: small (default) or base.")
+    ] = None,
     time_budget: TimeBudget = "2h",
     steps: Steps = None,
     init: Init = None,
@@ -82,7 +84,7 @@ def train_ts(
 
     budget = None if steps else seconds_of(time_budget)
     settings: dict[str, Any] = {
-        "data": [str(path) for path in data], "config": config, "init": init, "train_split": train_split,
+        "data": [str(path) for path in data], "config": config or "small", "init": init, "train_split": train_split,
         "val_split": val_split, "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps,
         "dropout": dropout,
     }  # fmt: skip

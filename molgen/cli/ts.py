@@ -31,6 +31,10 @@ def ts(
     calculator: common.Calculator = "gfn2",
     calculator_kwargs: common.CalculatorKwargs = None,
     verify: Annotated[str, typer.Option("--verify", help="quick (modes, descents), irc, or none.")] = "quick",
+    max_calls: Annotated[
+        int | None,
+        typer.Option("--max-calls", min=1, help="Gradient calls of one refinement; default 100, more if large."),
+    ] = None,
     map_atoms: Annotated[bool, typer.Option("--map/--no-map", help="Map atoms when the orders differ.")] = True,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "tsgen",
     correction: Annotated[
@@ -52,14 +56,15 @@ def ts(
     saddle was proven to join the two, 4 when the calculator failed on some guesses.
     """
     from molgen.workflows.ts import find_ts
+    from molgen.workflows.ts_setup import calls_allowed
 
     kwargs = common.json_object(calculator_kwargs, "--calculator-kwargs", '{"method": "GFN1-xTB"}')
     torch_device = common.resolve_device(device)
     with common.stages("guessing") as progress:
         result = find_ts(
             _side(reactant), _side(product), smiles=smiles, charge=charge, spin=spin, samples=samples, refine=refine,
-            calculator=calculator, calculator_kwargs=kwargs, verify=verify, out=out, overwrite=overwrite,
-            weights=weights, correction=correction, steps=steps, map_atoms=map_atoms, seed=seed,
+            calculator=calculator, calculator_kwargs=kwargs, verify=verify, max_calls=max_calls, out=out,
+            overwrite=overwrite, weights=weights, correction=correction, steps=steps, map_atoms=map_atoms, seed=seed,
             device=str(torch_device), dtype=common.resolve_dtype(dtype), log=common.log, progress=progress,
         )  # fmt: skip
     if as_json:
@@ -68,12 +73,22 @@ def ts(
         typer.echo(report(result, out))
     if result.status == "gate_failed":
         beside = " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""
+        limit = max_calls or calls_allowed(len(result.reaction))
         common.warn(
             f"no saddle was proven to join the two. The reaction may take several steps{beside}, or this calculator "
-            "has no such saddle: try more --samples or another --calculator"
+            f"has no such saddle: try more --samples or another --calculator{more_calls(result, limit)}"
         )
     codes = {"ok": common.ExitCode.OK, "partial": common.ExitCode.PARTIAL, "gate_failed": common.ExitCode.GATE_FAILED}
     raise typer.Exit(codes[result.status])
+
+
+def more_calls(result: Any, limit: int) -> str:
+    """Advice for the case that most refinements ran out of their `limit` of gradient calls; empty otherwise."""
+    short = result.rejections.get("refinement did not converge", 0)
+    tries = len(result.candidates)
+    if 2 * short <= tries:
+        return ""
+    return f"; {short} of {tries} refinements ran out of {limit} gradient calls, so try --max-calls {3 * limit}"
 
 
 def report(result: Any, out: Path) -> str:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from molgen.cvdiffusion.references import References
 from molgen.errors import InputError
 from molgen.geometry.align import kabsch
 
@@ -36,6 +36,8 @@ class CV:
         period: 2 pi for a torsion, else None.
         function: positions (B, N, 3) float64 Angstrom -> values (B,) in `unit`, differentiable.
         bends: atoms i-j-k that must not lie on a line, where the gradient is undefined.
+        definition: what it is without its label, by which a wall is known to be on the same variable; else its name.
+        references: structures (M, N, 3) in Angstrom that its text names, by that name.
     """
 
     name: str
@@ -43,6 +45,12 @@ class CV:
     period: float | None
     function: Callable[[Tensor], Tensor]
     bends: tuple[tuple[int, int, int], ...] = ()
+    definition: str = ""
+    references: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.definition:
+            object.__setattr__(self, "definition", self.name)
 
 
 def distance(i: int, j: int) -> CV:
@@ -111,6 +119,7 @@ def linear(cvs: Sequence[CV], coefficients: Sequence[float]) -> CV:
         None,
         lambda x: torch.stack([c * cv.function(x) for c, cv in pairs]).sum(0),
         tuple(bend for cv in cvs for bend in cv.bends),
+        references={name: frames for cv in cvs for name, frames in cv.references.items()},
     )
 
 
@@ -158,14 +167,14 @@ def custom(name: str, function: Callable[[Tensor], Tensor], unit: str = "", peri
     return CV(name, unit, period, function)
 
 
-def parse_cv(text: str, atoms: int, folder: Path | None = None) -> CV:
+def parse_cv(text: str, atoms: int, references: References | None = None) -> CV:
     """The collective variable that `text` names, for a molecule of `atoms` atoms.
 
     One of the kinds in `KINDS`, or a sum "0.5*distance 0 4 - angle 0 1 2" (angles in radians; spaces around + and -),
     after an optional label "rc = ". Its name is the label, or the text.
 
     Args:
-        folder: of the files named in `text`; None for the current one.
+        references: where structures named in `text` come from; None: files that count from the current folder.
 
     Raises:
         InputError: unknown kind, atoms that do not exist or repeat, a file that cannot be read or does not fit.
@@ -188,7 +197,7 @@ def parse_cv(text: str, atoms: int, folder: Path | None = None) -> CV:
             )
         usage, build = KINDS[kind]
         try:
-            cv = build(match["rest"] or "", atoms, folder or Path())
+            cv = build(match["rest"] or "", atoms, references or References())
         except InputError as error:
             remedy = error.remedy or f"write {usage}; atoms count from 0"
             raise InputError(error.what, where=where, expected=error.expected or usage, remedy=remedy) from error
@@ -198,7 +207,7 @@ def parse_cv(text: str, atoms: int, folder: Path | None = None) -> CV:
         cv = terms[0] if factors == [1] else linear(terms, factors)
     except InputError as error:
         raise InputError(error.what, where=where, expected=error.expected, remedy=error.remedy) from error
-    return replace(cv, name=label[1] if label else body)
+    return replace(cv, name=label[1] if label else body, definition=cv.name)
 
 
 def evaluate(cvs: Sequence[CV], positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -327,7 +336,7 @@ def _indices(words: Sequence[str], atoms: int, count: int | None = None) -> list
     return [int(word) for word in words]
 
 
-def _coordination(rest: str, atoms: int, folder: Path) -> CV:
+def _coordination(rest: str, atoms: int, _: References) -> CV:
     words = rest.split()
     groups, options = [w for w in words if "=" not in w], dict(w.split("=", 1) for w in words if "=" in w)
     if len(groups) != 2 or "r0" not in options or not options.keys() <= {"r0", "n", "m"}:
@@ -340,42 +349,19 @@ def _coordination(rest: str, atoms: int, folder: Path) -> CV:
     return coordination(a, b, r0, n, m)
 
 
-def _from_file(build: Callable[[np.ndarray, list[int] | None], CV]) -> Callable[[str, int, Path], CV]:
+def _from_file(build: Callable[[np.ndarray, list[int] | None], CV]) -> Callable[[str, int, References], CV]:
     """Builder of a kind that takes "FILE [atoms]", the brackets optional."""
 
-    def read(rest: str, atoms: int, folder: Path) -> CV:
+    def read(rest: str, atoms: int, references: References) -> CV:
         match = re.fullmatch(r"(\S.*?)(?:\s+\[(.*)\]|\s+([\d,]+))?", rest)
         if not match:
             raise InputError("no file given")
         listed = match[2] if match[2] is not None else match[3]
         chosen = None if listed is None else _indices(re.split(r"[\s,]+", listed.strip()), atoms)
-        return build(_frames(folder / match[1], atoms), chosen)
+        frames = references.frames(match[1], atoms)
+        return replace(build(frames, chosen), references={match[1]: frames})
 
     return read
-
-
-def _frames(path: Path, atoms: int) -> np.ndarray:
-    """Positions (M, N, 3) of all structures of a file."""
-    from ase import Atoms
-    from ase.io import read
-
-    try:
-        frames = [frame for frame in read(path, index=":") if isinstance(frame, Atoms)]
-    except Exception as error:  # ASE's readers raise whatever their parsing meets
-        raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {error})",
-            expected="an xyz file, relative to the folder of the input",
-            remedy="check the path and the format",
-        ) from error
-    for k, frame in enumerate(frames):
-        if len(frame) != atoms or not np.isfinite(frame.positions).all():
-            finite = "" if len(frame) != atoms else ", not all of them finite"
-            raise InputError(
-                f"{path}, structure {k}, has {len(frame)} atoms{finite}",
-                expected=f"the {atoms} atoms of the molecule, in its order",
-                remedy="write the file for the whole molecule; choose atoms by [0,1,2]",
-            )
-    return np.array([frame.positions for frame in frames]).reshape(-1, atoms, 3)
 
 
 def _rmsd_of_one(frames: np.ndarray, atoms: list[int] | None) -> CV:
@@ -384,8 +370,8 @@ def _rmsd_of_one(frames: np.ndarray, atoms: list[int] | None) -> CV:
     return rmsd(frames[0], atoms)
 
 
-# What people write, and its builder: (arguments, number of atoms, folder) -> CV.
-KINDS: dict[str, tuple[str, Callable[[str, int, Path], CV]]] = {
+# What people write, and its builder: (arguments, number of atoms, references) -> CV.
+KINDS: dict[str, tuple[str, Callable[[str, int, References], CV]]] = {
     "distance": ("distance I J", lambda rest, n, _: distance(*_indices(rest.split(), n, 2))),
     "angle": ("angle I J K", lambda rest, n, _: angle(*_indices(rest.split(), n, 3))),
     "torsion": ("torsion I J K L", lambda rest, n, _: torsion(*_indices(rest.split(), n, 4))),

@@ -178,13 +178,16 @@ class Sampler:
         accepted = batch.accepted
         costly = s.draws - accepted.sum() - sum(self.target.rejections[reason] for reason in FREE) + before
         if costly > 0.5 * s.draws or accepted.sum() < LEAST_ACCEPTED * s.draws:
+            calculator = "a calculator that converges: check charge and spin first"
+            remedies = ["walls that keep the molecule together", "more or better starting structures"]
+            energy = self.target.rejections["no energy"] > 0.5 * self.target.rejections.total()
+            remedies.insert(0 if energy else 2, calculator)
             reasons = ", ".join(f"{count} x {reason}" for reason, count in self.target.rejections.most_common())
             raise CalculatorError(
                 f"{s.draws - accepted.sum()} of {s.draws} samples were rejected ({reasons} so far)",
                 where=f"round {self.number}",
                 expected=f"an energy for half of those asked for, and for {LEAST_ACCEPTED:.0%} of all",
-                remedy="add walls that keep the molecule together, give more or better starting structures, or a "
-                "calculator that converges",
+                remedy=f"give {remedies[0]}; then {remedies[1]}, or {remedies[2]}",
             )
         self.drawn = [*self.drawn, batch][-s.memory :]
         if self.number >= min(self.frozen_from, s.rounds // 2 + 1):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from molgen.cvdiffusion.cvs import CV, evaluate, parse_cv
+from molgen.cvdiffusion.references import References
 from molgen.errors import InputError
 from molgen.units import KB
 
@@ -51,10 +51,15 @@ class Wall:
             )
 
 
-def parse_wall(text: str, atoms: int, folder: Path | None = None) -> Wall:
+def parse_wall(
+    text: str, atoms: int, references: References | None = None, labelled: Mapping[str, CV] | None = None
+) -> Wall:
     """The wall "CV < LIMIT" or "CV > LIMIT", with an optional " k=STIFFNESS", for a molecule of `atoms` atoms.
 
     The limit of an angle is in degrees; k in eV per A^2, rad^2 or bare unit^2. The CV is one of `parse_cv`.
+
+    Args:
+        references: see `parse_cv`. labelled: variables that may be called by their labels.
 
     Raises:
         InputError: not such a clause, a CV that cannot be read, or one that is periodic.
@@ -71,7 +76,8 @@ def parse_wall(text: str, atoms: int, folder: Path | None = None) -> Wall:
             expected='"CV < LIMIT" or "CV > LIMIT", A or degrees, then k=STIFFNESS if other than the default',
             remedy='write for example "distance 0 4 < 3.3" or "angle 0 1 2 > 90 k=5"',
         )
-    cv = parse_cv(match["cv"], atoms, folder)
+    known = (labelled or {}).get(match["cv"].strip())
+    cv = parse_cv(match["cv"], atoms, references) if known is None else known
     limit = math.radians(numbers[0]) if cv.unit == "rad" else numbers[0]
     return Wall(cv, limit, match["side"] == "<", numbers[1] if len(numbers) > 1 else STIFFNESS.get(cv.unit, 20.0))
 

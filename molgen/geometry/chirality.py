@@ -34,9 +34,30 @@ def signed_volumes(positions, quadruples) -> np.ndarray:
     return np.linalg.det(corners[..., 1:, :] - corners[..., :1, :]) / 6.0
 
 
-def inverted_centres(positions_a, positions_b, quadruples) -> np.ndarray:
-    """(Q,) whether a centre has opposite handedness in two geometries; a centre flat in either does not count."""
-    a, b = _normalised(positions_a, quadruples), _normalised(positions_b, quadruples)
+def substituted_centres(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """(Q, 5) of every atom with four neighbours in either connectivity (N, N), three of them in both.
+
+    The three neighbours kept, ascending, the one that leaves and the one that enters.
+    """
+    four = (before.sum(axis=1) == 4) & (after.sum(axis=1) == 4) & ((before & after).sum(axis=1) == 3)
+    rows = [
+        [
+            *np.flatnonzero(before[c] & after[c]),
+            *np.flatnonzero(before[c] & ~after[c]),
+            *np.flatnonzero(after[c] & ~before[c]),
+        ]
+        for c in np.flatnonzero(four)
+    ]
+    return np.array(rows, dtype=np.int64).reshape(-1, 5)
+
+
+def inverted_centres(positions_a, positions_b, quadruples, quadruples_b=None) -> np.ndarray:
+    """(Q,) whether a centre has opposite handedness in two geometries; a centre flat in either does not count.
+
+    `quadruples_b` (Q, 4): its corners in the second geometry, where one is another atom.
+    """
+    a = _normalised(positions_a, quadruples)
+    b = _normalised(positions_b, quadruples if quadruples_b is None else quadruples_b)
     return (a * b < 0) & (np.abs(a) > _FLAT) & (np.abs(b) > _FLAT)
 
 

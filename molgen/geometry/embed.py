@@ -16,6 +16,8 @@ APART_STRETCH = 1.15  # a pair that is together on one side only: its target is 
 APART_WEIGHT = 0.25
 UNKNOWN_DISTANCE = 4.0  # Angstrom, pairs that are apart on both sides
 UNKNOWN_WEIGHT = 0.02
+CROWDED = 1.3  # Angstrom; a pair that is apart on both sides and closer than this in the guess is pushed apart
+CLEARANCE = 2.5  # Angstrom, the target it then has, at the weight of a pair together on one side
 OPEN = 1e-6  # Angstrom^2, see kabsch
 LINEAR = 0.01  # second principal extent over the first, below which atoms count as collinear
 
@@ -141,7 +143,8 @@ def _unstretched(start: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         square = target[b][atoms][:, atoms].fill_diagonal_(0).square()
         centred = square - square.mean(0) - square.mean(1, keepdim=True) + square.mean()
         values, vectors = torch.linalg.eigh(-0.5 * centred)
-        start[b, atoms] = (vectors * values.clamp_min(0).sqrt())[:, -3:].flip(-1).to(start)
+        scaled = (vectors * values.clamp_min(0).sqrt())[:, -3:].flip(-1).to(start)
+        start[b, atoms] = F.pad(scaled, (0, 3 - scaled.shape[1]))
     return start
 
 
@@ -164,4 +167,9 @@ def interpolation_guess(
     target, weight = target_distances(r, p, same_r, same_p)
     start = _unstretched((r0 + p0) / 2, target, mask)
     guess = embed_distances(start, target, weight, mask, iterations)
+    crowded = (torch.cdist(guess, guess) < CROWDED) & ~same_r & ~same_p & mask[:, :, None] & mask[:, None, :]
+    for b in torch.nonzero(crowded.any((1, 2)))[:, 0].tolist():
+        target[b, crowded[b]], weight[b, crowded[b]] = CLEARANCE, APART_WEIGHT / CLEARANCE**4
+        one = slice(b, b + 1)
+        guess[one] = embed_distances(guess[one], target[one], weight[one], mask[one], iterations)
     return guess, superpose_fragments(r0, guess, r_frag), superpose_fragments(p0, guess, p_frag)

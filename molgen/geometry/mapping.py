@@ -1,7 +1,8 @@
 """Atom mapping: which atom of the product is which atom of the reactant, from geometries in any order and orientation.
 
 In order of weight: fewest bonds broken and formed; fewest tetrahedral centres inverted; fewest bonds formed across
-rings of three or four; least displacement after superposing each fragment by a proper rotation. Equivalent atoms,
+rings of three or four; fewest substitutions at the front of a tetrahedral centre, where what leaves and what enters are
+never in one fragment; least displacement after superposing each fragment by a proper rotation. Equivalent atoms,
 above all hydrogens, are told apart by inversion and displacement.
 """
 
@@ -17,8 +18,8 @@ from scipy.optimize import linear_sum_assignment
 from molgen.errors import InputError
 from molgen.geometry.align import kabsch
 from molgen.geometry.bonds import compare_bonds
-from molgen.geometry.chirality import inverted_centres, tetrahedral_quadruples
-from molgen.geometry.skeleton import Side, skeleton_maps
+from molgen.geometry.chirality import inverted_centres, substituted_centres, tetrahedral_quadruples
+from molgen.geometry.skeleton import Side, allowed, skeleton_maps
 
 _CANDIDATES = 12  # skeleton mappings, best resemblance first, on which the hydrogens are placed
 _BOND = 1e5  # one bond in the hydrogens' assignment outweighs any sum of squared displacements
@@ -52,31 +53,29 @@ class Mapping:
         return len(self.bonds_broken) + len(self.bonds_formed)
 
 
-def map_atoms(numbers_r, positions_r, numbers_p, positions_p, *, heavy=None, node_limit: int = 60_000) -> Mapping:
+def map_atoms(numbers_r, positions_r, numbers_p, positions_p, *, pinned=None, node_limit: int = 60_000) -> Mapping:
     """The best mapping of the reactant's atoms onto the product's; the given orders play no part.
 
     Args:
         numbers_r, numbers_p: (N,) atomic numbers, the same composition.
         positions_r, positions_p: (N, 3) Angstrom.
-        heavy: (n,) product atom of each non-hydrogen atom of the reactant, where that is known; None to find out.
+        pinned: (N,) product atom, of the same element, of each reactant atom where that is known, -1 elsewhere.
         node_limit: partial skeleton mappings to look at before settling for a heuristic (`Mapping.exact` false).
 
     Raises:
         InputError: different composition.
     """
     r, p = _sides(numbers_r, positions_r, numbers_p, positions_p)
-    if heavy is None:
-        found = skeleton_maps(r, p, node_limit=node_limit)
-        skeletons, exact = [p.heavy[m] for m in found.maps], found.exact
-    else:
-        skeletons, exact = [np.asarray(heavy, dtype=np.int64)], False
+    pinned = np.full(len(r.numbers), -1) if pinned is None else np.asarray(pinned, dtype=np.int64)
+    found = skeleton_maps(r, p, pinned=pinned, node_limit=node_limit)
+    skeletons = [p.heavy[m] for m in found.maps]
     if len(skeletons) > _CANDIDATES:
         skeletons = sorted(skeletons, key=lambda images: _score(r, p, r.heavy, images)[1:])[:_CANDIDATES]
     best = min(
-        (candidate for images in skeletons for candidate in _with_hydrogens(r, p, images)),
+        (candidate for images in skeletons for candidate in _with_hydrogens(r, p, images, pinned)),
         key=lambda permutation: _score(r, p, np.arange(len(permutation)), permutation),
     )
-    return _mapping(r, p, _exchange_hydrogens(r, p, best), exact)
+    return _mapping(r, p, _exchange_hydrogens(r, p, best, pinned), found.exact)
 
 
 def given_mapping(numbers_r, positions_r, numbers_p, positions_p) -> Mapping | None:
@@ -100,7 +99,7 @@ def _sides(numbers_r, positions_r, numbers_p, positions_p) -> tuple[Side, Side]:
 def _mapping(r: Side, p: Side, permutation: np.ndarray, exact: bool) -> Mapping:
     atoms = np.arange(len(permutation))
     changes = compare_bonds(r.bonds, p.bonds[np.ix_(permutation, permutation)])
-    _, inverted, _, displacement = _score(r, p, atoms, permutation)
+    _, inverted, *_, displacement = _score(r, p, atoms, permutation)
     return Mapping(
         permutation=permutation.astype(np.int64),
         bonds_broken=changes.broken,
@@ -112,8 +111,10 @@ def _mapping(r: Side, p: Side, permutation: np.ndarray, exact: bool) -> Mapping:
     )
 
 
-def _score(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> tuple[int, int, int, float]:
-    """(bonds changed, centres inverted, tight rings, displacement in Angstrom) of `atoms` of R as `images` of P."""
+def _score(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> tuple[int, int, int, int, float]:
+    """Of `atoms` of R as `images` of P: bonds changed, centres inverted, tight rings, frontside substitutions, and
+    displacement in Angstrom.
+    """
     bonds_r, bonds_p = r.bonds[np.ix_(atoms, atoms)], p.bonds[np.ix_(images, images)]
     x, y = r.positions[atoms], p.positions[images]
     centres = tetrahedral_quadruples(bonds_r & bonds_p)
@@ -125,7 +126,23 @@ def _score(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> tuple[int
         square += _deviation(a, b)
     changes = int((bonds_r ^ bonds_p).sum()) // 2
     tight = _tight_rings(r.numbers[atoms], bonds_r, bonds_p)
-    return changes, inverted, tight, float(np.sqrt(square / len(atoms)))
+    front = _frontside(r, p, atoms, images)
+    return changes, inverted, tight, front, float(np.sqrt(square / len(atoms)))
+
+
+def _frontside(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> int:
+    """Tetrahedral centres that keep their handedness while one neighbour leaves and another enters, as no SN2 does.
+
+    Within one fragment front and back are not free to choose: such pairs do not count.
+    """
+    part_r, part_p = r.fragments[atoms], p.fragments[images]
+    if not part_r.any() or not part_p.any():
+        return 0
+    corners = substituted_centres(r.bonds[np.ix_(atoms, atoms)], p.bonds[np.ix_(images, images)])
+    leaving, entering = corners[:, 3], corners[:, 4]
+    corners = corners[(part_r[leaving] != part_r[entering]) & (part_p[leaving] != part_p[entering])]
+    x, y = r.positions[atoms], p.positions[images]
+    return len(corners) - int(inverted_centres(x, y, corners[:, [0, 1, 2, 3]], corners[:, [0, 1, 2, 4]]).sum())
 
 
 def _tight_rings(numbers: np.ndarray, before: np.ndarray, after: np.ndarray) -> int:
@@ -164,7 +181,7 @@ def _move(target: np.ndarray, mobile: np.ndarray, points: np.ndarray) -> np.ndar
     return points @ rotation.numpy().T + translation.numpy()
 
 
-def _with_hydrogens(r: Side, p: Side, images: np.ndarray) -> list[np.ndarray]:
+def _with_hydrogens(r: Side, p: Side, images: np.ndarray, pinned: np.ndarray) -> list[np.ndarray]:
     """Permutations (N,) that extend the skeleton mapping `images` (n,): exact assignments of the hydrogens.
 
     Bond changes first; among equals the least squared displacement, measured either in the frame of the whole piece
@@ -175,7 +192,7 @@ def _with_hydrogens(r: Side, p: Side, images: np.ndarray) -> list[np.ndarray]:
     permutation[r.heavy] = images
     if not len(r.light):
         return [permutation]
-    bonds = _hydrogen_bond_cost(r, p, images)
+    bonds = _hydrogen_bond_cost(r, p, images, pinned)
     stays, local = _local_displacements(r, p, images)
     results = {}
     for start, keep in product(_starts(r, p, images), (stays, np.zeros_like(stays)) if stays.any() else (stays,)):
@@ -240,14 +257,18 @@ def _turn(points: np.ndarray, axis: np.ndarray, angle: float) -> np.ndarray:
     return along + (points - along) * np.cos(angle) + np.cross(axis, points) * np.sin(angle)
 
 
-def _hydrogen_bond_cost(r: Side, p: Side, images: np.ndarray) -> np.ndarray:
-    """(nR, nP) bonds changed by taking a hydrogen of R for one of P; an H-H bond counts half to either end."""
+def _hydrogen_bond_cost(r: Side, p: Side, images: np.ndarray, pinned: np.ndarray) -> np.ndarray:
+    """(nR, nP) bonds changed by taking a hydrogen of R for one of P; an H-H bond counts half to either end.
+
+    What is not `allowed` costs more than all bonds together.
+    """
     to_r = r.bonds[np.ix_(r.light, r.heavy)].astype(int)
     to_p = p.bonds[np.ix_(p.light, images)].astype(int)
     heavy = to_r.sum(1)[:, None] + to_p.sum(1)[None, :] - 2 * to_r @ to_p.T
     among_r = r.bonds[np.ix_(r.light, r.light)].sum(1)
     among_p = p.bonds[np.ix_(p.light, p.light)].sum(1)
-    return heavy + 0.5 * np.abs(among_r[:, None] - among_p[None, :])
+    forbidden = ~allowed(pinned, r.light, p.light)
+    return heavy + 0.5 * np.abs(among_r[:, None] - among_p[None, :]) + 1e4 * forbidden
 
 
 def _local_displacements(r: Side, p: Side, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -284,7 +305,7 @@ def _width(points: np.ndarray, weights: np.ndarray) -> float:
     return float(np.linalg.svd(centred * np.sqrt(weights)[:, None], compute_uv=False)[1])
 
 
-def _exchange_hydrogens(r: Side, p: Side, permutation: np.ndarray) -> np.ndarray:
+def _exchange_hydrogens(r: Side, p: Side, permutation: np.ndarray, pinned: np.ndarray) -> np.ndarray:
     """Exchange the images of two hydrogens, or turn three on one atom, while that improves the score.
 
     Finds what independent assignment cannot: the pair that leaves as H2, the hydrogen whose neighbours turn after it
@@ -292,7 +313,7 @@ def _exchange_hydrogens(r: Side, p: Side, permutation: np.ndarray) -> np.ndarray
     """
     permutation = permutation.copy()
     atoms = np.arange(len(permutation))
-    cost = _hydrogen_bond_cost(r, p, permutation[r.heavy])
+    cost = _hydrogen_bond_cost(r, p, permutation[r.heavy], pinned)
     place = {int(atom): k for k, atom in enumerate(p.light)}
     light = {int(atom): k for k, atom in enumerate(r.light)}
     cycles = [list(pair) for pair in combinations(light, 2)]

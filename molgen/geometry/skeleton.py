@@ -72,16 +72,20 @@ class SkeletonMaps:
     exact: bool
 
 
-def skeleton_maps(r: Side, p: Side, *, most: int = 200, node_limit: int = 60_000) -> SkeletonMaps:
+def skeleton_maps(
+    r: Side, p: Side, *, pinned: np.ndarray | None = None, most: int = 200, node_limit: int = 60_000
+) -> SkeletonMaps:
     """The cheapest skeleton mappings of `r` onto `p` (same composition), at most `most` of them.
 
     Args:
         r, p: the two sides.
+        pinned: (N,) atom of P that each atom of R has to be, -1 where it may be any of its element.
         most: mappings to stop at; ties are met in order of geometric resemblance.
         node_limit: partial mappings to look at before falling back on greedy placement and pair exchanges.
     """
-    search = _Search(r, p)
-    greedy = _exchange(r, p, search.run(math.inf, 1, node_limit)[0])
+    search = _Search(r, p, pinned)
+    free = np.ones(len(r.heavy), bool) if pinned is None else pinned[r.heavy] < 0
+    greedy = _exchange(r, p, search.run(math.inf, 1, node_limit)[0], free)
     best = _cost(r, p, greedy)
     budget = search.lower_bound + (best - search.lower_bound) % 2  # the parity of the cost is fixed
     while budget <= best:
@@ -101,11 +105,11 @@ def _cost(r: Side, p: Side, mapping: np.ndarray) -> int:
     return edges + int(np.abs(r.hydrogens - p.hydrogens[mapping]).sum())
 
 
-def _exchange(r: Side, p: Side, mapping: np.ndarray) -> np.ndarray:
-    """Exchange the images of two atoms of one element while that lowers the cost."""
+def _exchange(r: Side, p: Side, mapping: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Exchange the images of two `free` (n,) atoms of one element while that lowers the cost."""
     mapping = mapping.copy()
     z = r.numbers[r.heavy]
-    pairs = [(i, j) for i in range(len(z)) for j in range(i + 1, len(z)) if z[i] == z[j]]
+    pairs = [(i, j) for i in range(len(z)) for j in range(i + 1, len(z)) if z[i] == z[j] and free[i] and free[j]]
 
     def local(i, j):
         """The part of the cost that atoms i and j take part in."""
@@ -129,10 +133,12 @@ def _exchange(r: Side, p: Side, mapping: np.ndarray) -> np.ndarray:
 class _Search:
     """Depth-first placement of R's skeleton atoms, neighbours after neighbours, within a budget of bond changes."""
 
-    def __init__(self, r: Side, p: Side):
+    def __init__(self, r: Side, p: Side, pinned: np.ndarray | None):
         self.n = len(r.heavy)
         z_r, z_p = r.numbers[r.heavy], p.numbers[p.heavy]
         same = z_r[:, None] == z_p[None, :]
+        if pinned is not None:
+            same &= allowed(pinned, r.heavy, p.heavy)
         self.own = np.abs(r.hydrogens[:, None] - p.hydrogens[None, :])
         star = self.own + 0.5 * sum(
             np.abs(r.skeleton[:, z_r == z].sum(1)[:, None] - p.skeleton[:, z_p == z].sum(1)[None, :]) for z in set(z_r)
@@ -199,6 +205,13 @@ class _Search:
         off = np.where(self.apart_p[np.ix_(places, images)], 0.0, off)
         misfit = (off**2).sum(axis=1).tolist()
         return [c for _, c in sorted(zip(misfit, candidates, strict=True), key=lambda mc: (*mc[1][:2], mc[0]))]
+
+
+def allowed(pinned: np.ndarray, atoms: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """(n, m) whether atom `atoms[i]` of R may be `images[j]` of P: a pinned atom only its own image, no other that."""
+    wanted = pinned[atoms]
+    taken = np.isin(images, pinned[pinned >= 0])
+    return np.where(wanted[:, None] >= 0, wanted[:, None] == images[None, :], ~taken[None, :])
 
 
 def _likeness(r: Side, p: Side) -> np.ndarray:

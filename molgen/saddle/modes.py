@@ -14,6 +14,7 @@ from molgen.potentials.base import Potential
 from molgen.units import WAVENUMBER
 
 STEP = 0.002  # Angstrom, of the atom that moves most
+LINEAR = 0.01  # least rotation over the largest, below which atoms count as collinear
 SOFT_STEP = 0.02  # Angstrom, the same along a soft mode
 
 
@@ -101,8 +102,12 @@ def rigid_motions(positions: np.ndarray, weights: np.ndarray | None = None) -> n
     axes = np.eye(3)
     motions = [np.tile(a, (len(x), 1)) for a in axes] + [np.cross(a, x) for a in axes]
     matrix = np.array([(np.sqrt(w)[:, None] * m).ravel() for m in motions]).T
-    u, s, _ = np.linalg.svd(matrix / np.maximum(np.linalg.norm(matrix, axis=0), 1e-12), full_matrices=False)
-    return u[:, s > 1e-4]
+    scale, least = np.linalg.norm(matrix, axis=0), 1e-4
+    turning = np.linalg.svd(matrix[:, 3:], compute_uv=False)
+    if turning[2] < LINEAR * turning[0]:  # noise about the axis of a line is no rotation
+        scale[3:], least = turning[0], LINEAR
+    u, s, _ = np.linalg.svd(matrix / np.maximum(scale, 1e-12), full_matrices=False)
+    return u[:, s > least]
 
 
 def internal_basis(positions: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import torch
 
 from molgen.errors import CalculatorError, InputError
-from molgen.geometry.align import rmsd
-from molgen.geometry.bonds import TOLERANCE, distance_matrix, radius_sums
+from molgen.geometry.bonds import TOLERANCE, bond_graph, distance_matrix, radius_sums
+from molgen.geometry.shape import shape_distance
 from molgen.potentials.base import Potential
 from molgen.saddle.descent import irc, kick, relax
 from molgen.saddle.modes import Modes, counted, normal_modes
@@ -21,6 +20,9 @@ Verdict = Literal["intended", "half", "unintended", "not_a_saddle"]
 
 IMAGINARY = -50.0  # 1/cm; softer imaginary modes are finite-difference noise of free rotors, and are not counted
 CLEAR = 0.25  # Angstrom by which a pair's distance must differ as well, for a bond made or broken to count
+SHAPE = 0.5  # Angstrom, see shape_distance: a well further than this from a conformer is another one
+SHAPE_FMAX = 0.01  # eV/Angstrom; torsions are soft, and a well that is not reached looks like another conformer
+LEAST_BARRIER = 0.02  # eV; below it the saddle is a ripple
 IRC_STEPS = 150
 SLIDE = 0.3  # Angstrom, norm of the step off a saddle of higher order
 
@@ -81,9 +83,11 @@ def verify(
 ) -> Verification:
     """Check a refined geometry against the reaction it is meant for.
 
-    Wells are compared with R and P by connectivity, atom by atom (not by stereochemistry or conformation); if R and P
-    themselves have the same connectivity, by RMSD. A well that fits neither is compared with R and P relaxed on this
-    potential, where they may be other molecules than on the one they come from.
+    Wells are compared with R and P by connectivity, atom by atom (not by stereochemistry or conformation). If R and P
+    themselves have the same connectivity, by shape as well: no atom further than 0.5 Angstrom, or half of what tells R
+    and P apart, from where it belongs; wells are then followed down to 0.01 eV/Angstrom, and one less than
+    LEAST_BARRIER below the saddle does not count. A well that fits neither is compared with R and P relaxed on this
+    potential, where they may be other molecules, or conformers, than on the one they come from.
 
     Args:
         potential: energies and forces.
@@ -114,10 +118,18 @@ def verify(
         if method == "none":
             reason = "one imaginary mode; the wells on its sides were not looked for"
             return Verification("half", reason, modes, gradient_calls=potential.calls - before)
-        sides = [_descend(potential, x, modes, sign, method, fmax, max_calls) for sign in (1, -1)]
+        conformers = not bonding_differences(potential.numbers, reactant, product)
+        least = min(fmax, SHAPE_FMAX) if conformers else fmax
+        sides = [_descend(potential, x, modes, sign, method, fmax, least, max_calls) for sign in (1, -1)]
         wells = [side[-1][1] for side in sides]
-        fits = _compare(potential, wells, reactant, product, fmax, max_calls)
-    verdict, swap, reason = _judge(fits)
+        fits = _compare(potential, wells, reactant, product, conformers, least, max_calls)
+        names = ["another molecule"] * 2
+        for k in (0, 1) if conformers else ():
+            if modes.energy - sides[k][-1][0] < LEAST_BARRIER:
+                fits[k], names[k] = (False, False), f"less than {LEAST_BARRIER} eV below the saddle"
+            elif not bonding_differences(potential.numbers, wells[k], reactant):
+                names[k] = "another conformer"
+    verdict, swap, reason = _judge(fits, names)
     down, up = (sides[1], sides[0]) if swap else (sides[0], sides[1])
     frames = [*reversed(down), (modes.energy, x), *up]
     return Verification(
@@ -138,11 +150,13 @@ def settle(
     product: np.ndarray,
     *,
     method: Literal["quick", "irc", "none"] = "quick",
+    max_calls: int = 100,
 ) -> tuple[Refinement, Verification]:
     """Verify a refined geometry; one of higher order, where symmetric guesses end, slides off along its second mode.
 
     Args:
         saddle: converged. reactant, product, method: see :func:`verify`.
+        max_calls: gradient calls for the search after the slide, at most.
 
     Returns:
         Where it settled (`gradient_calls` includes those of the slide), and what was found there.
@@ -154,19 +168,19 @@ def settle(
     if checked.verdict != "not_a_saddle" or checked.modes.frequencies_cm[1] > IMAGINARY:
         return saddle, checked
     start = saddle.positions + SLIDE * checked.modes.vectors[1]
-    slid = refine(potential, start, direction=checked.modes.vectors[0])
+    slid = refine(potential, start, direction=checked.modes.vectors[0], max_calls=max_calls)
     calls = saddle.gradient_calls + slid.gradient_calls
     if not slid.converged:
         return replace(saddle, gradient_calls=calls), checked
     return replace(slid, gradient_calls=calls), verify(potential, slid.positions, reactant, product, method=method)
 
 
-def _descend(potential, x, modes, sign, method, fmax, max_calls) -> list[tuple[float, np.ndarray]]:
-    """(energy, positions) from beside the saddle to the well on side `sign`."""
+def _descend(potential, x, modes, sign, method, fmax, least, max_calls) -> list[tuple[float, np.ndarray]]:
+    """(energy, positions) from beside the saddle to the well on side `sign`, there with forces below `least`."""
     if method == "quick":
-        return relax(potential, kick(x, modes, sign), fmax=fmax, max_calls=max_calls, hessian=modes.hessian).path
+        return relax(potential, kick(x, modes, sign), fmax=least, max_calls=max_calls, hessian=modes.hessian).path
     path, hessian = irc(potential, x, modes, sign, max_steps=IRC_STEPS, least_force=fmax)
-    return path + relax(potential, path[-1][1], fmax=fmax, max_calls=max_calls, hessian=hessian).path[1:]
+    return path + relax(potential, path[-1][1], fmax=least, max_calls=max_calls, hessian=hessian).path[1:]
 
 
 def bonding_differences(numbers, a: np.ndarray, b: np.ndarray) -> int:
@@ -176,18 +190,22 @@ def bonding_differences(numbers, a: np.ndarray, b: np.ndarray) -> int:
     return int(np.triu(differ, 1).sum())
 
 
-def _compare(potential, wells, reactant, product, fmax, max_calls) -> list[tuple[bool, bool]]:
-    """For each well: is it R, is it P."""
+def _compare(potential, wells, reactant, product, conformers, fmax, max_calls) -> list[tuple[bool, bool]]:
+    """For each well: is it R, is it P. `conformers`: R and P have the same bonds."""
     numbers = potential.numbers
-    if not bonding_differences(numbers, reactant, product):
-        fits = []
-        for well in wells:
-            to_r, to_p = (float(rmsd(torch.tensor(well), torch.tensor(end))) for end in (reactant, product))
-            fits.append((to_r < to_p, to_p < to_r))
-        return fits
 
     def fit(ends):
-        return [tuple(not bonding_differences(numbers, well, end) for end in ends) for well in wells]
+        same = [tuple(not bonding_differences(numbers, well, end) for end in ends) for well in wells]
+        if not conformers:
+            return same
+        bonds = bond_graph(numbers, reactant)
+        # where nothing but hydrogens of one atom changed places (an umbrella, a methyl group), they are told apart
+        exchange = shape_distance(numbers, bonds, *ends) > SHAPE
+        limit = min(SHAPE, shape_distance(numbers, bonds, *ends, exchange=exchange) / 2)
+        near = [
+            [shape_distance(numbers, bonds, end, well, exchange=exchange) < limit for end in ends] for well in wells
+        ]
+        return [(a and c, b and d) for (a, b), (c, d) in zip(same, near, strict=True)]
 
     fits = fit((reactant, product))
     ends = [reactant, product]
@@ -197,12 +215,15 @@ def _compare(potential, wells, reactant, product, fmax, max_calls) -> list[tuple
             # an end that this potential cannot describe keeps the geometry it was given in
             with contextlib.suppress(CalculatorError):
                 ends[side] = relax(potential, ends[side], fmax=fmax, max_calls=max_calls).positions
-    relaxed = fit(ends) if bonding_differences(numbers, *ends) else fits
+    relaxed = fit(ends) if conformers or bonding_differences(numbers, *ends) else fits
     return [(a[0] or b[0], a[1] or b[1]) for a, b in zip(fits, relaxed, strict=True)]
 
 
-def _judge(fits: list[tuple[bool, bool]]) -> tuple[Verdict, bool, str]:
-    """Verdict, whether the first well is on P's side, and the finding in words."""
+def _judge(fits: list[tuple[bool, bool]], names: list[str]) -> tuple[Verdict, bool, str]:
+    """Verdict, whether the first well is on P's side, and the finding in words.
+
+    `names` says what a well is that fits neither.
+    """
     (first_r, first_p), (second_r, second_p) = fits
     if first_r and second_p:
         return "intended", False, "the wells on its sides are reactant and product"
@@ -211,6 +232,9 @@ def _judge(fits: list[tuple[bool, bool]]) -> tuple[Verdict, bool, str]:
     if first_r or second_r or first_p or second_p:
         both = (first_r and second_r) or (first_p and second_p)
         found = "reactant" if first_r or second_r else "product"
-        other = f"the {found} too" if both else "another molecule"
+        other = f"the {found} too" if both else names[1 if first_r or first_p else 0]
         return "half", not (first_r or second_p), f"one well is the {found}, the other {other}"
-    return "unintended", False, "neither well is the reactant or the product"
+    reason = "neither well is the reactant or the product"
+    if {*names} != {"another molecule"}:
+        reason += f": one is {names[0]}, the other {names[1] if names[1] != names[0] else 'too'}"
+    return "unintended", False, reason

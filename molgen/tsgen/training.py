@@ -190,18 +190,26 @@ def make_model(
     train: Sequence[Reaction],
     val: Sequence[Reaction] = (),
     *,
-    config: str = "small",
+    config: str | None = None,
     init: str | None = None,
     dropout: float = 0.05,
     seed: int = 0,
 ) -> TSModel | TSEnsemble:
-    """The model to train: of size `config` for the elements of `train`, or the weights `init`, whose sizes are kept.
+    """The model to train: of size `config` (default "small") for the elements of `train`, or the weights `init`.
 
     Of several levels in `train` the model is told which; that of `val` comes first.
 
     Raises:
-        InputError: no such size, or an element in the data that the model will not know. CheckpointError: bad `init`.
+        InputError: no such size, a size beside `init`, or an element in the data that the model will not know.
+        CheckpointError: bad `init`.
     """
+    if config is not None and init is not None:
+        raise InputError(
+            f"{config} given beside --init {init}",
+            where="--config",
+            expected="one or the other: weights keep the size they have",
+        )
+    config = config or "small"
     if config not in CONFIGS:
         raise InputError(f"no model size {config!r}", where="--config", expected=" or ".join(CONFIGS))
     torch.manual_seed(sample_seed(seed))

@@ -12,26 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from molgen.cvdiffusion.bias import Axis
 from molgen.cvdiffusion.cvs import CV
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.cvdiffusion.train import train_sampler
 from molgen.cvdiffusion.walls import Wall
-from molgen.errors import CalculatorError, InputError
+from molgen.errors import InputError
 from molgen.potentials.base import Potential
 from molgen.potentials.xtb import one_thread
 from molgen.report.ensemble_plots import UNITS
 from molgen.reweight.ensemble import Ensemble
 from molgen.run import Run
 from molgen.workflows.fes_estimate import Progress, converged, outcome
+from molgen.workflows.fes_identity import identity
 from molgen.workflows.fes_output import CONTROLLER, write_results
 from molgen.workflows.fes_pretrained import save_pretrained
 from molgen.workflows.fes_problem import Prior, Problem, coordinates_of
 from molgen.workflows.fes_settings import FesSettings, default_settings, flattened
 from molgen.workflows.fes_system import System
 from molgen.workflows.peptide_output import finished_run
-
-STEPS_A_FRAME = 5  # energies that a starting frame costs, about
 
 
 def sample_cv(
@@ -112,12 +110,13 @@ def run_fes(
     system = potential if isinstance(potential, System) else System(potential, _structures(starts, potential))
     problem = replace(Problem.of(system, cvs, temperature, ranges, walls, settings), prior=prior)
     recorded = {
-        "cvs": [cv.name for cv in problem.cvs], "walls": [_wall_text(w) for w in problem.walls],
+        "walls": [_wall_text(w) for w in problem.walls],
         "axes": [asdict(axis) for axis in problem.bias.axes], "temperature": temperature, "units": units,
         **flattened(asdict(settings)), **(described or {}),
     }  # fmt: skip
     run = None
     if out is not None:
+        recorded = {**identity(problem, Path(out) if resume else None), **recorded}
         run = Run(out, "fes", recorded, seed=seed, overwrite=overwrite, resume=resume)
         if (finished := finished_run(run)) is not None:
             log(f"{run.directory} is finished: nothing to resume")
@@ -140,48 +139,13 @@ def run_fes(
             log=log,
         )  # fmt: skip
         seconds["samples"] = time.monotonic() - begin - sum(seconds.values())
-        more = {} if prior is None else prior.report(found.ensemble, run)
+        more, unknown = ({}, []) if prior is None else prior.report(found.ensemble, run)
         if run is not None:
             run.path(CONTROLLER)
             save_pretrained(folder / CONTROLLER, problem, sampler, found.kernels)
         if run is None:
             return found.ensemble, more
-        return found.ensemble, write_results(run, found, sampler, units, seconds, problem.notes, more)
-
-
-def forecast(
-    system: System,
-    cvs: Sequence[CV | str],
-    temperature: float,
-    *,
-    ranges: Sequence[tuple[float, float] | None] | None,
-    walls: Sequence[Wall | str],
-    settings: FesSettings,
-) -> str:
-    """What a run will cost, in words: energies, seconds an energy, minutes in all; from a few energies measured now."""
-    problem = Problem.of(system, cvs, temperature, ranges, walls, settings)
-    s, starts = settings.sampler, np.repeat(system.starts[:1], 8, axis=0)
-    system.potential.energy_and_forces(starts[:1])
-    begin = time.monotonic()
-    energies, _ = system.potential.energy_and_forces(starts)
-    each = (time.monotonic() - begin) / len(starts)
-    if not np.isfinite(energies).all():
-        raise CalculatorError("the starting structure has no energy", where="starting structure 0")
-    count = s.rounds * s.draws + settings.samples
-    starting = STEPS_A_FRAME * settings.frames
-    seconds = (count + starting) * each
-    time_needed = f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
-    axes = ", ".join(f"{axis.name} {_range(axis)}" for axis in problem.bias.axes)
-    return (
-        f"{count + starting} energies at {1000 * each:.1f} ms: {time_needed}, and about as long again to learn\n"
-        f"grid: {axes}; {len(problem.walls)} walls; {len(system.starts)} starting structures"
-    )
-
-
-def _range(axis: Axis) -> str:
-    """Limits of a variable in words, angles in degrees."""
-    scale, unit = (180 / np.pi, "degrees") if axis.unit == "rad" else (1.0, axis.unit)
-    return f"{scale * axis.low:.3g} to {scale * axis.high:.3g} {unit}".rstrip()
+        return found.ensemble, write_results(run, found, sampler, units, seconds, problem.notes, more, unknown)
 
 
 def _look(sampler: Sampler, settings: FesSettings, progress: Progress) -> bool:
@@ -204,4 +168,4 @@ def _structures(starts: Any, potential: Potential) -> np.ndarray:
 
 
 def _wall_text(wall: Wall) -> str:
-    return f"{wall.cv.name} {'<' if wall.above else '>'} {wall.limit:g} k={wall.stiffness:g}"
+    return f"{wall.cv.definition} {'<' if wall.above else '>'} {wall.limit:g} k={wall.stiffness:g}"

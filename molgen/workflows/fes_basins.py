@@ -156,11 +156,13 @@ def _shifted(values: np.ndarray, by: int, axis: int, around: bool) -> np.ndarray
 
 
 def _places(fes: FES, flat: Sequence[int]) -> str:
-    """Centres of bins, for people."""
+    """Centres of bins, for people, angles in degrees."""
     texts = []
     for at in flat:
         index = np.unravel_index(at, fes.free_energy.shape)
-        texts.append(f"({', '.join(f'{c[i]:.2f}' for c, i in zip(fes.centers, index, strict=True))})")
+        place = [f"{np.degrees(c[i]):.1f} degrees" if unit == "rad" else f"{c[i]:.2f} {unit}".rstrip()
+                 for c, i, unit in zip(fes.centers, index, fes.units, strict=True)]  # fmt: skip
+        texts.append(f"({', '.join(place)})")
     return ", ".join(texts)
 
 

@@ -17,12 +17,14 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
 from molgen.reweight.importance import (
     RELIABLE_KHAT,
+    Verdict,
     WeightDiagnostics,
     diagnose,
     group_factors,
     normalised,
     psis,
     verdict,
+    worst,
 )
 from molgen.rng import sample_seed
 from molgen.workflows.fes_basins import REDRAWS, Basin, barriers, basins, unvisited
@@ -38,7 +40,6 @@ PARTS = 4  # of the rounds under the resting bias, which count by their own effe
 RESTS = 0.2  # kT: the surface rests when no bin below `LOW` moves by more between snapshots
 SNAPSHOTS = 20  # in a whole run
 LOW = 8.0  # kT above the minimum, where surfaces are compared
-VERDICTS = ("reliable", "warn", "biased", "failed")  # the worst of several counts
 DISAGREE = 0.3  # kT, root mean square between two estimates; spoilt controllers: docs/benchmarks.md
 EVEN, DISAGREE_EVEN = 0.5, 1.0  # k-hat up to which weights have a variance (Vehtari et al. 2024), and may move more
 FEWEST_BINS = 4  # of two surfaces, to be compared
@@ -57,6 +58,7 @@ class Surfaces:
         barriers: between neighbouring basins, by their places; of one variable only.
         missing: what the surface may lack, in words.
         repair: where `path` is from sequential Monte Carlo instead of the path weights, which did not do (`biased`).
+        tried: a repair that did not pass, so that `path` is the weights' all the same.
     """
 
     path: FES
@@ -68,6 +70,7 @@ class Surfaces:
     barriers: list[tuple[int, int, Barrier]]
     missing: list[str]
     repair: Repair | None = None
+    tried: Repair | None = None
 
     @property
     def limit(self) -> float:
@@ -89,12 +92,12 @@ class Surfaces:
         return bool(self.biased.khat < 1 and rest and self.repair.ancestors >= self.repair.particles / 2)
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """See `molgen.reweight.importance.verdict`; "warn" at best where the weights alone did not do."""
         if self.repair is not None:
             return "warn" if self.passed else "biased" if self.biased.khat < 1 else "failed"
         # k-hat sees no region that samples reach too rarely; a histogram that the weights must move far hints at it
-        return max([verdict(self.biased), "reliable" if self.agree else "warn"], key=VERDICTS.index)
+        return worst(verdict(self.biased), "reliable" if self.agree else "warn")
 
 
 def judge(sampler: Sampler, batch: Batch) -> dict[str, Any]:
@@ -111,6 +114,7 @@ def judge(sampler: Sampler, batch: Batch) -> dict[str, Any]:
         "ess_unbiased": plain.ess,
         "khat_unbiased": plain.khat,
         "bias": float(np.max(sampler.target.bias.values)) / sampler.target.kt,
+        "moved": _moved(sampler),
     }
 
 
@@ -153,7 +157,7 @@ def ensemble_of(sampler: Sampler, draws: Batch, topology: mdtraj.Topology | None
     The rounds, in a few parts, and the final draws count by the effective sizes of their weights under the bias: the
     controller was still learning, and took fewer steps.
     """
-    frozen = [batch for batch in sampler.history if batch.round[0] >= sampler.frozen_from]
+    frozen = _frozen(sampler)
     cuts = np.linspace(0, len(frozen), min(PARTS, len(frozen)) + 1).astype(int)
     parts = [*(Batch.join(frozen[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)), draws]
     factors = group_factors([sampler.target.log_weights(part) for part in parts])
@@ -187,11 +191,16 @@ def _ensemble(
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a run found: the ensemble, its surfaces, the kernels of its final trajectories."""
+    """What a run found: the ensemble, never better than its surfaces; these; the kernels of its final trajectories."""
 
     ensemble: Ensemble
     surfaces: Surfaces
     kernels: Kernels
+
+    @classmethod
+    def of(cls, ensemble: Ensemble, surfaces: Surfaces, kernels: Kernels) -> Outcome:
+        """With the verdict of the surfaces as the best that the ensemble's may be."""
+        return cls(replace(ensemble, at_best=surfaces.verdict), surfaces, kernels)
 
 
 def outcome(
@@ -218,10 +227,11 @@ def outcome(
         why = f"k-hat {found.biased.khat:.2f}, histogram {found.disagreement['histogram']:.2f} kT off"
         log(f"{why}: sequential Monte Carlo from the final samples")
         chain, mended = repaired(sampler, draws, found, sampler.energies_used, topology)
-        if mended.passed or not found.passed:
-            return Outcome(chain, mended, kernels)
+        if mended.passed:
+            return Outcome.of(chain, mended, kernels)
         log("its chains did not come to rest, or far from the weights: the weights stand")
-    return Outcome(ensemble, found, kernels)
+        found = replace(found, tried=mended.repair)
+    return Outcome.of(ensemble, found, kernels)
 
 
 def repaired(
@@ -297,19 +307,26 @@ def converged(sampler: Sampler) -> bool:
 
     A snapshot is the path-weighted surface of everything since the bias rests, every twentieth of the run.
     """
-    every = max(1, sampler.settings.rounds // SNAPSHOTS)
-    frozen = [batch for batch in sampler.history if batch.round[0] >= sampler.frozen_from]
-    if len(frozen) < 4 * every or len(frozen) % every:
+    moves = [record["moved"] for record in sampler.records if record.get("moved") is not None]
+    if len(moves) < 3 or sampler.records[-1]["moved"] is None or max(moves[-3:]) >= RESTS:
         return False
-    joined = Batch.join(frozen)
-    if not diagnose(sampler.target.log_weights(joined)).khat < 0.7:
-        return False
-    seen = [_snapshot(sampler, Batch.join(frozen[: len(frozen) - k * every])) for k in range(4)]
-    moves = []
-    for later, earlier in zip(seen, seen[1:], strict=False):
-        low = np.isfinite(later) & np.isfinite(earlier) & (later < LOW)
-        moves.append(np.abs(later[low] - earlier[low]).max() if low.any() else np.inf)
-    return max(moves) < RESTS
+    return bool(diagnose(sampler.target.log_weights(Batch.join(_frozen(sampler)))).khat < 0.7)
+
+
+def _frozen(sampler: Sampler) -> list[Batch]:
+    """The rounds under the resting bias."""
+    return [batch for batch in sampler.history if batch.round[0] >= sampler.frozen_from]
+
+
+def _moved(sampler: Sampler) -> float | None:
+    """The largest difference, kT, below `LOW` of a snapshot and the one before, `LOW` where they share no bin; None if
+    this round is not one."""
+    every, frozen = max(1, sampler.settings.rounds // SNAPSHOTS), _frozen(sampler)
+    if len(frozen) < 2 * every or len(frozen) % every:
+        return None
+    later, earlier = (_snapshot(sampler, Batch.join(part)) for part in (frozen, frozen[:-every]))
+    low = np.isfinite(later) & np.isfinite(earlier) & (later < LOW)
+    return float(np.abs(later[low] - earlier[low]).max()) if low.any() else LOW
 
 
 def _snapshot(sampler: Sampler, batch: Batch) -> np.ndarray:

@@ -35,6 +35,7 @@ from molgen.saddle.modes import finite_difference_hessian, masses
 from molgen.units import KB, KCAL_MOL, kcal
 from molgen.workflows.fes import FesSettings, run_fes
 from molgen.workflows.fes_estimate import Progress
+from molgen.workflows.fes_settings import check_temperature
 from molgen.workflows.fes_system import System
 
 IMAGES, BETWEEN = 13, 8  # frames of the path; energies a step of it
@@ -75,6 +76,7 @@ class ReactionPath:
 
     def settings(self, settings: FesSettings, temperature: float) -> FesSettings:
         """`settings` with a bias that may grow as high as the barrier, and steps as fine as the stiffest motion."""
+        check_temperature(temperature)
         kt = KB * temperature
         cap = max(settings.cap, self.barrier / kt + ABOVE)
         width = min(settings.sampler.width, (kt / self.stiffest) ** 0.5)
@@ -102,14 +104,23 @@ class ReactionPath:
             grown = bias.evaluate([[nodes[node]]])[0][0]
             bias.add([[nodes[node]]], heights[node] * np.exp(grown / (bias.kt * (bias.gamma - 1))))
 
-    def report(self, ensemble: Ensemble, run: Run | None) -> dict[str, Any]:
-        """The barrier, eV and kcal/mol; `path.xyz` beside it."""
+    def report(self, ensemble: Ensemble, run: Run | None) -> tuple[dict[str, Any], list[str]]:
+        """The barrier, kcal/mol, and what of it is not known; `path.xyz` beside it."""
         if run is not None:
             energies = [{"energy": float(e), "relative_kcal": round(kcal(e - self.energies[0]), 4)}
                         for e in self.energies]  # fmt: skip
             frames = zip(self.frames, energies, strict=True)
             write_extxyz(run.path(PATH), [Atoms(ensemble.numbers, x, info=info) for x, info in frames])
-        return {"barrier": summarised(barrier_of(ensemble, self), self)}
+        try:
+            barrier = barrier_of(ensemble, self)
+        except InputError as error:
+            return {}, [f"the barrier: {error.what}"]
+        sides = {"forward": barrier.forward, "reverse": barrier.reverse}
+        missing = [
+            f"the {name} barrier: too few samples at s = {barrier.place:.2f}"
+            for name, found in sides.items() if not np.isfinite([found.value, found.error]).all()
+        ]  # fmt: skip
+        return {"barrier": summarised(barrier, self)}, missing
 
 
 def read_path(folder: str | Path, images: int = IMAGES) -> ReactionPath:

@@ -68,20 +68,21 @@ def axis_of(
 
 def _found(cv: CV, walls: Sequence[Wall], numbers: np.ndarray, where: str) -> tuple[float, float]:
     """A range from walls on the same variable; the low end of a plain distance from covalent radii."""
-    own = [wall for wall in walls if wall.cv.name == cv.name]
+    own = [wall for wall in walls if wall.cv.definition == cv.definition]
     highs = [wall.limit for wall in own if wall.above]
     lows = [wall.limit for wall in own if not wall.above]
     pad = BEYOND if cv.unit == "A" else 0.0
-    pair = re.fullmatch(r"distance (\d+) (\d+)", cv.name)
+    pair = re.fullmatch(r"distance (\d+) (\d+)", cv.definition)
     if not lows and pair:
         lows = [SHORTEST * float(radius_sums(numbers)[int(pair[1]), int(pair[2])]) + pad]
-    if cv.name.startswith("path-s"):
+    if cv.definition.startswith("path-s"):
         highs, lows = highs or [1.05], lows or [-0.05]
     if not highs or not lows:
+        missing = [f'--wall "{cv.definition} {side} ..."' for side, ends in (("<", highs), (">", lows)) if not ends]
         raise InputError(
             "its range is not known",
             where=where,
             expected="a range, or walls on both of its sides (a distance needs the upper one only)",
-            remedy=f'give --range "LOW HIGH" in the order of --cv, or --wall "{cv.name} < ..."',
+            remedy=f'give --range "LOW HIGH" in the order of --cv, or {" and ".join(missing)}',
         )
     return min(lows) - pad, max(highs) + pad

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from molgen.cvdiffusion.bias import WellTemperedBias
-from molgen.cvdiffusion.plumed import colvar_text, fes_text, hills_text
+from molgen.cvdiffusion.plumed import colvar_text, fes_text, field_name, hills_text
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.io import write_extxyz
 from molgen.report import ensemble_plots, fes_plots
@@ -50,8 +50,13 @@ def write_results(
     seconds: Mapping[str, float],
     notes: list[str],
     more: Mapping[str, Any] | None = None,
+    unknown: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write surfaces, samples, pictures and the summary, which is returned."""
+    """Write surfaces, samples, pictures and the summary, which is returned.
+
+    Args:
+        more: further entries. unknown: what was to be found and could not be, which fails the gate.
+    """
     ensemble, found = outcome.ensemble, outcome.surfaces
     fes, target = found.path, sampler.target
     for name, free, error in (
@@ -77,7 +82,7 @@ def write_results(
                   zip(drawn.positions, drawn.energies, strict=True)]  # fmt: skip
         write_extxyz(run.path("samples.xyz"), frames)
     _write_pictures(run, ensemble, found, sampler, drawn, units)
-    energy = UNITS[units][0]
+    energy, tried = UNITS[units][0], found.repair or found.tried
     figures = {
         "verdict": found.verdict,
         "verdict_unbiased": ensemble.verdict,
@@ -86,7 +91,7 @@ def write_results(
         "weights": asdict(ensemble.diagnostics),
         "weights_biased": asdict(found.biased),
         "disagreement_kt": {**found.disagreement, "limit": found.limit},
-        "repair": found.repair and {**asdict(found.repair), "limit": DISAGREE},
+        "repair": tried and {**asdict(tried), "limit": DISAGREE, "used": tried is found.repair},
         "energy_calls": sampler.energies_used,
         "rejections": dict(target.rejections),
         "rounds": len(sampler.records),
@@ -94,7 +99,8 @@ def write_results(
         "bias_skipped": target.bias.skipped,
         "seconds": dict(seconds),
         "notes": notes,
-        "missing": found.missing,
+        "missing": [*found.missing, *unknown],
+        "unknown": list(unknown),
         "barriers": [_barrier_row(*row, energy, units) for row in found.barriers if _known(row[2])],
         "ensemble_hash": ensemble_hash(ensemble),
         "units": units,
@@ -102,7 +108,7 @@ def write_results(
     }
     run.write_json("rounds.json", sampler.records)
     return run.finish(
-        "ok" if found.passed else "gate_failed",
+        "ok" if found.passed and not unknown else "gate_failed",
         results=[_row(basin, energy, units, number) for number, basin in enumerate(found.basins)],
         **figures,
     )
@@ -147,7 +153,7 @@ def _write_pictures(
     else:
         for name in fes.names:
             plain = ensemble_plots.free_energy(ensemble.fes(name), unit=units, title=name, subtitle=judged)
-            run.write_bytes(f"fes_{name.replace(' ', '_')}.png", plain)
+            run.write_bytes(f"fes_{field_name(name)}.png", plain)
     if sampler.records:
         run.write_bytes("convergence.png", fes_plots.convergence(sampler.records, sampler.frozen_from))
     run.write_bytes("weights.png", ensemble_plots.weights(ensemble.log_weights, judged=ensemble.verdict))

@@ -40,6 +40,9 @@ def save_pretrained(directory: Path, problem: Problem, sampler: Sampler, kernels
     if problem.texts is not None and problem.system.source is not None:
         schedule, variances = kernels
         arrays = {f"bias.{name}": array for name, array in sampler.target.bias.state().items()}
+        variables = [*problem.cvs, *(wall.cv for wall in problem.walls)]
+        references = {name: frames for cv in variables for name, frames in cv.references.items()}
+        arrays |= {f"reference.{k}": frames for k, frames in enumerate(references.values())}
         arrays |= {"variances": variances, "starts": problem.system.starts, "numbers": problem.system.numbers}
         tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         if isinstance(space, InternalSpace):
@@ -48,7 +51,8 @@ def save_pretrained(directory: Path, problem: Problem, sampler: Sampler, kernels
             config["space"] = {"symmetry": space.symmetry, "mirror": space.mirror}
         config |= {
             "schedule": asdict(schedule), "source": problem.system.source, "cvs": problem.texts[0],
-            "walls": problem.texts[1], "ranges": [_range(axis) for axis in problem.bias.axes],
+            "walls": problem.texts[1], "ranges": [[axis.low, axis.high] for axis in problem.bias.axes],
+            "references": list(references),
             "temperature": problem.temperature, "settings": asdict(problem.settings),
             "floor": sampler.target.floor, "seed": sampler.seed, "energies": sampler.energies_used,
         }  # fmt: skip
@@ -80,7 +84,8 @@ def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, 
     })  # fmt: skip
     system = system_again(c["source"], tensors["numbers"].numpy(), tensors["starts"].numpy())
     ranges = [tuple(r) if r else None for r in c["ranges"]]
-    problem = Problem.of(system, c["cvs"], c["temperature"], ranges, c["walls"], settings)
+    references = {name: tensors[f"reference.{k}"].numpy() for k, name in enumerate(c.get("references", []))}
+    problem = Problem.of(system, c["cvs"], c["temperature"], ranges, c["walls"], settings, references)
     problem.bias.load_state({key[5:]: tensors[key].numpy() for key in tensors if key.startswith("bias.")})
     space = (
         CartesianSpace(len(system.numbers), **c["space"]) if "space" in c
@@ -134,8 +139,17 @@ def sample_pretrained(
 
     Returns:
         the ensemble, and the summary of the run.
+
+    Raises:
+        InputError: no such controller, or `out` holds it.
     """
     check_repair(repair)
+    folder = find_pretrained(name).resolve()
+    if out is not None and Path(out).resolve() in (folder, *folder.parents):
+        raise InputError(
+            "holds the controller that is to be drawn from", where=f"--out {out}", expected="another folder",
+            remedy="choose another --out",
+        )  # fmt: skip
     problem, sampler, kernels, digest = load_pretrained(name, seed)
     count, paths = samples or max(1, problem.settings.samples // 2), paths or problem.settings.paths
     run = None
@@ -155,7 +169,3 @@ def sample_pretrained(
             return found.ensemble, {}
         seconds = {"samples": time.monotonic() - begin}
         return found.ensemble, write_results(run, found, sampler, units, seconds, problem.notes)
-
-
-def _range(axis: Any) -> list[float] | None:
-    return None if axis.period else [axis.low, axis.high]

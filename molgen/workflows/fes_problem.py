@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from molgen.cvdiffusion.controller import Controller, ControllerConfig, build_co
 from molgen.cvdiffusion.cvs import CV, check_start, evaluate, parse_cv
 from molgen.cvdiffusion.internal import END, InternalSpace, tree_zmatrix
 from molgen.cvdiffusion.noising import Schedule
+from molgen.cvdiffusion.references import References
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.cvdiffusion.space import CartesianSpace, Space
 from molgen.cvdiffusion.start import starting_frames
@@ -31,11 +33,13 @@ from molgen.units import KB
 from molgen.workflows.fes_estimate import judge
 from molgen.workflows.fes_grid import axis_of
 from molgen.workflows.fes_output import check_names
-from molgen.workflows.fes_settings import FesSettings, check_settings
+from molgen.workflows.fes_settings import FesSettings, check_settings, check_temperature
 from molgen.workflows.fes_system import System
 
 FRAMES, START, WOUND = 1, 2, 3  # streams of random numbers beside those of the sampler
 FLOOR = 6.0  # eV below the lowest starting frame: no product, but a hole of the potential
+MOST_NODES = 20_000_000  # of the grid of the bias
+REHEARSED = 200  # frames to whiten by, without energies
 LARGE = 30  # atoms from which the trunk is the default controller
 
 
@@ -51,8 +55,8 @@ class Prior(Protocol):
         """Give the fresh bias its first hills."""
         ...
 
-    def report(self, ensemble: Ensemble, run: Run | None) -> dict[str, Any]:
-        """Entries for the summary."""
+    def report(self, ensemble: Ensemble, run: Run | None) -> tuple[dict[str, Any], list[str]]:
+        """Entries for the summary, and what could not be found, in words."""
         ...
 
 
@@ -83,22 +87,27 @@ class Problem:
         ranges: Sequence[tuple[float, float] | None] | None,
         walls: Sequence[Wall | str],
         settings: FesSettings,
+        references: Mapping[str, np.ndarray] | None = None,
     ) -> Problem:
         """Check the input.
+
+        Args:
+            references: structures that the texts of variables and walls name, instead of files.
 
         Raises:
             InputError: what cannot be used, and why.
         """
-        if not temperature > 0:
-            raise InputError(f"temperature {temperature:g} K", where="--temperature", expected="above 0 K")
+        check_temperature(temperature)
         atoms = len(system.numbers)
-        variables = [parse_cv(cv, atoms) if isinstance(cv, str) else cv for cv in cvs]
+        source = References(numbers=system.numbers, known=references)
+        variables = [parse_cv(cv, atoms, source) if isinstance(cv, str) else cv for cv in cvs]
         if not 1 <= len(variables) <= 3:
             raise InputError(f"{len(variables)} collective variables", where="--cv", expected="one to three")
         check_settings(settings, len(system.starts), atoms)
         if len({cv.name for cv in variables}) < len(variables):
             raise InputError("a collective variable is given twice", where="--cv", expected="different ones")
-        built = [parse_wall(wall, atoms) if isinstance(wall, str) else wall for wall in walls]
+        named = {cv.name: cv for cv in variables}
+        built = [parse_wall(wall, atoms, source, named) if isinstance(wall, str) else wall for wall in walls]
         _refuse_twins(variables, system)
         for start in system.starts:
             check_start([*variables, *(w.cv for w in built)], start)
@@ -122,6 +131,12 @@ class Problem:
             axes.append(axis)
             chosen.append(used)
             fences += fence
+        nodes = math.prod(axis.bins + 1 for axis in axes)
+        if nodes > MOST_NODES:
+            raise InputError(
+                f"hills of {', '.join(f'{width:.3g}' for width in chosen)} need a grid of {nodes:.1e} nodes",
+                where="--hill-width", expected=f"at most {MOST_NODES:.0e}", remedy="widen the hills, or narrow --range",
+            )  # fmt: skip
         bias = WellTemperedBias(axes, chosen, settings.gamma, temperature, cap=settings.cap * KB * temperature)
         check_names(bias)
         written = all(isinstance(given, str) for given in (*cvs, *walls))
@@ -162,6 +177,20 @@ class Problem:
         )  # fmt: skip
         sampler.calls_before = spent
         return sampler
+
+    def rehearsal(self) -> Sampler:
+        """A sampler that has learned nothing, on a few frames beside the first start: to see what its steps cost."""
+        odd, rng = self._odd(), generator(0)
+        positions = self.system.starts[0] + 0.01 * rng.standard_normal((REHEARSED, *self.system.starts.shape[1:]))
+        schedule, space = self._space(positions, mirror=not odd)
+        target = self.target(space)
+        points = space.points(positions[:8], rng)  # each costs an energy
+        frames = target.evaluate(points, np.zeros(len(points)), 0)
+        frames = frames.take(frames.accepted)
+        if not len(frames):
+            raise InputError("no structure beside the first start has an energy", where="starting structures")
+        controller = self._controller(schedule, space, odd, 0)
+        return Sampler(target, controller, schedule, self.settings.sampler, frames, fixed_kernels=True)
 
     def target(self, space: Space) -> Target:
         """What is sampled, in the coordinates of `space`."""

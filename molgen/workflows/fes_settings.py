@@ -97,6 +97,12 @@ def check_settings(settings: FesSettings, starts: int, atoms: int) -> None:
         raise InputError(f"unknown controller {settings.controller!r}", where="settings", expected=", ".join(known))
 
 
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature, K, that is not above 0."""
+    if not 0 < temperature < np.inf:
+        raise InputError(f"temperature {temperature:g} K", where="--temperature", expected="above 0 K")
+
+
 def check_repair(repair: str) -> None:
     """Refuse a `FesSettings.repair` that is none of `REPAIRS`."""
     if repair not in REPAIRS:

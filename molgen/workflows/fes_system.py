@@ -141,6 +141,14 @@ def system_from_pdb(
             raise InputError(f"cannot be read ({error})", where=str(path), expected="a PDB file") from error
     if len({file.topology.getNumAtoms() for file in files}) != 1:
         raise InputError("the files hold different numbers of atoms", where="--pdb", expected="one molecule")
+    named = [[(a.element, a.name, a.residue.name) for a in file.topology.atoms()] for file in files]
+    for path, names in zip(paths, named, strict=True):
+        if others := [k for k, pair in enumerate(zip(names, named[0], strict=True)) if pair[0] != pair[1]]:
+            other, (here, there) = others[0], (" of ".join(atoms[others[0]][1:]) for atoms in (names, named[0]))
+            raise InputError(
+                f"atom {other} is {here}, in {paths[0]} it is {there}", where=str(path),
+                expected="the same atoms, in the same order",
+            )  # fmt: skip
     starts = np.stack([np.array(file.getPositions(asNumpy=True)._value) * 10 for file in files])
     return _force_field(files[0].topology, starts, forcefield, solvent, platform)
 

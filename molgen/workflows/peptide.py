@@ -35,6 +35,7 @@ from molgen.workflows.peptide_output import (
     ess_of_ancestors,
     finished_run,
     observed,
+    observed_anew,
     status,
     write_ensemble,
 )
@@ -149,9 +150,9 @@ def run_peptide(
     with Energies(peptide, platform, workers) as energies, tempfile.TemporaryDirectory() as scratch:
         given = {"seed": seed, "device": str(torch_device), "overwrite": overwrite, "resume": resume}
         run = Run(out, "peptide", settings, **given) if out is not None else None
-        if run is not None and (finished := finished_run(run, observables, units)) is not None:
+        if run is not None and (finished := finished_run(run)) is not None:
             log(f"{run.directory} is finished: its samples are read again")
-            return finished
+            return finished[0], observed_anew(run, *finished, observables, units)
         with run or nullcontext():
             if run is not None:
                 run.record(checkpoint_hash=proposal.hash, notes=notes)

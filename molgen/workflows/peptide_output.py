@@ -106,24 +106,26 @@ def write_ensemble(
     return summary
 
 
-def finished_run(run: Run, observables: Sequence[str], units: str) -> tuple[Ensemble, dict[str, Any]] | None:
-    """The ensemble and summary of a run that had finished before it was resumed; None of any other.
-
-    Other observables or units than it had are computed from its samples, and written.
-    """
+def finished_run(run: Run) -> tuple[Ensemble, dict[str, Any]] | None:
+    """The ensemble and summary of a run that had finished before it was resumed; None of any other."""
     path = run.directory / SUMMARY
     if not run.resumed or not path.exists():
         return None
     summary = json.loads(path.read_text(encoding="utf-8"))
-    if "ensemble_hash" not in summary:
-        return None
-    ensemble, rows = Ensemble.load(run.directory), summary["results"]
+    return (Ensemble.load(run.directory), summary) if "ensemble_hash" in summary else None
+
+
+def observed_anew(
+    run: Run, ensemble: Ensemble, summary: dict[str, Any], observables: Sequence[str], units: str
+) -> dict[str, Any]:
+    """The summary of a finished run, written again if it had other observables or units."""
+    rows = summary["results"]
     if [row["name"] for row in rows] != [ENERGY, *observables] or rows[0]["unit"] != units:
         figures = {key: value for key, value in summary.items() if key not in RUN_KEYS}
         title = f"{summary['sequence']}, {ensemble.temperature:g} K"
         run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, title=title))
         summary = run.finish(summary["status"], results=observed(ensemble, observables, units), **figures)
-    return ensemble, summary
+    return summary
 
 
 def ess_of_ancestors(ensemble: Ensemble) -> float:

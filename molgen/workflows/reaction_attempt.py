@@ -22,7 +22,7 @@ from molgen.saddle import normal_modes, refine
 from molgen.saddle.descent import kick, relax
 from molgen.saddle.modes import Modes, gradient
 from molgen.saddle.optimize import Search
-from molgen.saddle.verify import IMAGINARY, bonding_differences
+from molgen.saddle.verify import IMAGINARY, LEAST_BARRIER, bonding_differences
 from molgen.tsgen import load_model
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import generate
@@ -37,7 +37,6 @@ PATIENCE = 12  # gradient calls after which a search must be below HOPELESS
 HOPELESS = 6.5  # eV over the source
 PRODUCT_FMAX, PRODUCT_CALLS = 0.15, 60
 SADDLE_FMAX, SADDLE_CALLS = 0.02, 90
-LEAST_BARRIER = 0.02  # eV; below it the saddle is a ripple
 
 
 @dataclass(frozen=True, eq=False)

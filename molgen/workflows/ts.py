@@ -13,25 +13,25 @@ import torch
 from ase import Atoms
 
 from molgen.data.reactions import Reaction
+from molgen.device import resolve_device
 from molgen.errors import CalculatorError, InputError
 from molgen.geometry.align import rmsd
 from molgen.geometry.bonds import overlapping
 from molgen.io import load_reaction
-from molgen.potentials.ase import AsePotential, calculator_from_spec
 from molgen.potentials.base import Potential
 from molgen.potentials.xtb import one_thread
 from molgen.rng import generator
 from molgen.saddle import Verification, mode_overlap, refine
 from molgen.saddle.descent import relax
-from molgen.saddle.verify import settle
-from molgen.structures import MAX_ATOMS
-from molgen.tsgen import Generator, load_model
+from molgen.saddle.verify import LEAST_BARRIER, settle
+from molgen.tsgen import Generator
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import SIGMA, generate
 from molgen.tsgen.rank import confidence, guess_features, refined_features
 from molgen.units import kcal
 from molgen.workflows.ts_estimate import DEFAULT_CORRECTION, estimate, estimate_without_saddle, fitting_correction
 from molgen.workflows.ts_result import VERDICTS, Candidate, TSResult
+from molgen.workflows.ts_setup import calls_allowed, check_counts, model_for, potential_for
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 SAME_SADDLE = 0.05  # Angstrom RMSD, with energies within SAME_ENERGY: one saddle
@@ -53,6 +53,7 @@ def find_ts(
     calculator: Any = "gfn2",
     calculator_kwargs: Mapping[str, Any] | None = None,
     verify: str = "quick",
+    max_calls: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     weights: str | Path = "tsgen",
@@ -79,6 +80,7 @@ def find_ts(
         calculator: "gfn2", "gfn1", "module:Class", an ASE calculator, or a molgen Potential; calculator_kwargs: for
             "module:Class".
         verify: "quick" (modes, then descents), "irc" (intrinsic reaction coordinate), "none".
+        max_calls: gradient calls of one refinement, at most; default 100, 8 an atom for more than 21 atoms.
         out: folder for ts.xyz, guesses.xyz, path.xyz, barrier.png, summary.json. overwrite: replace a run there.
         weights: name or folder. steps: flow steps; default the weights' own. device, dtype: of the model.
         correction: weights that carry the verified saddle, or without one the guess, to the level of their training set
@@ -91,26 +93,29 @@ def find_ts(
     Raises:
         InputError: unusable input or options. CalculatorError: the calculator failed on every guess.
     """
-    if samples < 1:
-        raise InputError(f"{samples} samples", where="--samples", expected="at least 1")
+    check_counts(
+        samples=(samples, 1), steps=(steps, 1), max_calls=(max_calls, 1), seed=(seed, 0), charge=(charge, None),
+        spin=(spin, 0),
+    )  # fmt: skip
     if verify not in get_args(Method):
         raise InputError(f"unknown method {verify!r}", where="--verify", expected=", ".join(get_args(Method)))
-    begin = time.monotonic()
+    begin, device = time.monotonic(), str(resolve_device(device))
     reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
-    potential = _potential(calculator, calculator_kwargs, reaction)
-    model = _model(weights, reaction, device, dtype, notes)
+    potential = potential_for(calculator, calculator_kwargs, reaction)
+    model = model_for(weights, reaction, device, dtype, notes)
     corrector = fitting_correction(correction, reaction, calculator, calculator_kwargs, device, dtype)
     if corrector is None and correction not in (DEFAULT_CORRECTION, "none"):
         notes.append(f"warning: {correction} does not know this calculator or kind of reaction: no estimate")
     for note in notes:
         log(note)
     calls_before = potential.calls  # the user's own Potential may have worked before
-    search = _Search(reaction, potential, cast(Method, verify) if refine else None, progress)
+    calls_each = max_calls or calls_allowed(len(reaction))
+    search = _Search(reaction, potential, cast(Method, verify) if refine else None, progress, calls_each)
     settings = {
         "reactant": str(reactant), "product": str(product), "smiles": smiles, "charge": reaction.charge,
         "spin": reaction.spin, "samples": samples, "refine": refine, "calculator": str(calculator),
         "calculator_kwargs": dict(calculator_kwargs or {}), "verify": verify, "weights": str(weights),
-        "correction": str(correction), "steps": steps,
+        "correction": str(correction), "steps": steps, "max_calls": calls_each,
     }  # fmt: skip
 
     def work(write: Callable[[TSResult], None]) -> TSResult:
@@ -176,9 +181,14 @@ class _Search:
     """Guesses waiting to be refined, and the candidates they became."""
 
     def __init__(
-        self, reaction: Reaction, potential: Potential, method: Method | None, progress: Callable[[str, int, int], None]
+        self,
+        reaction: Reaction,
+        potential: Potential,
+        method: Method | None,
+        progress: Callable[[str, int, int], None],
+        max_calls: int = 100,
     ):
-        self.reaction, self.potential, self.progress = reaction, potential, progress
+        self.reaction, self.potential, self.progress, self.max_calls = reaction, potential, progress, max_calls
         self.method: Method | None = method
         self.starts: list[tuple[np.ndarray, str, int, dict[str, float] | None]] = []
         self.candidates: list[Candidate] = []
@@ -243,7 +253,8 @@ class _Search:
             candidate.verdict, candidate.reason = "not_a_saddle", f"{overlap} in the guess, so it was not refined"
             return self._finish(candidate, before)
         try:
-            saddle = refine(self.potential, x, reactant=reaction.reactant, product=reaction.product)
+            ends = reaction.reactant, reaction.product
+            saddle = refine(self.potential, x, reactant=ends[0], product=ends[1], max_calls=self.max_calls)
         except CalculatorError as error:
             self.rejections["calculator failed"] += 1
             candidate.verdict, candidate.reason = "failed", error.what
@@ -251,7 +262,7 @@ class _Search:
         candidate.refine_calls = saddle.gradient_calls
         candidate.atoms.positions, candidate.energy = saddle.positions, saddle.energy
         if features is not None:
-            overlap = mode_overlap(saddle, reaction.numbers, reaction.reactant, reaction.product)
+            overlap = mode_overlap(saddle, reaction.numbers, *ends)
             extra = refined_features(_rmsd(saddle.positions, x), overlap, saddle.gradient_calls)
             candidate.confidence = confidence({**features, **extra}, self.calibration.get("refined"))
         if not saddle.converged:
@@ -265,8 +276,7 @@ class _Search:
             candidate.reason = "refined, not verified (--verify none)"
             return self._finish(candidate, before)
         try:
-            ends = reaction.reactant, reaction.product
-            settled, checked = settle(self.potential, saddle, *ends, method=self.method)
+            settled, checked = settle(self.potential, saddle, *ends, method=self.method, max_calls=self.max_calls)
             candidate.refine_calls = settled.gradient_calls
             candidate.atoms.positions, candidate.energy = settled.positions, settled.energy
             self._judge(candidate, checked)
@@ -319,6 +329,8 @@ class _Search:
                 x, energy = x + [p for _, p in downhill], energy + [e for e, _ in downhill]
             setattr(candidate, barrier, kcal(top - well.energy))
         candidate.path_positions, candidate.path_energies = np.array(x), np.array(energy)
+        if top - max(energy[0], energy[-1]) < LEAST_BARRIER:
+            candidate.reason += f"; less than {LEAST_BARRIER} eV above one of its wells, it is hardly a barrier"
         self._finish(candidate, before - candidate.gradient_calls)
 
     def _finish(self, candidate: Candidate, calls_before: int) -> Candidate:
@@ -330,51 +342,6 @@ class _Search:
         }
         candidate.atoms.info.update({key: value for key, value in info.items() if value is not None})
         return candidate
-
-
-def _potential(calculator: Any, kwargs: Mapping[str, Any] | None, reaction: Reaction) -> Potential:
-    if isinstance(calculator, Potential):
-        for name, given, wanted in (
-            ("atomic numbers", calculator.numbers.tolist(), reaction.numbers.tolist()),
-            ("charge", calculator.charge, reaction.charge),
-            ("spin", calculator.spin, reaction.spin),
-        ):
-            if given != wanted:
-                raise InputError(
-                    f"was made for {name} {given}",
-                    where=type(calculator).__name__,
-                    expected=f"{wanted}, as the reactant",
-                )
-        return calculator
-    if isinstance(calculator, str):
-        return calculator_from_spec(calculator, dict(kwargs or {}), reaction.numbers, reaction.charge, reaction.spin)
-    return AsePotential(calculator, reaction.numbers, reaction.charge, reaction.spin)
-
-
-def _model(
-    weights: str | Path, reaction: Reaction, device: str, dtype: torch.dtype, notes: list[str]
-) -> Generator | None:
-    """The model, or None with a warning when it does not know an element."""
-    from ase.data import chemical_symbols
-
-    model = load_model(weights, device, dtype)
-    unknown = sorted(set(reaction.numbers.tolist()) - set(model.model.elements))
-    if unknown:
-        names = ", ".join(chemical_symbols[z] for z in unknown)
-        notes.append(f"warning: the weights do not know {names}: using the sqrt-distance guess and physics only")
-        return None
-    fewest, most = model.config.get("atoms", (2, MAX_ATOMS))
-    if len(reaction) < fewest:
-        notes.append(
-            f"warning: the weights saw {fewest} to {most} atoms, not {len(reaction)}: "
-            "using the sqrt-distance guess and physics only"
-        )
-        return None
-    if len(reaction) > most:
-        notes.append(f"warning: the weights saw {fewest} to {most} atoms, here are {len(reaction)}: less reliable")
-    if reaction.charge or reaction.spin:
-        notes.append("warning: the weights saw neutral closed-shell reactions only; the guesses may be worse")
-    return model
 
 
 def _rmsd(a: np.ndarray, b: np.ndarray) -> float:

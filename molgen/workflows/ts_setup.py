@@ -1,0 +1,89 @@
+"""What a search for a transition state needs before it starts: its options checked, the calculator, the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from molgen.data.reactions import Reaction
+from molgen.errors import InputError
+from molgen.potentials.ase import AsePotential, calculator_from_spec
+from molgen.potentials.base import Potential
+from molgen.structures import MAX_ATOMS
+from molgen.tsgen import Generator, load_model
+
+
+def check_counts(**least: tuple[Any, int | None]) -> None:
+    """Refuse options that are no whole number, or one below the least; None stands for "not given".
+
+    Args:
+        least: option -> (value, least or None).
+
+    Raises:
+        InputError: names the option.
+    """
+    for name, (value, minimum) in least.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not (whole and (minimum is None or int(value) >= minimum)):
+            limit = "" if minimum is None else f", at least {minimum}"
+            where = f"--{name.replace('_', '-')}"
+            raise InputError(f"{value!r} given", where=where, expected=f"a whole number{limit}")
+
+
+def calls_allowed(atoms: int) -> int:
+    """Gradient calls of one refinement where none are named: 100, and 8 an atom beyond the sizes 100 was tested on."""
+    return 100 if atoms <= 21 else 8 * atoms
+
+
+def potential_for(calculator: Any, kwargs: Mapping[str, Any] | None, reaction: Reaction) -> Potential:
+    """The calculator of a reaction.
+
+    Raises:
+        InputError: a Potential made for other atoms, charge or spin. CalculatorError: it cannot be built.
+    """
+    if isinstance(calculator, Potential):
+        for name, given, wanted in (
+            ("atomic numbers", calculator.numbers.tolist(), reaction.numbers.tolist()),
+            ("charge", calculator.charge, reaction.charge),
+            ("spin", calculator.spin, reaction.spin),
+        ):
+            if given != wanted:
+                raise InputError(
+                    f"was made for {name} {given}",
+                    where=type(calculator).__name__,
+                    expected=f"{wanted}, as the reactant",
+                )
+        return calculator
+    if isinstance(calculator, str):
+        return calculator_from_spec(calculator, dict(kwargs or {}), reaction.numbers, reaction.charge, reaction.spin)
+    return AsePotential(calculator, reaction.numbers, reaction.charge, reaction.spin)
+
+
+def model_for(
+    weights: str | Path, reaction: Reaction, device: str, dtype: torch.dtype, notes: list[str]
+) -> Generator | None:
+    """The model, or None with a warning when it does not know an element."""
+    from ase.data import chemical_symbols
+
+    model = load_model(weights, device, dtype)
+    unknown = sorted(set(reaction.numbers.tolist()) - set(model.model.elements))
+    if unknown:
+        names = ", ".join(chemical_symbols[z] for z in unknown)
+        notes.append(f"warning: the weights do not know {names}: using the sqrt-distance guess and physics only")
+        return None
+    fewest, most = model.config.get("atoms", (2, MAX_ATOMS))
+    if len(reaction) < fewest:
+        notes.append(
+            f"warning: the weights saw {fewest} to {most} atoms, not {len(reaction)}: "
+            "using the sqrt-distance guess and physics only"
+        )
+        return None
+    if len(reaction) > most:
+        notes.append(f"warning: the weights saw {fewest} to {most} atoms, here are {len(reaction)}: less reliable")
+    if reaction.charge or reaction.spin:
+        notes.append("warning: the weights saw neutral closed-shell reactions only; the guesses may be worse")
+    return model

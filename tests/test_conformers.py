@@ -1,0 +1,87 @@
+"""Reactions without a bond change: which conformers lie beside a saddle."""
+
+import sys
+
+import numpy as np
+import pytest
+from ase.build import molecule
+
+from molgen.geometry.bonds import bond_graph
+from molgen.geometry.shape import shape_distance
+from molgen.potentials.xtb import XtbPotential
+from molgen.saddle import refine, verify
+from molgen.saddle.descent import relax
+
+ACID = np.array([6, 8, 8, 1, 1])
+HEAVY = [[0, 0, 0], [1.2, 0.2, 0], [-0.6, 1.2, 0], [-0.5, -0.95, 0]]
+
+
+@pytest.fixture(scope="module")
+def rotamers() -> tuple[np.ndarray, np.ndarray]:
+    """Formic acid with its hydroxyl hydrogen away from and beside the carbonyl."""
+    potential = XtbPotential(ACID)
+    away, beside = (
+        relax(potential, np.array([*HEAVY, h]), fmax=0.01, max_calls=100).positions
+        for h in ([-1.55, 1.1, 0.0], [0.1, 1.9, 0.0])
+    )
+    return away, beside
+
+
+def test_a_turned_hydroxyl_group_is_found(rotamers):
+    potential = XtbPotential(ACID)
+    found = refine(potential, np.array([*HEAVY, [-0.8, 1.5, 0.9]]), reactant=rotamers[0], product=rotamers[1])
+    checked = verify(potential, found.positions, *rotamers)
+    assert checked.verdict == "intended", checked.reason
+    assert verify(potential, found.positions, *rotamers[::-1]).verdict == "intended"
+
+
+def test_a_saddle_between_other_molecules_is_not_one_of_conformers(rotamers):
+    """H between the two oxygens: the well beyond is bonded otherwise than either rotamer."""
+    potential = XtbPotential(ACID)
+    guess = np.array([[0, 0, 0], [1.1, 0.65, 0], [-1.1, 0.65, 0], [0, -1.1, 0], [0, 1.35, 0]])
+    found = refine(potential, guess, reactant=rotamers[1], product=rotamers[1][[0, 2, 1, 3, 4]])
+    assert found.converged
+    checked = verify(potential, found.positions, *rotamers)
+    assert checked.verdict == "half"
+    assert checked.reason == "one well is the product, the other another molecule"
+
+
+def test_other_conformers_are_said_to_be_others(rotamers):
+    """The saddle of the hydroxyl's turn, where the product asked for is the reactant, bent."""
+    potential = XtbPotential(ACID)
+    found = refine(potential, np.array([*HEAVY, [-0.8, 1.5, 0.9]]), reactant=rotamers[0], product=rotamers[1])
+    bent = rotamers[0].copy()
+    bent[3, 2] += 0.4
+    checked = verify(potential, found.positions, rotamers[0], bent)
+    assert checked.verdict == "half"
+    assert checked.reason == "one well is the reactant, the other another conformer"
+
+
+def test_a_ripple_does_not_count_between_conformers(rotamers, monkeypatch):
+    potential = XtbPotential(ACID)
+    found = refine(potential, np.array([*HEAVY, [-0.8, 1.5, 0.9]]), reactant=rotamers[0], product=rotamers[1])
+    monkeypatch.setattr(sys.modules["molgen.saddle.verify"], "LEAST_BARRIER", 0.5)  # eV; the barriers are 0.34 and 0.64
+    checked = verify(potential, found.positions, *rotamers)
+    assert checked.verdict == "half" and "less than 0.5 eV below the saddle" in checked.reason
+
+
+def test_shape_distance_sees_a_rotamer_and_not_a_turned_methyl_group():
+    ethanol = molecule("CH3CH2OH")
+    bonds = bond_graph(ethanol.numbers, ethanol.positions)
+    carbon = next(c for c in np.flatnonzero(ethanol.numbers == 6) if (ethanol.numbers[bonds[c]] == 1).sum() == 3)
+    methyl = [int(h) for h in np.flatnonzero(bonds[carbon]) if ethanol.numbers[h] == 1]
+    hydroxyl = next(int(h) for h in np.flatnonzero(ethanol.numbers == 1) if ethanol.numbers[bonds[h]] == 8)
+    oxygen = int(np.flatnonzero(bonds[hydroxyl])[0])
+    anchor = next(int(c) for c in np.flatnonzero(bonds[oxygen]) if c != hydroxyl)
+
+    turned = ethanol.positions.copy()
+    turned[methyl] = turned[np.roll(methyl, 1)]
+    rotamer = ethanol.copy()
+    rotamer.rotate(120, rotamer.positions[oxygen] - rotamer.positions[anchor], center=rotamer.positions[oxygen])
+    other = ethanol.positions.copy()
+    other[hydroxyl] = rotamer.positions[hydroxyl]
+
+    z, x = ethanol.numbers, ethanol.positions
+    assert shape_distance(z, bonds, x, turned) < 1e-6
+    assert shape_distance(z, bonds, x, turned, exchange=False) > 1.0
+    assert shape_distance(z, bonds, x, other) > 0.8

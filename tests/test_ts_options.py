@@ -1,0 +1,65 @@
+"""Options of `molgen ts`: how many gradient calls a refinement may take, and values that are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ts_cases import sides
+from typer.testing import CliRunner
+
+from molgen import find_ts
+from molgen.cli import main
+from molgen.errors import InputError
+from molgen.tsgen.training import make_model
+from molgen.workflows.ts_setup import calls_allowed
+
+HCN = sides("hcn")
+
+
+def test_a_refinement_stops_after_the_calls_allowed() -> None:
+    result = find_ts(*HCN, samples=2, max_calls=3, correction="none")
+    assert result.rejections["refinement did not converge"] == len(result.candidates)
+    assert max(candidate.refine_calls for candidate in result.candidates) == 3
+
+
+def test_the_advice_names_the_limit_that_was_met(tmp_path: Path) -> None:
+    files = [str(path) for side in HCN for path in side]
+    result = CliRunner().invoke(main.app, ["ts", *files, "-n", "1", "--max-calls", "3", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 3
+    assert "ran out of 3 gradient calls, so try --max-calls 9" in " ".join(result.stderr.split())
+
+
+def test_large_reactions_may_take_more_calls() -> None:
+    assert [calls_allowed(n) for n in (3, 12, 21, 28)] == [100, 100, 100, 224]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"steps": -1}, "--steps: -1 given.*a whole number, at least 1"),
+        ({"samples": 2.5}, "--samples: 2.5 given"),
+        ({"max_calls": 0}, "--max-calls: 0 given"),
+        ({"charge": 0.5}, "--charge: 0.5 given.*expected: a whole number"),
+        ({"spin": 1.5}, "--spin: 1.5 given"),
+        ({"seed": -1}, "--seed: -1 given"),
+        ({"device": "tpu"}, "--device: unknown device 'tpu'"),
+    ],
+)
+def test_values_without_a_meaning_are_refused(options: dict, text: str) -> None:
+    with pytest.raises(InputError, match=f"(?s){text}"):
+        find_ts(*HCN, **options)
+
+
+def test_a_negative_seed_is_bad_input_on_the_command_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main.app, ["ts", "a.xyz", "b.xyz", "--seed", "-1", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2 and "--seed" in result.stderr
+
+
+def test_the_device_may_be_left_to_molgen() -> None:
+    assert find_ts(*HCN, samples=1, refine=False, device="auto").best.verdict == "unverified"
+
+
+def test_a_size_beside_weights_is_refused() -> None:
+    with pytest.raises(InputError, match="--config: base given beside --init tsgen"):
+        make_model([], config="base", init="tsgen")
