@@ -27,10 +27,12 @@ from molgen.cvdiffusion.cvs import (
     path_z,
     rmsd,
     torsion,
+    volume,
 )
 from molgen.cvdiffusion.references import References
 from molgen.cvdiffusion.walls import Wall, check_walls, parse_wall, wall_energy
 from molgen.errors import InputError
+from molgen.geometry.chirality import signed_volumes
 from molgen.reweight.observables import torsion as torsion_angle
 
 N = 7
@@ -43,6 +45,7 @@ KINDS = {
     "distance": distance(0, 4),
     "angle": angle(0, 1, 2),
     "torsion": torsion(0, 1, 3, 6),
+    "volume": volume(0, 1, 3, 6),
     "coordination": coordination([0, 1], [2, 3, 5], 1.8),
     "coordination 3 7": coordination([0, 1], [2, 3, 5], 1.8, 3, 7),
     "linear": linear([distance(0, 4), distance(1, 5), angle(0, 1, 2)], [0.5, -1, 2]),
@@ -93,6 +96,13 @@ def test_values_of_simple_shapes():
     assert values(distance(0, 2), corner) == pytest.approx(math.sqrt(5))
     assert values(angle(0, 1, 2), corner) == pytest.approx(math.pi / 2)
     assert values(coordination([0], [1, 2], 1.0), corner) == pytest.approx(0.5 + 1 / (1 + 5**3))
+
+
+def test_volume_is_that_of_stereocentres_and_knows_the_hand():
+    x = RNG.standard_normal((5, N, 3))
+    exact = signed_volumes(x, np.array([[0, 1, 3, 6]]))[:, 0]
+    assert values(volume(0, 1, 3, 6), x) == pytest.approx(exact)
+    assert values(volume(0, 1, 3, 6), x * [1, 1, -1]) == pytest.approx(-exact)
 
 
 def test_torsion_has_the_sign_and_the_range_of_the_observable():
@@ -176,6 +186,7 @@ def folder(tmp_path: Path) -> Path:
         ("distance 0 4", distance(0, 4), "distance 0 4", "A"),
         ("  Angle  0 1   2 ", angle(0, 1, 2), "Angle 0 1 2", "rad"),
         ("torsion 0 1 3 6", torsion(0, 1, 3, 6), "torsion 0 1 3 6", "rad"),
+        ("volume 0 1 3 6", volume(0, 1, 3, 6), "volume 0 1 3 6", "A^3"),
         ("coordination 0,1 2,3,5 r0=1.8", KINDS["coordination"], "coordination 0,1 2,3,5 r0=1.8", ""),
         ("c = coordination 0,1 2,3,5 m=7 r0=1.8 n=3", KINDS["coordination 3 7"], "c", ""),
         ("rmsd ref.xyz", KINDS["rmsd"], "rmsd ref.xyz", "A"),
@@ -210,7 +221,7 @@ def test_names_of_sums():
     [
         ("", "a variable is missing(?s:.*)expected: distance I J; angle"),
         ("rc = ", "a variable is missing(?s:.*)remedy: "),
-        ("phi 2", "no kind of variable 'phi'(?s:.*)torsion I J K L; coordination.*path-z FILE"),
+        ("phi 2", "no kind of variable 'phi'(?s:.*)torsion I J K L; volume I J K L; coordination.*path-z FILE"),
         ("distance 0 4 + 3", "no kind of variable '3'"),
         ("distance 0 4 5", "3 atoms instead of 2(?s:.*)expected: distance I J"),
         ("torsion 0 1 2", "3 atoms instead of 4(?s:.*)count from 0"),

@@ -79,6 +79,20 @@ def torsion(i: int, j: int, k: int, l: int) -> CV:  # noqa: E741
     return CV(f"torsion {i} {j} {k} {l}", "rad", 2 * math.pi, function, ((i, j, k), (j, k, l)))
 
 
+def volume(i: int, j: int, k: int, l: int) -> CV:  # noqa: E741
+    """Signed volume of a tetrahedron of atoms, Angstrom^3, as `molgen.geometry.chirality.signed_volumes` has it.
+
+    Of the four neighbours of a stereocentre, it changes its sign where the centre turns over: a wall holds the hand.
+    """
+    _distinct(i, j, k, l)
+
+    def function(x: Tensor) -> Tensor:
+        a, b, c = x[:, j] - x[:, i], x[:, k] - x[:, i], x[:, l] - x[:, i]
+        return (a * torch.linalg.cross(b, c)).sum(-1) / 6
+
+    return CV(f"volume {i} {j} {k} {l}", "A^3", None, function)
+
+
 def coordination(a: Sequence[int], b: Sequence[int], r0: float, n: int = 6, m: int = 12) -> CV:
     """Number of contacts between the atoms `a` and `b`: sum over pairs of (1 - (r/r0)^n) / (1 - (r/r0)^m), n < m."""
     _distinct(*a, *b)
@@ -375,6 +389,7 @@ KINDS: dict[str, tuple[str, Callable[[str, int, References], CV]]] = {
     "distance": ("distance I J", lambda rest, n, _: distance(*_indices(rest.split(), n, 2))),
     "angle": ("angle I J K", lambda rest, n, _: angle(*_indices(rest.split(), n, 3))),
     "torsion": ("torsion I J K L", lambda rest, n, _: torsion(*_indices(rest.split(), n, 4))),
+    "volume": ("volume I J K L", lambda rest, n, _: volume(*_indices(rest.split(), n, 4))),
     "coordination": ("coordination I,... J,... r0=R [n=6 m=12]", _coordination),
     "rmsd": ("rmsd FILE [I,J,...]", _from_file(_rmsd_of_one)),
     "path-s": ("path-s FILE [I,J,...]", _from_file(path_s)),
