@@ -16,7 +16,7 @@ from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, molecule_key
 from molgen.io import checked_spin
 from molgen.smiles import embed_molecule
-from molgen.structures import _read_frame, read_side
+from molgen.structures import read_frame, read_side
 
 SMALLEST = 4  # atoms; smaller fragments of a reaction have next to no reactions of their own
 LISTS = {".smi", ".smiles", ".txt"}
@@ -148,7 +148,7 @@ def _frames(path: Path) -> list[Atoms]:
         return list(iread(path, index=":"))
     lines, at, found = path.read_text(encoding="utf-8-sig").rstrip().splitlines(), 0, []
     while at < len(lines):
-        numbers, positions, at = _read_frame(lines, at, str(path))
+        numbers, positions, at = read_frame(lines, at, str(path))
         found.append(Atoms(numbers, positions))
     return found
 

@@ -129,14 +129,14 @@ def _read_xyz(path: Path) -> Structure:
             at += 1
             continue
         periodic = "Lattice=" in lines[min(at + 1, len(lines) - 1)]
-        numbers, positions, at = _read_frame(lines, at, str(path))
+        numbers, positions, at = read_frame(lines, at, str(path))
         frames += 1
     if not frames:
         raise InputError("the file is empty", where=str(path), expected="an xyz file")
     return Structure(numbers, positions, str(path), _last_of(path, frames) + (_unbound(str(path)) if periodic else ()))
 
 
-def _read_frame(lines: list[str], at: int, path: str) -> tuple[np.ndarray, np.ndarray, int]:
+def read_frame(lines: list[str], at: int, path: str) -> tuple[np.ndarray, np.ndarray, int]:
     """Numbers (N,), positions (N, 3) and the line after the frame that begins at line `at`."""
     try:
         count = int(lines[at])
