@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 
 class MolgenError(Exception):
     """Base of all molgen errors.
@@ -43,3 +46,20 @@ class CalculatorError(MolgenError):
 
 class DependencyError(InputError):
     """An optional dependency is not installed; the remedy names the extra."""
+
+
+def check_counts(**least: tuple[Any, int | None]) -> None:
+    """Refuse options that are no whole number, or one below the least; None stands for "not given".
+
+    Args:
+        least: option -> (value, least or None).
+
+    Raises:
+        InputError: names the option.
+    """
+    for name, (value, minimum) in least.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not (whole and (minimum is None or int(value) >= minimum)):
+            limit = "" if minimum is None else f", at least {minimum}"
+            where = f"--{name.replace('_', '-')}"
+            raise InputError(f"{value!r} given", where=where, expected=f"a whole number{limit}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from molgen.errors import InputError
+from molgen.errors import check_counts
 
 
 def _sequence(seed: int, *index: int) -> np.random.SeedSequence:
     """Source of the bits of sample `index`; an InputError for a negative seed."""
-    if seed < 0:
-        raise InputError(f"seed {seed}", where="--seed", expected="0 or more")
+    check_counts(seed=(seed, 0))
     return np.random.SeedSequence([seed, *index])
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from molgen import __version__
-from molgen.errors import InputError, MolgenError
+from molgen.errors import InputError, MolgenError, check_counts
 from molgen.files import explained, json_text, write_atomic
 
 MANIFEST, SUMMARY = "manifest.json", "summary.json"
@@ -66,8 +66,7 @@ class Run:
         overwrite: bool = False,
         resume: bool | None = None,
     ):
-        if seed < 0:
-            raise InputError(f"seed {seed}", where="--seed", expected="0 or more")
+        check_counts(seed=(seed, 0))
         self.directory = Path(directory)
         self.command, self.seed, self.device = command, int(seed), str(device)
         self.results: list[Any] = []

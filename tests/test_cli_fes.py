@@ -165,10 +165,19 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
     assert "histogram off by 0.8 kT (fine up to 0.5): the weights repair much" in text
     assert "barrier 0 to 1   3.25 +- 0.12 kcal/mol, top of the profile, at 20.0 degrees" in text
     assert "barrier 1 to 0   2 +- 0.12 kcal/mol (k-hat 0.9: not reliable)" in text
-    chains = {"particles": 400, "moves": 22, "ancestors": 350, "halves": 0.21, "shift": 0.42, "limit": 0.3}
+    chains = {
+        "particles": 400,
+        "moves": 22,
+        "ancestors": 350,
+        "halves": 0.21,
+        "shift": 0.42,
+        "limit": 0.3,
+        "used": True,
+    }
     mended = report({**summary, "repair": chains}, tmp_path)
     assert "400 chains of 22 moves from 350 samples; their halves differ by 0.21 kT (fine up to 0.3)" in mended
-    assert "0.42 kT from the weights' surface (fine up to 0.6)" in mended
+    assert "0.42 kT from the weights' surface (fine up to 0.6)" in mended and "repair failed" not in mended
+    assert "repair failed    by sequential" in report({**summary, "repair": {**chains, "used": False}}, tmp_path)
     assert (
         "repaired" not in text and "missing?         2 parts" in text and "without bias     biased; k-hat 0.4" in text
     )

@@ -104,7 +104,7 @@ def test_an_earlier_run_is_not_overwritten_unasked(molgen: Callable[..., Result]
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (["GG", "-n", "0"], ["-n: 0 samples", "at least 1"]),
+        (["GG", "-n", "0"], ["--samples: 0 given", "at least 1"]),
         (["AXG"], ["unknown residue 'X' at position 2", "sequence 'AXG'"]),
         (["ag"], ["unknown residue 'a' at position 1", "write A"]),
         (["G"], ["one residue with both termini charged", "--cap ace-nme"]),

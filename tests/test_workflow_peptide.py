@@ -270,7 +270,7 @@ def test_lengths_beyond_training_are_warned_of(sequence, cap, text):
 
 
 @pytest.mark.parametrize(("options", "texts"), [
-    ({"n": 0}, ["-n: 0 samples", "at least 1"]),
+    ({"n": 0}, ["--samples: 0 given", "at least 1"]),
     ({"sequence": "GXG"}, ["unknown residue 'X' at position 2", "GXG"]),
     ({"sequence": ""}, ["the sequence is empty"]),
     ({"sequence": "G"}, ["one residue with both termini charged", "--cap ace-nme"]),
@@ -278,7 +278,7 @@ def test_lengths_beyond_training_are_warned_of(sequence, cap, text):
     ({"temperature": 250.0}, ["250 K lies outside", "300 to 600 K"]),
     ({"temperature": 601.0}, ["601 K lies outside", "300 to 600 K"]),
     ({"temperature": float("nan")}, ["nan K lies outside"]),
-    ({"finetune": -1}, ["--finetune: -1 rounds"]),
+    ({"finetune": -1}, ["--finetune: -1 given"]),
     ({"workers": 0}, ["--workers: 0 workers"]),
     ({"units": "hartree"}, ["--units: unknown unit 'hartree'", "kJ/mol or kcal/mol"]),
     ({"device": "cuda:9"}, ["--device: no device 'cuda:9'"]),
@@ -286,10 +286,10 @@ def test_lengths_beyond_training_are_warned_of(sequence, cap, text):
     ({"observables": ["phi 7"]}, ["phi 7"]),
     ({"observables": ["beauty"]}, ["no observable 'beauty'", "distance"]),
     ({"observables": "phi ²"}, ["no residue '²' with phi"]),
-    ({"n": 1e2}, ["-n", "a whole number"]),
+    ({"n": 1e2}, ["--samples: 100.0", "a whole number"]),
     ({"temperature": "400"}, ["-T", "a number"]),
     ({"sequence": ["G", "G"]}, ["sequence", "text"]),
-    ({"seed": -1}, ["seed -1", "0 or more"]),
+    ({"seed": -1}, ["--seed: -1 given", "at least 0"]),
 ])  # fmt: skip
 def test_bad_input(options, texts, tmp_path):
     given = {"sequence": "GG", "n": 10, "temperature": 400.0, "weights": tiny_flow(), "out": tmp_path / "out"}

@@ -243,6 +243,7 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     """Build what the options describe and run it; nothing is written, and the summary is empty, for --estimate."""
     from molgen.workflows.fes import run_fes
     from molgen.workflows.fes_forecast import forecast
+    from molgen.workflows.fes_problem import Problem
 
     path = None
     if o["pretrained"]:
@@ -263,16 +264,15 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
             remedy='give for example --cv "distance 0 4"',
         )  # fmt: skip
     if o["estimate"]:
-        typer.echo(forecast(system, cvs, o["temperature"], **given))
+        typer.echo(forecast(Problem.of(system, cvs, o["temperature"], **given)))
         return {}, o["out"]
     rounds = given["settings"].sampler.rounds
     with common.stages("starting") as progress:
         moved: list[float] = []
 
         def show(row: dict[str, Any]) -> None:
-            text = (
-                f"ESS {row['ess']:.0%}, k-hat {row['khat']:.2f}, bias {row['bias']:.0f} kT, {row['energies']} energies"
-            )
+            text = f"ESS {row['ess']:.0%}, k-hat {row['khat']:.2f}, bias {row['bias']:.0f} kT, "
+            text += f"{row['energies']} energies"
             if row["moved"] is not None:
                 moved.append(row["moved"])
             text += f", surface moved by {moved[-1]:.2f} kT at most" if moved else ""

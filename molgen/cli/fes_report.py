@@ -24,7 +24,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
     if repair := summary.get("repair"):
         rows.append(
             (
-                "repaired" if repair.get("used", True) else "repair failed",
+                "repaired" if repair["used"] else "repair failed",
                 f"by sequential Monte Carlo, {repair['particles']} chains of {repair['moves']} moves from "
                 f"{repair['ancestors']} samples; their halves differ by {_number(repair['halves'])} kT "
                 f"(fine up to {repair['limit']:g}), {_number(repair['shift'])} kT from the weights' "

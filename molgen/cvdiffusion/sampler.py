@@ -180,8 +180,9 @@ class Sampler:
         if costly > 0.5 * s.draws or accepted.sum() < LEAST_ACCEPTED * s.draws:
             calculator = "a calculator that converges: check charge and spin first"
             remedies = ["walls that keep the molecule together", "more or better starting structures"]
-            energy = self.target.rejections["no energy"] > 0.5 * self.target.rejections.total()
-            remedies.insert(0 if energy else 2, calculator)
+            paid = {reason: count for reason, count in self.target.rejections.items() if reason not in FREE}
+            failed = costly > 0.5 * s.draws and max(paid, key=lambda reason: paid[reason]) == "no energy"
+            remedies.insert(0 if failed else 2, calculator)
             reasons = ", ".join(f"{count} x {reason}" for reason, count in self.target.rejections.most_common())
             raise CalculatorError(
                 f"{s.draws - accepted.sum()} of {s.draws} samples were rejected ({reasons} so far)",

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from molgen.cvdiffusion.bias import Axis
-from molgen.cvdiffusion.cvs import CV
 from molgen.cvdiffusion.noising import simulate
 from molgen.cvdiffusion.sampler import FITTED, Sampler, lesson_loss
-from molgen.cvdiffusion.walls import Wall
 from molgen.errors import CalculatorError
 from molgen.potentials.xtb import one_thread
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import FesSettings
-from molgen.workflows.fes_system import System
 
 STEPS_A_FRAME = 5  # energies that a starting frame costs, about
 ENERGIES, STEPS, TRAJECTORIES = 8, 8, 128  # measured
 
 
-def forecast(
-    system: System,
-    cvs: Sequence[CV | str],
-    temperature: float,
-    *,
-    ranges: Sequence[tuple[float, float] | None] | None,
-    walls: Sequence[Wall | str],
-    settings: FesSettings,
-) -> str:
+def forecast(problem: Problem) -> str:
     """What a run will cost, in words: energies, seconds an energy, minutes to learn and in all."""
-    problem = Problem.of(system, cvs, temperature, ranges, walls, settings)
+    system, settings = problem.system, problem.settings
     starts = np.repeat(system.starts[:1], ENERGIES, axis=0)
     with one_thread(len(system.numbers)):
         system.potential.energy_and_forces(starts[:1])

@@ -15,7 +15,7 @@ import torch
 
 from molgen.data.peptide import Peptide, build_peptide, residues_of
 from molgen.device import resolve_device
-from molgen.errors import InputError
+from molgen.errors import InputError, check_counts
 from molgen.prose.layout import Layout
 from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
@@ -245,15 +245,9 @@ class _Work:
 
 
 def _check(n: int, rounds: int, workers: int | str, units: str, temperature: float) -> None:
-    for value, where in ((n, "-n"), (rounds, "--finetune")):
-        if not isinstance(value, (int, np.integer)):
-            raise InputError(f"{value!r}", where=where, expected="a whole number")
+    check_counts(samples=(n, 1), finetune=(rounds, 0))
     if not isinstance(temperature, (int, float, np.number)):
         raise InputError(f"{temperature!r}", where="-T", expected="a number, K")
-    if n < 1:
-        raise InputError(f"{n} samples", where="-n", expected="at least 1")
-    if rounds < 0:
-        raise InputError(f"{rounds} rounds of finetuning", where="--finetune", expected="0 or more")
     if workers != "auto" and not (isinstance(workers, int) and workers > 0):
         raise InputError(f"{workers!r} workers", where="--workers", expected="auto, or at least 1")
     if units not in UNITS:

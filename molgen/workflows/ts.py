@@ -14,7 +14,7 @@ from ase import Atoms
 
 from molgen.data.reactions import Reaction
 from molgen.device import resolve_device
-from molgen.errors import CalculatorError, InputError
+from molgen.errors import CalculatorError, InputError, check_counts
 from molgen.geometry.align import rmsd
 from molgen.geometry.bonds import overlapping
 from molgen.io import load_reaction
@@ -31,7 +31,7 @@ from molgen.tsgen.rank import confidence, guess_features, refined_features
 from molgen.units import kcal
 from molgen.workflows.ts_estimate import DEFAULT_CORRECTION, estimate, estimate_without_saddle, fitting_correction
 from molgen.workflows.ts_result import VERDICTS, Candidate, TSResult
-from molgen.workflows.ts_setup import calls_allowed, check_counts, model_for, potential_for
+from molgen.workflows.ts_setup import calls_allowed, model_for, potential_for
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 SAME_SADDLE = 0.05  # Angstrom RMSD, with energies within SAME_ENERGY: one saddle

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,6 @@ from molgen.potentials.ase import AsePotential, calculator_from_spec
 from molgen.potentials.base import Potential
 from molgen.structures import MAX_ATOMS
 from molgen.tsgen import Generator, load_model
-
-
-def check_counts(**least: tuple[Any, int | None]) -> None:
-    """Refuse options that are no whole number, or one below the least; None stands for "not given".
-
-    Args:
-        least: option -> (value, least or None).
-
-    Raises:
-        InputError: names the option.
-    """
-    for name, (value, minimum) in least.items():
-        whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if value is not None and not (whole and (minimum is None or int(value) >= minimum)):
-            limit = "" if minimum is None else f", at least {minimum}"
-            where = f"--{name.replace('_', '-')}"
-            raise InputError(f"{value!r} given", where=where, expected=f"a whole number{limit}")
 
 
 def calls_allowed(atoms: int) -> int:
