@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from molgen.checkpoint import load_checkpoint
 from molgen.cli import main
-from molgen.cli.train import seconds_of
+from molgen.cli.common import seconds_of
 from molgen.data.reactions import Reaction, save_npz
 from molgen.errors import InputError
 from molgen.io import load_reaction

@@ -30,6 +30,16 @@ def test_the_advice_names_the_limit_that_was_met(tmp_path: Path) -> None:
     assert "ran out of 3 gradient calls, so try --max-calls 9" in " ".join(result.stderr.split())
 
 
+def test_when_the_time_is_up_what_was_found_is_the_result(tmp_path: Path) -> None:
+    result = find_ts(*HCN, samples=4, max_calls=3, time_budget=1e-6, correction="none", out=tmp_path / "py")
+    assert len(result.candidates) == 1 and result.rejections["time budget reached"] == len(result.guesses) - 1 == 3
+    files = [str(path) for side in HCN for path in side]
+    options = ["--max-calls", "3", "--time-budget", "0.001s", "--out", str(tmp_path / "out")]
+    said = CliRunner().invoke(main.app, ["ts", *files, "-n", "5", *options])
+    assert said.exit_code == 3 and "4 x time budget reached" in said.stdout
+    assert "4 guesses were left when the time was up, so try a longer --time-budget" in " ".join(said.stderr.split())
+
+
 def test_large_reactions_may_take_more_calls() -> None:
     assert [calls_allowed(n) for n in (3, 12, 21, 28)] == [100, 100, 100, 224]
 
@@ -40,6 +50,7 @@ def test_large_reactions_may_take_more_calls() -> None:
         ({"steps": -1}, "--steps: -1 given.*a whole number, at least 1"),
         ({"samples": 2.5}, "--samples: 2.5 given"),
         ({"max_calls": 0}, "--max-calls: 0 given"),
+        ({"time_budget": 0}, "--time-budget: 0 given.*a duration above 0"),
         ({"charge": 0.5}, "--charge: 0.5 given.*expected: a whole number"),
         ({"spin": 1.5}, "--spin: 1.5 given"),
         ({"seed": -1}, "--seed: -1 given"),

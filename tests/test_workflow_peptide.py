@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,12 +143,32 @@ def test_smc_carries_its_ancestors_and_energies(monkeypatch):
     monkeypatch.setattr(workflow, "MOVES", 3)
     ensemble, summary = run(60, 400.0, smc=True)
     smc = summary["smc"]
-    assert smc["hot_temperature"] == 600.0 and smc["stages"][-1]["b"] == 1
+    assert [trial["temperature"] for trial in smc["trials"]] == [443.0, 490.0, 542.0, 600.0]
+    assert smc["hot_temperature"] in (443.0, 490.0, 542.0, 600.0) and smc["stages"][-1]["b"] == 1
     assert ensemble.groups is not None and smc["unique_ancestors"] == len(set(ensemble.groups.tolist())) < 60
     assert smc["ess_of_ancestors"] < ensemble.diagnostics.ess
     assert ensemble.energies == pytest.approx(openmm_energies(build_peptide("GG"), ensemble.positions), abs=1e-9)
     assert ensemble.verdict != "reliable", "60 particles leave too few ancestors"
-    assert summary["energy_calls"] == 60 * (2 + workflow.MOVES * workflow.LEAPFROG * len(smc["stages"]))
+    each = 2 + workflow.TRIALS + workflow.MOVES * workflow.LEAPFROG * len(smc["stages"])
+    assert summary["energy_calls"] == 60 * each
+
+
+def test_the_ladder_begins_at_the_coldest_temperature_that_is_nearly_the_best():
+    def trials(*spreads):
+        """Draws with Gaussian log-weights: ESS falls with the spread, k-hat rises."""
+        noise = np.random.default_rng(0).standard_normal(1000)
+        return [SimpleNamespace(temperature=k, log_weights=s * noise) for k, s in enumerate(spreads)]
+
+    assert workflow.begin_of_ladder(trials(3.0, 1.0, 0.9, 0.9)) == 1
+    assert workflow.begin_of_ladder(trials(1.5, 1.4, 0.5, 0.4)) == 2
+    assert workflow.begin_of_ladder(trials(6.0, 5.0, 4.0, 1.0)) == 3
+    assert workflow.begin_of_ladder(trials(9.0, 9.0, 9.0, 9.0)) == 3, "none can be trusted"
+
+
+def test_trials_lie_between_the_temperature_and_the_hottest(monkeypatch):
+    monkeypatch.setattr(workflow, "MOVES", 1)
+    assert [t["temperature"] for t in run(20, 599.0, smc=True)[1]["smc"]["trials"]] == [600.0]
+    assert [t["temperature"] for t in run(20, 600.0, smc=True)[1]["smc"]["trials"]] == [600.0]
 
 
 class Killed(BaseException):
@@ -166,7 +187,7 @@ def kill_at_the_next_write(monkeypatch, before: bool) -> None:
     monkeypatch.setattr(draws, "write_atomic", write)
 
 
-WAYS = {"plain": ({}, 2), "smc": ({"smc": True}, 4), "finetuned": ({"finetune": 2}, 7)}
+WAYS = {"plain": ({}, 2), "smc": ({"smc": True}, 12), "finetuned": ({"finetune": 2}, 7)}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -49,7 +50,10 @@ Dtype = Annotated[str, typer.Option("--dtype", help="Precision of the model: flo
 Out = Annotated[Path, typer.Option("--out", help="Output folder.", file_okay=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an earlier run in the output folder.")]
+TimeBudget = Annotated[str | None, typer.Option("--time-budget", help="Stop after 30m, 2h, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
+
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 # width: a log file or CI has no terminal to ask; 120 keeps tables whole there.
 stderr = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
@@ -212,3 +216,18 @@ def _escaped(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of "90s", "30m", "2h", "1h30m" or a plain number of seconds.
+
+    Raises:
+        InputError: not a duration.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(min|[smhd]?)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text.replace(" ", ""):
+        raise InputError(f"{text!r} is not a duration", where="--time-budget", expected="such as 90s, 30m, 2h or 1h30m")
+    total = sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
+    if total <= 0:
+        raise InputError("no time given", where="--time-budget", expected="a positive duration, such as 2h")
+    return total

@@ -11,11 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from molgen.cli import common
-from molgen.cli.train import seconds_of
 from molgen.errors import InputError
 
 app = typer.Typer(help="Make data sets.", no_args_is_help=True)
-TimeBudget = Annotated[str | None, typer.Option("--time-budget", help="Stop after 30m, 2h, ...")]
 Weights = Annotated[str, typer.Option("--weights", help="Of TS-GEN: shipped weights or checkpoint folder.")]
 _PS = {"ps": 1, "ns": 1_000, "us": 1_000_000}
 
@@ -129,7 +127,7 @@ def reactions(
     ] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Stop at so many reactions.")] = None,
     attempts: Annotated[int | None, typer.Option("--attempts", min=1, help="Stop after so many attempts.")] = None,
-    time_budget: TimeBudget = None,
+    time_budget: common.TimeBudget = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option("--exclude", help="Never make a reaction of this set: set.npz or set.npz:test; may be repeated."),
@@ -171,7 +169,7 @@ def reactions(
     from molgen.run import Run
     from molgen.workflows.reactions import find_reactions, plan_of
 
-    seconds = seconds_of(time_budget) if time_budget else None
+    seconds = common.seconds_of(time_budget) if time_budget else None
     kwargs = common.json_object(calculator_kwargs, "--calculator-kwargs", '{"method": "GFN1-xTB"}')
     _refuse_options(
         context, ("split",) if not relevel else ("attempts", "exclude", "guess", "weights", "charge", "spin")
@@ -222,7 +220,7 @@ def searches(
         str | None, typer.Option("--split", help="train, val, several (train,val) or all; default train,val.")
     ] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Only so many reactions, at random.")] = None,
-    time_budget: TimeBudget = None,
+    time_budget: common.TimeBudget = None,
     calculator: common.Calculator = "gfn2",
     calculator_kwargs: common.CalculatorKwargs = None,
     weights: Weights = "tsgen",
@@ -241,7 +239,7 @@ def searches(
     from molgen.run import Run
     from molgen.workflows.searches import search_all, search_plan
 
-    seconds = seconds_of(time_budget) if time_budget else None
+    seconds = common.seconds_of(time_budget) if time_budget else None
     kwargs = common.json_object(calculator_kwargs, "--calculator-kwargs", '{"method": "GFN1-xTB"}')
     plan, settings = search_plan(
         source, split=split, count=count, calculator=calculator, calculator_kwargs=kwargs, weights=weights, seed=seed

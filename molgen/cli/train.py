@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +22,6 @@ TrainSplit = Annotated[str, typer.Option("--train-split")]
 ValSplit = Annotated[str, typer.Option("--val-split", help="Selects the weights that are kept.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 LearningRate = Annotated[float, typer.Option("--learning-rate")]
-_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 def register(parent: typer.Typer) -> None:
@@ -34,21 +32,6 @@ def register(parent: typer.Typer) -> None:
 @app.callback()
 def _group() -> None:
     """Train a model."""
-
-
-def seconds_of(text: str) -> float:
-    """Seconds of "90s", "30m", "2h", "1h30m" or a plain number of seconds.
-
-    Raises:
-        InputError: not a duration.
-    """
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(min|[smhd]?)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text.replace(" ", ""):
-        raise InputError(f"{text!r} is not a duration", where="--time-budget", expected="such as 90s, 30m, 2h or 1h30m")
-    total = sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
-    if total <= 0:
-        raise InputError("no time to train in", where="--time-budget", expected="a positive duration, such as 2h")
-    return total
 
 
 @app.command("ts")
@@ -82,7 +65,7 @@ def train_ts(
     from molgen.run import Run
     from molgen.tsgen.training import load_training_data, make_model, train_tsgen
 
-    budget = None if steps else seconds_of(time_budget)
+    budget = None if steps else common.seconds_of(time_budget)
     settings: dict[str, Any] = {
         "data": [str(path) for path in data], "config": config or "small", "init": init, "train_split": train_split,
         "val_split": val_split, "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps,
@@ -127,7 +110,7 @@ def train_correction(
     from molgen.tsgen.correction import correction_model, load_training_points
     from molgen.tsgen.correction import train_correction as run_training
 
-    budget = None if steps else seconds_of(time_budget)
+    budget = None if steps else common.seconds_of(time_budget)
     settings: dict[str, Any] = {
         "data": str(data), "searches": str(searches), "init": init, "level": level, "train_split": train_split,
         "val_split": val_split, "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps,
@@ -189,7 +172,7 @@ def train_prose(
     from molgen.run import Run
     from molgen.workflows.train_prose import load_own_data, load_training_data
 
-    budget = None if steps else seconds_of(time_budget)
+    budget = None if steps else common.seconds_of(time_budget)
     settings: dict[str, Any] = {
         "data": [str(path) for path in data], "exclude": exclude and str(exclude), "val": val, "val_share": val_share,
         "init": init, "config": config, "batch": batch, "sequences": sequences, "learning_rate": learning_rate,

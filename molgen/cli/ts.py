@@ -10,6 +10,8 @@ import typer
 
 from molgen.cli import common
 
+OUT_OF_TIME = "time budget reached"  # among the rejections of a result
+
 
 def register(app: typer.Typer) -> None:
     """Add the subcommand to `app`."""
@@ -35,6 +37,9 @@ def ts(
         int | None,
         typer.Option("--max-calls", min=1, help="Gradient calls of one refinement; default 100, more if large."),
     ] = None,
+    time_budget: Annotated[
+        str | None, typer.Option("--time-budget", help="After 90s, 30m, ..., begin no further guess.")
+    ] = None,
     map_atoms: Annotated[bool, typer.Option("--map/--no-map", help="Map atoms when the orders differ.")] = True,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "tsgen",
     correction: Annotated[
@@ -59,13 +64,14 @@ def ts(
     from molgen.workflows.ts_setup import calls_allowed
 
     kwargs = common.json_object(calculator_kwargs, "--calculator-kwargs", '{"method": "GFN1-xTB"}')
+    seconds = common.seconds_of(time_budget) if time_budget else None
     torch_device = common.resolve_device(device)
     with common.stages("guessing") as progress:
         result = find_ts(
             _side(reactant), _side(product), smiles=smiles, charge=charge, spin=spin, samples=samples, refine=refine,
-            calculator=calculator, calculator_kwargs=kwargs, verify=verify, max_calls=max_calls, out=out,
-            overwrite=overwrite, weights=weights, correction=correction, steps=steps, map_atoms=map_atoms, seed=seed,
-            device=str(torch_device), dtype=common.resolve_dtype(dtype), log=common.log, progress=progress,
+            calculator=calculator, calculator_kwargs=kwargs, verify=verify, max_calls=max_calls, time_budget=seconds,
+            out=out, overwrite=overwrite, weights=weights, correction=correction, steps=steps, map_atoms=map_atoms,
+            seed=seed, device=str(torch_device), dtype=common.resolve_dtype(dtype), log=common.log, progress=progress,
         )  # fmt: skip
     if as_json:
         typer.echo((out / "summary.json").read_text(), nl=False)
@@ -76,19 +82,20 @@ def ts(
         limit = max_calls or calls_allowed(len(result.reaction))
         common.warn(
             f"no saddle was proven to join the two. The reaction may take several steps{beside}, or this calculator "
-            f"has no such saddle: try more --samples or another --calculator{more_calls(result, limit)}"
+            f"has no such saddle: try more --samples or another --calculator{more_effort(result, limit)}"
         )
     codes = {"ok": common.ExitCode.OK, "partial": common.ExitCode.PARTIAL, "gate_failed": common.ExitCode.GATE_FAILED}
     raise typer.Exit(codes[result.status])
 
 
-def more_calls(result: Any, limit: int) -> str:
-    """Advice for the case that most refinements ran out of their `limit` of gradient calls; empty otherwise."""
-    short = result.rejections.get("refinement did not converge", 0)
+def more_effort(result: Any, limit: int) -> str:
+    """Advice where guesses were left for want of time, or most refinements took all `limit` gradient calls."""
+    left, short = (result.rejections.get(reason, 0) for reason in (OUT_OF_TIME, "refinement did not converge"))
     tries = len(result.candidates)
-    if 2 * short <= tries:
-        return ""
-    return f"; {short} of {tries} refinements ran out of {limit} gradient calls, so try --max-calls {3 * limit}"
+    advice = f"; {left} guesses were left when the time was up, so try a longer --time-budget" if left else ""
+    if 2 * short > tries:
+        advice += f"; {short} of {tries} refinements ran out of {limit} gradient calls, so try --max-calls {3 * limit}"
+    return advice
 
 
 def report(result: Any, out: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,8 +42,12 @@ from molgen.workflows.peptide_output import (
 
 LONGEST = 12  # residues; beyond, nothing the flow learned on short peptides need hold
 MOVES, LEAPFROG = 10, 4  # of the chain at each rung of the temperature ladder
+# Where the ladder begins: TRIALS temperatures are tried with TRIAL draws, and the coldest taken that k-hat accepts and
+# whose smoothed ESS is nearly the best. A colder start saves rungs, each of MOVES * LEAPFROG gradients a particle.
+TRIAL, TRIALS, NEARLY = 1000, 4, 0.75
 FEW_ANCESTORS = 100  # effective ones, below which errors by ancestor are rough
-FINETUNING, TEMPERING = 1, 2  # streams of random numbers under one seed, beside that of the samples
+STAGES = {"round": "finetuning: sampling", "trial": "trying temperatures"}  # what the user reads, by name of the draws
+FINETUNING, TEMPERING, TRYING = 1, 2, 3  # streams of random numbers under one seed, beside that of the samples
 
 
 def sample_peptide(
@@ -81,7 +85,8 @@ def sample_peptide(
         n: samples. temperature: K. cap: None (charged termini) or "ace-nme".
         weights: shipped weights, the folder of a checkpoint (finetuned ones too), or a loaded flow.
         finetune: rounds of training on this peptide first (see `molgen.workflows.finetune`).
-        smc: propose at the highest temperature that the flow knows, then cool by sequential Monte Carlo.
+        smc: propose at a temperature where trials say that the weights can be trusted, then cool by sequential Monte
+            Carlo.
         observables: computed and reported with the run (see `molgen.reweight.observables`).
         prose_compat: drop the largest 0.2 % of the weights, as Prose (arXiv 2508.18175) reports. Biased.
         platform: of OpenMM. workers: processes for energies; "auto" starts a pool where it pays. As with all process
@@ -200,7 +205,7 @@ class _Work:
         return draw(
             flow, Layout.of(self.peptide), self.energies, n,
             self.temperature if temperature is None else temperature, seed, self.store, name,
-            stage="finetuning: sampling" if name.startswith("round") else "sampling", progress=self.progress,
+            stage=STAGES.get(name[:5], "sampling"), progress=self.progress,
         )  # fmt: skip
 
     def weighted(self, proposal: Proposal, n: int) -> Sampled:
@@ -213,8 +218,9 @@ class _Work:
         return Sampled(ensemble, draws)
 
     def cooled(self, proposal: Proposal, n: int) -> Sampled:
-        """Sequential Monte Carlo from the highest temperature the flow knows."""
-        hot = max(float(proposal.config.get("temperatures", [self.temperature])[-1]), self.temperature)
+        """Sequential Monte Carlo from where the flow's weights can be trusted."""
+        trials = self.trials(proposal, min(n, TRIAL))
+        hot = begin_of_ladder(trials)
         draws = self.draws(proposal, n, self.seed, "draws", hot)
         ladder = between_temperatures(self.energies.plan(n * MOVES * LEAPFROG), hot, self.temperature)
         densities = restricted(ladder, lambda positions: validate(self.peptide, positions).valid)
@@ -241,7 +247,23 @@ class _Work:
         # weights that were just resampled are alike: what they began with, and how many survive, say more
         few = ess_of_ancestors(ensemble) * len(ensemble) < FEW_ANCESTORS
         at_best = worst(verdict(diagnose(draws.log_weights)), "warn" if few else "reliable")
-        return Sampled(replace(ensemble, at_best=at_best), draws, population)
+        return Sampled(replace(ensemble, at_best=at_best), draws, population, tuple(trials))
+
+    def trials(self, proposal: Proposal, n: int) -> list[Draws]:
+        """n draws at each of a few temperatures up to the highest the flow knows, coldest first."""
+        hot = max(float(proposal.config.get("temperatures", [self.temperature])[-1]), self.temperature)
+        between = np.geomspace(self.temperature, hot, TRIALS + 1)[1:-1].round().tolist()
+        kelvins = sorted({kelvin for kelvin in between if self.temperature < kelvin < hot} | {hot})
+        seed = sample_seed(self.seed, TRYING)
+        return [self.draws(proposal, n, seed, f"trial-{kelvin:g}", kelvin) for kelvin in kelvins]
+
+
+def begin_of_ladder(trials: Sequence[Draws]) -> float:
+    """The coldest temperature (K) of `trials`, coldest first, that is nearly worth the best; the hottest if none is."""
+    judged = [diagnose(trial.log_weights) for trial in trials]
+    trusted = [found.ess_psis if verdict(found) == "reliable" else 0.0 for found in judged]
+    worth = [found > 0 and found >= NEARLY * max(trusted) for found in trusted]
+    return trials[worth.index(True) if any(worth) else -1].temperature
 
 
 def _check(n: int, rounds: int, workers: int | str, units: str, temperature: float) -> None:

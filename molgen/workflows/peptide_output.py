@@ -26,11 +26,12 @@ ENERGY = "potential energy"
 
 @dataclass(eq=False)
 class Sampled:
-    """An ensemble; what the flow drew for it; the particles of the temperature ladder, None without one."""
+    """An ensemble; what the flow drew for it; the particles of the temperature ladder, None without one; its trials."""
 
     ensemble: Ensemble
     draws: Draws
     population: Population | None = None
+    trials: tuple[Draws, ...] = ()
 
 
 def status(ensemble: Ensemble) -> str:
@@ -42,6 +43,7 @@ def describe(sampled: Sampled, peptide: Peptide, checkpoint: str, rounds: Sequen
     """Entries of the summary: verdict, weights, validity, proposals, cost, finetuning, the ladder, the hash."""
     ensemble, draws, population = sampled.ensemble, sampled.draws, sampled.population
     validity = validate(peptide, ensemble.positions) if population else draws.validity
+    parts = [draws, *sampled.trials, *([population] if population else [])]
     sampling, computing = draws.seconds["sampling"], draws.seconds["energies"]
     figures: dict[str, Any] = {
         "sequence": peptide.sequence,
@@ -55,7 +57,7 @@ def describe(sampled: Sampled, peptide: Peptide, checkpoint: str, rounds: Sequen
         "proposals": draws.proposals,
         "redrawn": draws.redrawn,
         "rejections": dict(ensemble.validity),
-        "energy_calls": draws.calls + sum(r.energy_calls for r in rounds) + (population.calls if population else 0),
+        "energy_calls": sum(part.calls for part in parts) + sum(r.energy_calls for r in rounds),
         "samples_per_second": len(draws) / sampling if sampling else None,
         "energies_per_second": draws.calls / computing if computing else None,
         "finetuning": [asdict(r) for r in rounds],
@@ -67,6 +69,7 @@ def describe(sampled: Sampled, peptide: Peptide, checkpoint: str, rounds: Sequen
         figures["smc"] = {
             "hot_temperature": draws.temperature,
             "hot_weights": {**asdict(hot), "verdict": verdict(hot)},
+            "trials": [{"temperature": t.temperature, **asdict(diagnose(t.log_weights))} for t in sampled.trials],
             "unique_ancestors": population.unique_ancestors,
             "ess_of_ancestors": ess_of_ancestors(ensemble),
             "stages": [asdict(stage) for stage in population.stages],

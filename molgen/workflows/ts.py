@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -54,6 +55,7 @@ def find_ts(
     calculator_kwargs: Mapping[str, Any] | None = None,
     verify: str = "quick",
     max_calls: int | None = None,
+    time_budget: float | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     weights: str | Path = "tsgen",
@@ -81,6 +83,8 @@ def find_ts(
             "module:Class".
         verify: "quick" (modes, then descents), "irc" (intrinsic reaction coordinate), "none".
         max_calls: gradient calls of one refinement, at most; default 100, 8 an atom for more than 21 atoms.
+        time_budget: s; no further guess is refined after that, the first always is. What is left is counted in
+            `result.rejections`.
         out: folder for ts.xyz, guesses.xyz, path.xyz, barrier.png, summary.json. overwrite: replace a run there.
         weights: name or folder. steps: flow steps; default the weights' own. device, dtype: of the model.
         correction: weights that carry the verified saddle, or without one the guess, to the level of their training set
@@ -99,6 +103,8 @@ def find_ts(
     )  # fmt: skip
     if verify not in get_args(Method):
         raise InputError(f"unknown method {verify!r}", where="--verify", expected=", ".join(get_args(Method)))
+    if time_budget is not None and not (isinstance(time_budget, (int, float)) and time_budget > 0):
+        raise InputError(f"{time_budget!r} given", where="--time-budget", expected="a duration above 0, in seconds")
     begin, device = time.monotonic(), str(resolve_device(device))
     reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
     potential = potential_for(calculator, calculator_kwargs, reaction)
@@ -110,12 +116,14 @@ def find_ts(
         log(note)
     calls_before = potential.calls  # the user's own Potential may have worked before
     calls_each = max_calls or calls_allowed(len(reaction))
-    search = _Search(reaction, potential, cast(Method, verify) if refine else None, progress, calls_each)
+    deadline = math.inf if time_budget is None else begin + time_budget
+    search = _Search(reaction, potential, cast(Method, verify) if refine else None, progress, calls_each, deadline)
     settings = {
         "reactant": str(reactant), "product": str(product), "smiles": smiles, "charge": reaction.charge,
         "spin": reaction.spin, "samples": samples, "refine": refine, "calculator": str(calculator),
         "calculator_kwargs": dict(calculator_kwargs or {}), "verify": verify, "weights": str(weights),
         "correction": str(correction), "steps": steps, "max_calls": calls_each,
+        "time_budget": time_budget,
     }  # fmt: skip
 
     def work(write: Callable[[TSResult], None]) -> TSResult:
@@ -133,7 +141,7 @@ def find_ts(
             publish()
             while search.advance():
                 publish()
-        if search.best_verdict() not in ("intended", "unverified"):
+        if search.best_verdict() not in ("intended", "unverified") and not search.out_of_time():
             if model is not None:
                 log("no guess of the model leads to the intended saddle: trying the sqrt-distance guess too")
             search.propose_interpolation(max(samples, PHYSICS_TRIES) if refine else samples, seed)
@@ -187,8 +195,10 @@ class _Search:
         method: Method | None,
         progress: Callable[[str, int, int], None],
         max_calls: int = 100,
+        deadline: float = math.inf,
     ):
-        self.reaction, self.potential, self.progress, self.max_calls = reaction, potential, progress, max_calls
+        self.reaction, self.potential, self.progress = reaction, potential, progress
+        self.max_calls, self.deadline = max_calls, deadline
         self.method: Method | None = method
         self.starts: list[tuple[np.ndarray, str, int, dict[str, float] | None]] = []
         self.candidates: list[Candidate] = []
@@ -212,8 +222,11 @@ class _Search:
             self.starts.append((self.sqrt_guess + noise, "interpolation", len(self.starts), None))
 
     def advance(self) -> bool:
-        """Refine and verify the next distinct guess; False when none is left."""
+        """Refine and verify the next distinct guess; False when none is left, or no time."""
         total = len(self.starts)
+        if self.done < total and self.out_of_time():
+            self.rejections["time budget reached"] += total - self.done
+            self.done = total
         while self.done < total:
             k = self.done
             self.progress("refining guesses", k, total)
@@ -228,6 +241,10 @@ class _Search:
             self.progress("refining guesses", self.done, total)
             return True
         return False
+
+    def out_of_time(self) -> bool:
+        """Whether no further guess may be begun."""
+        return bool(self.candidates) and time.monotonic() > self.deadline
 
     def best_verdict(self) -> str:
         return min((c.verdict for c in self.candidates), key=VERDICTS.index, default="failed")
