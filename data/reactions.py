@@ -32,6 +32,8 @@ from molgen.errors import InputError
 from molgen.files import write_atomic
 
 _REQUIRED = ("id", "split", "ptr", "z", "r", "ts", "p", "p_frag")
+HEAVIEST = 118
+TOO_CLOSE = 0.3  # Angstrom; the shortest bond there is, H2's, is 0.74
 HDF5 = {".h5", ".hdf5"}
 
 
@@ -286,8 +288,43 @@ def _check(arrays: dict[str, np.ndarray], where: str) -> None:
         if bad.any():
             k = int(row_of[np.argmax(bad)])
             raise InputError(
-                f"{key} has a non-finite coordinate", where=f"{where}, reaction {k} (id {arrays['id'][k]})"
-            )
+                f"{key} has a non-finite coordinate", where=f"{where}, reaction {k} (id {arrays['id'][k]})",
+                expected="finite Angstrom; a transition state that is not known is all NaN",
+            )  # fmt: skip
+    _check_chemistry(arrays, row_of, where)
+
+
+def _check_chemistry(arrays: dict[str, np.ndarray], row_of: np.ndarray, where: str) -> None:
+    """Atomic numbers, electrons, and distances in the transition states; `row_of` (atoms,): reaction of each atom."""
+    z, count = arrays["z"], len(arrays["ptr"]) - 1
+    strange = (z < 1) | (z > HEAVIEST) | (z != np.floor(z))
+    if strange.any():
+        k = int(row_of[np.argmax(strange)])
+        raise InputError(
+            f"atomic number {z[np.argmax(strange)]}", where=f"{where}, reaction {k} (id {arrays['id'][k]})",
+            expected=f"whole numbers from 1 to {HEAVIEST}",
+        )  # fmt: skip
+    charge, spin = (np.asarray(arrays.get(key, np.zeros(count))) for key in ("charge", "spin"))
+    electrons = np.bincount(row_of, weights=z, minlength=count) - charge
+    odd = (spin < 0) | (spin > electrons) | ((electrons - spin) % 2 != 0)
+    if odd.any():
+        k = int(np.argmax(odd))
+        raise InputError(
+            f"{electrons[k]:.0f} electrons (charge {charge[k]:.0f}) cannot have {spin[k]:.0f} unpaired",
+            where=f"{where}, reaction {k} (id {arrays['id'][k]})", expected="`spin`, the number of unpaired electrons",
+        )  # fmt: skip
+    sizes, ptr = np.diff(arrays["ptr"]), arrays["ptr"].astype(np.int64)
+    for atoms in np.unique(sizes):
+        rows = np.flatnonzero(sizes == atoms)
+        x = arrays["ts"][ptr[rows][:, None] + np.arange(atoms)]
+        apart = np.linalg.norm(x[:, :, None] - x[:, None], axis=-1)
+        overlaid = (apart[:, ~np.eye(atoms, dtype=bool)] < TOO_CLOSE).any(1)
+        if overlaid.any():
+            k = int(rows[np.argmax(overlaid)])
+            raise InputError(
+                f"two atoms of ts within {TOO_CLOSE} Angstrom", where=f"{where}, reaction {k} (id {arrays['id'][k]})",
+                expected="a structure in Angstrom, or all NaN where it is not known",
+            )  # fmt: skip
 
 
 def _frozen(array: np.ndarray, dtype) -> np.ndarray:

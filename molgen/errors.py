@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+import math
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -44,6 +45,12 @@ class CalculatorError(MolgenError):
     exit_code = 2
 
 
+class TrainingError(MolgenError):
+    """A training that came to nothing: its weights or its validation are not finite any more."""
+
+    exit_code = 3
+
+
 class DependencyError(InputError):
     """An optional dependency is not installed; the remedy names the extra."""
 
@@ -63,3 +70,15 @@ def check_counts(**least: tuple[Any, int | None]) -> None:
             limit = "" if minimum is None else f", at least {minimum}"
             where = f"--{name.replace('_', '-')}"
             raise InputError(f"{value!r} given", where=where, expected=f"a whole number{limit}")
+
+
+def check_temperature(temperature: Any, where: str = "--temperature") -> None:
+    """Refuse a temperature, K, that is no number above 0.
+
+    Raises:
+        InputError: names `where`.
+    """
+    number = isinstance(temperature, Real) and not isinstance(temperature, bool)
+    if not (number and 0 < float(temperature) < math.inf):
+        said = f"{temperature:g} K" if number else repr(temperature)
+        raise InputError(f"temperature {said}", where=where, expected="a number above 0 K")

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,19 @@ def json_text(value: Any) -> str:
         TypeError: `value` holds something that is not data (names the type).
     """
     return json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def digest(paths: Iterable[str | os.PathLike]) -> str:
+    """SHA-256 of names and contents of files, and of all files in folders; of files above 64 MB, of size and time."""
+    found = hashlib.sha256()
+    for path in map(Path, paths):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                about = file.stat()
+                small = about.st_size <= 64 * 2**20
+                found.update(f"{file.name} {about.st_size}\n".encode())
+                found.update(file.read_bytes() if small else str(about.st_mtime_ns).encode())
+    return found.hexdigest()
 
 
 def sha256(data: bytes) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from ase.formula import Formula
 
 from molgen.data.reactions import Reaction
 from molgen.errors import InputError
@@ -20,8 +19,9 @@ from molgen.files import write_atomic
 from molgen.geometry.bonds import bond_graph, distance_matrix, fragments
 from molgen.geometry.mapping import Mapping, given_mapping
 from molgen.geometry.mapping import map_atoms as find_mapping
+from molgen.potentials.base import check_electrons
 from molgen.smiles import SmilesSide, embed_reaction
-from molgen.structures import MAX_ATOMS, Structure, read_side
+from molgen.structures import MAX_ATOMS, Structure, formula, read_side
 
 _DEGENERATE = 0.2  # Angstrom; sides closer than this after re-ordering are one molecule: the order tells what reacts
 _SAME = 0.05  # Angstrom; sides that differ by less, with the same bonds, are one structure
@@ -70,6 +70,11 @@ def load_reaction(
     if spin and asked is None:
         notes.append(f"warning: an odd number of electrons at charge {charge}: a radical, unless --charge is another")
     if not mapping.bond_changes and mapping.displacement < _SAME:
+        if not (bond_graph(r.numbers, r.positions).any() or bond_graph(p.numbers, p.positions).any()):
+            raise InputError(
+                "no two atoms are bonded on either side", where=f"{r.where} and {p.where}",
+                expected="coordinates in Angstrom", remedy="convert them if they are in Bohr or nm",
+            )  # fmt: skip
         raise InputError(
             f"reactant and product are the same structure (RMSD {mapping.displacement:.3f} Angstrom, same bonds)",
             where=f"{r.where} and {p.where}",
@@ -117,11 +122,6 @@ def _is_nonfinite(value: Any) -> bool:
     return value is None or (isinstance(value, (float, np.floating)) and not math.isfinite(value))
 
 
-def formula(numbers: Iterable[int]) -> str:
-    """Hill formula, such as C2H4O."""
-    return Formula.from_list([chemical_symbols[int(z)] for z in numbers]).format("hill")
-
-
 def _check_pair(r: Structure, p: Structure) -> None:
     if not np.array_equal(np.sort(r.numbers), np.sort(p.numbers)):
         raise InputError(
@@ -140,22 +140,9 @@ def checked_spin(numbers: np.ndarray, charge: int, spin: int | None) -> int:
     Raises:
         InputError: no electrons left, or a number that this many electrons cannot have.
     """
-    electrons = int(numbers.sum()) - charge
-    if electrons < 1:
-        raise InputError(
-            f"charge {charge} leaves {electrons} electrons", where="--charge", expected="a possible charge"
-        )
-    if spin is None:
-        return electrons % 2
-    if spin < 0 or spin > electrons or (electrons - spin) % 2:
-        kind = "odd" if electrons % 2 else "even"
-        raise InputError(
-            f"{electrons} electrons ({formula(numbers)}, charge {charge}) cannot have {spin} unpaired",
-            where="--spin",
-            expected=f"an {kind} number of unpaired electrons",
-            remedy="correct --charge or --spin (unpaired electrons, not the multiplicity)",
-        )
-    return int(spin)
+    asked = (int(numbers.sum()) - charge) % 2 if spin is None else spin
+    check_electrons(numbers, charge, asked)
+    return int(asked)
 
 
 def _choose_mapping(r: Structure, p: Structure, search: bool) -> Mapping:

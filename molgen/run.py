@@ -164,6 +164,12 @@ class Run:
         if resume:
             self._continue()
         elif overwrite:
+            held = (self._read(MANIFEST) or {}).get("command", self.command)
+            if held != self.command:
+                raise InputError(
+                    f"holds the output of molgen {held}", where=where, expected=f"one of molgen {self.command}",
+                    remedy="choose another --out, or remove the folder yourself",
+                )  # fmt: skip
             self._clear()
         else:
             ways = ["--overwrite to replace the earlier run", "another --out"]

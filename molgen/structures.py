@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
+from ase.formula import Formula
+from numpy.typing import ArrayLike
 
+from molgen.data.reactions import TOO_CLOSE
 from molgen.errors import InputError
 from molgen.geometry.bonds import distance_matrix
 
 MAX_ATOMS = 150
 _NUMBER_OF = {**atomic_numbers, "D": 1, "T": 1}  # isotopes have the electrons of hydrogen, and weigh as much here
-_TOO_CLOSE = 0.3  # Angstrom; the shortest bond there is, H2's, is 0.74
 _GAP = 10.0  # Angstrom between the parts of a side that come from different files
+
+
+def checked_numbers(numbers: ArrayLike, where: str) -> np.ndarray:
+    """Atomic numbers (N,), whole ones.
+
+    Raises:
+        InputError: they are none.
+    """
+    try:
+        return np.asarray(numbers, dtype=np.int64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"numbers {numbers!r}", where=where, expected="atomic numbers, such as [6, 1, 1]") from error
+
+
+def formula(numbers: Iterable[int]) -> str:
+    """Hill formula, such as C2H4O."""
+    return Formula.from_list([chemical_symbols[int(z)] for z in numbers]).format("hill")
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,12 +224,12 @@ def _check(part: Structure) -> None:
         bad = next(float(v) for v in positions[k] if not math.isfinite(v))
         raise InputError(f"a coordinate is {bad}", where=f"{part.where}, atom {k}", expected="finite Angstrom")
     distances = distance_matrix(positions) + 1e3 * np.eye(len(numbers))
-    if distances.min() < _TOO_CLOSE:
+    if distances.min() < TOO_CLOSE:
         i, j = divmod(int(distances.argmin()), len(numbers))
         raise InputError(
             f"atoms {i} and {j} coincide ({distances.min():.2f} Angstrom apart)",
             where=part.where,
-            expected=f"no pair closer than {_TOO_CLOSE} Angstrom",
+            expected=f"no pair closer than {TOO_CLOSE} Angstrom",
             remedy="check for a duplicated atom, a 2-D drawing, or coordinates in other units than Angstrom",
         )
 

@@ -7,10 +7,12 @@ as NaN with its reason in `failures`; it never raises for the whole batch and is
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 
 from molgen.errors import InputError
+from molgen.structures import checked_numbers, formula
 
 COINCIDENT = 1e-3  # Angstrom; two atoms this close are one atom written twice, not chemistry
 
@@ -27,7 +29,7 @@ class Potential(ABC):
     """
 
     def __init__(self, numbers, charge: int = 0, spin: int = 0):
-        self.numbers = np.asarray(numbers, dtype=np.int64)
+        self.numbers = checked_numbers(numbers, type(self).__name__)
         if self.numbers.ndim != 1 or not len(self.numbers):
             raise InputError(
                 f"atomic numbers have shape {self.numbers.shape}",
@@ -98,22 +100,23 @@ class SamplewisePotential(Potential):
         return energy, force
 
 
-def check_electrons(numbers, charge: int, spin: int) -> None:
-    """Raise InputError unless `numbers` with `charge` can have `spin` unpaired electrons."""
+def check_electrons(numbers: Sequence[int] | np.ndarray, charge: int, spin: int) -> None:
+    """Refuse a charge that leaves no electron, or a number of unpaired electrons that the others cannot have.
+
+    Raises:
+        InputError: names `--charge` or `--spin`.
+    """
     electrons = int(np.sum(numbers)) - charge
-    if electrons < 0:
+    if electrons < 1:
         raise InputError(
-            f"charge {charge:+d} removes more electrons than the atoms have ({int(np.sum(numbers))})",
-            where="charge",
-            expected="a total charge the molecule can carry",
-            remedy="check --charge",
+            f"charge {charge} leaves {electrons} electrons", where="--charge", expected="a possible charge"
         )
     if not 0 <= spin <= electrons or (electrons - spin) % 2:
         raise InputError(
-            f"{electrons} electrons (charge {charge:+d}) cannot have {spin} unpaired",
-            where="spin",
+            f"{electrons} electrons ({formula(numbers)}, charge {charge}) cannot have {spin} unpaired",
+            where="--spin",
             expected=f"an {'odd' if electrons % 2 else 'even'} number of unpaired electrons",
-            remedy="check --charge, or set --spin (number of unpaired electrons: 0 singlet, 1 doublet, 2 triplet)",
+            remedy="correct --charge or --spin (unpaired electrons, not the multiplicity)",
         )
 
 

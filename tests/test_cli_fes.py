@@ -15,7 +15,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from molgen.cli import main
-from molgen.cli.fes import _typed, report
+from molgen.cli.fes import report
+from molgen.cli.fes_toml import typed
 from molgen.cvdiffusion import start, target
 from molgen.data.peptide import build_peptide
 from molgen.data.start import start_structure
@@ -223,8 +224,8 @@ def test_a_wall_knows_the_variable_by_label_and_by_definition(
 def test_force_field_and_controller_count_from_the_file_where_they_lie_there(tmp_path: Path) -> None:
     (tmp_path / "mine.xml").touch()
     for text, expected in (("mine.xml", str(tmp_path / "mine.xml")), ("ala2", "ala2")):
-        assert _typed("forcefield", text, None, tmp_path / "run.toml") == [expected]
-        assert _typed("pretrained", text, None, tmp_path / "run.toml") == expected
+        assert typed("forcefield", text, None, tmp_path / "run.toml") == [expected]
+        assert typed("pretrained", text, None, tmp_path / "run.toml") == expected
 
 
 def test_estimate_writes_nothing(molgen: Callable[..., Result], hcn: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from scipy.spatial.transform import Rotation
 
 from molgen.data.reactions import Reaction, load_npz
 from molgen.geometry.align import rmsd
-from molgen.io import formula, load_reaction
+from molgen.io import load_reaction
+from molgen.structures import formula
 from molgen.tsgen import Generator, load_model
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.ensemble import networks_of

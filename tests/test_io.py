@@ -9,7 +9,8 @@ from scipy.spatial.transform import Rotation
 
 from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, compare_bonds
-from molgen.io import formula, load_reaction, write_extxyz
+from molgen.io import load_reaction, write_extxyz
+from molgen.structures import formula
 
 _WATER = "3\nwater\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
 

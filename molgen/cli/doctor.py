@@ -41,7 +41,6 @@ _OPTIONAL = (
     ("pyscf", "pyscf", "DFT checks", "dft"),
     ("sella", "sella", "comparison of saddle searches in benchmarks/", "bench"),
     ("mace-torch", "mace", "machine-learned potentials", "mlip"),
-    ("dask", "dask", "screening on several machines", "screen"),
 )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ import typer
 
 from molgen.cli import common
 from molgen.cli.fes_report import report
+from molgen.cli.fes_toml import merged
 from molgen.errors import InputError
 
 BESIDE_PRETRAINED = (
@@ -32,14 +31,27 @@ BESIDE_PRETRAINED = (
 # options that one way to name the molecule makes meaningless: option -> (parameters, what counts instead)
 DECIDED = {
     "from_ts": (
-        ("xyz", "pdb", "cv", "range_", "charge", "spin", "calculator", "forcefield", "solvent", "platform"),
+        (
+            "xyz",
+            "pdb",
+            "cv",
+            "range_",
+            "charge",
+            "spin",
+            "calculator",
+            "calculator_kwargs",
+            "forcefield",
+            "solvent",
+            "platform",
+        ),
         "structures, calculator, charge, spin and collective variable from the ts run",
     ),
-    "pdb": (("charge", "spin", "calculator"), "energies from a force field: --forcefield, --solvent, --platform"),
+    "pdb": (
+        ("charge", "spin", "calculator", "calculator_kwargs"),
+        "energies from a force field: --forcefield, --solvent, --platform",
+    ),
     "xyz": (("forcefield", "solvent", "platform"), "energies from a calculator: --calculator, --charge, --spin"),
 }
-
-FILES = re.compile(r"(\b(?:rmsd|path-s|path-z)\s+)(\S+)", re.IGNORECASE)  # in the text of a variable
 
 
 def register(app: typer.Typer) -> None:
@@ -56,6 +68,7 @@ def fes(
     calculator: Annotated[
         str, typer.Option("--calculator", help="For --xyz: gfn2, gfn1, or module:Class of an ASE calculator.")
     ] = "gfn2",
+    calculator_kwargs: common.CalculatorKwargs = None,
     charge: Annotated[int, typer.Option("--charge", help="Total charge, for --xyz.")] = 0,
     spin: Annotated[
         int | None, typer.Option("--spin", help="Unpaired electrons, for --xyz; default the fewest possible.")
@@ -166,79 +179,6 @@ def fes(
         raise typer.Exit(common.ExitCode.GATE_FAILED)
 
 
-def merged(given: dict[str, Any], config: Path | None, ctx: typer.Context) -> dict[str, Any]:
-    """Options of the command line over those of the file over defaults.
-
-    Raises:
-        InputError: no such file, not TOML, or a key that is no option.
-    """
-    if config is None:
-        return given
-    try:
-        stored = tomllib.loads(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(config), expected="a TOML file") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(
-            f"is not TOML ({error})", where=str(config), remedy="write for example rounds = 300"
-        ) from error
-    names = {key.rstrip("_").replace("_", "-").removeprefix("as-"): key for key in given}
-    result = dict(given)
-    for name, value in stored.items():
-        if name.replace("_", "-") not in names:
-            raise InputError(f"unknown key {name!r}", where=str(config), expected=", ".join(sorted(names)))
-        key = names[name.replace("_", "-")]
-        source = ctx.get_parameter_source(key)
-        if source is None or source.name == "DEFAULT":
-            result[key] = _typed(key, value, given[key], config)
-    for parameter in ctx.command.params:
-        least, value = getattr(parameter, "min", None), result.get(str(parameter.name))
-        if least is not None and value is not None and value < least:
-            raise InputError(f"{parameter.name} = {value}", where=str(config), expected=f"at least {least}")
-    return result
-
-
-def _typed(key: str, value: Any, default: Any, config: Path) -> Any:
-    """A value of the file as the command line would have given it; paths count from the file's folder."""
-    listed: list[Any] = value if isinstance(value, list) else [value]
-    good, example, result = type(value) is type(default), repr(default), value
-    if key in ("xyz", "pdb"):
-        return [config.parent / str(item) for item in listed]
-    if key == "hill_width":
-        good, example, result = all(type(v) in (int, float) for v in listed), "0.1, or a list", listed
-    elif key in ("cv", "wall", "range_", "forcefield"):
-        good, example, result = all(isinstance(v, str) for v in listed), "text, or a list of texts", listed
-        if good and key in ("cv", "wall"):
-            result = [FILES.sub(lambda m: f"{m[1]}{config.parent / m[2]}", text) for text in listed]
-        elif good and key == "forcefield":
-            result = [_beside(config, text) for text in listed]
-    elif key == "pretrained":
-        good, example = isinstance(value, str), "ala2"
-        result = _beside(config, str(value)) if good else value
-    elif key == "from_ts":
-        good, example, result = isinstance(value, str), "a path", config.parent / str(value)
-    elif key == "out":
-        good, example, result = isinstance(value, str), "a path", Path(str(value))
-    elif key in ("spin", "rounds", "draws", "learn", "samples", "paths"):
-        good, example = type(value) is int, "200"
-    elif isinstance(default, float) and type(value) is int:
-        good, result = True, float(value)
-    if not good:
-        raise InputError(
-            f"{key.rstrip('_')} = {value!r}",
-            where=str(config),
-            expected=f"a value like {example}",
-            remedy="see molgen fes --help",
-        )
-    return result
-
-
-def _beside(config: Path, text: str) -> str:
-    """What lies beside the file under this name; else the name, of something that comes with molgen or OpenMM."""
-    path = config.parent / text
-    return str(path) if path.exists() else text
-
-
 def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     """Build what the options describe and run it; nothing is written, and the summary is empty, for --estimate."""
     from molgen.workflows.fes import run_fes
@@ -322,8 +262,10 @@ def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             expected="a structure to start from, or --from-ts or --pretrained",
         )
     if o["xyz"]:
-        system = system_from_files(o["xyz"], o["calculator"], None, o["charge"], o["spin"])
+        kwargs = common.json_object(o["calculator_kwargs"], "--calculator-kwargs", '{"method": "GFN1-xTB"}')
+        system = system_from_files(o["xyz"], o["calculator"], kwargs, o["charge"], o["spin"])
         described = {key: (system.source or {})[key] for key in ("calculator", "charge", "spin")}
+        described |= {"calculator_kwargs": kwargs} if kwargs else {}
         return system, {"xyz": [str(p) for p in o["xyz"]], **described}
     field = o["forcefield"] or ["amber14/protein.ff14SB.xml"]
     names = {"pdb": [str(p) for p in o["pdb"]], "forcefield": field, "solvent": o["solvent"]}

@@ -10,6 +10,7 @@ import typer
 
 from molgen.cli import common
 from molgen.errors import InputError
+from molgen.files import digest
 
 if TYPE_CHECKING:
     from molgen.run import Run
@@ -66,13 +67,13 @@ def train_ts(
     from molgen.tsgen.training import load_training_data, make_model, train_tsgen
 
     budget = None if steps else common.seconds_of(time_budget)
-    settings: dict[str, Any] = {
-        "data": [str(path) for path in data], "config": config or "small", "init": init, "train_split": train_split,
-        "val_split": val_split, "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps,
-        "dropout": dropout,
-    }  # fmt: skip
     torch_device = common.resolve_device(device)
-    train, val = load_training_data(data[0], train_split, val_split, seed, data[1:])
+    train, val = load_training_data(data[0], train_split, val_split, seed, data[1:], common.warn)
+    settings: dict[str, Any] = {
+        "data": [str(path) for path in data], "data_sha256": digest(data), "config": config or "small", "init": init,
+        "train_split": train_split, "val_split": val_split, "batch_size": batch_size, "learning_rate": learning_rate,
+        "steps": steps, "dropout": dropout,
+    }  # fmt: skip
     model = make_model(train, val, config=config, init=init, dropout=dropout, seed=seed)
 
     def learn(run: Run) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def train_ts(
 
     with Run(out, "train ts", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume) as run:
         summary = _carry_out(run, learn)
-    _report(summary, run, as_json, "RMSD (mean) {:.3f} A", "ts R.xyz P.xyz")
+    _report(summary, run, as_json, _rmsd, "ts R.xyz P.xyz")
 
 
 @app.command("correction")
@@ -111,12 +112,13 @@ def train_correction(
     from molgen.tsgen.correction import train_correction as run_training
 
     budget = None if steps else common.seconds_of(time_budget)
-    settings: dict[str, Any] = {
-        "data": str(data), "searches": str(searches), "init": init, "level": level, "train_split": train_split,
-        "val_split": val_split, "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps,
-    }  # fmt: skip
     torch_device = common.resolve_device(device)
     train, val = (load_training_points(data, searches, split) for split in (train_split, val_split))
+    settings: dict[str, Any] = {
+        "data": str(data), "searches": str(searches), "data_sha256": digest([data, searches]), "init": init,
+        "level": level, "train_split": train_split, "val_split": val_split, "batch_size": batch_size,
+        "learning_rate": learning_rate, "steps": steps,
+    }  # fmt: skip
     model = correction_model(train, val, init, seed)
 
     def learn(run: Run) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def train_correction(
         out, "train correction", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume
     ) as run:
         summary = _carry_out(run, learn)
-    _report(summary, run, as_json, "RMSD (mean) {:.3f} A", "ts R.xyz P.xyz", "correction")
+    _report(summary, run, as_json, _rmsd, "ts R.xyz P.xyz", "correction")
 
 
 @app.command("prose")
@@ -141,7 +143,7 @@ def train_prose(
     ] = None,
     val: Annotated[str, typer.Option("--val", help="Sequences that select the weights that are kept: AY,PF.")] = "",
     val_share: Annotated[float, typer.Option("--val-share", help="Without --val: a share drawn at random.")] = 0.05,
-    config: Annotated[str, typer.Option("--config", help="Size of the flow: small or base.")] = "small",
+    config: Annotated[str | None, typer.Option("--config", help="Size of a new flow: small (default) or base.")] = None,
     time_budget: TimeBudget = "2h",
     steps: Steps = None,
     init: Init = None,
@@ -152,7 +154,9 @@ def train_prose(
         Path | None,
         typer.Option("--own", help="Sequences, one a line, to learn by energies alone: of samples of --init."),
     ] = None,
-    own_samples: Annotated[int, typer.Option("--own-samples", min=2, help="Samples of each of --own.")] = 256,
+    own_samples: Annotated[
+        int | None, typer.Option("--own-samples", min=2, help="Samples of each of --own; default 256.")
+    ] = None,
     batch: Annotated[int, typer.Option("--batch-size", min=2, help="Frames of a sequence in a batch.")] = 32,
     sequences: Annotated[int, typer.Option("--sequences", min=1, help="Sequences in a batch.")] = 2,
     learning_rate: LearningRate = 2e-3,
@@ -173,17 +177,19 @@ def train_prose(
     from molgen.workflows.train_prose import load_own_data, load_training_data
 
     budget = None if steps else common.seconds_of(time_budget)
-    settings: dict[str, Any] = {
-        "data": [str(path) for path in data], "exclude": exclude and str(exclude), "val": val, "val_share": val_share,
-        "init": init, "config": config, "batch": batch, "sequences": sequences, "learning_rate": learning_rate,
-        "steps": steps, "own": own and str(own), "own_samples": own_samples, **({"layers": layers} if layers else {}),
-    }  # fmt: skip
     if own is not None and init is None:
         raise InputError("--own needs a flow to draw samples from", where="--init", expected="weights of Prose")
+    if own is None and own_samples is not None:
+        raise InputError("given without --own", where="--own-samples", remedy="leave it out, or give --own SEQUENCES")
+    if config is not None and init is not None:
+        raise InputError(
+            f"{config} given beside --init {init}", where="--config",
+            expected="one or the other: weights keep the size they have",
+        )  # fmt: skip
+    own_samples = own_samples or 256
     torch_device = common.resolve_device(device)
     torch.manual_seed(sample_seed(seed))
-    fresh = make_flow(config)
-    model = fresh if init is None else load_flow(init).model
+    model = make_flow(config or "small") if init is None else load_flow(init).model
     if layers is not None:
         model = deepened(model, layers)
     chosen = [sequence.strip() for sequence in val.split(",") if sequence.strip()]
@@ -201,6 +207,13 @@ def train_prose(
                 progress=lambda done, total: bar.update(task, description="samples", completed=done, total=total),
             )  # fmt: skip
 
+    files = [*data, *(path for path in (exclude, own) if path is not None)]
+    settings: dict[str, Any] = {
+        "data": [str(path) for path in data], "data_sha256": digest(files), "exclude": exclude and str(exclude),
+        "val": val, "val_share": val_share, "init": init, "config": config or "small", "batch": batch,
+        "sequences": sequences, "learning_rate": learning_rate, "steps": steps, "own": own and str(own),
+        "own_samples": own_samples, **({"layers": layers} if layers else {}),
+    }  # fmt: skip
     loss = ProseLoss(frames=batch, sequences=sequences)
     check_training(train, loss, torch_device)
 
@@ -215,7 +228,7 @@ def train_prose(
         out, "train prose", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume
     ) as run:
         summary = _carry_out(run, learn)
-    _report(summary, run, as_json, "1 - forward ESS {:.3f}", "peptide AAGY")
+    _report(summary, run, as_json, lambda score: f"forward ESS {1 - score:.3f}", "peptide AAGY")
 
 
 def _carry_out(run: Run, learn: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
@@ -224,10 +237,16 @@ def _carry_out(run: Run, learn: Callable[[Run], dict[str, Any]]) -> dict[str, An
     return run.finish("ok", results=[learn(run)])
 
 
-def _report(summary: dict[str, Any], run: Run, as_json: bool, score: str, use: str, option: str = "weights") -> None:
+def _rmsd(score: float) -> str:
+    return f"RMSD (mean) {score:.3f} A"
+
+
+def _report(
+    summary: dict[str, Any], run: Run, as_json: bool, told: Callable[[float], str], use: str, option: str = "weights"
+) -> None:
     if as_json:
         common.print_json(summary)
         return
     figures, best = summary["results"][0], run.directory / "best"
-    typer.echo(f"best validation {score.format(figures['best_score'])} after {figures['step']} steps: {best}")
+    typer.echo(f"best validation {told(figures['best_score'])} after {figures['step']} steps: {best}")
     typer.echo(f"use it: molgen {use} --{option} {best}")

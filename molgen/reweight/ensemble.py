@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from molgen.errors import InputError
+from molgen.errors import InputError, check_counts, check_temperature
 from molgen.reweight import storage
 from molgen.reweight.barrier import Barrier, profile_barrier
-from molgen.reweight.estimate import Estimate, weighted_mean
+from molgen.reweight.estimate import Estimate, check_values, weighted_mean
 from molgen.reweight.free_energy import FES, CollectiveVariable, free_energy_difference, histogram_fes
 from molgen.reweight.importance import (
     Verdict,
@@ -30,6 +30,7 @@ from molgen.reweight.importance import (
 from molgen.reweight.observables import parse_observable
 from molgen.reweight.regions import boxed_region, written_region
 from molgen.rng import generator
+from molgen.structures import checked_numbers
 
 if TYPE_CHECKING:
     import mdtraj
@@ -85,7 +86,7 @@ class Ensemble:
         keep("positions", np.asarray(self.positions, dtype=float))
         keep("log_weights", cleaned(self.log_weights))
         keep("energies", np.asarray(self.energies, dtype=float))
-        keep("numbers", np.asarray(self.numbers, dtype=int))
+        keep("numbers", checked_numbers(self.numbers, "Ensemble"))
         keep("cvs", dict(self.cvs))
         keep("validity", dict(self.validity))
         n, atoms = len(self.log_weights), len(self.numbers)
@@ -105,8 +106,7 @@ class Ensemble:
                 raise InputError(
                     f"{name} of shape {shape}", where="Ensemble", expected=f"{expected}: {n} samples, {atoms} atoms"
                 )
-        if not (np.isfinite(self.temperature) and self.temperature > 0):
-            raise InputError(f"temperature {self.temperature} K", where="Ensemble", expected="above 0 K")
+        check_temperature(self.temperature, "Ensemble")
 
     def __len__(self) -> int:
         return len(self.log_weights)
@@ -202,9 +202,9 @@ class Ensemble:
     def region(self, region: Region) -> np.ndarray:
         """Which samples (n,) lie in `region`, boolean."""
         if isinstance(region, str):
-            return written_region(region, self.cv)
+            return written_region(region, self._known)
         if isinstance(region, Mapping):
-            return boxed_region(region, self.cv)
+            return boxed_region(region, self._known)
         mask = np.asarray(self._call(region) if callable(region) else region)
         if mask.shape != (len(self),) or mask.dtype != bool:
             raise InputError(
@@ -220,8 +220,8 @@ class Ensemble:
             bins: number of bins for all or for each, or the edges of each.
             options: `ranges`, `replicas`, `seed` (see `molgen.reweight.free_energy.histogram_fes`).
         """
-        named = [cvs] if isinstance(cvs, (str, CollectiveVariable)) else list(cvs)
-        variables = [self.cv(cv) if isinstance(cv, str) else cv for cv in named]
+        named = [cvs] if isinstance(cvs, (str, CollectiveVariable)) or not isinstance(cvs, Sequence) else cvs
+        variables = [self._known(cv) for cv in named]
         found = histogram_fes(
             variables, self.log_weights, self.weights, self.temperature, bins=bins, groups=self.groups, **options
         )
@@ -250,7 +250,7 @@ class Ensemble:
         Raises:
             InputError: no such variable, or places that are not in order within the limits.
         """
-        variable = self.cv(cv) if isinstance(cv, str) else cv
+        variable = self._known(cv)
         if limits is None and variable.period is not None:
             middle = sum(between) / 2
             limits = (middle - variable.period / 2, middle + variable.period / 2)
@@ -268,20 +268,19 @@ class Ensemble:
     def resample(self, count: int, seed: int = 0) -> Ensemble:
         """`count` samples of equal weight, drawn with replacement by weight.
 
-        Copies of one sample share a group, so errors stay honest. Adds noise: never estimate from these what the
-        weighted samples can give.
+        Copies of one sample share a group, so errors stay honest, and the verdict is never better than that of the
+        weights drawn by. Adds noise: never estimate from these what the weighted samples can give.
 
         Raises:
             InputError: no sample has a weight, or count < 1.
         """
-        if count < 1 or not self.weights.any():
-            raise InputError(
-                f"cannot draw {count} of {int((self.weights > 0).sum())} samples with a weight", expected="1 or more"
-            )
+        check_counts(count=(count, 1))
+        if not self.weights.any():
+            raise InputError("no sample has a weight", where="Ensemble.resample", expected="one or more to draw from")
         chosen = np.sort(generator(seed).choice(len(self), size=count, p=self.weights))
         drawn = self[chosen]
         groups = chosen if self.groups is None else self.groups[chosen]
-        return replace(drawn, log_weights=np.zeros(count), groups=groups)
+        return replace(drawn, log_weights=np.zeros(count), groups=groups, at_best=self.verdict)
 
     def without_top(self, share: float = 0.002) -> Ensemble:
         """The ensemble with the largest weights dropped and the rest not smoothed, as Prose reports. Biased."""
@@ -366,6 +365,20 @@ class Ensemble:
             InputError: a file is missing, damaged, or belongs to other samples.
         """
         return cls(**storage.load(folder))
+
+    def _known(self, cv: str | CollectiveVariable) -> CollectiveVariable:
+        """A collective variable by name or as it is, with a value wherever there is a weight.
+
+        Raises:
+            InputError: no such variable, of another number of samples, or not finite where the weight is above zero.
+        """
+        if not isinstance(cv, (str, CollectiveVariable)):
+            raise InputError(
+                f"{cv!r}", where="collective variable", expected='a name, such as "phi 1", or the variable'
+            )
+        variable = self.cv(cv) if isinstance(cv, str) else cv
+        check_values(variable.values, self.weights, variable.name)
+        return variable
 
     def _mean(self, values: ArrayLike, **options: Any) -> Estimate:
         return self._doubted(weighted_mean(values, self.log_weights, self.weights, self.groups, **options))

@@ -47,12 +47,36 @@ class Estimate:
 
     def __str__(self) -> str:
         if np.ndim(self.value):
-            return f"{self.value} ± {self.error} {self.unit}".rstrip()
-        digits = 3
-        if np.isfinite(self.error) and self.error > 0:
-            digits = int(np.clip(1 - np.floor(np.log10(self.error)), 0, 12))
-        text = f"{self.value:.{digits}f} ± {self.error:.{digits}f} {self.unit}".rstrip()
-        return text if self.reliable else f"{text} (k-hat {self.khat:.2f}: not reliable)"
+            text = f"{self.value} ± {self.error} {self.unit}".rstrip()
+        else:
+            digits = 3
+            if np.isfinite(self.error) and self.error > 0:
+                digits = int(np.clip(1 - np.floor(np.log10(self.error)), 0, 12))
+            text = f"{self.value:.{digits}f} ± {self.error:.{digits}f} {self.unit}".rstrip()
+        return text if self.reliable else f"{text} (k-hat {np.max(self.khat):.2f}: not reliable)"
+
+
+def check_values(values: ArrayLike, weights: np.ndarray, name: str = "values") -> np.ndarray:
+    """`values` as numbers (n,) or (n, k), a row a weight, finite wherever the weight is above zero.
+
+    Raises:
+        InputError: otherwise.
+    """
+    expected = f"({len(weights)},) or ({len(weights)}, k), a number or a row of them a sample"
+    try:
+        values = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: not numbers ({error})", expected=expected) from error
+    if values.ndim not in (1, 2) or len(values) != len(weights):
+        raise InputError(f"{name} of shape {values.shape}", expected=expected)
+    bad = (weights > 0) & ~np.isfinite(values if values.ndim == 1 else values.sum(1))
+    if bad.any():
+        raise InputError(
+            f"{name}: {int(bad.sum())} are not finite where the weight is above zero",
+            where=f"sample {int(np.argmax(bad))}",
+            expected="finite values",
+        )
+    return values
 
 
 def group_sums(terms: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
@@ -95,19 +119,7 @@ def weighted_mean(
     Raises:
         InputError: `values` has another length, or is not finite where the weight is above zero.
     """
-    values = np.asarray(values, dtype=float)
-    used = weights > 0
-    if values.ndim not in (1, 2) or len(values) != len(weights):
-        raise InputError(
-            f"values of shape {values.shape}", expected=f"({len(weights)},) or ({len(weights)}, k), a row a sample"
-        )
-    bad = used & ~np.isfinite(values if values.ndim == 1 else values.sum(1))
-    if bad.any():
-        raise InputError(
-            f"{int(bad.sum())} values are not finite where the weight is above zero",
-            where=f"sample {int(np.argmax(bad))}",
-            expected="finite values",
-        )
+    values, used = check_values(values, weights), weights > 0
     if not used.any():
         nothing = np.full(values.shape[1:], np.nan)[()]
         return Estimate(nothing, nothing, np.inf, False, unit)
@@ -121,7 +133,7 @@ def weighted_mean(
     error = delta_error(weights[:, None] * (linear - centre), groups)
     shape = np.array([function_khat(log_weights, column) for column in linear.T])
     threshold = khat_threshold(int(np.isfinite(cleaned(log_weights)).sum()))
-    reliable = bool((shape <= threshold).all())
+    reliable = bool((shape <= threshold).all() and np.isfinite(error).all())
     if values.ndim == 1:
         return Estimate(float(mean[0]), float(error[0]), float(shape[0]), reliable, unit)
     return Estimate(mean, error, shape, reliable, unit)

@@ -41,6 +41,14 @@ def written_region(text: str, lookup: Lookup) -> np.ndarray:
         scale = np.pi / 180 if variable.unit == "rad" else 1.0
         if match["sign"]:
             limit = float(match["limit"]) * scale
+            half = np.inf if variable.period is None else variable.period / 2
+            inside = -half <= limit < half if match["sign"] == ">" else -half < limit <= half
+            if variable.period is not None and not inside:
+                raise InputError(
+                    f"{variable.name} {match['sign']} {match['limit']}", where=f"region {text!r}",
+                    expected=f"a limit between {-half / scale:g} and {half / scale:g}, where {variable.name} lies",
+                    remedy=f'a range may wrap: "{variable.name} in (150, -150)"',
+                )  # fmt: skip
             values = variable.wrapped(-variable.period / 2 if variable.period else 0.0)
             clause = values < limit if match["sign"] == "<" else values > limit
         else:

@@ -98,7 +98,7 @@ def stationary_point(
         basis = internal_basis(search.positions) if free else np.eye(x.size)
         values, vectors = np.linalg.eigh(basis.T @ search.hessian @ basis)
         vectors = basis @ vectors
-        search.converged = bool(search.fmax < fmax and (order == 0 or values[0] < 0 <= values[1]))
+        search.converged = bool(search.fmax < fmax and (order == 0 or (values[0] < 0 and (values[1:2] >= 0).all())))
         if search.converged or potential.calls >= last_call or (stop is not None and stop(search)):
             return search
         slopes = search.gradient.ravel() @ vectors

@@ -165,7 +165,7 @@ def settle(
         CalculatorError: the calculator failed.
     """
     checked = verify(potential, saddle.positions, reactant, product, method=method)
-    if checked.verdict != "not_a_saddle" or checked.modes.frequencies_cm[1] > IMAGINARY:
+    if checked.verdict != "not_a_saddle" or (checked.modes.frequencies_cm[1:2] > IMAGINARY).all():
         return saddle, checked
     start = saddle.positions + SLIDE * checked.modes.vectors[1]
     slid = refine(potential, start, direction=checked.modes.vectors[0], max_calls=max_calls)

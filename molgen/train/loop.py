@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from molgen.checkpoint import load_checkpoint, save_checkpoint
-from molgen.errors import InputError, MolgenError
+from molgen.errors import InputError, MolgenError, TrainingError
 from molgen.files import json_text
 from molgen.rng import sample_seed, torch_generator
 
@@ -41,7 +41,10 @@ class TrainSettings:
         learning_rate: peak; linear warm-up over `warmup` steps, then half a cosine down to 1 % over the budget.
         weight_decay: decoupled (AdamW). ema: decay of the averaged weights, which are the result.
         checkpoint_seconds, validate_seconds: how often to save and to validate; None: every tenth of a time budget, or
-            300 s if that is less.
+            300 s if that is less; every tenth of a number of steps, so that the best weights do not follow the clock.
+
+    Raises:
+        InputError: both a budget and steps, or neither; a learning rate that is not above 0.
     """
 
     budget_seconds: float | None = None
@@ -57,12 +60,16 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if (self.budget_seconds is None) == (self.steps is None):
             raise InputError("training needs a time budget or a number of steps, one of the two")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning rate {self.learning_rate:g}", where="--learning-rate", expected="above 0")
 
-    @property
-    def validation_interval(self) -> float:
-        """Seconds between validations."""
-        tenth = (self.budget_seconds or math.inf) / 10
-        return min(300.0, tenth) if self.validate_seconds is None else self.validate_seconds
+    def validation_due(self, step: int, seconds: float) -> bool:
+        """Whether to validate after `step`, `seconds` after the last time."""
+        if self.validate_seconds is not None:
+            return seconds > self.validate_seconds
+        if self.steps is not None:
+            return step % max(1, self.steps // 10) == 0 and step < self.steps
+        return seconds > min(300.0, (self.budget_seconds or math.inf) / 10)
 
 
 class Companion(Protocol):
@@ -125,11 +132,14 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved after the step under way.
+            TrainingError: it diverged; the best weights so far stay.
             InputError: no data, or a saved run of other settings (its time budget and intervals may differ).
             CheckpointError: the saved run is damaged.
         """
         if resume and (self.directory / "state").is_dir():
             self._restore()
+        elif resume:
+            self._recall_best()
         with _deferred_interrupt() as interrupted:
             try:
                 self._train(interrupted)
@@ -173,7 +183,7 @@ class Trainer:
                 self.elapsed = start + time.monotonic() - clock
                 if self.step % 100 == 0:
                     self.log({"step": self.step, "epoch": self.epoch_number, "seconds": self.elapsed, **figures})
-                if self.elapsed - validated > self.settings.validation_interval:
+                if self.settings.validation_due(self.step, self.elapsed - validated):
                     self._validate()
                     self.elapsed = validated = start + time.monotonic() - clock
                 if self.companion is None and self.elapsed - saved > self.settings.checkpoint_seconds:
@@ -230,8 +240,12 @@ class Trainer:
         live = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(self.average)
         self.model.eval()
+        if not all(bool(v.isfinite().all()) for v in self.average.values() if v.is_floating_point()):
+            raise self._diverged("weights are not finite")
         with torch.no_grad():
             figures = self.validate(self.model)
+        if math.isnan(figures["score"]):
+            raise self._diverged("its validation gives no number")
         if figures["score"] <= self.best:
             self.best = figures["score"]
             save_checkpoint(
@@ -240,6 +254,14 @@ class Trainer:
         self.model.load_state_dict(live)
         self.log({"step": self.step, "epoch": self.epoch_number, "seconds": self.elapsed, **figures})
         return figures
+
+    def _diverged(self, how: str) -> TrainingError:
+        kept = "" if math.isinf(self.best) else f"; {self.directory / 'best'} holds the best weights so far"
+        return TrainingError(
+            f"the training diverged ({how} after {self.step} steps{kept})",
+            where=f"--learning-rate {self.settings.learning_rate:g}",
+            remedy="start again with a lower one",
+        )
 
     def _save(self) -> None:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -281,6 +303,13 @@ class Trainer:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         for key, value in checkpoint.config["counters"].items():
             setattr(self, key, math.inf if value is None else value)
+        self._recall_best()
+
+    def _recall_best(self) -> None:
+        """`best` may be younger than the state: what a validation wrote before the run was killed is not to be lost."""
+        if (self.directory / "best" / "config.json").exists():
+            score = (load_checkpoint(self.directory / "best").config.get("validation") or {}).get("score")
+            self.best = self.best if score is None else min(self.best, score)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -159,31 +160,48 @@ def validation_figures(model: TSModel | TSEnsemble, data: ReactionBatch, batch_s
 
 
 def load_training_data(
-    path: Path, train_split: str = "train", val_split: str = "val", seed: int = 0, more: Sequence[Path] = ()
+    path: Path,
+    train_split: str = "train",
+    val_split: str = "val",
+    seed: int = 0,
+    more: Sequence[Path] = (),
+    warn: Callable[[str], None] = lambda message: None,
 ) -> tuple[list[Reaction], list[Reaction]]:
     """Training and validation reactions: the splits of an npz, or of a published set a random twentieth for validation.
 
-    `more`: files to train on as well. Rows that an npz marks as not verified (failures of `molgen data reactions
-    --relevel`) are left out.
+    `more`: files to train on as well, published sets whole. Rows that an npz marks as not verified (failures of
+    `molgen data reactions --relevel`) are left out, and so are training reactions that validation has too, told to
+    `warn`.
 
     Raises:
         InputError: no such file or split, or a reaction without its transition state.
     """
     if Path(path).suffix == ".npz":
-        parts = load_npz(path, train_split, verified=True), load_npz(path, val_split, verified=True)
+        train, val = load_npz(path, train_split, verified=True), load_npz(path, val_split, verified=True)
     else:
         reactions = list(import_reactions(path))
         order = generator(seed, len(reactions)).permutation(len(reactions))
         held = max(1, len(reactions) // 20)
-        parts = [reactions[k] for k in order[held:]], [reactions[k] for k in order[:held]]
+        train, val = [reactions[k] for k in order[held:]], [reactions[k] for k in order[:held]]
     for extra in more:
-        parts = [*parts[0], *load_training_data(extra, train_split, train_split, seed)[0]], parts[1]
-    for reaction in (r for part in parts for r in part):
+        of_npz = Path(extra).suffix == ".npz"
+        train = [*train, *(load_npz(extra, train_split, verified=True) if of_npz else import_reactions(extra))]
+    for reaction in (*train, *val):
         if reaction.ts is None:
             raise InputError(
                 "no transition state to learn from", where=f"{path}, reaction {reaction.name}", remedy="remove it"
             )
-    return parts
+    held_out = {_content(reaction) for reaction in val}
+    kept = [reaction for reaction in train if _content(reaction) not in held_out]
+    if len(kept) < len(train):
+        warn(f"{len(train) - len(kept)} training reactions are validation reactions too and are left out of training")
+    return kept, val
+
+
+def _content(reaction: Reaction) -> bytes:
+    """The same for a reaction that is read twice, whatever its name."""
+    parts = (reaction.reactant, reaction.ts, reaction.product)
+    return reaction.numbers.tobytes() + b"".join(np.round(x, 3).tobytes() for x in parts if x is not None)
 
 
 def make_model(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 
 from molgen.cvdiffusion.cvs import CV
 from molgen.cvdiffusion.sampler import Sampler
@@ -59,7 +60,8 @@ def sample_cv(
         potential: energies of the molecule, or a `System`.
         cvs: one to three collective variables, as text ("torsion 4 6 8 14"; see `molgen.cvdiffusion.cvs`) or built.
         temperature: K.
-        starts: (S, N, 3) or (N, 3) Angstrom, a structure in each known basin; needed with a bare potential.
+        starts: (S, N, 3) or (N, 3) Angstrom, ase.Atoms or a list of these, a structure in each known basin; of a bare
+            potential, a `System` has its own.
         ranges: (low, high) of each variable in A and rad; None where it is periodic or follows from walls.
         walls: "distance 0 4 < 3.3", or built; they belong to the target.
         settings: of the method; None: `default_settings` for the coordinates that suit the molecule.
@@ -77,7 +79,7 @@ def sample_cv(
         InputError: a variable, range, wall, start or setting that cannot be used.
         CalculatorError: the starts have no energy, or most samples of a round were rejected.
     """
-    system = potential if isinstance(potential, System) else System(potential, _structures(starts, potential))
+    system = _system(potential, starts)
     return run_fes(
         system, cvs, temperature, ranges=ranges, walls=walls,
         settings=settings or default_settings(coordinates_of(system, "auto")), seed=seed, out=out,
@@ -107,7 +109,7 @@ def run_fes(
     """`sample_cv`, and the summary of the run; `described`: what the settings cannot say (files, calculator)."""
     if units not in UNITS:
         raise InputError(f"unknown unit {units!r}", where="--units", expected=" or ".join(UNITS))
-    system = potential if isinstance(potential, System) else System(potential, _structures(starts, potential))
+    system = _system(potential, starts)
     problem = replace(Problem.of(system, cvs, temperature, ranges, walls, settings), prior=prior)
     recorded = {
         "walls": [_wall_text(w) for w in problem.walls],
@@ -155,8 +157,30 @@ def _look(sampler: Sampler, settings: FesSettings, progress: Progress) -> bool:
     return settings.stop and converged(sampler)
 
 
+def _system(potential: Potential | System, starts: Any) -> System:
+    if isinstance(potential, System):
+        if starts is not None:
+            raise InputError("given beside a System, which has its own", where="starts", remedy="leave it out")
+        return potential
+    if not isinstance(potential, Potential):
+        raise InputError(
+            f"{potential!r} is no potential", where="sample_cv", expected="a molgen Potential, or a System",
+            remedy='molgen.workflows.fes_system.system_from_files(["start.xyz"], "gfn2", None, 0, None) makes one',
+        )  # fmt: skip
+    return System(potential, _structures(starts, potential))
+
+
 def _structures(starts: Any, potential: Potential) -> np.ndarray:
-    given = np.asarray([] if starts is None else starts, dtype=float)
+    parts = [starts] if isinstance(starts, Atoms) else starts
+    if isinstance(parts, (list, tuple)) and all(isinstance(part, Atoms) for part in parts):
+        for k, part in enumerate(parts):
+            if not np.array_equal(part.numbers, potential.numbers):
+                raise InputError(
+                    f"{part.get_chemical_formula()}, or its atoms in another order", where=f"starts, structure {k}",
+                    expected=f"atomic numbers {potential.numbers.tolist()}",
+                )  # fmt: skip
+        parts = [part.positions for part in parts]
+    given = np.asarray([] if parts is None else parts, dtype=float)
     given = given[None] if given.ndim == 2 else given
     atoms = len(potential.numbers)
     if given.ndim != 3 or given.shape[1:] != (atoms, 3) or not len(given) or not np.isfinite(given).all():
@@ -168,4 +192,5 @@ def _structures(starts: Any, potential: Potential) -> np.ndarray:
 
 
 def _wall_text(wall: Wall) -> str:
-    return f"{wall.cv.definition} {'<' if wall.above else '>'} {wall.limit:g} k={wall.stiffness:g}"
+    limit = np.degrees(wall.limit) if wall.cv.unit == "rad" else wall.limit  # as `parse_wall` reads it
+    return f"{wall.cv.definition} {'<' if wall.above else '>'} {limit:g} k={wall.stiffness:g}"

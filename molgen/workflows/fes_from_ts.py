@@ -22,7 +22,7 @@ from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.cvs import CV, evaluate, path_s, path_z
 from molgen.cvdiffusion.target import closest_allowed
 from molgen.cvdiffusion.walls import Wall
-from molgen.errors import CalculatorError, InputError
+from molgen.errors import CalculatorError, InputError, check_temperature
 from molgen.geometry.align import rmsd, superpose
 from molgen.geometry.bonds import distance_matrix
 from molgen.io import load_reaction, write_extxyz
@@ -35,7 +35,7 @@ from molgen.saddle.modes import finite_difference_hessian, masses
 from molgen.units import KB, KCAL_MOL, kcal
 from molgen.workflows.fes import FesSettings, run_fes
 from molgen.workflows.fes_estimate import Progress
-from molgen.workflows.fes_settings import check_temperature
+from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System
 
 IMAGES, BETWEEN = 13, 8  # frames of the path; energies a step of it
@@ -274,10 +274,11 @@ def fes_from_ts(
     The basins are what the tube around the path holds: conformers of reactant or product outside of it do not count.
     """
     path = read_path(folder)
+    chosen = path.settings(settings or default_settings("cartesian"), temperature)
     ensemble, _ = run_fes(
         System(path.potential, path.frames[[0, -1]]), path.cvs[:1], temperature, walls=[path.wall(), *walls],
-        settings=path.settings(settings or FesSettings(), temperature), seed=seed, out=out, overwrite=overwrite,
-        resume=resume, described=path.described, log=log, progress=progress, prior=path,
+        settings=chosen, seed=seed, out=out, overwrite=overwrite, resume=resume, described=path.described, log=log,
+        progress=progress, prior=path,
     )  # fmt: skip
     return ensemble, barrier_of(ensemble, path)
 

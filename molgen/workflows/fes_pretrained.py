@@ -105,11 +105,14 @@ def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, 
 def find_pretrained(name: str | Path) -> Path:
     """The checkpoint folder that `name` means (see `load_pretrained`)."""
     shipped = {path.name.removeprefix(PREFIX): path for path in sorted(SHIPPED.glob(f"{PREFIX}*"))}
-    if str(name) in shipped:
-        return shipped[str(name)]
-    for folder in (Path(name) / CONTROLLER, Path(name)):
-        if (folder / "config.json").exists():
-            return folder
+    own = next((f for f in (Path(name) / CONTROLLER, Path(name)) if (f / "config.json").exists()), None)
+    if own is not None and str(name) in shipped:
+        raise InputError(
+            f"{name} is a run here, and the name of a shipped controller", where="--pretrained",
+            expected="one of the two", remedy=f"write ./{name} for yours; for the shipped one, {shipped[str(name)]}",
+        )  # fmt: skip
+    if found := own or shipped.get(str(name)):
+        return found
     raise InputError(
         f"no controller {str(name)!r}", where="--pretrained",
         expected=f"one of {', '.join(shipped) or 'none shipped'}, or the folder of a finished molgen fes run",

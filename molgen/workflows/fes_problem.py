@@ -22,7 +22,7 @@ from molgen.cvdiffusion.space import CartesianSpace, Space
 from molgen.cvdiffusion.start import starting_frames
 from molgen.cvdiffusion.target import Target, closest_allowed
 from molgen.cvdiffusion.walls import Wall, check_walls, parse_wall
-from molgen.errors import InputError
+from molgen.errors import InputError, check_temperature
 from molgen.geometry.internal import ZMatrix
 from molgen.potentials.composite import BiasPotential, SumPotential
 from molgen.reweight.ensemble import Ensemble
@@ -33,7 +33,7 @@ from molgen.units import KB
 from molgen.workflows.fes_estimate import judge
 from molgen.workflows.fes_grid import axis_of
 from molgen.workflows.fes_output import check_names
-from molgen.workflows.fes_settings import FesSettings, check_settings, check_temperature
+from molgen.workflows.fes_settings import FesSettings, check_settings
 from molgen.workflows.fes_system import System
 
 FRAMES, START, WOUND = 1, 2, 3  # streams of random numbers beside those of the sampler

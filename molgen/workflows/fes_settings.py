@@ -60,9 +60,15 @@ def default_settings(coordinates: str) -> FesSettings:
     """Settings for trajectories in "cartesian" or "internal" coordinates.
 
     Internal ones are for force fields: many cheap energies, and frames enough to whiten by.
+
+    Raises:
+        InputError: other coordinates.
     """
+    if coordinates not in COORDINATES[1:]:
+        raise InputError(f"{coordinates!r}", where="default_settings", expected=" or ".join(COORDINATES[1:]))
     if coordinates == "cartesian":
-        return FesSettings(sampler=SamplerSettings(rounds=300, learn=80, corrections=3), samples=16_000)
+        sampler = SamplerSettings(rounds=300, learn=80, corrections=3)
+        return FesSettings(sampler=sampler, coordinates=coordinates, samples=16_000)
     sampler = SamplerSettings(rounds=100, draws=1024, learn=200, pretrain=2500)
     return FesSettings(
         sampler=sampler, schedule=Schedule(steps=60), coordinates=coordinates, frames=4000, hidden=256, samples=16_000,
@@ -95,12 +101,6 @@ def check_settings(settings: FesSettings, starts: int, atoms: int) -> None:
     known = ("auto", "point") if atoms == 1 else ("auto", *KINDS)
     if settings.controller not in known:
         raise InputError(f"unknown controller {settings.controller!r}", where="settings", expected=", ".join(known))
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuse a temperature, K, that is not above 0."""
-    if not 0 < temperature < np.inf:
-        raise InputError(f"temperature {temperature:g} K", where="--temperature", expected="above 0 K")
 
 
 def check_repair(repair: str) -> None:

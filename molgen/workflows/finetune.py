@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from molgen.checkpoint import save_checkpoint
-from molgen.errors import CalculatorError, InputError
+from molgen.errors import CalculatorError, InputError, TrainingError
 from molgen.prose.frames import Frames
 from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
@@ -135,13 +135,17 @@ def finetune_flow(
             log_weights = pool.log_weights()
             shape = khat(log_weights)
             exponent = min(1.0, s.tame / shape) if shape > s.tempered and math.isfinite(shape) else 1.0
-            trained, losses = _train(
-                flows[-1], pool.joined(), truncate(exponent * log_weights), pool.log_z(truncate(log_weights)),
-                temperature, s,
-                (store.path(f"training{number}") or scratch / f"training{number}"), sample_seed(seed, number, 1),
-                lambda step, steps, number=number: progress(f"finetuning: training, round {number + 1}", step, steps),
-            )  # fmt: skip
-            flows.append(trained)
+            try:
+                trained, losses = _train(
+                    flows[-1], pool.joined(), truncate(exponent * log_weights), pool.log_z(truncate(log_weights)),
+                    temperature, s,
+                    (store.path(f"training{number}") or scratch / f"training{number}"), sample_seed(seed, number, 1),
+                    lambda step, steps, at=number + 1: progress(f"finetuning: training, round {at}", step, steps),
+                )  # fmt: skip
+                flows.append(trained)
+            except TrainingError as error:
+                log(f"finetuning round {number + 1}: {error.what}; the flow before stands")
+                last = True
         record.append(Round(found.khat, found.ess, found.ess_psis, exponent, losses, fresh.calls))
         if last:
             break

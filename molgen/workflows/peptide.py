@@ -15,7 +15,7 @@ import torch
 
 from molgen.data.peptide import Peptide, build_peptide, residues_of
 from molgen.device import resolve_device
-from molgen.errors import InputError, check_counts
+from molgen.errors import InputError, check_counts, check_temperature
 from molgen.prose.layout import Layout
 from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
@@ -268,8 +268,7 @@ def begin_of_ladder(trials: Sequence[Draws]) -> float:
 
 def _check(n: int, rounds: int, workers: int | str, units: str, temperature: float) -> None:
     check_counts(samples=(n, 1), finetune=(rounds, 0))
-    if not isinstance(temperature, (int, float, np.number)):
-        raise InputError(f"{temperature!r}", where="-T", expected="a number, K")
+    check_temperature(temperature, "-T")
     if workers != "auto" and not (isinstance(workers, int) and workers > 0):
         raise InputError(f"{workers!r} workers", where="--workers", expected="auto, or at least 1")
     if units not in UNITS:

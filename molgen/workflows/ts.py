@@ -63,7 +63,7 @@ def find_ts(
     steps: int | None = None,
     map_atoms: bool = True,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: torch.dtype = torch.float32,
     log: Callable[[str], None] = lambda message: None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,

@@ -10,9 +10,10 @@ from ase import Atoms
 
 from molgen.geometry.align import superpose
 from molgen.geometry.bonds import bond_graph, fragments
-from molgen.io import formula, write_extxyz
+from molgen.io import write_extxyz
 from molgen.report.plots import barrier_profile
 from molgen.run import Run
+from molgen.structures import formula
 from molgen.units import kcal
 from molgen.workflows.ts_result import Candidate, TSResult
 
