@@ -30,10 +30,10 @@ import numpy as np
 
 from molgen.errors import InputError
 from molgen.files import write_atomic
+from molgen.geometry.bonds import TOO_CLOSE
 
 _REQUIRED = ("id", "split", "ptr", "z", "r", "ts", "p", "p_frag")
 HEAVIEST = 118
-TOO_CLOSE = 0.3  # Angstrom; the shortest bond there is, H2's, is 0.74
 HDF5 = {".h5", ".hdf5"}
 
 

@@ -15,9 +15,8 @@ from ase.data import atomic_numbers, chemical_symbols
 from ase.formula import Formula
 from numpy.typing import ArrayLike
 
-from molgen.data.reactions import TOO_CLOSE
 from molgen.errors import InputError
-from molgen.geometry.bonds import distance_matrix
+from molgen.geometry.bonds import TOO_CLOSE, distance_matrix
 
 MAX_ATOMS = 150
 _NUMBER_OF = {**atomic_numbers, "D": 1, "T": 1}  # isotopes have the electrons of hydrogen, and weigh as much here

@@ -10,7 +10,6 @@ from molgen.geometry.bonds import (
     bond_orders,
     compare_bonds,
     fragments,
-    same_molecule,
 )
 
 # ASE's G2 set: neutral molecules at MP2 geometries; number of bonds and of fragments known by their Lewis structures
@@ -73,18 +72,6 @@ def test_compare_names_the_pairs_that_differ():
     assert changes.broken == ((0, 1),)
     assert changes.formed == ((0, 3),)
     assert changes.count == 2
-
-
-def test_same_molecule_ignores_order_and_sees_isomers():
-    names = ("isobutane", "trans-butane")
-    (za, a), (zb, b) = [(m.numbers, bond_graph(m.numbers, m.positions)) for m in map(molecule, names)]
-    shuffle = np.random.default_rng(3).permutation(len(za))
-    assert same_molecule(za, a, za[shuffle], a[np.ix_(shuffle, shuffle)])
-    assert not same_molecule(za, a, zb, b)
-    # regular graphs that colour refinement cannot tell apart: a ring of six and two rings of three
-    six = np.roll(np.eye(6, dtype=bool), 1, axis=1)
-    three = np.kron(np.eye(2, dtype=bool), np.roll(np.eye(3, dtype=bool), 1, axis=1))
-    assert not same_molecule([6] * 6, six | six.T, [6] * 6, three | three.T)
 
 
 def test_agrees_with_the_mapped_smiles_of_rdb7(shared):

@@ -260,7 +260,7 @@ def test_resume_with_other_settings_is_refused(train: Callable[..., Result]) -> 
         (["--config", "huge"], ["--config: no model size 'huge'", "small or base"]),
         (["--init", "nowhere"], ["no such checkpoint folder"]),
         (["--time-budget", "soon"], ["--time-budget: 'soon' is not a duration", "1h30m"]),
-        (["--time-budget", "0s"], ["no time to train in"]),
+        (["--time-budget", "0s"], ["no time given"]),
     ],
 )
 def test_train_refuses(
@@ -268,6 +268,41 @@ def test_train_refuses(
 ) -> None:
     refused(train(*arguments), texts)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
+def test_a_learning_rate_is_above_zero(rate: str, train: Callable[..., Result]) -> None:
+    refused(
+        train("--steps", 1, "--learning-rate", rate), [f"--learning-rate: learning rate {float(rate):g}", "above 0"]
+    )
+
+
+def test_a_training_that_diverged_says_so(train: Callable[..., Result], tmp_path: Path) -> None:
+    result = train("--steps", 3, "--learning-rate", "1e30")
+    assert result.exit_code == 3 and "the training diverged" in result.stderr and "lower one" in result.stderr
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == "failed"
+
+
+def test_resume_on_other_data_is_refused(
+    reactions: list[Reaction], train: Callable[..., Result], tmp_path: Path
+) -> None:
+    path = tmp_path / "set.npz"
+    save_npz(path, reactions, ["learn"] * 9 + ["hold out"] * 3)
+    assert train("--data", path, "--steps", 1).exit_code == 0
+    moved = [replace(r, ts=r.ts + 0.01 * r.reactant) for r in reactions if r.ts is not None]
+    save_npz(path, moved, ["learn"] * 9 + ["hold out"] * 3)
+    refused(train("--data", path, "--steps", 1, "--resume"), ["cannot resume: 'data_sha256' was"])
+
+
+def test_what_validates_is_not_learned_from(
+    reactions: list[Reaction], train: Callable[..., Result], tmp_path: Path
+) -> None:
+    path = tmp_path / "leak.npz"
+    copies = [replace(r, name="under another name") for r in reactions[9:11]]
+    save_npz(path, [*reactions, *copies], ["learn"] * 9 + ["hold out"] * 3 + ["learn"] * 2)
+    result = train("--data", path, "--steps", 1)
+    assert result.exit_code == 0 and "2 training reactions are validation reactions too" in result.stderr
+    assert "9 training and 3 validation reactions" in result.stderr
 
 
 def test_train_refuses_elements_the_model_will_not_know(

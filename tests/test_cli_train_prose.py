@@ -46,6 +46,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--config", "base"], "--config: base given beside --init"),
+        (["--own-samples", "5"], "--own-samples: given without --own"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    arguments: list[str], text: str, train: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = train("--steps", 1, *arguments)
+    assert result.exit_code == 2 and text in " ".join(result.stderr.split()) and not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def train(data: Path, small: Path, tmp_path: Path) -> Callable[..., Result]:
     """`molgen train prose` on the three files from small weights, writing to tmp_path/out unless told otherwise."""
@@ -95,7 +109,7 @@ def test_training_makes_weights_that_can_be_used(train: Callable[..., Result], t
     assert lines[-1]["step"] == 3
 
     further = train("--init", tmp_path / "out" / "best", "--steps", 1, "--val", "AG", out="further")
-    assert further.exit_code == 0 and "best validation 1 - forward ESS" in further.stdout
+    assert further.exit_code == 0 and "best validation forward ESS" in further.stdout
     assert f"use it: molgen peptide AAGY --weights {tmp_path / 'further' / 'best'}" in further.stdout
 
 
@@ -234,7 +248,7 @@ def test_mirror_images_are_not_learned(train: Callable[..., Result], data: Path,
         (["--val-share", "1.5"], ["--val-share: 1.5 is no share", "between 0 and 1"]),
         (["--exclude", "nowhere.txt"], ["nowhere.txt: cannot read"]),
         (["--time-budget", "soon"], ["--time-budget: 'soon' is not a duration"]),
-        (["--config", "huge"], ["--config: no flow of size 'huge'", "small or base"]),
+        (["--config", "huge"], ["--config: huge given beside --init", "one or the other"]),
         (["--device", "tpu"], ["--device: unknown device 'tpu'"]),
         (["--sequences", 50], ["--sequences: 50 sequences in a batch", "or fewer"]),
     ],

@@ -11,17 +11,18 @@ def _reactions(seed=0):
     rng = np.random.default_rng(seed)
     made = []
     for k, n in enumerate((3, 7, 5)):
+        numbers = rng.integers(1, 36, n)
         made.append(
             Reaction(
-                numbers=rng.integers(1, 36, n),
-                reactant=rng.normal(size=(n, 3)),
-                product=rng.normal(size=(n, 3)),
+                numbers=numbers,
+                reactant=3 * rng.normal(size=(n, 3)),
+                product=3 * rng.normal(size=(n, 3)),
                 product_fragments=np.arange(n) % 2,
                 reactant_fragments=np.zeros(n, int),
                 charge=k - 1,
-                spin=k,
+                spin=int(numbers.sum() - (k - 1)) % 2 + 2 * k,
                 name=f"reaction {k}",
-                ts=None if k == 1 else rng.normal(size=(n, 3)),
+                ts=None if k == 1 else 3 * rng.normal(size=(n, 3)),
             )
         )
     return made
@@ -94,6 +95,11 @@ def test_shared_set_has_the_documented_counts(shared):
         ({"p": lambda a: np.where(np.arange(15)[:, None] == 4, np.nan, a)}, r"reaction 1 \(id .*: p has a non"),
         ({"ts": lambda a: np.where(np.arange(15)[:, None] == 0, np.inf, a)}, "reaction 0.*ts has a non-finite"),
         ({"ts": lambda a: np.where(np.arange(15)[:, None] == 0, np.nan, a)}, "reaction 0.*ts has a non-finite"),
+        ({"z": lambda a: np.where(np.arange(15) == 4, 0, a)}, "reaction 1 .*: atomic number 0\n.*1 to 118"),
+        ({"z": lambda a: np.where(np.arange(15) == 4, 119, a)}, "reaction 1 .*: atomic number 119"),
+        ({"z": lambda a: np.where(np.arange(15) == 4, -5, a)}, "reaction 1 .*: atomic number -5"),
+        ({"spin": lambda a: a + [0, 0, 1]}, r"reaction 2 .*electrons \(charge 1\) cannot have \d unpaired"),
+        ({"ts": lambda a: 0 * a}, "reaction 0 .*two atoms of ts within 0.3 Angstrom"),
     ],
 )
 def test_faulty_files_are_named(tmp_path, changes, text):

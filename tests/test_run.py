@@ -91,6 +91,14 @@ def test_overwrite_removes_the_earlier_run_and_nothing_else(tmp_path):
     assert listing(tmp_path) == ["manifest.json", "notes.txt"]
 
 
+def test_overwrite_leaves_what_another_command_made(tmp_path):
+    with Run(tmp_path, "data md", {}) as run:
+        run.path("AG.npz").write_text("days of dynamics")
+    with pytest.raises(InputError, match="holds the output of molgen data md"):
+        Run(tmp_path, "train prose", {}, overwrite=True)
+    assert (tmp_path / "AG.npz").exists()
+
+
 def test_overwrite_never_reaches_outside(tmp_path):
     (tmp_path / "precious").write_text("x")
     out = tmp_path / "out"

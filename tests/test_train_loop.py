@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from molgen.checkpoint import load_checkpoint
-from molgen.errors import InputError
+from molgen.errors import InputError, TrainingError
 from molgen.train.loop import Trainer, TrainSettings
 
 STEPS = 40
@@ -218,6 +218,41 @@ def test_best_holds_the_best_average(tmp_path: Path) -> None:
     assert best.config["validation"]["score"] == 1.0 and best.config["step"] == 3
     assert best.config["width"] == 8
     assert load_checkpoint(tmp_path / "state").config["counters"]["step"] == STEPS
+
+
+def test_a_kill_after_a_validation_does_not_lose_the_best(tmp_path: Path) -> None:
+    """The state is older than `best`, or there is none."""
+    for place, settings in (("none", {"checkpoint_seconds": math.inf}), ("older", {"checkpoint_seconds": -1.0})):
+        task = Regression(stop_at=4)
+        t = trainer(tmp_path / place, task, validate_seconds=-1.0, **settings)
+        scores = iter([0.4, 0.3, 0.2, 0.1])
+        t.validate = lambda model, scores=scores: {"score": next(scores)}
+        save, saves = t._save, iter([True, False, False, False, False])
+        t._save = lambda save=save, saves=saves: save() if next(saves) else None  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            t.run()
+        assert (tmp_path / place / "state").exists() == (place == "older")
+        again = trainer(tmp_path / place)
+        again.validate = lambda model: {"score": 0.9}
+        again.run(resume=True)
+        assert load_checkpoint(tmp_path / place / "best").config["validation"]["score"] == 0.1 == again.best
+
+
+def test_a_validation_without_a_number_ends_the_training(tmp_path: Path) -> None:
+    t = trainer(tmp_path, validate_seconds=-1.0)
+    scores = iter([1.0, math.nan])
+    t.validate = lambda model: {"score": next(scores)}
+    with pytest.raises(TrainingError, match=r"diverged \(its validation has no value after 2 steps; .*best holds"):
+        t.run()
+    assert load_checkpoint(tmp_path / "best").config["validation"]["score"] == 1.0
+
+
+def test_by_steps_the_best_weights_do_not_follow_the_clock(tmp_path: Path) -> None:
+    t = trainer(tmp_path)
+    seen: list[int] = []
+    t.validate = lambda model: seen.append(t.step) or {"score": 1.0}  # type: ignore[func-returns-value]
+    t.run()
+    assert len(seen) in (10, 11) and seen[0] == max(1, STEPS // 10) and seen[-1] == STEPS
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -298,7 +298,7 @@ def test_lengths_beyond_training_are_warned_of(sequence, cap, text):
     ({"cap": "boc"}, ["unknown cap 'boc'"]),
     ({"temperature": 250.0}, ["250 K lies outside", "300 to 600 K"]),
     ({"temperature": 601.0}, ["601 K lies outside", "300 to 600 K"]),
-    ({"temperature": float("nan")}, ["nan K lies outside"]),
+    ({"temperature": float("nan")}, ["-T", "temperature nan K"]),
     ({"finetune": -1}, ["--finetune: -1 given"]),
     ({"workers": 0}, ["--workers: 0 workers"]),
     ({"units": "hartree"}, ["--units: unknown unit 'hartree'", "kJ/mol or kcal/mol"]),
@@ -308,7 +308,7 @@ def test_lengths_beyond_training_are_warned_of(sequence, cap, text):
     ({"observables": ["beauty"]}, ["no observable 'beauty'", "distance"]),
     ({"observables": "phi ²"}, ["no residue '²' with phi"]),
     ({"n": 1e2}, ["--samples: 100.0", "a whole number"]),
-    ({"temperature": "400"}, ["-T", "a number"]),
+    ({"temperature": "400"}, ["-T", "a number above 0 K"]),
     ({"sequence": ["G", "G"]}, ["sequence", "text"]),
     ({"seed": -1}, ["--seed: -1 given", "at least 0"]),
 ])  # fmt: skip

@@ -91,6 +91,11 @@ def redrawn(reasons: dict[str, int], proposals: int) -> str:
     return f"{listed} ({sum(reasons.values()) / proposals:.2%} of {proposals})"
 
 
+def number(value: float | None, digits: int = 2) -> str:
+    """To so many significant digits; "none" where there is none."""
+    return "none" if value is None else f"{value:.{digits}g}"
+
+
 def json_object(text: str | None, where: str, example: str) -> dict[str, Any]:
     """The JSON object an option gives; empty where it is not given.
 

@@ -13,9 +13,9 @@ def report(summary: dict[str, Any], out: Path) -> str:
     """A run in words: basins with their free energies, how good the weights are, what it cost, where it is."""
     gate, weights = summary["gate"], summary["weights"]
     rows = [
-        ("verdict", f"{summary['verdict']}; k-hat {_number(gate['khat_biased'])} under the bias (fine up to "
+        ("verdict", f"{summary['verdict']}; k-hat {common.number(gate['khat_biased'])} under the bias (fine up to "
                     f"{gate['limit']})"),
-        ("without bias", f"{summary['verdict_unbiased']}; k-hat {_number(weights['khat'])}, of averages over all "
+        ("without bias", f"{summary['verdict_unbiased']}; k-hat {common.number(weights['khat'])}, of averages over all "
                          "samples"),
         ("ESS", f"{summary['weights_biased']['ess']:.1%} under the bias, {weights['ess']:.1%} without it, of "
                 f"{weights['n']} samples"),
@@ -26,8 +26,8 @@ def report(summary: dict[str, Any], out: Path) -> str:
             (
                 "repaired" if repair["used"] else "repair failed",
                 f"by sequential Monte Carlo, {repair['particles']} chains of {repair['moves']} moves from "
-                f"{repair['ancestors']} samples; their halves differ by {_number(repair['halves'])} kT "
-                f"(fine up to {repair['limit']:g}), {_number(repair['shift'])} kT from the weights' "
+                f"{repair['ancestors']} samples; their halves differ by {common.number(repair['halves'])} kT "
+                f"(fine up to {repair['limit']:g}), {common.number(repair['shift'])} kT from the weights' "
                 f"surface (fine up to {2 * repair['limit']:g})",
             )
         )
@@ -60,19 +60,15 @@ def _place(value: float, unit: str) -> str:
 
 def _estimated(row: dict[str, Any]) -> str:
     """An estimate with its error, and a word where k-hat forbids it."""
-    doubt = "" if row["reliable"] else f" (k-hat {_number(row['khat'])}: not reliable)"
-    return f"{_number(row['value'], 4)} +- {_number(row['error'])} {row['unit']}{doubt}"
+    doubt = "" if row["reliable"] else f" (k-hat {common.number(row['khat'])}: not reliable)"
+    return f"{common.number(row['value'], 4)} +- {common.number(row['error'])} {row['unit']}{doubt}"
 
 
 def _without(apart: dict[str, float]) -> str:
     """How far the surfaces that need no path weights are from the one that is shown."""
     if apart["histogram"] is None or apart["bias"] is None:
         return "not comparable: too few bins"
-    text = f"histogram off by {_number(apart['histogram'])} kT (fine up to {apart['limit']:g})"
+    text = f"histogram off by {common.number(apart['histogram'])} kT (fine up to {apart['limit']:g})"
     if apart["histogram"] > apart["limit"]:
         text += ": the weights repair much, so look at k-hat and at another seed, or try --repair always"
-    return f"{text}; the bias alone, which only pushes, by {_number(apart['bias'])} kT"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "none" if value is None else f"{value:.{digits}g}"
+    return f"{text}; the bias alone, which only pushes, by {common.number(apart['bias'])} kT"

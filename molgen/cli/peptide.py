@@ -92,14 +92,19 @@ def report(summary: dict[str, Any], out: Path) -> str:
         ("k-hat", f"{_judged(weights)}; largest weight {weights['max_weight']:.2%}"),
     ]  # fmt: skip
     if smc:
-        rows.append(("proposed at", f"{smc['hot_temperature']:g} K, k-hat {_number(smc['hot_weights']['khat'])} there"))
+        rows.append(
+            ("proposed at", f"{smc['hot_temperature']:g} K, k-hat {common.number(smc['hot_weights']['khat'])} there")
+        )
         rows.append(("ancestors", f"{smc['unique_ancestors']} of {weights['n']} proposals have descendants"))
     for number, row in enumerate(summary["finetuning"]):
-        rows.append((f"after {number} rounds", f"ESS {row['ess']:.2%}, k-hat {_number(row['khat'])}"))
+        rows.append((f"after {number} rounds", f"ESS {row['ess']:.2%}, k-hat {common.number(row['khat'])}"))
     for row in summary["results"]:
-        doubt = "" if row["reliable"] else f"   (k-hat {_number(row['khat'])}: not reliable)"
+        doubt = "" if row["reliable"] else f"   (k-hat {common.number(row['khat'])}: not reliable)"
         rows.append(
-            (row["name"], f"{_number(row['value'], 5)} +- {_number(row['error'])} {row['unit']}".rstrip() + doubt)
+            (
+                row["name"],
+                f"{common.number(row['value'], 5)} +- {common.number(row['error'])} {row['unit']}".rstrip() + doubt,
+            )
         )
     validity = summary["validity"]
     rows.append(("validity", f"{validity['wrong_chirality']} of wrong chirality, {validity['broken_topology']} broken"))
@@ -120,11 +125,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
 def _judged(weights: dict[str, Any]) -> str:
     if weights["khat"] is None:
         return "none, too few weights"
-    return f"{_number(weights['khat'])} (fine up to {weights['threshold']:.2f})"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "none" if value is None else f"{value:.{digits}g}"
+    return f"{common.number(weights['khat'])} (fine up to {weights['threshold']:.2f})"
 
 
 def _advice(summary: dict[str, Any]) -> str:

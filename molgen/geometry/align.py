@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +52,11 @@ def superpose_fragments(mobile: Tensor, target: Tensor, fragments: Tensor) -> Te
         member = fragments == fragment
         placed = torch.where(member[..., None], superpose(mobile, target, member.to(mobile.dtype)), placed)
     return placed
+
+
+def rmsd_of(a: np.ndarray, b: np.ndarray) -> float:
+    """RMSD (Angstrom) of two geometries (N, 3) after superposition by proper rotation, atoms in the given order."""
+    return float(rmsd(torch.from_numpy(np.array(a, dtype=float)), torch.from_numpy(np.array(b, dtype=float))))
 
 
 def rmsd(a: Tensor, b: Tensor, mask: Tensor | None = None, reflect: bool = False) -> Tensor:

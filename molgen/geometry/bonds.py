@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 # SMILES, 0.2 to 0.3 is a plateau on which 0.5 to 1 % of the geometries differ in any bond (a factor of 1.2 to 1.3
 # instead: 1.3 to 6 %, because H2 needs more of it than strained rings bear). Its upper end still bonds F2.
 TOLERANCE = 0.3
+TOO_CLOSE = 0.3  # Angstrom; two atoms are never nearer: the shortest bond there is, H2's, is 0.74
 OVERLAP = 0.6  # of the sum of covalent radii; the shortest distance in 1,900 transition states of RDB7 is 0.77 of it
 
 
@@ -129,23 +130,3 @@ def molecule_key(numbers, bonds: np.ndarray, charge: int = 0) -> str:
         pieces.append((len(member), sorted(colours)))
     text = repr((int(charge), sorted(numbers.tolist()), sorted(pieces)))
     return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def same_molecule(numbers_a, bonds_a: np.ndarray, numbers_b, bonds_b: np.ndarray) -> bool:
-    """Whether two connectivities are the same up to exchange of atoms of one element (graph isomorphism).
-
-    Stereochemistry and bond orders are not compared.
-    """
-    import networkx  # a torch dependency; slow to import
-
-    if len(numbers_a) != len(numbers_b):
-        return False
-    rounds = 8
-    if sorted(atom_classes(numbers_a, bonds_a, rounds)[-1]) != sorted(atom_classes(numbers_b, bonds_b, rounds)[-1]):
-        return False
-    graphs = []
-    for numbers, bonds in ((numbers_a, bonds_a), (numbers_b, bonds_b)):
-        graph = networkx.from_numpy_array(np.asarray(bonds, dtype=int))
-        networkx.set_node_attributes(graph, dict(enumerate(atom_classes(numbers, bonds, rounds)[-1])), "colour")
-        graphs.append(graph)
-    return networkx.is_isomorphic(*graphs, node_match=lambda a, b: a["colour"] == b["colour"])

@@ -176,7 +176,7 @@ def _build(peptide: Peptide) -> Layout:
     return Layout(
         peptide=peptide,
         z=z,
-        nodes=torch.from_numpy(_nodes(z, peptide, graph, hops)),
+        nodes=torch.from_numpy(_nodes(z, peptide, graph)),
         bonds=torch.from_numpy(edges),
         heavy=torch.from_numpy(heavy),
         near=torch.from_numpy(near),
@@ -260,7 +260,7 @@ def _ideal(
     return r0, theta0, scale, bends
 
 
-def _nodes(z: ZMatrix, peptide: Peptide, graph: nx.Graph, hops: np.ndarray) -> np.ndarray:
+def _nodes(z: ZMatrix, peptide: Peptide, graph: nx.Graph) -> np.ndarray:
     p, order = peptide.parameters, z.order
     numbers = peptide.numbers[order]
     types = [p.types[i] for i in order]

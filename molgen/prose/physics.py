@@ -56,7 +56,7 @@ def local_quadratic(layout: Layout, x: Tensor, ranks: Tensor) -> tuple[Tensor, T
     phi = plan["center"][:, None] + delta[..., 2]
     points = place(a[:, :, None], b[:, :, None], c[:, :, None], r.expand_as(theta), theta, phi.expand_as(theta))
     energy = 0.5 * (plan["stencil"] * STEP).square()[..., :2].mul(plan["springs"][:, None]).sum(-1)
-    energy = energy + _bonded(layout, plan, x, points)
+    energy = energy + _bonded(plan, x, points)
 
     before = int(ranks.max())
     centred = x[:, None, :before] - c[:, :, None]  # (B, K, J, 3)
@@ -131,7 +131,7 @@ def scan(layout: Layout, rotor: Rotor, x: Tensor) -> Tensor:
         points = (
             c[:, None] + torch.cat([height[..., None].expand(-1, -1, KNOTS), radius[..., None] * turn[0]], 1).mT @ frame
         )
-        torsion = torsion + _bonded(layout, _plan(layout, y, dtype), x, points[:, None])[:, 0]
+        torsion = torsion + _bonded(_plan(layout, y, dtype), x, points[:, None])[:, 0]
     channels = [torsion, lj, coulomb, beyond]
     channels += _branch(layout, rotor, placed, height[:, :1], radius[:, :1], turn[0], r[0])
     return torch.stack(channels, 1).clamp(-CLIP, CLIP)
@@ -189,7 +189,7 @@ def _branch(
     return [near, far, crowd]
 
 
-def _bonded(layout: Layout, plan: dict, x: Tensor, points: Tensor) -> Tensor:
+def _bonded(plan: dict, x: Tensor, points: Tensor) -> Tensor:
     """(B, K, S) energies of the angles and torsions that the atoms complete."""
     energy = points.new_zeros(points.shape[:3])
     for name in ("angles", "torsions"):

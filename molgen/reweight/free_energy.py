@@ -110,14 +110,8 @@ def histogram_fes(
     used = weights > 0
     edges = _all_edges(variables, bins, ranges, used)
     shape = tuple(len(e) - 1 for e in edges)
-    flat = np.zeros(len(weights), dtype=int)
-    inside = used.copy()
-    for variable, e in zip(variables, edges, strict=True):
-        values = variable.wrapped(e[0])
-        index = np.searchsorted(e, values, side="right") - 1
-        index[values == e[-1]] = len(e) - 2  # the last bin is closed, as in np.histogram
-        inside &= (index >= 0) & (index < len(e) - 1) & np.isfinite(values)
-        flat = flat * (len(e) - 1) + np.clip(index, 0, len(e) - 2)
+    flat = bin_indices(variables, edges)
+    inside = used & (flat >= 0)
     flat, kept = flat[inside], weights[inside]
     size = int(np.prod(shape))
     share = np.bincount(flat, kept, size)
@@ -151,6 +145,18 @@ def histogram_fes(
         khat=k,
         reliable=bool(k <= khat_threshold(int(np.isfinite(cleaned(log_weights)).sum()))),
     )
+
+
+def bin_indices(variables: Sequence[CollectiveVariable], edges: Sequence[np.ndarray]) -> np.ndarray:
+    """(n,) flat index of the bin of each sample, -1 outside the grid; the last bin is closed, as in np.histogram."""
+    flat, inside = 0, True
+    for variable, e in zip(variables, edges, strict=True):
+        values = variable.wrapped(e[0])
+        index = np.searchsorted(e, values, side="right") - 1
+        index[values == e[-1]] = len(e) - 2
+        inside = inside & (index >= 0) & (index < len(e) - 1) & np.isfinite(values)
+        flat = flat * (len(e) - 1) + np.clip(index, 0, len(e) - 2)
+    return np.where(inside, flat, -1)
 
 
 def free_energy_difference(

@@ -217,8 +217,9 @@ class Trainer:
         torch.manual_seed(sample_seed(s.seed, 2, self.step))  # dropout draws from torch's own generator
         self.optimizer.zero_grad(set_to_none=self.gradients is None)
         if self.gradients is None:
-            losses = self.loss(self.model, batch, torch_generator(s.seed, 1, self.step))
-            losses["loss"].backward()
+            with self._decomposing("the loss has no value"):
+                losses = self.loss(self.model, batch, torch_generator(s.seed, 1, self.step))
+                losses["loss"].backward()
         else:
             losses = self.gradients(batch)
         # clip at twice the running norm: rare broken batches must not undo a thousand good ones
@@ -242,10 +243,10 @@ class Trainer:
         self.model.eval()
         if not all(bool(v.isfinite().all()) for v in self.average.values() if v.is_floating_point()):
             raise self._diverged("weights are not finite")
-        with torch.no_grad():
+        with torch.no_grad(), self._decomposing("its validation has no value"):
             figures = self.validate(self.model)
         if math.isnan(figures["score"]):
-            raise self._diverged("its validation gives no number")
+            raise self._diverged("its validation has no value")
         if figures["score"] <= self.best:
             self.best = figures["score"]
             save_checkpoint(
@@ -254,6 +255,14 @@ class Trainer:
         self.model.load_state_dict(live)
         self.log({"step": self.step, "epoch": self.epoch_number, "seconds": self.elapsed, **figures})
         return figures
+
+    @contextlib.contextmanager
+    def _decomposing(self, how: str) -> Iterator[None]:
+        """A decomposition (of a superposition) fails on numbers that are none: `how` the training diverged."""
+        try:
+            yield
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+            raise self._diverged(how) from error
 
     def _diverged(self, how: str) -> TrainingError:
         kept = "" if math.isinf(self.best) else f"; {self.directory / 'best'} holds the best weights so far"

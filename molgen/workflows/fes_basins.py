@@ -11,7 +11,7 @@ from scipy.ndimage import label as connected
 from molgen.reweight.barrier import Barrier, profile_barrier
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.estimate import Estimate
-from molgen.reweight.free_energy import FES
+from molgen.reweight.free_energy import FES, bin_indices
 from molgen.reweight.importance import LEAST_DRAWS
 
 SHALLOW = 1.0  # kT: a basin with a lower way out belongs to its neighbour
@@ -39,7 +39,7 @@ class Basin:
 def basins(ensemble: Ensemble, fes: FES) -> list[Basin]:
     """Where the surface drains to, bin by bin; basins less than 1 kT deep are merged, with < 25 samples left out."""
     label = _drained(fes)
-    flat = _bins_of(ensemble, fes)
+    flat = bin_indices(list(ensemble.cvs.values()), fes.edges)
     owner = np.where(flat >= 0, label.reshape(-1)[flat], -1)
     free = fes.free_energy.reshape(-1)
     found = sorted((at for at in np.unique(label) if at >= 0), key=lambda at: -ensemble.weights[owner == at].sum())
@@ -174,17 +174,6 @@ def _highest(fes: FES, low: float, high: float) -> float:
     free = np.tile(fes.free_energy, len(turns))
     inside = (many >= low) & (many <= high)
     return float(many[inside][np.argmax(free[inside])]) if inside.any() else (low + high) / 2
-
-
-def _bins_of(ensemble: Ensemble, fes: FES) -> np.ndarray:
-    """(n,) flat index of the bin of each sample, -1 outside the grid."""
-    flat, inside = np.zeros(len(ensemble), dtype=int), np.ones(len(ensemble), dtype=bool)
-    for cv, edges in zip(ensemble.cvs.values(), fes.edges, strict=True):
-        values = cv.wrapped(edges[0])
-        index = np.searchsorted(edges, values, side="right") - 1
-        inside &= (index >= 0) & (index < len(edges) - 1) & np.isfinite(values)
-        flat = flat * (len(edges) - 1) + np.clip(index, 0, len(edges) - 2)
-    return np.where(inside, flat, -1)
 
 
 def _drained(fes: FES) -> np.ndarray:

@@ -94,14 +94,21 @@ class System:
 
 
 def system_from_files(
-    paths: Sequence[str | Path], calculator: str, kwargs: Mapping[str, Any] | None, charge: int, spin: int | None
+    paths: str | Path | Sequence[str | Path],
+    calculator: str = "gfn2",
+    kwargs: Mapping[str, Any] | None = None,
+    charge: int = 0,
+    spin: int | None = None,
 ) -> System:
-    """A molecule by one structure file a basin and an ASE calculator, e.g. "gfn2"; `spin` None for the fewest possible.
+    """A molecule by one structure file a basin and a calculator, "gfn2" or as `--calculator`.
+
+    Args:
+        spin: unpaired electrons; None for the fewest possible.
 
     Raises:
         InputError: no file, unreadable ones, or of different molecules; no such calculator.
     """
-    read = [read_side(path, "--xyz") for path in paths]
+    read = [read_side(path, "--xyz") for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
     if not read:
         raise InputError("no structure", where="--xyz", expected="a file, or one for each known basin")
     for other in read[1:]:

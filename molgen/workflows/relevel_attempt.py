@@ -12,7 +12,7 @@ import torch
 
 from molgen.data.reactions import Reaction
 from molgen.errors import CalculatorError, InputError
-from molgen.geometry.align import rmsd
+from molgen.geometry.align import rmsd_of
 from molgen.potentials.base import Potential
 from molgen.saddle import Verification, refine
 from molgen.saddle.verify import bonding_differences, settle
@@ -88,13 +88,16 @@ def _find_saddle(
     with stage("saddle", potential, calls):
         saddle = refine(potential, reaction.ts, reactant=ends[0], product=ends[1])
     _place(record, 1, saddle.positions, saddle.energy, saddle.fmax)
-    record |= {"rmsd": _rmsd(saddle.positions, reaction.ts), "reason": "search did not converge"}
+    record |= {"rmsd": round(rmsd_of(saddle.positions, reaction.ts), 5), "reason": "search did not converge"}
     if not saddle.converged:
         return None
     with stage("verification", potential, calls):
         settled, checked = settle(potential, saddle, *ends)
     _place(record, 1, settled.positions, settled.energy, settled.fmax)
-    record |= {"rmsd": _rmsd(settled.positions, reaction.ts), "imaginary_cm": round(checked.imaginary_frequency_cm, 1)}
+    record |= {
+        "rmsd": round(rmsd_of(settled.positions, reaction.ts), 5),
+        "imaginary_cm": round(checked.imaginary_frequency_cm, 1),
+    }
     if checked.verdict == "not_a_saddle":
         record["reason"] = "not a first-order saddle"
         return None
@@ -130,7 +133,3 @@ def _relax_ends(potential: Potential, reaction: Reaction, checked: Verification 
 def _place(record: dict[str, Any], side: int, positions: np.ndarray, energy: float, fmax: float) -> None:
     record[SIDES[side]] = centred(positions)
     record["energies"][side], record["fmax"][side] = round(energy, 6), round(fmax, 4)
-
-
-def _rmsd(a: np.ndarray, b: np.ndarray) -> float:
-    return round(float(rmsd(torch.from_numpy(np.array(a, dtype=float)), torch.from_numpy(np.array(b, dtype=float)))), 5)

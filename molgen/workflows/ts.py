@@ -16,7 +16,7 @@ from ase import Atoms
 from molgen.data.reactions import Reaction
 from molgen.device import resolve_device
 from molgen.errors import CalculatorError, InputError, check_counts
-from molgen.geometry.align import rmsd
+from molgen.geometry.align import rmsd_of
 from molgen.geometry.bonds import overlapping
 from molgen.io import load_reaction
 from molgen.potentials.base import Potential
@@ -212,7 +212,7 @@ class _Search:
         self.calibration = model.config.get("confidence", {})
         guesses = generate(model.model, [self.reaction], samples=samples, steps=steps, seed=seed)[0]
         for k, (x, deviation) in enumerate(zip(guesses.positions.numpy(), guesses.deviation.numpy(), strict=True)):
-            features = guess_features(deviation, _rmsd(x, self.sqrt_guess))
+            features = guess_features(deviation, rmsd_of(x, self.sqrt_guess))
             self.starts.append((x, "flow", k, features))
 
     def propose_interpolation(self, samples: int, seed: int) -> None:
@@ -232,7 +232,7 @@ class _Search:
             self.progress("refining guesses", k, total)
             self.done += 1
             x, source, sample, features = self.starts[k]
-            if any(_rmsd(x, self.starts[j][0]) < SAME_GUESS for j in range(k)):
+            if any(rmsd_of(x, self.starts[j][0]) < SAME_GUESS for j in range(k)):
                 self.rejections["same guess as an earlier one"] += 1
                 continue
             candidate = self._candidate(x, source, sample, features)
@@ -280,7 +280,7 @@ class _Search:
         candidate.atoms.positions, candidate.energy = saddle.positions, saddle.energy
         if features is not None:
             overlap = mode_overlap(saddle, reaction.numbers, *ends)
-            extra = refined_features(_rmsd(saddle.positions, x), overlap, saddle.gradient_calls)
+            extra = refined_features(rmsd_of(saddle.positions, x), overlap, saddle.gradient_calls)
             candidate.confidence = confidence({**features, **extra}, self.calibration.get("refined"))
         if not saddle.converged:
             self.rejections["refinement did not converge"] += 1
@@ -308,7 +308,7 @@ class _Search:
         """Whether an earlier guess led to this saddle; counted."""
         for known in self.candidates:
             same_energy = known.energy is not None and abs(known.energy - (candidate.energy or 0.0)) < SAME_ENERGY
-            if same_energy and _rmsd(known.atoms.positions, candidate.atoms.positions) < SAME_SADDLE:
+            if same_energy and rmsd_of(known.atoms.positions, candidate.atoms.positions) < SAME_SADDLE:
                 self.rejections["same saddle as an earlier guess"] += 1
                 return True
         return False
@@ -359,7 +359,3 @@ class _Search:
         }
         candidate.atoms.info.update({key: value for key, value in info.items() if value is not None})
         return candidate
-
-
-def _rmsd(a: np.ndarray, b: np.ndarray) -> float:
-    return float(rmsd(torch.from_numpy(np.asarray(a, dtype=float)), torch.from_numpy(np.asarray(b, dtype=float))))

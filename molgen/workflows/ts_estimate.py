@@ -24,7 +24,7 @@ GUESS_CORRECTIONS = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class TSEstimate:
     """A transition state as a better level would have it; nothing was calculated there.
 
     Attributes:
@@ -96,7 +96,7 @@ def estimate(
     potential: Potential,
     saddle: np.ndarray,
     guess: np.ndarray | None = None,
-) -> Estimate:
+) -> TSEstimate:
     """The estimate from a saddle of the level the weights read.
 
     The guess is corrected twice first, with a gradient call each: a better guess makes a better estimate (on 272
@@ -116,7 +116,7 @@ def estimate(
 
 def estimate_without_saddle(
     correction: Correction, reaction: Reaction, potential: Potential, guess: np.ndarray
-) -> Estimate | None:
+) -> TSEstimate | None:
     """The guess (N, 3) of TS-GEN, corrected twice: what there is to say when no search has found the saddle.
 
     Better than where a search that went astray has ended (`benchmarks/correction.py`). None where the calculator fails
@@ -142,6 +142,6 @@ def _corrected_guess(
 
 def _estimate(
     correction: Correction, reaction: Reaction, x: np.ndarray, deviation: np.ndarray, source: str, corrections: int
-) -> Estimate:
+) -> TSEstimate:
     level = str(correction.config.get("level") or "the training set")
-    return Estimate(reaction.numbers, x, deviation, level, source, corrections, correction.hash)
+    return TSEstimate(reaction.numbers, x, deviation, level, source, corrections, correction.hash)

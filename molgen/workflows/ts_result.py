@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from molgen.data.reactions import Reaction
-from molgen.workflows.ts_estimate import Estimate
+from molgen.workflows.ts_estimate import TSEstimate
 
 # best first
 VERDICTS = ("intended", "half", "unintended", "unverified", "not_a_saddle", "failed")
@@ -80,7 +80,7 @@ class TSResult:
     seconds: float = 0.0
     rejections: Counter = field(default_factory=Counter)
     checkpoint_hash: str | None = None
-    estimate: Estimate | None = None
+    estimate: TSEstimate | None = None
 
     @property
     def best(self) -> Candidate:

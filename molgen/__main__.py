@@ -1,0 +1,5 @@
+"""`python -m molgen`, for where the script is not on the path."""
+
+from molgen.cli.main import main
+
+main()

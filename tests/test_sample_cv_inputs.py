@@ -1,0 +1,116 @@
+"""What `sample_cv`, `--pretrained` and `--calculator-kwargs` are given: taken as meant, or refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.io import read
+from fes_cases import TINY
+from test_cli_fes import FEW, hcn, molgen, quick  # noqa: F401  fixtures
+
+from molgen import find_ts, sample_cv
+from molgen.cvdiffusion.walls import parse_wall
+from molgen.errors import InputError
+from molgen.potentials.xtb import XtbPotential
+from molgen.workflows import fes
+from molgen.workflows.fes_pretrained import find_pretrained
+from molgen.workflows.fes_settings import default_settings
+from molgen.workflows.fes_system import System, system_from_files
+
+METHODS = ("gfn1", "gfn2")
+QUICK = replace(TINY, coordinates="cartesian", samples=20, repair="never")
+
+
+def hydrogen() -> XtbPotential:
+    return XtbPotential([1, 1])
+
+
+def sampled(potential: Any, **options: Any) -> Any:
+    settings = replace(QUICK, sampler=replace(QUICK.sampler, rounds=1, width=0.05))
+    return sample_cv(potential, ["distance 0 1"], 300.0, ranges=[(0.5, 1.2)], settings=settings, **options)
+
+
+def test_starts_may_be_atoms() -> None:
+    apart = Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])
+    one, two = sampled(hydrogen(), starts=apart), sampled(hydrogen(), starts=[apart.positions])
+    assert np.array_equal(one.positions, two.positions)
+    with pytest.raises(InputError, match="starts, structure 1: HF, or its atoms in another order"):
+        sampled(hydrogen(), starts=[apart, molecule("HF")])
+
+
+def test_what_is_no_potential_or_has_starts_already_is_refused() -> None:
+    with pytest.raises(InputError, match="'gfn2' is no potential.*(?s:.*)system_from_files"):
+        sampled("gfn2", starts=np.zeros((2, 3)))
+    with pytest.raises(InputError, match="starts: given beside a System"):
+        sampled(System(hydrogen(), np.eye(2, 3)[None]), starts=np.eye(2, 3))
+    with pytest.raises(InputError, match="--temperature: temperature '300'"):
+        sample_cv(hydrogen(), ["distance 0 1"], "300", starts=np.eye(2, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("coordinates", ["cartesian", "internal"])
+def test_default_settings_have_the_coordinates_asked_for(coordinates: str) -> None:
+    assert default_settings(coordinates).coordinates == coordinates
+    with pytest.raises(InputError, match="default_settings: 'polar'"):
+        default_settings("polar")
+
+
+@pytest.mark.parametrize("text", ["angle 0 1 2 > 90", "distance 0 1 < 3.3"])
+def test_a_recorded_wall_reads_back_as_itself(text: str) -> None:
+    wall = parse_wall(text, 4)
+    again = parse_wall(fes._wall_text(wall).split(" k=")[0], 4)
+    assert text in fes._wall_text(wall) and again.limit == pytest.approx(wall.limit, rel=1e-5)
+
+
+def test_a_run_with_the_name_of_a_shipped_controller_is_ambiguous(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = find_pretrained("sn2")
+    (tmp_path / "sn2" / "controller").mkdir(parents=True)
+    (tmp_path / "sn2" / "controller" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"sn2 is a run here, and the name of a shipped controller(?s:.*)write \./sn2"):
+        find_pretrained("sn2")
+    assert find_pretrained("./sn2").resolve() == tmp_path / "sn2" / "controller" and find_pretrained(shipped) == shipped
+
+
+def test_calculator_kwargs_reach_the_calculator(molgen: Any, hcn: Path, tmp_path: Path) -> None:  # noqa: F811
+    kwargs = '{"method": "GFN1-xTB"}'
+    options = ["--cv", "distance 0 1", "--range", "0.7 1.8", *FEW, "--repair", "never"]
+    named = molgen("--xyz", hcn, *options, "--calculator", "tblite.ase:TBLite", "--calculator-kwargs", kwargs)
+    assert named.exit_code in (0, 3), named.stderr
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]["calculator_kwargs"] == {
+        "method": "GFN1-xTB"
+    }
+    energies = np.load(tmp_path / "out" / "weights.npz")["energies"]
+    gfn1, gfn2 = (system_from_files(hcn, name).potential.energy(read(hcn).positions[None])[0] for name in METHODS)
+    assert gfn1 < np.nanmin(energies) < gfn2 - 2, "GFN1-xTB lies lower by 7.6 eV"
+
+
+def test_two_atoms_are_searched_like_any() -> None:
+    result = find_ts(
+        Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("H2", [[0, 0, 0], [0, 0, 3.0]]), samples=1, correction="none"
+    )
+    assert not result.verified and result.candidates
+
+
+def test_coordinates_in_bohr_are_recognised() -> None:
+    ends = [molecule("H2O"), molecule("H2O")]
+    for atoms in ends:
+        atoms.positions /= 0.529177
+    ends[1].rotate(30, "x")
+    with pytest.raises(InputError, match=r"no two atoms are bonded(?s:.*)Angstrom"):
+        find_ts(*ends)
+
+
+def test_the_package_runs_as_a_module() -> None:
+    said = subprocess.run([sys.executable, "-m", "molgen", "--version"], capture_output=True, text=True, check=True)
+    assert "molgen" in said.stdout
