@@ -14,14 +14,14 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
 from molgen.reweight.importance import WeightDiagnostics, cleaned, diagnose, psis, tail_length, verdict
 from molgen.reweight.observables import backbone_torsions, torsion
-from molgen.units import KCAL_MOL, KJ_MOL
+from molgen.units import energy_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-UNITS = {"kJ/mol": (KJ_MOL, 20.0), "kcal/mol": (KCAL_MOL, 5.0)}  # eV a unit, and the top of the colour scale
+TOPS = {"kJ/mol": 20.0, "kcal/mol": 5.0}  # of the colour scale
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.edgecolor": QUIET,
@@ -122,7 +122,7 @@ def free_energy(fes: FES, *, unit: str = "kJ/mol", title: str = "", subtitle: st
     Raises:
         InputError: more than two collective variables, or an unknown unit.
     """
-    energy = _unit(unit)
+    energy = energy_unit(unit)
     if len(fes.names) > 2:
         raise InputError(f"{len(fes.names)} collective variables", where="picture of a FES", expected="one or two")
 
@@ -170,7 +170,7 @@ def _ramachandran_panel(axes: Axes, source: Ensemble, log_weights, phi, psi, bin
     if log_weights is not None:
         shares = np.isfinite(log_weights) / max(np.isfinite(log_weights).sum(), 1)
     fes = histogram_fes(cvs, source.log_weights, shares, source.temperature, bins=bins)
-    energy, top = _unit(unit), UNITS[unit][1]
+    energy, top = energy_unit(unit), TOPS[unit]
     values = np.ma.masked_invalid(fes.free_energy / energy)
     edges = [np.degrees(e) for e in fes.edges]
     axes.set_facecolor(EMPTY)
@@ -238,7 +238,7 @@ def _maps(figure: Figure, fes: FES, energy: float, unit: str) -> None:
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     values = np.ma.masked_invalid(fes.free_energy / energy)
     error = np.ma.masked_invalid(np.where(np.isfinite(fes.free_energy), fes.error, np.nan) / energy)
-    step = UNITS[unit][1] / 4
+    step = TOPS[unit] / 4
     top = step * max(4.0, np.ceil(float(values.max()) / step) if values.count() else 4.0)
     for axes, data, high, name in (
         (left, values, top, "free energy"),
@@ -269,12 +269,6 @@ def axis_scale(axis: Any, fes: FES, at: int) -> float:
 
         axis.set_major_locator(MultipleLocator(60 if np.ptp(fes.edges[at]) > 4 else 30))
     return 180 / np.pi
-
-
-def _unit(unit: str) -> float:
-    if unit not in UNITS:
-        raise InputError(f"unknown unit {unit!r}", expected=" or ".join(UNITS))
-    return UNITS[unit][0]
 
 
 def _weights_heading(figure: Figure, title: str, found: WeightDiagnostics, judged: str) -> Text:

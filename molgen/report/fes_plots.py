@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from molgen.report.ensemble_plots import EMPTY, MAP, UNITS, axis_scale, figure_png, heading
+from molgen.report.ensemble_plots import EMPTY, MAP, TOPS, axis_scale, figure_png, heading
 from molgen.report.plots import ACCENT, CURVE, INK, QUIET
 from molgen.reweight.free_energy import FES
+from molgen.units import energy_unit
 
 MOST_POINTS = 1500  # samples shown
 
@@ -32,7 +33,7 @@ def surface(
         basins: (minimum, label). samples: (n, D) resampled ones, drawn as points in two dimensions.
         unit: "kcal/mol" or "kJ/mol". good: whether the estimate passed its gate.
     """
-    energy, top = UNITS[unit]
+    energy, top = energy_unit(unit), TOPS[unit]
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()

@@ -20,9 +20,9 @@ from molgen.cvdiffusion.walls import Wall
 from molgen.errors import InputError
 from molgen.potentials.base import Potential
 from molgen.potentials.xtb import one_thread
-from molgen.report.ensemble_plots import UNITS
 from molgen.reweight.ensemble import Ensemble
 from molgen.run import Run
+from molgen.units import energy_unit
 from molgen.workflows.fes_estimate import Progress, converged, outcome
 from molgen.workflows.fes_identity import identity
 from molgen.workflows.fes_output import CONTROLLER, write_results
@@ -107,8 +107,7 @@ def run_fes(
     progress: Progress = lambda figures: None,
 ) -> tuple[Ensemble, dict[str, Any]]:
     """`sample_cv`, and the summary of the run; `described`: what the settings cannot say (files, calculator)."""
-    if units not in UNITS:
-        raise InputError(f"unknown unit {units!r}", where="--units", expected=" or ".join(UNITS))
+    energy_unit(units)
     system = _system(potential, starts)
     problem = replace(Problem.of(system, cvs, temperature, ranges, walls, settings), prior=prior)
     recorded = {

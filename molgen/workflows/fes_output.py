@@ -14,12 +14,11 @@ from molgen.cvdiffusion.plumed import colvar_text, fes_text, field_name, hills_t
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.io import write_extxyz
 from molgen.report import ensemble_plots, fes_plots
-from molgen.report.ensemble_plots import UNITS
 from molgen.reweight.barrier import Barrier
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import RELIABLE_KHAT
 from molgen.run import Run
-from molgen.units import KJ_MOL
+from molgen.units import KJ_MOL, energy_unit
 from molgen.workflows.fes_basins import Basin
 from molgen.workflows.fes_estimate import DISAGREE, Outcome, Surfaces
 from molgen.workflows.peptide_output import ensemble_hash
@@ -82,7 +81,7 @@ def write_results(
                   zip(drawn.positions, drawn.energies, strict=True)]  # fmt: skip
         write_extxyz(run.path("samples.xyz"), frames)
     _write_pictures(run, ensemble, found, sampler, drawn, units)
-    energy, tried = UNITS[units][0], found.repair or found.tried
+    energy, tried = energy_unit(units), found.repair or found.tried
     figures = {
         "verdict": found.verdict,
         "verdict_unbiased": ensemble.verdict,
@@ -137,7 +136,7 @@ def _barrier_row(one: int, other: int, barrier: Barrier, energy: float, units: s
 def _write_pictures(
     run: Run, ensemble: Ensemble, found: Surfaces, sampler: Sampler, drawn: Ensemble, units: str
 ) -> None:
-    fes, energy, good = found.path, UNITS[units][0], found.passed
+    fes, energy, good = found.path, energy_unit(units), found.passed
     labels = [(basin.minimum, _label(basin, energy)) for basin in found.basins[:LABELLED] if basin.share > 1e-12]
     judged = f"k-hat {found.biased.khat:.2f} biased, {ensemble.diagnostics.khat:.2f} without bias"
     judged += "" if found.repair is None else "; repaired by sequential Monte Carlo"

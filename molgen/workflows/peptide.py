@@ -19,14 +19,13 @@ from molgen.errors import InputError, check_counts, check_temperature
 from molgen.prose.layout import Layout
 from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
-from molgen.report.ensemble_plots import UNITS
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import diagnose, verdict, worst
 from molgen.reweight.observables import parse_observable
 from molgen.reweight.smc import Population, between_temperatures, climb, restricted, spring_scale, start
 from molgen.rng import sample_seed
 from molgen.run import METHOD, Run
-from molgen.units import KB
+from molgen.units import KB, energy_unit
 from molgen.workflows.draws import DRAWN, Draws, Energies, Progress, Store, draw
 from molgen.workflows.finetune import Round, finetune_flow
 from molgen.workflows.peptide_output import (
@@ -271,8 +270,7 @@ def _check(n: int, rounds: int, workers: int | str, units: str, temperature: flo
     check_temperature(temperature, "-T")
     if workers != "auto" and not (isinstance(workers, int) and workers > 0):
         raise InputError(f"{workers!r} workers", where="--workers", expected="auto, or at least 1")
-    if units not in UNITS:
-        raise InputError(f"unknown unit {units!r}", where="--units", expected=" or ".join(UNITS))
+    energy_unit(units)
 
 
 def _device(name: str) -> torch.device:

@@ -18,6 +18,7 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import diagnose, normalised, verdict
 from molgen.reweight.smc import Population
 from molgen.run import RUN_KEYS, SUMMARY, Run
+from molgen.units import energy_unit
 from molgen.workflows.draws import STATE, Draws
 from molgen.workflows.finetune import Round
 
@@ -82,7 +83,7 @@ def observed(ensemble: Ensemble, observables: Iterable[str], units: str) -> list
 
     Energies in `units`, angles in degrees, lengths in Angstrom.
     """
-    energy, _ = ensemble_plots.UNITS[units]
+    energy = energy_unit(units)
     rows = {ENERGY: ensemble.expectation(ensemble.energies).scaled(1 / energy, units)}
     for text in observables:
         found = ensemble.expectation(text)
