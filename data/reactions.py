@@ -30,7 +30,6 @@ import numpy as np
 
 from molgen.errors import InputError
 from molgen.files import write_atomic
-from molgen.geometry.bonds import TOO_CLOSE
 
 _REQUIRED = ("id", "split", "ptr", "z", "r", "ts", "p", "p_frag")
 HEAVIEST = 118
@@ -295,7 +294,7 @@ def _check(arrays: dict[str, np.ndarray], where: str) -> None:
 
 
 def _check_chemistry(arrays: dict[str, np.ndarray], row_of: np.ndarray, where: str) -> None:
-    """Atomic numbers, electrons, and distances in the transition states; `row_of` (atoms,): reaction of each atom."""
+    """Atomic numbers and electrons; `row_of` (atoms,): reaction of each atom."""
     z, count = arrays["z"], len(arrays["ptr"]) - 1
     strange = (z < 1) | (z > HEAVIEST) | (z != np.floor(z))
     if strange.any():
@@ -313,18 +312,6 @@ def _check_chemistry(arrays: dict[str, np.ndarray], row_of: np.ndarray, where: s
             f"{electrons[k]:.0f} electrons (charge {charge[k]:.0f}) cannot have {spin[k]:.0f} unpaired",
             where=f"{where}, reaction {k} (id {arrays['id'][k]})", expected="`spin`, the number of unpaired electrons",
         )  # fmt: skip
-    sizes, ptr = np.diff(arrays["ptr"]), arrays["ptr"].astype(np.int64)
-    for atoms in np.unique(sizes):
-        rows = np.flatnonzero(sizes == atoms)
-        x = arrays["ts"][ptr[rows][:, None] + np.arange(atoms)]
-        apart = np.linalg.norm(x[:, :, None] - x[:, None], axis=-1)
-        overlaid = (apart[:, ~np.eye(atoms, dtype=bool)] < TOO_CLOSE).any(1)
-        if overlaid.any():
-            k = int(rows[np.argmax(overlaid)])
-            raise InputError(
-                f"two atoms of ts within {TOO_CLOSE} Angstrom", where=f"{where}, reaction {k} (id {arrays['id'][k]})",
-                expected="a structure in Angstrom, or all NaN where it is not known",
-            )  # fmt: skip
 
 
 def _frozen(array: np.ndarray, dtype) -> np.ndarray:

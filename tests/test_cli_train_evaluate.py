@@ -298,11 +298,11 @@ def test_what_validates_is_not_learned_from(
     reactions: list[Reaction], train: Callable[..., Result], tmp_path: Path
 ) -> None:
     path = tmp_path / "leak.npz"
-    copies = [replace(r, name="under another name") for r in reactions[9:11]]
+    copies = [replace(reactions[9], name="under another name"), reactions[10].reversed]
     save_npz(path, [*reactions, *copies], ["learn"] * 9 + ["hold out"] * 3 + ["learn"] * 2)
     result = train("--data", path, "--steps", 1)
-    assert result.exit_code == 0 and "2 training reactions are validation reactions too" in result.stderr
-    assert "9 training and 3 validation reactions" in result.stderr
+    assert result.exit_code == 0 and "5 training reactions are validation reactions too" in result.stderr
+    assert "6 training and 3 validation reactions" in result.stderr, "three of the nine are their reverses"
 
 
 def test_train_refuses_elements_the_model_will_not_know(
@@ -324,6 +324,10 @@ def test_train_refuses_reactions_without_a_transition_state(
     path = tmp_path / "open.npz"
     save_npz(path, [*reactions[:2], replace(reactions[2], ts=None)], ["learn", "hold out", "learn"])
     refused(train("--data", path), [f"{path}, reaction vinyl_alcohol: no transition state to learn from"])
+    save_npz(
+        path, [*reactions[:2], replace(reactions[2], ts=0 * reactions[2].reactant)], ["learn", "hold out", "learn"]
+    )
+    refused(train("--data", path), ["reaction vinyl_alcohol: two atoms of the transition state within 0.3 Angstrom"])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ ROWS = (
     {"flow", "train"},
     {"tsgen", "prose", "cvdiffusion"},
     {"saddle", "reweight"},
-    {"report", "run", "workflows", "cli"},
+    {"report", "run", "workflows", "cli", "__main__"},
 )
 ROW = {name: index for index, row in enumerate(ROWS) for name in row}
 MODELS = {"tsgen", "prose", "cvdiffusion"}  # never import each other

@@ -38,7 +38,7 @@ def test_versions_agree():
 
 def test_every_third_party_import_is_declared():
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
-    for extra in ("dft", "mlip", "screen"):
+    for extra in ("dft", "mlip"):
         declared |= {canonicalize_name(Requirement(line).name) for line in EXTRAS[extra]}
     modules = {"arviz-stats": "arviz_stats", "mace-torch": "mace", "pot": "ot", "torch-geometric": "torch_geometric"}
     allowed = {modules.get(name, name) for name in declared} | {"molgen"} | set(sys.stdlib_module_names)

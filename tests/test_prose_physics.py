@@ -142,7 +142,7 @@ def test_completed_terms_add_up_to_the_bonded_energy(molecule: str) -> None:
     """Of all atoms together: OpenMM's own angle and torsion energies, less what the first three atoms have."""
     layout, terms, x = layout_of(molecule), terms_of(molecule), positions(molecule)
     ranks = torch.arange(3, layout.atoms)
-    found = physics._bonded(layout, physics._plan(layout, ranks, torch.float64), x, x[:, ranks][:, :, None])[..., 0]
+    found = physics._bonded(physics._plan(layout, ranks, torch.float64), x, x[:, ranks][:, :, None])[..., 0]
     system = mm.XmlSerializer.deserialize(mm.XmlSerializer.serialize(layout.peptide.system))
     kept = ("HarmonicAngleForce", "PeriodicTorsionForce")
     for force in system.getForces():

@@ -226,7 +226,7 @@ def test_training_lowers_the_loss_and_leaves_weights_that_load(tmp_path: Path) -
     loss = ProseLoss(frames=12, sequences=1, likelihood=0.1, spread=1.0)
     after = run(tmp_path, 30, log=messages.append, loss=loss)
     assert after["step"] == 30 and after["val_spread"] < 0.93 * before["val_spread"]
-    assert after["best_score"] == after["score"] and after["val_nll"] < before["val_nll"] + 0.2
+    assert after["best_score"] <= after["score"] and after["val_nll"] < before["val_nll"] + 0.2
     assert "2 training and 1 validation sequences" in messages[0] and "validation NLL" in messages[-1]
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 30 and lines[-1]["val_nll"] == pytest.approx(after["val_nll"])

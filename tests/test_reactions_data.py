@@ -99,7 +99,6 @@ def test_shared_set_has_the_documented_counts(shared):
         ({"z": lambda a: np.where(np.arange(15) == 4, 119, a)}, "reaction 1 .*: atomic number 119"),
         ({"z": lambda a: np.where(np.arange(15) == 4, -5, a)}, "reaction 1 .*: atomic number -5"),
         ({"spin": lambda a: a + [0, 0, 1]}, r"reaction 2 .*electrons \(charge 1\) cannot have \d unpaired"),
-        ({"ts": lambda a: 0 * a}, "reaction 0 .*two atoms of ts within 0.3 Angstrom"),
     ],
 )
 def test_faulty_files_are_named(tmp_path, changes, text):

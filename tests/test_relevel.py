@@ -49,7 +49,9 @@ def hcn() -> list[Reaction]:
     apart = r - [[3, 0, 0], [0, 0, 0], [0, 0, 0]]
     good, clash = made(r, NEAR_SADDLE, p, "7"), np.zeros((3, 3))
     unlike = [made(r, NEAR_SADDLE, apart, "11"), made(r, clash, p, "12")]
-    return [good, replace(good, name="8"), good.reversed, replace(good, name="10"), *unlike]
+    keys = ("numbers", "reactant", "product", "product_fragments", "reactant_fragments", "ts")
+    other_order = replace(good, name="10", **{key: getattr(good, key)[[1, 0, 2]] for key in keys})  # for validation
+    return [good, replace(good, name="8"), good.reversed, other_order, *unlike]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from molgen.data.reactions import Reaction, load_npz
 from molgen.errors import InputError
 from molgen.flow.interpolant import straight_path
 from molgen.geometry.align import rmsd
+from molgen.geometry.bonds import TOO_CLOSE, distance_matrix
 from molgen.rng import generator, sample_seed
 from molgen.train.graphs import GraphedNetwork
 from molgen.train.loop import Trainer, TrainSettings
@@ -191,17 +192,29 @@ def load_training_data(
             raise InputError(
                 "no transition state to learn from", where=f"{path}, reaction {reaction.name}", remedy="remove it"
             )
+        apart = distance_matrix(reaction.ts)[np.triu_indices(len(reaction), 1)]
+        if (apart < TOO_CLOSE).any():
+            raise InputError(
+                f"two atoms of the transition state within {TOO_CLOSE} Angstrom",
+                where=f"{path}, reaction {reaction.name}", expected="a structure in Angstrom", remedy="remove it",
+            )  # fmt: skip
     held_out = {_content(reaction) for reaction in val}
     kept = [reaction for reaction in train if _content(reaction) not in held_out]
+    if not kept:
+        raise InputError("all training reactions are validation reactions too", where=str(path), remedy="give others")
     if len(kept) < len(train):
         warn(f"{len(train) - len(kept)} training reactions are validation reactions too and are left out of training")
     return kept, val
 
 
 def _content(reaction: Reaction) -> bytes:
-    """The same for a reaction that is read twice, whatever its name."""
-    parts = (reaction.reactant, reaction.ts, reaction.product)
-    return reaction.numbers.tobytes() + b"".join(np.round(x, 3).tobytes() for x in parts if x is not None)
+    """The same for a reaction that is read twice, in either direction, whatever its name."""
+    ends, ts = (reaction.reactant, reaction.product), np.asarray(reaction.ts)
+    return b"".join([reaction.numbers.tobytes(), *sorted(_rounded(x) for x in ends), _rounded(ts)])
+
+
+def _rounded(x: np.ndarray) -> bytes:
+    return (np.round(x, 3) + 0.0).tobytes()  # no -0.0
 
 
 def make_model(
