@@ -1,6 +1,6 @@
 """Join several runs of `molgen data reactions` on one level into one set, duplicates left out.
 
-    python benchmarks/join_reactions.py RUN [RUN ...] --exclude rdb7_ts.npz:test,val --out data/reactions_gfn2.npz
+    python benchmarks/join_reactions.py RUN [RUN ...] --exclude rdb7_ts.npz:test,val --out data/sets/gfn2_reactions.npz
 
 Reads their journals (`attempts.jsonl`) in the order given, so that all rows are described by the code of today,
 whatever version made the runs. A reaction of --exclude, or one that an earlier run holds, is left out and counted.

@@ -26,12 +26,10 @@ import torch
 
 from molgen.data.reactions import Reaction, load_npz
 from molgen.files import json_text, write_atomic
-from molgen.geometry.align import rmsd
 from molgen.rng import generator
 from molgen.tsgen import load_model
-from molgen.tsgen.condition import prepare
-from molgen.tsgen.generate import flow_samples
-from molgen.tsgen.training import load_training_data, make_model, train_tsgen
+from molgen.tsgen.evaluate import evaluate
+from molgen.tsgen.training import make_model, train_tsgen
 
 PARTS = {"all/8": 8, "all/4": 4, "all/2": 2, "all": 1}
 ROWS = (*PARTS, "single", "new")
@@ -45,24 +43,17 @@ def single(reactions: Sequence[Reaction]) -> list[Reaction]:
 def learned_from(row: str, train: list[Reaction], new: Sequence[Path]) -> list[Reaction]:
     """The reactions of a row."""
     if row == "new":
-        return train + [r for path in new for r in load_training_data(path, val_split="train")[0]]
+        return train + [r for path in new for r in load_npz(path, "train", verified=True)]
     if row == "single":
         return single(train)
     order = generator(0, len(train)).permutation(len(train))
     return [train[k] for k in order[: len(train) // PARTS[row]]]
 
 
-@torch.no_grad()
 def error(weights: Path, reactions: list[Reaction]) -> dict[str, float]:
     """Median and mean RMSD (Angstrom) of noiseless guesses in two steps."""
-    model = load_model(weights).model
-    data, errors = prepare(reactions, model.levels), []
-    for index in torch.argsort(data.mask.sum(1)).split(32):
-        batch = data.select(index)
-        guess, _ = flow_samples(model, batch, torch.zeros_like(batch.guess), 2)
-        errors.append(rmsd(guess, batch.true_ts, batch.mask))
-    found = torch.cat(errors)
-    return {"median": float(found.median()), "mean": float(found.mean())}
+    found = evaluate(load_model(weights).model, reactions, steps=2)
+    return {"median": found["rmsd_median"], "mean": found["rmsd_mean"]}
 
 
 def main() -> None:

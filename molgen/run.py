@@ -202,6 +202,16 @@ class Run:
                 expected=f"'{METHOD}': {now.get(METHOD)!r}",
                 remedy="start afresh in another --out",
             )
+        if (
+            "data_sha256" in now
+            and before.get("data_sha256") != now["data_sha256"]
+            and before.get("data") == now["data"]
+        ):
+            raise InputError(
+                "cannot resume: the files of the data have other contents than when the run began",
+                where=str(self.directory / MANIFEST), expected="the same data",
+                remedy="put them back, or start afresh in another --out",
+            )  # fmt: skip
         for key in {**before, **now}:
             if before.get(key) != now.get(key):
                 raise InputError(

@@ -291,7 +291,9 @@ def test_resume_on_other_data_is_refused(
     assert train("--data", path, "--steps", 1).exit_code == 0
     moved = [replace(r, ts=r.ts + 0.01 * r.reactant) for r in reactions if r.ts is not None]
     save_npz(path, moved, ["learn"] * 9 + ["hold out"] * 3)
-    refused(train("--data", path, "--steps", 1, "--resume"), ["cannot resume: 'data_sha256' was"])
+    refused(
+        train("--data", path, "--steps", 1, "--resume"), ["cannot resume: the files of the data have other contents"]
+    )
 
 
 def test_what_validates_is_not_learned_from(
@@ -300,6 +302,7 @@ def test_what_validates_is_not_learned_from(
     path = tmp_path / "leak.npz"
     copies = [replace(reactions[9], name="under another name"), reactions[10].reversed]
     save_npz(path, [*reactions, *copies], ["learn"] * 9 + ["hold out"] * 3 + ["learn"] * 2)
+    refused(train("--data", path, "--train-split", "hold out"), ["all training reactions are validation reactions too"])
     result = train("--data", path, "--steps", 1)
     assert result.exit_code == 0 and "5 training reactions are validation reactions too" in result.stderr
     assert "6 training and 3 validation reactions" in result.stderr, "three of the nine are their reverses"

@@ -70,9 +70,9 @@ def train_ts(
     torch_device = common.resolve_device(device)
     train, val = load_training_data(data[0], train_split, val_split, seed, data[1:], common.warn)
     settings: dict[str, Any] = {
-        "data": [str(path) for path in data], "data_sha256": digest(data), "config": config or "small", "init": init,
-        "train_split": train_split, "val_split": val_split, "batch_size": batch_size, "learning_rate": learning_rate,
-        "steps": steps, "dropout": dropout,
+        "data": [str(path) for path in data], "data_sha256": digest(data), "init": init,
+        "config": None if init else config or "small", "train_split": train_split, "val_split": val_split,
+        "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps, "dropout": dropout,
     }  # fmt: skip
     model = make_model(train, val, config=config, init=init, dropout=dropout, seed=seed)
 
@@ -210,7 +210,7 @@ def train_prose(
     files = [*data, *(path for path in (exclude, own) if path is not None)]
     settings: dict[str, Any] = {
         "data": [str(path) for path in data], "data_sha256": digest(files), "exclude": exclude and str(exclude),
-        "val": val, "val_share": val_share, "init": init, "config": config or "small", "batch": batch,
+        "val": val, "val_share": val_share, "init": init, "config": None if init else config or "small", "batch": batch,
         "sequences": sequences, "learning_rate": learning_rate, "steps": steps, "own": own and str(own),
         "own_samples": own_samples, **({"layers": layers} if layers else {}),
     }  # fmt: skip
