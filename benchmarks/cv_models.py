@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from molgen.cvdiffusion.cvs import custom
 from molgen.cvdiffusion.noising import Schedule
 from molgen.cvdiffusion.sampler import Sampler, SamplerSettings
 from molgen.cvdiffusion.train import train_sampler
 from molgen.potentials.analytic import DoubleWell, Harmonic, MuellerBrown
 from molgen.reweight.ensemble import Ensemble
 from molgen.units import KB
+from molgen.variables import custom
 from molgen.workflows.fes import FesSettings
 from molgen.workflows.fes_estimate import ensemble_of, final_draws, repaired, surfaces
 from molgen.workflows.fes_problem import Problem

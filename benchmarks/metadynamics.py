@@ -92,7 +92,7 @@ def forces(target: Any, x: np.ndarray) -> np.ndarray:
 
 def evaluated(target: Any, x: np.ndarray) -> np.ndarray:
     """(W, D) collective variables."""
-    from molgen.cvdiffusion.cvs import evaluate
+    from molgen.variables import evaluate
 
     return evaluate(target.cvs, x)[0]
 

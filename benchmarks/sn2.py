@@ -80,8 +80,8 @@ def umbrella(steps: int, seed: int, out: Path) -> None:
     from langevin import baoab
     from pymbar import MBAR
 
-    from molgen.cvdiffusion.cvs import evaluate
     from molgen.cvdiffusion.walls import wall_energy
+    from molgen.variables import evaluate
 
     given = problem()
     kt, surface = given.bias.kt, given.system.potential

@@ -34,9 +34,9 @@ def run(folder: Path, windows: int, steps: int, blocks: int, temperature: float,
     import torch
     from langevin import baoab
 
-    from molgen.cvdiffusion.cvs import evaluate
     from molgen.cvdiffusion.walls import wall_energy
     from molgen.units import KB
+    from molgen.variables import evaluate
     from molgen.workflows.fes_from_ts import read_path
 
     torch.set_num_threads(1)
@@ -91,9 +91,9 @@ def weigh(path, windowed, centres, s: np.ndarray, positions: np.ndarray, tempera
     """Barriers in kcal/mol and s* of samples (T, W) by MBAR weights for the target without windows."""
     from pymbar import MBAR
 
-    from molgen.cvdiffusion.cvs import evaluate
     from molgen.reweight.barrier import find_barrier
     from molgen.units import KB, KCAL_MOL
+    from molgen.variables import evaluate
     from molgen.workflows.fes_from_ts import path_speed
 
     flat, kt = s.T.ravel(), KB * temperature

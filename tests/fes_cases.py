@@ -12,7 +12,6 @@ import torch
 
 from molgen.cvdiffusion.bias import Axis, WellTemperedBias
 from molgen.cvdiffusion.controller import ControllerConfig, build_controller
-from molgen.cvdiffusion.cvs import CV, custom, distance
 from molgen.cvdiffusion.noising import Schedule
 from molgen.cvdiffusion.sampler import Sampler, SamplerSettings
 from molgen.cvdiffusion.target import Target, closest_allowed
@@ -20,6 +19,7 @@ from molgen.cvdiffusion.walls import Wall
 from molgen.potentials.analytic import DoubleWell, Harmonic
 from molgen.potentials.base import Potential
 from molgen.reweight.ensemble import Ensemble
+from molgen.variables import CV, custom, distance
 from molgen.workflows import fes
 from molgen.workflows.fes import FesSettings, sample_cv
 from molgen.workflows.fes_estimate import outcome, surfaces

@@ -270,6 +270,8 @@ def test_bad_openmm_input(molgen: Callable[..., Result], dipeptide: Path, tmp_pa
         (["--pdb", dipeptide, "--forcefield", "mine.xml"], ["mine.xml"]),
         (["--pdb", dipeptide, "--platform", "Abacus"], ["no OpenMM platform 'Abacus'"]),
         (["--pdb", tmp_path / "none.pdb"], ["none.pdb: cannot be read"]),
+        (["--pdb", dipeptide, "--cv", "phi 0"], ["no residue '0' with phi", "1 (ALA)"]),
+        (["--pdb", dipeptide, "--cv", "helicity"], ["'helicity': it has no gradient"]),
     ):
         result = molgen(*options, "--cv", TORSION)
         assert result.exit_code == 2 and all(text in result.stderr for text in texts), result.stderr
@@ -285,6 +287,7 @@ def test_bad_openmm_input(molgen: Callable[..., Result], dipeptide: Path, tmp_pa
         (["--xyz", "nowhere.xyz", *DISTANCE], ["nowhere.xyz"]),
         (["--xyz", "HCN", "--cv", "dihedral 0 1 2"], ["no kind of variable 'dihedral'", "torsion I J K L"]),
         (["--xyz", "HCN", "--cv", "distance 0 7"], ["no atom '7'", "atoms 0 to 2"]),
+        (["--xyz", "HCN", "--cv", "phi 1"], ["needs residues", "a PDB file"]),
         (["--xyz", "HCN", "--cv", "distance 0 1"], ["its range is not known", "--range"]),
         (["--xyz", "HCN", "--cv", "distance 0 1", "--range", "1 2 3"], ["--range: '1 2 3'", "LOW HIGH"]),
         (["--xyz", "HCN", "--cv", "distance 0 1", "--range", "2 3"], ["starting structures are at 1.0"]),

@@ -7,11 +7,11 @@ import pytest
 from fes_cases import SQUARE, START, Faulty, T, X, four_atoms
 
 from molgen.cvdiffusion.bias import Axis, WellTemperedBias
-from molgen.cvdiffusion.cvs import distance, evaluate
 from molgen.cvdiffusion.target import CLIP, Batch, Target, closest_allowed
 from molgen.cvdiffusion.walls import Wall, wall_energy
 from molgen.geometry.chirality import signed_volumes
 from molgen.potentials.analytic import Harmonic
+from molgen.variables import distance, evaluate
 
 GEOMETRIES = SQUARE + 0.15 * np.random.default_rng(3).standard_normal((12, 4, 3))
 

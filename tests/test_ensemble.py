@@ -11,9 +11,9 @@ import pytest
 from molgen.errors import InputError
 from molgen.potentials.analytic import DoubleWell, GaussianMixture, Harmonic
 from molgen.reweight import CollectiveVariable, Ensemble
-from molgen.reweight.observables import torsion
 from molgen.run import Run
 from molgen.units import KB
+from molgen.variables import torsion, values
 
 T = 300.0
 KT = KB * T
@@ -262,7 +262,7 @@ def test_bad_input(change, match):
 
 def test_names_that_do_not_exist():
     ensemble = gaussian_ensemble(50, 0, cvs={"s": CollectiveVariable("s", np.zeros(50))})
-    with pytest.raises(InputError, match="no observable 'distnace'") as caught:
+    with pytest.raises(InputError, match="no kind of variable 'distnace'") as caught:
         ensemble.cv("distnace 0 1")
     assert "attached collective variables: s" in caught.value.__notes__[0]
     with pytest.raises(InputError, match="no topology"):
@@ -296,14 +296,17 @@ def test_trajectory_is_what_functions_see():
     found = ensemble.expectation(lambda t: mdtraj.compute_distances(t, [[0, 3]])[:, 0] * 10)
     assert found.value == pytest.approx(ensemble.expectation("distance 0 3").value, abs=1e-5)
     assert ensemble.expectation("distance 0 3").unit == "A"
-    ours = torsion(ensemble.positions, 0, 1, 2, 3)
+    both = ensemble.cv("d = distance 0 3 - 2*distance 1 2")
+    assert (both.name, both.unit) == ("d", "A")
+    assert both.values == pytest.approx(ensemble.cv("distance 0 3").values - 2 * ensemble.cv("distance 1 2").values)
+    ours = values(torsion(0, 1, 2, 3), ensemble.positions)
     assert ours == pytest.approx(mdtraj.compute_dihedrals(ensemble.trajectory, [[0, 1, 2, 3]])[:, 0], abs=1e-5)
 
 
 def test_mean_direction_of_a_torsion():
     """von Mises of concentration 1 around 0, turned to sit at the seam."""
     ensemble = butane(4000, 1)
-    turned = np.angle(np.exp(1j * (torsion(ensemble.positions, 0, 1, 2, 3) + np.pi - 0.05)))
+    turned = np.angle(np.exp(1j * (values(torsion(0, 1, 2, 3), ensemble.positions) + np.pi - 0.05)))
     ensemble = Ensemble(**{**vars_of(ensemble), "cvs": {"t": CollectiveVariable("t", turned, "rad", 2 * np.pi)}})
     degrees = CollectiveVariable("d", np.degrees(turned), "", 360.0)
     ensemble = Ensemble(**{**vars_of(ensemble), "cvs": {**ensemble.cvs, "d": degrees}})

@@ -15,8 +15,8 @@ from molgen.errors import InputError
 from molgen.report import ensemble_plots, fes_plots
 from molgen.reweight import FES, CollectiveVariable, Ensemble, normalised
 from molgen.reweight.free_energy import histogram_fes
-from molgen.reweight.observables import backbone_torsions, torsion
 from molgen.units import KB, KCAL_MOL, KJ_MOL
+from molgen.variables import backbone_torsions, torsion, values
 
 T = 310.0
 
@@ -100,7 +100,7 @@ def test_ramachandran_shows_the_free_energy(drawn, unit, energy):
     ensemble_plots.ramachandran(ensemble, unit=unit, bins=12)
     sampled, reweighted = panels(drawn[0])[:2]
     angles = backbone_torsions(build_peptide("ACD").mdtraj_topology())
-    pair = np.degrees([torsion(positions[1:], *angles[name][1]) for name in ("phi", "psi")])
+    pair = np.degrees([values(torsion(*angles[name][1]), positions[1:]) for name in ("phi", "psi")])
     edges = np.linspace(-180, 180, 13)
     for axes, w in ((sampled, np.full(1999, 1 / 1999)), (reweighted, ensemble.weights[1:])):
         share = np.histogram2d(*pair, bins=[edges, edges], weights=w)[0]

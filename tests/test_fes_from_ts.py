@@ -15,7 +15,6 @@ from ts_cases import EXAMPLES
 from typer.testing import CliRunner
 
 from molgen.cli.main import app
-from molgen.cvdiffusion.cvs import evaluate
 from molgen.cvdiffusion.noising import Schedule
 from molgen.cvdiffusion.sampler import SamplerSettings
 from molgen.errors import InputError
@@ -26,6 +25,7 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import normalised
 from molgen.units import KB, KCAL_MOL, PLANCK
+from molgen.variables import evaluate
 from molgen.workflows.fes import FesSettings, Problem
 from molgen.workflows.fes_from_ts import ReactionPath, even_path, fes_from_ts, read_path
 from molgen.workflows.fes_system import System

@@ -13,9 +13,9 @@ from ase.io import write
 from fes_cases import SQUARE, START, TINY, T, run_wells, wells
 from test_workflow_fes import ATOMS, cage
 
-from molgen.cvdiffusion.cvs import custom
 from molgen.errors import InputError
 from molgen.potentials.analytic import DoubleWell
+from molgen.variables import custom
 from molgen.workflows.fes import run_fes
 
 SETTINGS = replace(TINY, sampler=replace(TINY.sampler, width=0.05), schedule=replace(TINY.schedule, start=36.0))

@@ -12,9 +12,9 @@ from fes_cases import TINY, X, run_wells
 from typer.testing import CliRunner
 
 from molgen.cli import main
-from molgen.cvdiffusion.cvs import evaluate
 from molgen.errors import InputError
 from molgen.reweight.importance import diagnose
+from molgen.variables import evaluate
 from molgen.workflows.fes import run_fes
 from molgen.workflows.fes_estimate import final_draws
 from molgen.workflows.fes_pretrained import find_pretrained, load_pretrained, sample_pretrained

@@ -17,9 +17,9 @@ from molgen.prose.layout import Layout
 from molgen.prose.training import spread_loss
 from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.importance import diagnose
-from molgen.reweight.observables import torsion
 from molgen.rng import sample_seed
 from molgen.units import KB
+from molgen.variables import torsion, values
 from molgen.workflows.draws import Draws, Energies, Store, draw
 from molgen.workflows.finetune import FinetuneSettings, _Pool, _score, finetune_flow
 from molgen.workflows.peptide import sample_peptide
@@ -40,7 +40,7 @@ class Tilted(FlowPotential):
 
     def _evaluate(self, positions, forces):
         energy, _ = super()._evaluate(positions, forces)
-        return energy + 2 * KB * T * np.cos(torsion(positions, *self.atoms)), None
+        return energy + 2 * KB * T * np.cos(values(torsion(*self.atoms), positions)), None
 
 
 class Bench:

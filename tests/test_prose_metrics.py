@@ -27,8 +27,8 @@ from molgen.prose.evaluate import (
     torsions,
 )
 from molgen.prose.metrics import jensen_shannon, slow_coordinates, w2, w2_line, w2_torus
-from molgen.reweight.observables import backbone_torsions, torsion
 from molgen.units import KB
+from molgen.variables import backbone_torsions, torsion, values
 
 KT = KB * 310
 PLANAR = (w2, w2_torus)
@@ -261,7 +261,7 @@ def test_torsions_are_those_of_the_molecule(sequence: str, shared: Path) -> None
     for name, residues in (("phi", found.phi_residue), ("psi", found.psi_residue)):
         assert residues.tolist() == sorted(atoms[name])
         for k, residue in enumerate(residues):
-            gap = getattr(found, name)[:, k] - torsion(x, *atoms[name][int(residue)])
+            gap = getattr(found, name)[:, k] - values(torsion(*atoms[name][int(residue)]), x)
             np.testing.assert_allclose((gap + np.pi) % (2 * np.pi) - np.pi, 0, atol=1e-4)
     chis = {"GG": 0, "PI": 4, "GMH": 5, "DLNK": 10}  # mdtraj: PRO 2, ILE 2, MET 3, HIS 2, ASP 2, LEU 2, ASN 2, LYS 4
     assert found.chi.shape == (len(x), chis[sequence])

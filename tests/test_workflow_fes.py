@@ -16,13 +16,13 @@ from test_plumed_files import sum_hills
 
 from molgen.checkpoint import load_checkpoint
 from molgen.cvdiffusion.controller import build_controller
-from molgen.cvdiffusion.cvs import custom, rmsd, torsion
 from molgen.cvdiffusion.plumed import read_table
 from molgen.errors import InputError
 from molgen.potentials.composite import DistanceRestraint
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.units import KB, KJ_MOL
+from molgen.variables import custom, rmsd, torsion
 from molgen.workflows import fes
 from molgen.workflows.fes import sample_cv
 from molgen.workflows.fes_basins import REDRAWS, basins

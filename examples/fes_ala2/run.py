@@ -5,6 +5,6 @@ from molgen.units import KCAL_MOL
 from molgen.workflows.fes_system import system_from_pdb
 
 system = system_from_pdb(["ala2.pdb"], ["amber14/protein.ff14SB.xml"], solvent="obc2")
-ensemble = molgen.sample_cv(system, ["phi = torsion 4 6 8 14", "psi = torsion 6 8 14 16"], 300.0)
+ensemble = molgen.sample_cv(system, ["phi = phi 1", "psi = psi 1"], 300.0)
 print(ensemble.verdict)
 print("phi > 0:", ensemble.free_energy("phi < 0", "phi > 0").scaled(1 / KCAL_MOL, "kcal/mol"))

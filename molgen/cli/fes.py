@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from molgen.cli import common
 from molgen.cli.fes_report import report
 from molgen.cli.fes_toml import merged
 from molgen.errors import InputError
+
+if TYPE_CHECKING:
+    from molgen.variables import Molecule
 
 BESIDE_PRETRAINED = (
     "pretrained",
@@ -91,7 +94,7 @@ def fes(
     cv: Annotated[
         list[str] | None,
         typer.Option(
-            "--cv", help='One to three; atoms count from 0: "distance 0 4", "torsion 4 6 8 14", "d = ..." (a sum).'
+            "--cv", help='One to three: "distance 0 4", "phi 1", "d = ..." (a sum); atoms and residues count from 0.'
         ),
     ] = None,
     range_: Annotated[
@@ -195,7 +198,7 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         system, described = _system(o)
         cvs = o["cv"] or []
         given = {
-            "ranges": _ranges(o["range_"], cvs, len(system.numbers)), "walls": o["wall"] or [],
+            "ranges": _ranges(o["range_"], cvs, system.molecule()), "walls": o["wall"] or [],
             "settings": _settings(o, cvs, system),
         }  # fmt: skip
     if not cvs:
@@ -305,7 +308,7 @@ def _settings(o: dict[str, Any], cvs: list[str], system: Any) -> Any:
     sampler = replace(usual.sampler, width=o["width"], **asked)
     widths = o["hill_width"]
     if widths:
-        scales = _scales(cvs, len(system.numbers)) + [1.0] * len(widths)
+        scales = _scales(cvs, system.molecule()) + [1.0] * len(widths)
         widths = tuple(value * scale for value, scale in zip(widths, scales, strict=False))
     if o["controller"] not in ("auto", "pair", "trunk"):
         raise InputError(f"unknown controller {o['controller']!r}", where="--controller", expected="auto, pair, trunk")
@@ -315,20 +318,20 @@ def _settings(o: dict[str, Any], cvs: list[str], system: Any) -> Any:
     )  # fmt: skip
 
 
-def _scales(cvs: list[str], atoms: int) -> list[float]:
+def _scales(cvs: list[str], molecule: Molecule) -> list[float]:
     """What a number on the command line is multiplied by, for each collective variable: degrees become radians."""
     from math import pi
 
-    from molgen.cvdiffusion.cvs import parse_cv
+    from molgen.variables import parse_cv
 
-    return [pi / 180 if parse_cv(text, atoms).unit == "rad" else 1.0 for text in cvs]
+    return [pi / 180 if parse_cv(text, molecule).unit == "rad" else 1.0 for text in cvs]
 
 
-def _ranges(texts: list[str] | None, cvs: list[str], atoms: int) -> list[tuple[float, float] | None] | None:
+def _ranges(texts: list[str] | None, cvs: list[str], molecule: Molecule) -> list[tuple[float, float] | None] | None:
     if not texts:
         return None
     found: list[tuple[float, float] | None] = []
-    scales = _scales(cvs, atoms) + [1.0] * len(texts)
+    scales = _scales(cvs, molecule) + [1.0] * len(texts)
     for text, scale in zip(texts, scales, strict=False):
         if text == "auto":
             found.append(None)

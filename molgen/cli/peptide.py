@@ -29,8 +29,8 @@ def peptide(
         list[str] | None,
         typer.Option(
             "--observable",
-            help='Report its weighted mean: "distance 0 5", "phi 1", "rg", "helicity", ...; atoms and residues count '
-            "from 0; may be repeated.",
+            help='Report the weighted mean of a variable, as of molgen fes --cv: "distance 0 5", "phi 1", "rg", '
+            '"helicity", ...; atoms and residues count from 0; may be repeated.',
         ),
     ] = None,
     finetune: Annotated[

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from molgen.cvdiffusion.bias import WellTemperedBias
-from molgen.cvdiffusion.cvs import CV, evaluate
 from molgen.cvdiffusion.space import CartesianSpace, Space
 from molgen.cvdiffusion.walls import Wall, wall_energy
 from molgen.geometry.bonds import distance_matrix, radius_sums
 from molgen.geometry.chirality import signed_volumes
 from molgen.potentials.base import Potential
 from molgen.units import KB
+from molgen.variables import CV, evaluate
 
 CLASH = 0.55  # of the sum of covalent radii: nearer than that, tight-binding energies are no longer physics
 CLIP = 250.0  # largest force on an atom that training sees, kT/Angstrom

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from molgen.cvdiffusion.cvs import CV, evaluate, parse_cv
-from molgen.cvdiffusion.references import References
 from molgen.errors import InputError
 from molgen.units import KB
+from molgen.variables import CV, Molecule, evaluate, parse_cv
 
 STIFFNESS = {"A": 20.0, "rad": 5.0, "": 20.0}  # eV/unit^2, where none is given
 _EXCLUDED = 10 * KB * 300  # eV; a start structure higher up a wall is refused
@@ -51,15 +50,13 @@ class Wall:
             )
 
 
-def parse_wall(
-    text: str, atoms: int, references: References | None = None, labelled: Mapping[str, CV] | None = None
-) -> Wall:
-    """The wall "CV < LIMIT" or "CV > LIMIT", with an optional " k=STIFFNESS", for a molecule of `atoms` atoms.
+def parse_wall(text: str, molecule: Molecule, labelled: Mapping[str, CV] | None = None) -> Wall:
+    """The wall "CV < LIMIT" or "CV > LIMIT", with an optional " k=STIFFNESS".
 
     The limit of an angle is in degrees; k in eV per A^2, rad^2 or bare unit^2. The CV is one of `parse_cv`.
 
     Args:
-        references: see `parse_cv`. labelled: variables that may be called by their labels.
+        labelled: variables that may be called by their labels.
 
     Raises:
         InputError: not such a clause, a CV that cannot be read, or one that is periodic.
@@ -77,7 +74,7 @@ def parse_wall(
             remedy='write for example "distance 0 4 < 3.3" or "angle 0 1 2 > 90 k=5"',
         )
     known = (labelled or {}).get(match["cv"].strip())
-    cv = parse_cv(match["cv"], atoms, references) if known is None else known
+    cv = parse_cv(match["cv"], molecule) if known is None else known
     limit = math.radians(numbers[0]) if cv.unit == "rad" else numbers[0]
     return Wall(cv, limit, match["side"] == "<", numbers[1] if len(numbers) > 1 else STIFFNESS.get(cv.unit, 20.0))
 

@@ -13,8 +13,8 @@ from molgen.report.plots import ACCENT, CURVE, INK, QUIET
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
 from molgen.reweight.importance import WeightDiagnostics, cleaned, diagnose, psis, tail_length, verdict
-from molgen.reweight.observables import backbone_torsions, torsion
 from molgen.units import energy_unit
+from molgen.variables import backbone_torsions, torsion, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -164,17 +164,17 @@ def _torsion_pairs(ensemble: Ensemble) -> list[tuple[str, Any, Any]]:
 
 
 def _ramachandran_panel(axes: Axes, source: Ensemble, log_weights, phi, psi, bins: int, unit: str):
-    with np.errstate(invalid="ignore", over="ignore"):
-        cvs = [CollectiveVariable("", torsion(source.positions, *atoms), "rad", 2 * np.pi) for atoms in (phi, psi)]
+    measured = [values(torsion(*atoms), source.positions) for atoms in (phi, psi)]
+    cvs = [CollectiveVariable("", angles, "rad", 2 * np.pi) for angles in measured]
     shares = source.weights
     if log_weights is not None:
         shares = np.isfinite(log_weights) / max(np.isfinite(log_weights).sum(), 1)
     fes = histogram_fes(cvs, source.log_weights, shares, source.temperature, bins=bins)
     energy, top = energy_unit(unit), TOPS[unit]
-    values = np.ma.masked_invalid(fes.free_energy / energy)
+    surface = np.ma.masked_invalid(fes.free_energy / energy)
     edges = [np.degrees(e) for e in fes.edges]
     axes.set_facecolor(EMPTY)
-    picture = axes.pcolormesh(edges[0], edges[1], values.T, cmap=MAP, vmin=0, vmax=top, rasterized=True)
+    picture = axes.pcolormesh(edges[0], edges[1], surface.T, cmap=MAP, vmin=0, vmax=top, rasterized=True)
     axes.set(xlim=(-180, 180), ylim=(-180, 180), xticks=DEGREES, yticks=DEGREES)
     return picture
 

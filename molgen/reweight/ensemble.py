@@ -27,7 +27,6 @@ from molgen.reweight.importance import (
     verdict,
     worst,
 )
-from molgen.reweight.observables import parse_observable
 from molgen.reweight.regions import boxed_region, written_region
 from molgen.rng import generator
 from molgen.structures import checked_numbers
@@ -55,7 +54,7 @@ class Ensemble:
         numbers: atomic numbers (N,).
         topology: mdtraj's, None for systems without residues.
         log_q: (n,) log density of the proposal, where known.
-        cvs: collective variables attached by name, besides the observables any ensemble has.
+        cvs: collective variables attached by name, besides those that can be written.
         groups: labels (n,) of samples that depend on each other (see `molgen.reweight.estimate`); None if none do.
         validity: reason -> number of samples, e.g. {"non-finite energy": 3}.
         at_best: the verdict is never better: of what k-hat of these weights cannot see, such as weights dropped or
@@ -144,31 +143,32 @@ class Ensemble:
         return mdtraj.Trajectory((self.positions / 10).astype(np.float32), self.topology)
 
     def cv(self, name: str) -> CollectiveVariable:
-        """The attached collective variable `name`, else the observable of that text, e.g. "phi 1" or "distance 0 5".
+        """The attached collective variable `name`, else the one of that text, "phi 1" (see `molgen.variables.parse`).
 
         Raises:
             InputError: neither exists (lists what does).
         """
         if name in self.cvs:
             return self.cvs[name]
+        from molgen.variables import Molecule, parse_cv, values  # torch, which weights alone do not need
+
         try:
-            found = parse_observable(name, self.numbers, self.topology)
+            found = parse_cv(name, Molecule(self.numbers, self.topology))
         except InputError as error:
             if self.cvs:
                 error.add_note(f"attached collective variables: {', '.join(self.cvs)}")
             raise
-        with np.errstate(invalid="ignore", over="ignore"):  # samples of zero weight may be anything
-            return CollectiveVariable(name, found.measure(self.positions), found.unit, found.period)
+        return CollectiveVariable(found.name, values(found, self.positions), found.unit, found.period)
 
     def expectation(self, what: str | ArrayLike | Callable[[Any], ArrayLike]) -> Estimate:
         """Boltzmann average with its standard error and k-hat.
 
         Args:
-            what: an observable or attached collective variable by name (periodic ones: mean direction), values (n,) or
+            what: a collective variable by name or text (periodic ones: mean direction), values (n,) or
                 (n, k), or a function that gives them from the trajectory or the positions.
 
         Raises:
-            InputError: no such observable, or values of the wrong shape or not finite at a sample that has a weight.
+            InputError: no such variable, or values of the wrong shape or not finite at a sample that has a weight.
         """
         if isinstance(what, str):
             variable = self.cv(what)
@@ -240,7 +240,7 @@ class Ensemble:
         """Top of the profile along one variable above its minima on both sides, eV (`molgen.reweight.barrier`).
 
         Args:
-            cv: name of an observable or of an attached collective variable, or the variable itself.
+            cv: name or text of a collective variable, or the variable itself.
             between: a place in each basin, low < high, in its unit.
             limits: of the profile, the two basins and nothing else; None: a whole period around the middle, or the
                 range of the samples with a weight.

@@ -23,7 +23,7 @@ def written_region(text: str, lookup: Lookup) -> np.ndarray:
     """Samples (n,) that satisfy `text`: clauses "NAME in (LOW, HIGH)", "NAME < X" and "NAME > X" joined by "and".
 
     Angles in degrees, distances in Angstrom; LOW counts as inside and HIGH does not. A periodic range may wrap:
-    "phi 1 in (150, -150)". NAME is an attached collective variable or an observable.
+    "phi 1 in (150, -150)". NAME is an attached collective variable, or the text of one.
 
     Raises:
         InputError: no such clause, or no such collective variable.

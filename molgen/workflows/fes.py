@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from molgen.cvdiffusion.cvs import CV
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.cvdiffusion.train import train_sampler
 from molgen.cvdiffusion.walls import Wall
@@ -23,6 +22,7 @@ from molgen.potentials.xtb import one_thread
 from molgen.reweight.ensemble import Ensemble
 from molgen.run import Run
 from molgen.units import energy_unit
+from molgen.variables import CV
 from molgen.workflows.fes_estimate import Progress, converged, outcome
 from molgen.workflows.fes_identity import identity
 from molgen.workflows.fes_output import CONTROLLER, write_results
@@ -58,7 +58,7 @@ def sample_cv(
 
     Args:
         potential: energies of the molecule, or a `System`.
-        cvs: one to three collective variables, as text ("torsion 4 6 8 14"; see `molgen.cvdiffusion.cvs`) or built.
+        cvs: one to three collective variables, as text ("phi 1"; see `molgen.variables.parse`) or built.
         temperature: K.
         starts: (S, N, 3) or (N, 3) Angstrom, ase.Atoms or a list of these, a structure in each known basin; of a bare
             potential, a `System` has its own.

@@ -19,7 +19,6 @@ from ase import Atoms
 from scipy.optimize import nnls
 
 from molgen.cvdiffusion.bias import WellTemperedBias
-from molgen.cvdiffusion.cvs import CV, evaluate, path_s, path_z
 from molgen.cvdiffusion.target import closest_allowed
 from molgen.cvdiffusion.walls import Wall
 from molgen.errors import CalculatorError, InputError, check_temperature
@@ -33,6 +32,7 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.run import MANIFEST, SUMMARY, Run
 from molgen.saddle.modes import finite_difference_hessian, masses
 from molgen.units import KB, KCAL_MOL, kcal
+from molgen.variables import CV, evaluate, path_s, path_z
 from molgen.workflows.fes import FesSettings, run_fes
 from molgen.workflows.fes_estimate import Progress
 from molgen.workflows.fes_settings import default_settings

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from molgen.cvdiffusion.bias import Axis
-from molgen.cvdiffusion.cvs import CV
 from molgen.cvdiffusion.walls import STIFFNESS, Wall
 from molgen.errors import InputError
 from molgen.geometry.bonds import radius_sums
+from molgen.variables import CV
 
 WIDTHS = {"A": 0.1, "rad": 0.2}  # of the hills; of a bare number, a share of its range:
 WIDTH_SHARE = 1 / 30

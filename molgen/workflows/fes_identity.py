@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from molgen.cvdiffusion.cvs import CV, evaluate
 from molgen.files import json_text
 from molgen.rng import generator
 from molgen.run import MANIFEST
+from molgen.variables import CV, evaluate
 from molgen.workflows.fes_problem import Problem
 
 SAME = {"rel_tol": 1e-6, "abs_tol": 1e-4}  # eV and units of the variables: rounding, not another potential

@@ -13,10 +13,8 @@ import torch
 
 from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.controller import Controller, ControllerConfig, build_controller
-from molgen.cvdiffusion.cvs import CV, check_start, evaluate, parse_cv
 from molgen.cvdiffusion.internal import END, InternalSpace, tree_zmatrix
 from molgen.cvdiffusion.noising import Schedule
-from molgen.cvdiffusion.references import References
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.cvdiffusion.space import CartesianSpace, Space
 from molgen.cvdiffusion.start import starting_frames
@@ -30,6 +28,7 @@ from molgen.reweight.importance import normalised, psis
 from molgen.rng import generator, sample_seed
 from molgen.run import Run
 from molgen.units import KB
+from molgen.variables import CV, check_start, evaluate, parse_cv
 from molgen.workflows.fes_estimate import judge
 from molgen.workflows.fes_grid import axis_of
 from molgen.workflows.fes_output import check_names
@@ -99,15 +98,15 @@ class Problem:
         """
         check_temperature(temperature)
         atoms = len(system.numbers)
-        source = References(numbers=system.numbers, known=references)
-        variables = [parse_cv(cv, atoms, source) if isinstance(cv, str) else cv for cv in cvs]
+        molecule = system.molecule(references)
+        variables = [parse_cv(cv, molecule) if isinstance(cv, str) else cv for cv in cvs]
         if not 1 <= len(variables) <= 3:
             raise InputError(f"{len(variables)} collective variables", where="--cv", expected="one to three")
         check_settings(settings, len(system.starts), atoms)
         if len({cv.name for cv in variables}) < len(variables):
             raise InputError("a collective variable is given twice", where="--cv", expected="different ones")
         named = {cv.name: cv for cv in variables}
-        built = [parse_wall(wall, atoms, source, named) if isinstance(wall, str) else wall for wall in walls]
+        built = [parse_wall(wall, molecule, named) if isinstance(wall, str) else wall for wall in walls]
         _refuse_twins(variables, system)
         for start in system.starts:
             check_start([*variables, *(w.cv for w in built)], start)

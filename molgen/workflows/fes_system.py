@@ -17,6 +17,7 @@ from molgen.io import checked_spin
 from molgen.potentials.ase import calculator_from_spec
 from molgen.potentials.base import Potential
 from molgen.structures import read_side
+from molgen.variables import Molecule
 
 if TYPE_CHECKING:
     import mdtraj
@@ -44,6 +45,10 @@ class System:
     def numbers(self) -> np.ndarray:
         """(N,) atomic numbers."""
         return self.potential.numbers
+
+    def molecule(self, known: Mapping[str, np.ndarray] | None = None) -> Molecule:
+        """What the texts of variables and walls refer to; `known` structures take the place of files."""
+        return Molecule(self.numbers, self.topology, known=known)
 
     @property
     def bonds(self) -> np.ndarray:

@@ -21,11 +21,11 @@ from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import diagnose, verdict, worst
-from molgen.reweight.observables import parse_observable
 from molgen.reweight.smc import Population, between_temperatures, climb, restricted, spring_scale, start
 from molgen.rng import sample_seed
 from molgen.run import METHOD, Run
 from molgen.units import KB, energy_unit
+from molgen.variables import Molecule, parse_cv
 from molgen.workflows.draws import DRAWN, Draws, Energies, Progress, Store, draw
 from molgen.workflows.finetune import Round, finetune_flow
 from molgen.workflows.peptide_output import (
@@ -86,7 +86,7 @@ def sample_peptide(
         finetune: rounds of training on this peptide first (see `molgen.workflows.finetune`).
         smc: propose at a temperature where trials say that the weights can be trusted, then cool by sequential Monte
             Carlo.
-        observables: computed and reported with the run (see `molgen.reweight.observables`).
+        observables: collective variables whose means are reported with the run (see `molgen.variables.parse`).
         prose_compat: drop the largest 0.2 % of the weights, as Prose (arXiv 2508.18175) reports. Biased.
         platform: of OpenMM. workers: processes for energies; "auto" starts a pool where it pays. As with all process
             pools, a script that uses more than one needs `if __name__ == "__main__":`.
@@ -140,7 +140,7 @@ def run_peptide(
     peptide = build_peptide(sequence, cap)
     topology = peptide.mdtraj_topology()
     for text in observables:
-        parse_observable(text, peptide.numbers, topology)
+        parse_cv(text, Molecule(peptide.numbers, topology), called="observable")
     torch_device = _device(device)
     proposal = weights if isinstance(weights, Proposal) else load_flow(weights)
     notes = _notes(peptide, proposal, temperature)

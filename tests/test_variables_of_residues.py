@@ -1,20 +1,17 @@
-"""Observables and regions as people write them, against mdtraj and backbones of known torsions."""
+"""Variables of peptides, as people write them, against mdtraj and backbones of known torsions; what cannot be read."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pytest
 
 from molgen.data.peptide import build_peptide
 from molgen.errors import InputError
-from molgen.reweight import CollectiveVariable
-from molgen.reweight.observables import REGISTRY, backbone_torsions, parse_observable, torsion
-from molgen.reweight.regions import boxed_region, written_region
+from molgen.variables import Molecule, backbone_torsions, check_start, evaluate, parse_cv, torsion, values
 
 CAPPED = build_peptide("AGP", cap="ace-nme")  # residues ACE 0, ALA 1, GLY 2, PRO 3, NME 4
 TOPOLOGY = CAPPED.mdtraj_topology()
+MOLECULE, BARE = Molecule(CAPPED.numbers, TOPOLOGY), Molecule(CAPPED.numbers)
 ATOMS = len(CAPPED.numbers)
 POSITIONS = np.random.default_rng(0).normal(size=(40, ATOMS, 3)) * 4
 
@@ -25,8 +22,8 @@ def trajectory():
     return mdtraj.Trajectory(POSITIONS / 10, TOPOLOGY)
 
 
-def measured(text: str, topology: Any = TOPOLOGY) -> np.ndarray:
-    return parse_observable(text, CAPPED.numbers, topology).measure(POSITIONS)
+def measured(text: str, molecule: Molecule = MOLECULE) -> np.ndarray:
+    return values(parse_cv(text, molecule), POSITIONS)
 
 
 def placed(a, b, c, length: float, angle: float, turn: float) -> np.ndarray:
@@ -100,11 +97,11 @@ def test_torsion_sign_and_helix():
     assert list(angles["phi"]) == list(range(1, 12)) and list(angles["psi"]) == list(range(11))
     for name, expected in (("phi", -60.0), ("psi", -45.0)):
         for atoms in angles[name].values():
-            assert np.degrees(torsion(positions, *atoms)) == pytest.approx(expected)
+            assert np.degrees(values(torsion(*atoms), positions)) == pytest.approx(expected)
     numbers = np.tile([7, 6, 6, 8], 12)
 
     def value(text: str, positions: np.ndarray) -> float:
-        return float(parse_observable(text, numbers, topology).measure(positions)[0])
+        return float(values(parse_cv(text, Molecule(numbers, topology)), positions)[0])
 
     assert value("helicity", positions) == 1.0
     assert value("helicity dssp", positions) == pytest.approx(10 / 12)  # DSSP leaves out both ends
@@ -135,19 +132,19 @@ def test_radius_of_gyration():
 
 
 def test_without_a_topology():
-    assert np.array_equal(measured("distance 3 17", None), measured("distance 3 17"))
-    assert np.array_equal(measured("rg", None), measured("rg"))
+    assert np.array_equal(measured("distance 3 17", BARE), measured("distance 3 17"))
+    assert np.array_equal(measured("rg", BARE), measured("rg"))
     for text in ("phi 1", "helicity", "end-to-end", "rg all", "distance resid 0 ; resid 1"):
         with pytest.raises(InputError, match="no topology"):
-            parse_observable(text, CAPPED.numbers)
+            parse_cv(text, BARE)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("distnace 3 17", ["no observable 'distnace'", "helicity dssp", "torsion I J K L", "end-to-end"]),
-        ("", ["no observable ''", "distance I J"]),
-        ("distance 3", ["1 groups of atoms instead of 2", "distance I J"]),
+        ("distnace 3 17", ["no kind of variable 'distnace'", "helicity dssp", "torsion I J K L", "end-to-end"]),
+        ("distance 3", ["1 atoms instead of 2", "distance I J"]),
+        ("distance resid 0 ; resid 1 ; resid 2", ["3 groups of atoms instead of 2"]),
         ("distance 3 900", ["no atom '900'", f"0 to {ATOMS - 1}", "counted from 0"]),
         (f"distance 3 {ATOMS}", [f"no atom '{ATOMS}'"]),
         ("distance 3 -1", ["no atom '-1'"]),
@@ -165,8 +162,8 @@ def test_without_a_topology():
 )
 def test_errors_name_the_word_and_what_exists(text, says):
     with pytest.raises(InputError) as caught:
-        parse_observable(text, CAPPED.numbers, TOPOLOGY)
-    assert f"observable {text!r}" in str(caught.value)
+        parse_cv(text, MOLECULE)
+    assert f"collective variable {text!r}" in str(caught.value)
     for part in says:
         assert part in str(caught.value)
 
@@ -175,64 +172,40 @@ def test_too_short_for_it():
     capped, bare = build_peptide("A", cap="ace-nme"), build_peptide("AA")
     _, single = backbone(-60.0, -45.0, 1)
     with pytest.raises(InputError, match="1 alpha carbons"):
-        parse_observable("end-to-end", capped.numbers, capped.mdtraj_topology())
+        parse_cv("end-to-end", Molecule(capped.numbers, capped.mdtraj_topology()))
     with pytest.raises(InputError, match="no residue has both"):
-        parse_observable("helicity", bare.numbers, bare.mdtraj_topology())
+        parse_cv("helicity", Molecule(bare.numbers, bare.mdtraj_topology()))
     with pytest.raises(InputError, match="none here"):
-        parse_observable("phi 0", np.array([7, 6, 6, 8]), single)
+        parse_cv("phi 0", Molecule(np.array([7, 6, 6, 8]), single))
 
 
 def test_units_and_periods():
     for text in ("phi 1", "psi 1", "torsion 0 1 2 3"):
-        found = parse_observable(text, CAPPED.numbers, TOPOLOGY)
+        found = parse_cv(text, MOLECULE)
         assert (found.unit, found.period) == ("rad", 2 * np.pi)
-    assert parse_observable("angle 0 1 2", CAPPED.numbers).period is None
-    assert parse_observable(" RG ", CAPPED.numbers).unit == "A"
-    assert set(REGISTRY) >= {"distance", "angle", "torsion", "phi", "psi", "rg", "end-to-end", "helicity"}
+    assert parse_cv("angle 0 1 2", BARE).period is None
+    assert parse_cv(" RG ", BARE).unit == "A"
 
 
-DEGREES = np.array([-179.0, -100.0, -10.0, 0.0, 60.0, 150.0, 180.0])
-CVS = {
-    "phi 1": CollectiveVariable("phi 1", np.radians(DEGREES), "rad", 2 * np.pi),
-    "turned": CollectiveVariable("turned", np.radians(DEGREES) + 4 * np.pi, "rad", 2 * np.pi),
-    "d and e": CollectiveVariable("d and e", np.arange(7.0), "A"),
-}
+PUSHED = ["phi 1", "psi_2", "rg", "rg resid 1 to 3", "end-to-end", "distance resid 1 ; resid 3", "rg - 0.5*end-to-end"]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("phi 1 in (-180, 0)", [1, 1, 1, 0, 0, 0, 1]),  # 180 is -180
-        ("phi 1 in (-180.0, 180)", [1] * 7),
-        ("phi 1 in [0, 360)", [1] * 7),
-        ("phi 1 in (150, -150)", [1, 0, 0, 0, 0, 1, 1]),
-        ("turned in (150, -150)", [1, 0, 0, 0, 0, 1, 1]),
-        ("phi 1 in (140, 190)", [1, 0, 0, 0, 0, 1, 1]),
-        ("phi 1 > 0", [0, 0, 0, 0, 1, 1, 0]),
-        ("turned < -50", [1, 1, 0, 0, 0, 0, 1]),
-        ("phi 1 in (7, 7)", [0] * 7),
-        ("d and e < 3.5", [1, 1, 1, 1, 0, 0, 0]),
-        ("d and e in (2, inf)", [0, 0, 1, 1, 1, 1, 1]),
-        ("d and e in (2, 5) and phi 1 in (-50, 50)", [0, 0, 1, 1, 0, 0, 0]),
-        ("d and e>2 and d and e<4", [0, 0, 0, 1, 0, 0, 0]),
-        ("d and e in (1e0, .5e1)", [0, 1, 1, 1, 1, 0, 0]),
-    ],
-)
-def test_written_regions(text, expected):
-    assert written_region(text, CVS.__getitem__).tolist() == [bool(e) for e in expected]
+@pytest.mark.parametrize("text", PUSHED)
+def test_gradients_are_those_of_finite_differences(text):
+    cv, x, step = parse_cv(text, MOLECULE), POSITIONS[:2], 1e-5
+    gradient = evaluate([cv], x)[1][:, 0]
+    along = np.random.default_rng(1).standard_normal(x.shape)
+    expected = (values(cv, x + step * along) - values(cv, x - step * along)) / (2 * step)
+    assert (gradient * along).sum((1, 2)) == pytest.approx(expected, rel=1e-5)
+    check_start([cv], x[0])
 
 
-@pytest.mark.parametrize(
-    "text", ["", "phi 1", "phi 1 in (1)", "phi 1 in (1, 2) and", "phi 1 in (1, 2) or d < 3", "< 3"]
-)
-def test_regions_that_cannot_be_read(text):
-    with pytest.raises(InputError, match="cannot read"):
-        written_region(text, CVS.__getitem__)
+@pytest.mark.parametrize("text", ["helicity", "helicity dssp"])
+def test_steps_cannot_be_pushed_along(text):
+    with pytest.raises(InputError, match=f"{text}.*no gradient"):
+        evaluate([parse_cv(text, MOLECULE)], POSITIONS)
 
 
-def test_boxed_regions_are_in_the_variables_own_units():
-    assert boxed_region({"phi 1": (-np.pi, 0.0)}, CVS.__getitem__).tolist() == [True, True, True, *[False] * 3, True]
-    both = boxed_region({"phi 1": (-np.pi, 0.0), "d and e": (1, 3)}, CVS.__getitem__)
-    assert both.tolist() == [False, True, True, *[False] * 4]
-    with pytest.raises(InputError, match="without a range"):
-        boxed_region({}, CVS.__getitem__)
+def test_what_messages_call_it():
+    with pytest.raises(InputError, match="observable 'phi 77'"):
+        parse_cv("phi 77", MOLECULE, called="observable")

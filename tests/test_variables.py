@@ -12,9 +12,11 @@ from ase import Atoms
 from ase.io import write
 from scipy.spatial.transform import Rotation
 
-from molgen.cvdiffusion import cvs as cv_module
-from molgen.cvdiffusion.cvs import (
-    CV,
+from molgen.cvdiffusion.walls import Wall, check_walls, parse_wall, wall_energy
+from molgen.errors import InputError
+from molgen.geometry.chirality import signed_volumes
+from molgen.variables import (
+    Molecule,
     angle,
     check_start,
     coordination,
@@ -27,15 +29,15 @@ from molgen.cvdiffusion.cvs import (
     path_z,
     rmsd,
     torsion,
+    values,
     volume,
 )
-from molgen.cvdiffusion.references import References
-from molgen.cvdiffusion.walls import Wall, check_walls, parse_wall, wall_energy
-from molgen.errors import InputError
-from molgen.geometry.chirality import signed_volumes
-from molgen.reweight.observables import torsion as torsion_angle
+from molgen.variables.parse import KINDS as WRITTEN
 
 N = 7
+HYDROGENS = np.ones(N, dtype=int)
+BARE, PAIR = Molecule(HYDROGENS), Molecule(HYDROGENS[:2])
+RESIDUES = {"phi", "psi", "rg", "end-to-end", "helicity"}  # tests/test_variables_of_residues.py
 RNG = np.random.default_rng(5)
 GRID = np.array([[i, j, k] for i in range(2) for j in range(2) for k in range(2)], dtype=float)[:N] * 1.6
 SAMPLES = GRID + 0.25 * RNG.standard_normal((6, N, 3))
@@ -56,10 +58,6 @@ KINDS = {
     "path-z": path_z(PATH),
     "custom": custom("cos", lambda x: torsion(0, 1, 3, 6).function(x).cos()),
 }
-
-
-def values(cv: CV, positions: np.ndarray) -> np.ndarray:
-    return evaluate([cv], positions)[0][:, 0]
 
 
 def numerical(energy, positions: np.ndarray, step: float = 1e-5) -> np.ndarray:
@@ -105,9 +103,8 @@ def test_volume_is_that_of_stereocentres_and_knows_the_hand():
     assert values(volume(0, 1, 3, 6), x * [1, 1, -1]) == pytest.approx(-exact)
 
 
-def test_torsion_has_the_sign_and_the_range_of_the_observable():
+def test_torsion_turns_its_sign_in_the_mirror_and_is_never_minus_pi():
     x = np.random.default_rng(1).standard_normal((200, 4, 3))
-    assert values(torsion(0, 1, 2, 3), x) == pytest.approx(torsion_angle(x, 0, 1, 2, 3), abs=1e-12)
     assert values(torsion(0, 1, 2, 3), x * [1, 1, -1]) == pytest.approx(-values(torsion(0, 1, 2, 3), x))
     trans = np.array([[[1.0, 0, 0], [0, 0, 0], [0, 1, 0], [-1, 1, 0]]])
     both = values(torsion(0, 1, 2, 3), np.concatenate([trans, trans * [1, 1, -1], trans[:, ::-1]]))
@@ -165,9 +162,21 @@ def test_a_sample_without_gradient_is_nan_and_leaves_the_others_alone():
 
 
 def test_functions_that_are_no_variable_are_refused():
-    for function in (lambda x: x[:, 0], lambda x: x[:, 0, 0].detach()):
+    for measure in (values, lambda cv, x: evaluate([cv], x)):
         with pytest.raises(InputError, match=r"'bad'.*returns shape(?s:.*)expected: \(6,\)"):
-            evaluate([custom("bad", function)], SAMPLES)
+            measure(custom("bad", lambda x: x[:, 0]), SAMPLES)
+    with pytest.raises(InputError, match="'steps'.*no gradient"):
+        evaluate([custom("steps", lambda x: x[:, 0, 0].round().detach())], SAMPLES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_without_gradients_are_the_same(kind):
+    x = np.concatenate([SAMPLES, SAMPLES[:2]])
+    x[6, 0, 0], x[7, 3, 2] = np.nan, 1e9
+    assert values(KINDS[kind], x) == pytest.approx(evaluate([KINDS[kind]], x)[0][:, 0], nan_ok=True)
+    assert np.isnan(values(KINDS[kind], x)[6:]).all() and values(KINDS[kind], x[:0]).shape == (0,)
+    many = np.tile(SAMPLES, (1000, 1, 1))  # more than are computed at once
+    assert values(KINDS[kind], many) == pytest.approx(np.tile(values(KINDS[kind], SAMPLES), 1000))
 
 
 @pytest.fixture
@@ -205,7 +214,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_what_people_write(text, expected, name, unit, folder):
-    found = parse_cv(text, N, References(folder))
+    found = parse_cv(text, Molecule(HYDROGENS, folder=folder))
     assert (found.name, found.unit, found.period) == (name, unit, expected.period)
     assert values(found, SAMPLES) == pytest.approx(values(expected, SAMPLES), abs=1e-6)  # xyz files are rounded
     assert found.bends == expected.bends
@@ -213,15 +222,16 @@ def test_what_people_write(text, expected, name, unit, folder):
 
 def test_names_of_sums():
     assert KINDS["linear"].name == "0.5*distance 0 4 - distance 1 5 + 2*angle 0 1 2"
-    assert parse_cv("angle 0 1 2 - angle 2 3 4", N).unit == "rad"
+    assert parse_cv("angle 0 1 2 - angle 2 3 4", BARE).unit == "rad"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "a variable is missing(?s:.*)expected: distance I J; angle"),
+        ("", "a variable is missing(?s:.*)expected: distance I J.*; angle"),
         ("rc = ", "a variable is missing(?s:.*)remedy: "),
-        ("phi 2", "no kind of variable 'phi'(?s:.*)torsion I J K L; volume I J K L; coordination.*path-z FILE"),
+        ("phi_2", "needs residues(?s:.*)a PDB file"),
+        ("phase 2", "no kind of variable 'phase'(?s:.*)torsion I J K L; volume I J K L; coordination.*path-z FILE"),
         ("distance 0 4 + 3", "no kind of variable '3'"),
         ("distance 0 4 5", "3 atoms instead of 2(?s:.*)expected: distance I J"),
         ("torsion 0 1 2", "3 atoms instead of 4(?s:.*)count from 0"),
@@ -249,7 +259,7 @@ def test_names_of_sums():
 )
 def test_what_cannot_be_read(text, message, folder):
     with pytest.raises(InputError, match=message) as caught:
-        parse_cv(text, N, References(folder))
+        parse_cv(text, Molecule(HYDROGENS, folder=folder))
     error = caught.value
     assert error.where == f"collective variable {text!r}" and error.expected and error.remedy
 
@@ -266,7 +276,7 @@ def test_a_start_on_a_line_is_refused():
     check_start(list(KINDS.values()), SAMPLES[0])
     x = SAMPLES[0].copy()
     x[:3] = [[0, 0, 0], [1, 0, 0], [2, math.tan(math.radians(0.5)), 0]]
-    for cv in (angle(0, 1, 2), torsion(0, 1, 2, 3), parse_cv("a = distance 0 4 + angle 0 1 2", N)):
+    for cv in (angle(0, 1, 2), torsion(0, 1, 2, 3), parse_cv("a = distance 0 4 + angle 0 1 2", BARE)):
         with pytest.raises(InputError, match="angle 0 1 2 is 179.50 degrees(?s:.*)expected: 1 to 179") as caught:
             check_start([distance(0, 1), cv], x)
         assert repr(cv.name) in str(caught.value)
@@ -280,14 +290,14 @@ def test_a_start_on_a_line_is_refused():
 
 
 def test_walls_as_people_write_them(folder):
-    wall = parse_wall("rc = distance 0 4 - distance 0 5 < 3.3", N)
+    wall = parse_wall("rc = distance 0 4 - distance 0 5 < 3.3", BARE)
     assert (wall.cv.name, wall.limit, wall.above, wall.stiffness) == ("rc", 3.3, True, 20.0)
-    wall = parse_wall("angle 0 1 2 > -1.2e2 k=7", N)
+    wall = parse_wall("angle 0 1 2 > -1.2e2 k=7", BARE)
     assert (wall.limit, wall.above, wall.stiffness) == (pytest.approx(math.radians(-120)), False, 7.0)
-    assert parse_wall("angle 0 1 2>90", N).stiffness == 5.0
-    wall = parse_wall("coordination 0 1 r0=1.8 < 0.5 k = 3", N)
+    assert parse_wall("angle 0 1 2>90", BARE).stiffness == 5.0
+    wall = parse_wall("coordination 0 1 r0=1.8 < 0.5 k = 3", BARE)
     assert (wall.limit, wall.stiffness, wall.cv.name) == (0.5, 3.0, "coordination 0 1 r0=1.8")
-    assert parse_wall("path-z path.xyz < 0.2", N, References(folder)).stiffness == 20.0
+    assert parse_wall("path-z path.xyz < 0.2", Molecule(HYDROGENS, folder=folder)).stiffness == 20.0
 
 
 @pytest.mark.parametrize(
@@ -307,12 +317,12 @@ def test_walls_as_people_write_them(folder):
 )
 def test_walls_that_cannot_be_read(text, message):
     with pytest.raises(InputError, match=message):
-        parse_wall(text, N)
+        parse_wall(text, BARE)
 
 
 def test_wall_energies_and_gradients():
     texts = ("distance 0 4 < 1.3", "distance 0 1 > 1.9 k=3", "angle 0 1 2 < 60", "coordination 0 1 r0=1.8 > 0.9")
-    walls = [parse_wall(text, N) for text in texts]
+    walls = [parse_wall(text, BARE) for text in texts]
     energy, gradient = wall_energy(walls, SAMPLES)
     assert energy.shape == (6,) and (energy > 0).all()
     expected = numerical(lambda x: wall_energy(walls, x)[0], SAMPLES)
@@ -327,18 +337,18 @@ def test_wall_energies_and_gradients():
 
 def test_a_start_beyond_a_wall_is_refused():
     pair = np.array([[0.0, 0, 0], [0, 0, 2.5]])
-    check_walls([parse_wall("distance 0 1 < 2.4", 2), parse_wall("distance 0 1 > 2", 2)], pair)  # 0.1 eV up
+    check_walls([parse_wall("distance 0 1 < 2.4", PAIR), parse_wall("distance 0 1 > 2", PAIR)], pair)  # 0.1 eV up
     with pytest.raises(InputError, match=r"'distance 0 1' > 3 A: .*at 2.5 A, 2.50 eV(?s:.*)0.26 eV"):
-        check_walls([parse_wall("distance 0 1 > 3", 2)], pair)
+        check_walls([parse_wall("distance 0 1 > 3", PAIR)], pair)
     corner = np.array([[1.0, 0, 0], [0, 0, 0], [0, 1, 0]])
     with pytest.raises(InputError, match="'angle 0 1 2' < 60 degrees: .*at 90 degrees"):
-        check_walls([parse_wall("angle 0 1 2 < 60", 3)], corner)
+        check_walls([parse_wall("angle 0 1 2 < 60", Molecule(HYDROGENS[:3]))], corner)
     with pytest.raises(InputError, match="at nan"):
-        check_walls([parse_wall("distance 0 1 < 3", 2)], np.zeros((2, 3)))
+        check_walls([parse_wall("distance 0 1 < 3", PAIR)], np.zeros((2, 3)))
 
 
 def test_every_kind_is_covered_by_the_gradient_test():
-    assert {kind.split(" ")[0] for kind in KINDS} >= set(cv_module.KINDS)
+    assert {kind.split(" ")[0] for kind in KINDS} >= set(WRITTEN) - RESIDUES
     assert all(torch.isfinite(cv.function(torch.tensor(SAMPLES))).all() for cv in KINDS.values())
 
 
@@ -346,9 +356,9 @@ def test_references_in_another_order_of_elements(folder: Path):
     numbers = np.array([1, 1, 8, 1, 1, 1, 1])
     for text in ("rmsd ref.xyz", "path-s path.xyz"):
         with pytest.raises(InputError, match="atom 2 is H, that of the molecule O"):
-            parse_cv(text, N, References(folder, numbers))
-    parse_cv("rmsd ref.xyz", N, References(folder, np.ones(N, dtype=int)))
-    known = References(folder, known={"gone.xyz": GRID[None]})
-    assert values(parse_cv("rmsd gone.xyz", N, known), GRID[None]) == pytest.approx([0.0], abs=1e-6)
+            parse_cv(text, Molecule(numbers, folder=folder))
+    parse_cv("rmsd ref.xyz", Molecule(HYDROGENS, folder=folder))
+    known = Molecule(HYDROGENS, folder=folder, known={"gone.xyz": GRID[None]})
+    assert values(parse_cv("rmsd gone.xyz", known), GRID[None]) == pytest.approx([0.0], abs=1e-6)
     with pytest.raises(InputError, match="structures of ref.xyz are not stored"):
-        parse_cv("rmsd ref.xyz", N, known)
+        parse_cv("rmsd ref.xyz", known)

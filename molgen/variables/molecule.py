@@ -1,0 +1,118 @@
+"""What the text of a collective variable refers to: atoms, residues, structures in files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from molgen.errors import InputError
+
+if TYPE_CHECKING:
+    import mdtraj
+
+
+@dataclass(frozen=True, eq=False)
+class Molecule:
+    """A molecule as variables name its parts.
+
+    Attributes:
+        numbers: atomic numbers (N,).
+        topology: mdtraj's, for residues and selections; None where there is none.
+        folder: that file names count from.
+        known: name -> (M, N, 3) Angstrom, instead of any file; None to read files.
+    """
+
+    numbers: np.ndarray
+    topology: mdtraj.Topology | None = None
+    folder: Path = Path()
+    known: Mapping[str, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def residues(self) -> mdtraj.Topology:
+        """The topology.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.topology is None:
+            raise InputError(
+                "needs residues, and this molecule has no topology", expected="atom numbers instead, or a PDB file"
+            )
+        return self.topology
+
+    def atoms(self, words: Sequence[str], count: int | None = None) -> list[int]:
+        """The atoms, counted from 0, that `words` are the numbers of; `count` of them, where given.
+
+        Raises:
+            InputError: no such atom, or another number of them.
+        """
+        if count is not None and len(words) != count:
+            raise InputError(f"{len(words)} atoms instead of {count}")
+        for word in words:
+            if not word.isdecimal() or int(word) >= len(self):
+                raise InputError(f"no atom {word!r}", expected=f"atoms 0 to {len(self) - 1} (counted from 0)")
+        return [int(word) for word in words]
+
+    def selected(self, selection: str) -> list[int]:
+        """The atoms of an mdtraj selection.
+
+        Raises:
+            InputError: it cannot be read or is empty, or there is no topology.
+        """
+        topology = self.residues()
+        try:
+            atoms = topology.select(selection)
+        except Exception as error:  # mdtraj's parser raises whatever its grammar runs into
+            raise InputError(
+                f"selection {selection!r} cannot be read ({(str(error).strip() or repr(error)).splitlines()[0]})",
+                expected="an mdtraj selection, e.g. 'resid 0 and name CA' (resid counts from 0)",
+            ) from error
+        if not len(atoms):
+            raise InputError(f"selection {selection!r} is empty", expected="one atom or more; resid counts from 0")
+        return atoms.tolist()
+
+    def frames(self, name: str) -> np.ndarray:
+        """Positions (M, N, 3), Angstrom, of all structures of the file `name`.
+
+        Raises:
+            InputError: a file that cannot be read, or structures of other atoms, or in another order.
+        """
+        if self.known is not None:
+            if name not in self.known:
+                raise InputError(f"the structures of {name} are not stored", expected=f"one of {[*self.known]}")
+            return self.known[name]
+        from ase import Atoms
+        from ase.io import read
+
+        path = self.folder / name
+        try:
+            frames = [frame for frame in read(path, index=":") if isinstance(frame, Atoms)]
+        except Exception as error:  # ASE's readers raise whatever their parsing meets
+            raise InputError(
+                f"{path} cannot be read ({type(error).__name__}: {error})",
+                expected="an xyz file, relative to the folder of the input",
+                remedy="check the path and the format",
+            ) from error
+        for k, frame in enumerate(frames):
+            if len(frame) != len(self) or not np.isfinite(frame.positions).all():
+                finite = "" if len(frame) != len(self) else ", not all of them finite"
+                raise InputError(
+                    f"{path}, structure {k}, has {len(frame)} atoms{finite}",
+                    expected=f"the {len(self)} atoms of the molecule, in its order",
+                    remedy="write the file for the whole molecule; choose atoms by [0,1,2]",
+                )
+            if (other := np.flatnonzero(frame.numbers != self.numbers)).size:
+                here, there = (chemical_symbols[numbers[other[0]]] for numbers in (frame.numbers, self.numbers))
+                raise InputError(
+                    f"{path}, structure {k}: atom {other[0]} is {here}, that of the molecule {there}",
+                    expected="the atoms of the molecule, in its order",
+                    remedy="write the file in the order of the starting structure",
+                )
+        return np.array([frame.positions for frame in frames]).reshape(-1, len(self), 3)
