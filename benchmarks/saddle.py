@@ -5,7 +5,7 @@
 Every guess goes through the same refinement and verification on GFN2-xTB; every gradient is counted, failures included.
 
 - `dft`: the transition state of the data set (wB97X-D3): the ceiling.
-- `sqrt`: molgen.geometry.embed.interpolation_guess, no learning, no calls.
+- `sqrt`: molgen.geometry.embed.sqrt_distance_guess, no learning, no calls.
 - `neb`: ASE's climbing-image NEB, 7 images with the two end points (5 moving), product fragments superposed on the
   reactant (Kabsch), IDPP path, FIRE to 0.3 eV/A without and then to 0.1 with climbing, 180 steps at most together; the
   highest image is the guess.
@@ -28,7 +28,7 @@ import torch
 
 from molgen.data import Reaction, load_npz
 from molgen.errors import CalculatorError
-from molgen.geometry.embed import interpolation_guess, place_together
+from molgen.geometry.embed import place_together, sqrt_distance_guess
 from molgen.potentials import Potential
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import Refinement, mode_overlap, refine, verify
@@ -50,7 +50,7 @@ def dft_guess(reaction: Reaction, potential: Potential) -> np.ndarray:
 
 def sqrt_guess(reaction: Reaction, potential: Potential) -> np.ndarray:
     """Distances sqrt(d_R d_P), embedded."""
-    return interpolation_guess(*_batch(reaction))[0][0].numpy()
+    return sqrt_distance_guess(*_batch(reaction))[0][0].numpy()
 
 
 def neb_guess(reaction: Reaction, potential: Potential) -> np.ndarray:

@@ -169,7 +169,7 @@ def ranked(reactions: list[Reaction], weights: str, out: Path) -> dict:
     rows = [done[r.name] for r in reactions]
     share = {v: float(np.mean([row["verdict"] == v for row in rows])) for v in sorted({row["verdict"] for row in rows})}
     calls, seconds = np.array([row["calls"] for row in rows]), np.array([row["seconds"] for row in rows])
-    from_flow = float(np.mean([row["verdict"] == "intended" and row["source"] == "flow" for row in rows]))
+    from_flow = float(np.mean([row["verdict"] == "intended" and row["source"] == "TS-GEN" for row in rows]))
     figures = {"calls_mean": float(calls.mean()), "calls_median": float(np.median(calls))}
     return {"n": len(rows), **share, "intended_from_flow": from_flow, **figures, "seconds_mean": float(seconds.mean())}
 

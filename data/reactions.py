@@ -30,6 +30,7 @@ import numpy as np
 
 from molgen.errors import InputError
 from molgen.files import write_atomic
+from molgen.structures import possible_spin
 
 _REQUIRED = ("id", "split", "ptr", "z", "r", "ts", "p", "p_frag")
 HEAVIEST = 118
@@ -305,9 +306,9 @@ def _check_chemistry(arrays: dict[str, np.ndarray], row_of: np.ndarray, where: s
         )  # fmt: skip
     charge, spin = (np.asarray(arrays.get(key, np.zeros(count))) for key in ("charge", "spin"))
     electrons = np.bincount(row_of, weights=z, minlength=count) - charge
-    odd = (spin < 0) | (spin > electrons) | ((electrons - spin) % 2 != 0)
-    if odd.any():
-        k = int(np.argmax(odd))
+    possible = possible_spin(electrons, spin)
+    if not possible.all():
+        k = int(np.argmin(possible))
         raise InputError(
             f"{electrons[k]:.0f} electrons (charge {charge[k]:.0f}) cannot have {spin[k]:.0f} unpaired",
             where=f"{where}, reaction {k} (id {arrays['id'][k]})", expected="`spin`, the number of unpaired electrons",

@@ -35,6 +35,11 @@ def checked_numbers(numbers: ArrayLike, where: str) -> np.ndarray:
         raise InputError(f"numbers {numbers!r}", where=where, expected="atomic numbers, such as [6, 1, 1]") from error
 
 
+def possible_spin(electrons: Any, spin: Any) -> Any:
+    """Whether `spin` of so many electrons can be unpaired; numbers or arrays."""
+    return (0 <= spin) & (spin <= electrons) & ((electrons - spin) % 2 == 0)
+
+
 def formula(numbers: Iterable[int]) -> str:
     """Hill formula, such as C2H4O."""
     return Formula.from_list([chemical_symbols[int(z)] for z in numbers]).format("hill")

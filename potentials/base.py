@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from molgen.errors import InputError
-from molgen.structures import checked_numbers, formula
+from molgen.structures import checked_numbers, formula, possible_spin
 
 COINCIDENT = 1e-3  # Angstrom; two atoms this close are one atom written twice, not chemistry
 
@@ -111,7 +111,7 @@ def check_electrons(numbers: Sequence[int] | np.ndarray, charge: int, spin: int)
         raise InputError(
             f"charge {charge} leaves {electrons} electrons", where="--charge", expected="a possible charge"
         )
-    if not 0 <= spin <= electrons or (electrons - spin) % 2:
+    if not possible_spin(electrons, spin):
         raise InputError(
             f"{electrons} electrons ({formula(numbers)}, charge {charge}) cannot have {spin} unpaired",
             where="--spin",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from molgen.data.reactions import Reaction, load_npz
 from molgen.geometry.align import kabsch, rmsd, superpose, superpose_fragments
-from molgen.geometry.embed import embed_distances, interpolation_guess, place_together
+from molgen.geometry.embed import embed_distances, place_together, sqrt_distance_guess
 
 NAMES = ("CH3CH2OH", "C6H6", "HCN", "CH3COCl")
 
@@ -176,7 +176,7 @@ def test_stress_never_grows() -> None:
 
 
 def guess_of(reactions: Sequence[Reaction]) -> Tensor:
-    return interpolation_guess(*padded(reactions))[0]
+    return sqrt_distance_guess(*padded(reactions))[0]
 
 
 def test_guess_does_not_depend_on_the_batch(val: list[Reaction]) -> None:
@@ -202,7 +202,7 @@ def test_guess_of_the_reverse_reaction(val: list[Reaction]) -> None:
 def test_end_points_come_back_superposed_fragment_by_fragment(val: list[Reaction]) -> None:
     """Inside a fragment nothing changes; every fragment lies on the guess as well as a rigid body can."""
     r, p, r_frag, p_frag = padded([moved(x, 9) for x in val])
-    guess, reactant, product = interpolation_guess(r, p, r_frag, p_frag)
+    guess, reactant, product = sqrt_distance_guess(r, p, r_frag, p_frag)
     for side, placed, fragments in ((r, reactant, r_frag), (p, product, p_frag)):
         same = (fragments[:, :, None] == fragments[:, None, :]) & (fragments >= 0)[:, :, None]
         assert ((torch.cdist(side, side) - torch.cdist(placed, placed)) * same).abs().max() < 1e-5

@@ -185,6 +185,16 @@ def test_a_flow_that_training_broke_ends_it_and_loses_nothing(bench):
         bench.finetune(1)
 
 
+def test_a_training_that_diverges_ends_it_and_loses_nothing(bench, monkeypatch):
+    real, told = spread_loss, []
+    monkeypatch.setattr("molgen.workflows.finetune.spread_loss", lambda *given: real(*given) * torch.nan)
+    flow, rounds = bench.finetune(3, samples=32, passes=20, batch=8, log=told.append)
+    assert len(rounds) == 1 and flow.config["finetuned"]["rounds"] == 0 and rounds[0].losses == {}
+    assert "finetuning round 1: " in told[-1] and "the flow before stands" in told[-1]
+    for name, value in tiny_flow().model.state_dict().items():
+        assert torch.equal(flow.model.state_dict()[name], value), name
+
+
 def test_ln_z_of_the_pool_is_that_of_the_weights(bench):
     """Of frames without energy too, which count among the draws."""
     drawn = bench.draws(tiny_flow(), 30, 1, "a")

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "molgen"
 ROWS = (
     {"__init__", "units", "errors", "rng", "files", "pool", "device"},
     {"geometry", "nn", "potentials", "data", "io", "structures", "smiles", "checkpoint", "batch"},
-    {"flow", "train"},
+    {"flow", "train", "variables"},
     {"tsgen", "prose", "cvdiffusion"},
     {"saddle", "reweight"},
     {"report", "run", "workflows", "cli", "__main__"},

@@ -117,7 +117,7 @@ def test_features() -> None:
 
 
 def candidate(verdict: str, sample: int, confidence: float | None = None, energy: float | None = None) -> Candidate:
-    return Candidate(Atoms("H"), "flow", sample, verdict=verdict, confidence=confidence, energy=energy)
+    return Candidate(Atoms("H"), "TS-GEN", sample, verdict=verdict, confidence=confidence, energy=energy)
 
 
 def test_ranked_by_verdict_first() -> None:

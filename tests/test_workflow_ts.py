@@ -140,7 +140,7 @@ def test_element_outside_the_weights_is_left_to_physics() -> None:
     result = find_ts(*sides("cl_ch3cl"), charge=-1)
     check(result, "cl_ch3cl")
     assert any("weights do not know Cl" in note for note in result.notes)
-    assert {a.info["source"] for a in result.guesses} == {"interpolation"}
+    assert {a.info["source"] for a in result.guesses} == {"sqrt-distance"}
     assert result.best.confidence is None and result.checkpoint_hash is None
 
 
@@ -245,7 +245,7 @@ def test_a_surface_without_a_saddle_verifies_nothing(hcn: Callable[..., TSResult
     result = hcn(calculator=NoSaddle(), samples=2)
     assert result.status == "gate_failed" and not result.verified
     assert {c.verdict for c in result.candidates} == {"not_a_saddle"}
-    assert result.guesses[-1].info["source"] == "interpolation", "the sqrt-distance guess was to be tried as well"
+    assert result.guesses[-1].info["source"] == "sqrt-distance", "the sqrt-distance guess was to be tried as well"
 
 
 def test_a_guess_with_overlapping_atoms_is_not_refined(
@@ -264,8 +264,8 @@ def test_a_guess_with_overlapping_atoms_is_not_refined(
     assert worst.verdict == "not_a_saddle" and worst.gradient_calls == 0
     assert "A apart in the guess, so it was not refined" in worst.reason
     assert result.rejections == {"guess with overlapping atoms": 1} and result.status == "ok"
-    assert result.best.source == "interpolation" and result.guesses[-1].info["source"] == "interpolation"
-    assert hcn(samples=1, verify="none").best.source == "interpolation"
+    assert result.best.source == "sqrt-distance" and result.guesses[-1].info["source"] == "sqrt-distance"
+    assert hcn(samples=1, verify="none").best.source == "sqrt-distance"
 
 
 def test_progress_and_notes_are_reported(hcn: Callable[..., TSResult]) -> None:
@@ -308,7 +308,7 @@ def test_a_saddle_of_higher_order_is_left_along_its_second_mode(rdb7_path: Path)
     reaction = next(r for r in load_npz(rdb7_path) if r.name == "10029")
     potential = XtbPotential(reaction.numbers)
     search = _Search(reaction, potential, "quick", lambda stage, done, total: None)
-    search.propose_interpolation(1, seed=0)
+    search.propose_sqrt_distance(1, seed=0)
     plain = refine(potential, search.sqrt_guess, reactant=reaction.reactant, product=reaction.product)
     checked = verify(potential, plain.positions, reaction.reactant, reaction.product)
     assert checked.verdict == "not_a_saddle" and checked.modes.frequencies_cm[1] < -50
@@ -318,5 +318,5 @@ def test_a_saddle_of_higher_order_is_left_along_its_second_mode(rdb7_path: Path)
     assert candidate.verdict == "intended"
     assert candidate.energy is not None and plain.energy is not None and candidate.energy < plain.energy
     assert candidate.refine_calls > plain.gradient_calls
-    search.propose_interpolation(1, seed=0)  # the same guess again is not refined again
+    search.propose_sqrt_distance(1, seed=0)  # the same guess again is not refined again
     assert search.advance() is False and search.rejections["same guess as an earlier one"] == 1

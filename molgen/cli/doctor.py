@@ -159,7 +159,7 @@ def _weights(folder: Path) -> Iterator[Check]:
     found = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
     if not found:
         advice = f"{_REINSTALL}, or train your own: molgen train ts --help"
-        yield Check("Weights", "(none)", FAIL, f"no weights in {folder}; guesses come from interpolation only", advice)
+        yield Check("Weights", "(none)", FAIL, f"no weights in {folder}; guesses are sqrt-distance alone", advice)
     for path in found:
         try:
             checkpoint = load_checkpoint(path)

@@ -18,35 +18,14 @@ if TYPE_CHECKING:
     from molgen.variables import Molecule
 
 BESIDE_PRETRAINED = (
-    "pretrained",
-    "samples",
-    "paths",
-    "repair",
-    "seed",
-    "out",
-    "overwrite",
-    "resume",
-    "units",
-    "as_json",
-    "config",
-)
+    "pretrained", "samples", "paths", "repair", "seed", "out", "overwrite", "resume", "units", "as_json", "config",
+)  # fmt: skip
 
 # options that one way to name the molecule makes meaningless: option -> (parameters, what counts instead)
 DECIDED = {
     "from_ts": (
-        (
-            "xyz",
-            "pdb",
-            "cv",
-            "range_",
-            "charge",
-            "spin",
-            "calculator",
-            "calculator_kwargs",
-            "forcefield",
-            "solvent",
-            "platform",
-        ),
+        ("xyz", "pdb", "cv", "range_", "charge", "spin", "calculator", "calculator_kwargs", "forcefield", "solvent",
+         "platform"),
         "structures, calculator, charge, spin and collective variable from the ts run",
     ),
     "pdb": (
@@ -54,7 +33,7 @@ DECIDED = {
         "energies from a force field: --forcefield, --solvent, --platform",
     ),
     "xyz": (("forcefield", "solvent", "platform"), "energies from a calculator: --calculator, --charge, --spin"),
-}
+}  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:

@@ -106,8 +106,6 @@ def report(summary: dict[str, Any], out: Path) -> str:
                 f"{common.number(row['value'], 5)} +- {common.number(row['error'])} {row['unit']}".rstrip() + doubt,
             )
         )
-    validity = summary["validity"]
-    rows.append(("validity", f"{validity['wrong_chirality']} of wrong chirality, {validity['broken_topology']} broken"))
     rows.append(("drawn again", common.redrawn(summary["redrawn"], summary["proposals"])))
     rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
     rates = [

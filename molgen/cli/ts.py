@@ -10,8 +10,6 @@ import typer
 
 from molgen.cli import common
 
-OUT_OF_TIME = "time budget reached"  # among the rejections of a result
-
 
 def register(app: typer.Typer) -> None:
     """Add the subcommand to `app`."""
@@ -90,6 +88,8 @@ def ts(
 
 def more_effort(result: Any, limit: int) -> str:
     """Advice where guesses were left for want of time, or most refinements took all `limit` gradient calls."""
+    from molgen.workflows.ts_result import OUT_OF_TIME
+
     left, short = (result.rejections.get(reason, 0) for reason in (OUT_OF_TIME, "refinement did not converge"))
     tries = len(result.candidates)
     advice = f"; {left} guesses were left when the time was up, so try a longer --time-budget" if left else ""
@@ -113,7 +113,7 @@ def report(result: Any, out: Path) -> str:
         lines.append(f"imaginary frequency  {abs(best.imaginary_frequency_cm):.0f}i cm-1")
     if best.confidence is not None:
         lines.append(f"confidence           {best.confidence:.0%} before verification")
-    lines.append(f"guess                {'TS-GEN' if best.source == 'flow' else 'sqrt-distance'}, sample {best.sample}")
+    lines.append(f"guess                {best.source}, sample {best.sample}")
     lines.append(f"cost                 {result.gradient_calls} gradient calls, {result.seconds:.1f} s")
     if result.estimate is not None:
         expected = f"{result.estimate.level}, expected error {result.estimate.expected_rmsd:.2f} A, not verified"

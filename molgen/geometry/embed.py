@@ -148,7 +148,7 @@ def _unstretched(start: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return start
 
 
-def interpolation_guess(
+def sqrt_distance_guess(
     r: Tensor, p: Tensor, r_frag: Tensor, p_frag: Tensor, iterations: int = 300
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sqrt-distance guess with both end points superposed on it.

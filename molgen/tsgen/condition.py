@@ -1,4 +1,4 @@
-"""Reactions as the dense tensors TS-GEN reads: the interpolation guess with both end points superposed on it."""
+"""Reactions as the dense tensors TS-GEN reads: the sqrt-distance guess with both end points superposed on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from molgen.data.reactions import Reaction
 from molgen.geometry.align import superpose
-from molgen.geometry.embed import interpolation_guess
+from molgen.geometry.embed import sqrt_distance_guess
 
 MAX_HOPS = 5  # graph distances beyond this are one class
 RADII = torch.tensor(covalent_radii, dtype=torch.float32)
@@ -25,7 +25,7 @@ class ReactionBatch:
 
     Attributes:
         numbers: (B, N) int64 atomic numbers, 0 for padding.
-        guess: (B, N, 3) interpolation guess, centred.
+        guess: (B, N, 3) sqrt-distance guess, centred.
         reactant, product: (B, N, 3) end points, each fragment superposed on the guess.
         r_frag, p_frag: (B, N) fragment index, -1 for padding.
         hops: (B, N, N, 2) int8 bonds between the atoms in the reactant and the product, at most MAX_HOPS.
@@ -136,7 +136,7 @@ def prepare(reactions: Sequence[Reaction], levels: Sequence[str] = (), chunk: in
     z, r_frag, p_frag = torch.from_numpy(numbers), torch.from_numpy(frag["r"]), torch.from_numpy(frag["p"])
     r, p, ts = (torch.from_numpy(xyz[k]) for k in ("r", "p", "ts"))
     embedded = [
-        interpolation_guess(*part) for part in zip(*(t.split(chunk) for t in (r, p, r_frag, p_frag)), strict=True)
+        sqrt_distance_guess(*part) for part in zip(*(t.split(chunk) for t in (r, p, r_frag, p_frag)), strict=True)
     ]
     guess, reactant, product = (torch.cat(parts).float() for parts in zip(*embedded, strict=True))
     mask = (z > 0)[..., None]

@@ -36,7 +36,7 @@ class FlowSettings:
     """The path of the flow and the noise of training.
 
     Attributes:
-        sigma: width of the prior around the interpolation guess, Angstrom.
+        sigma: width of the prior around the sqrt-distance guess, Angstrom.
         end_noise: Gaussian noise on reactant and product in training, Angstrom (regularises).
         batch_size: reactions a step.
     """
@@ -92,7 +92,7 @@ def flow_loss(
 ) -> dict[str, Tensor]:
     """Conditional flow matching with endpoint prediction (Lipman 2023; TS-GEN, arXiv 2507.10530, with another prior).
 
-    x_0 = interpolation guess + sigma noise, x_t = (1 - t) x_0 + t x_1. The loss compares end points: RMSD after
+    x_0 = sqrt-distance guess + sigma noise, x_t = (1 - t) x_0 + t x_1. The loss compares end points: RMSD after
     superposition, pair distances (reacting and short ones weigh more), and the likelihood of the predicted variances.
     Half the batch sees reactant and product exchanged; reflections need no augmentation, the network is equivariant.
     Of several networks, which learn side by side, the mean.

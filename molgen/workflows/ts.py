@@ -31,7 +31,7 @@ from molgen.tsgen.generate import SIGMA, generate
 from molgen.tsgen.rank import confidence, guess_features, refined_features
 from molgen.units import kcal
 from molgen.workflows.ts_estimate import DEFAULT_CORRECTION, estimate, estimate_without_saddle, fitting_correction
-from molgen.workflows.ts_result import VERDICTS, Candidate, TSResult
+from molgen.workflows.ts_result import OUT_OF_TIME, VERDICTS, Candidate, TSResult
 from molgen.workflows.ts_setup import calls_allowed, model_for, potential_for
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
@@ -137,14 +137,14 @@ def find_ts(
             write(result)
 
         if model is not None:
-            search.propose_flow(model, samples, steps or model.steps, seed)
+            search.propose_tsgen(model, samples, steps or model.steps, seed)
             publish()
             while search.advance():
                 publish()
         if search.best_verdict() not in ("intended", "unverified") and not search.out_of_time():
             if model is not None:
                 log("no guess of the model leads to the intended saddle: trying the sqrt-distance guess too")
-            search.propose_interpolation(max(samples, PHYSICS_TRIES) if refine else samples, seed)
+            search.propose_sqrt_distance(max(samples, PHYSICS_TRIES) if refine else samples, seed)
             publish()
             while search.best_verdict() != "intended" and search.advance():
                 publish()
@@ -152,7 +152,7 @@ def find_ts(
             best = ranked(search.candidates)[0]
             search.relax_ends(best)
             if corrector is not None and best.verdict == "intended":
-                guess = search.starts[best.sample][0] if best.source == "flow" else None
+                guess = search.starts[best.sample][0] if best.source == "TS-GEN" else None
                 result.estimate = estimate(corrector, reaction, potential, best.atoms.positions, guess)
             elif corrector is not None and model is not None:
                 result.estimate = estimate_without_saddle(corrector, reaction, potential, search.starts[0][0])
@@ -207,25 +207,25 @@ class _Search:
         self.done = 0
         self.sqrt_guess = prepare([reaction]).guess[0].double().numpy()
 
-    def propose_flow(self, model: Generator, samples: int, steps: int, seed: int) -> None:
+    def propose_tsgen(self, model: Generator, samples: int, steps: int, seed: int) -> None:
         """Draw guesses from the model; the first is the deterministic one."""
         self.calibration = model.config.get("confidence", {})
         guesses = generate(model.model, [self.reaction], samples=samples, steps=steps, seed=seed)[0]
         for k, (x, deviation) in enumerate(zip(guesses.positions.numpy(), guesses.deviation.numpy(), strict=True)):
             features = guess_features(deviation, rmsd_of(x, self.sqrt_guess))
-            self.starts.append((x, "flow", k, features))
+            self.starts.append((x, "TS-GEN", k, features))
 
-    def propose_interpolation(self, samples: int, seed: int) -> None:
+    def propose_sqrt_distance(self, samples: int, seed: int) -> None:
         """The sqrt-distance guess, then noisy copies of it."""
         for k in range(samples):
             noise = SIGMA * generator(seed, k).normal(size=self.sqrt_guess.shape) if k else 0.0
-            self.starts.append((self.sqrt_guess + noise, "interpolation", len(self.starts), None))
+            self.starts.append((self.sqrt_guess + noise, "sqrt-distance", len(self.starts), None))
 
     def advance(self) -> bool:
         """Refine and verify the next distinct guess; False when none is left, or no time."""
         total = len(self.starts)
         if self.done < total and self.out_of_time():
-            self.rejections["time budget reached"] += total - self.done
+            self.rejections[OUT_OF_TIME] += total - self.done
             self.done = total
         while self.done < total:
             k = self.done

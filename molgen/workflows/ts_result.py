@@ -12,6 +12,7 @@ from ase import Atoms
 from molgen.data.reactions import Reaction
 from molgen.workflows.ts_estimate import TSEstimate
 
+OUT_OF_TIME = "time budget reached"  # among the rejections of a result
 # best first
 VERDICTS = ("intended", "half", "unintended", "unverified", "not_a_saddle", "failed")
 
@@ -22,7 +23,7 @@ class Candidate:
 
     Attributes:
         atoms: the saddle (the guess, if unrefined), energy and verdict in `atoms.info`.
-        source: "flow" (the model) or "interpolation" (sqrt-distance guess). sample: index among the guesses.
+        source: of the guess, "TS-GEN" or "sqrt-distance". sample: index among the guesses.
         verdict: intended (the saddle joins R and P), half (one of them), unintended (neither), not_a_saddle, unverified
             (nobody checked), failed (the calculator did). reason: in words.
         confidence: calibrated probability, before verification, that this is the intended saddle; None without weights.
