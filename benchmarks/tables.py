@@ -183,7 +183,7 @@ def cv_corrupted(report: dict) -> str:
     """A spoilt controller: means and worst of three seeds."""
     lines = [
         "| controller evaluated beside the point by, Å | histogram RMSE, kT | path RMSE, kT (worst) | "
-        "ΔF error, kT (worst) | k-hat (worst) | histogram to path, kT (least to most) | verdict warns | "
+        "ΔF error, kT (worst) | k-hat (worst) | histogram to path, kT (least to most) | verdict not `reliable` | "
         "repaired: RMSE, kT (worst) | ΔF error, kT (worst) | halves apart, kT (worst) |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

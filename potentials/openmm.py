@@ -116,7 +116,7 @@ def require_platform(wanted: str) -> None:
             f"no OpenMM platform {wanted!r}",
             where="--platform",
             expected=f"auto or one of {', '.join(present)}",
-            remedy='pip install "openmm[cuda12]" for CUDA' if wanted == "CUDA" else None,
+            remedy='pip install "openmm[cuda13]" for CUDA (cuda12 with an older driver)' if wanted == "CUDA" else None,
         )
 
 

@@ -46,6 +46,7 @@ CalculatorKwargs = Annotated[str | None, typer.Option("--calculator-kwargs", hel
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes; default one a core.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed; the same seed gives the same samples.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+FlowDevice = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Precision of the model: float32 or float64.")]
 Out = Annotated[Path, typer.Option("--out", help="Output folder.", file_okay=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")]

@@ -31,7 +31,7 @@ _REQUIRED = (
     ("rdkit", "rdkit.Chem", "SMILES input"),
     ("tblite", "tblite.interface", "GFN1-xTB and GFN2-xTB, the default calculator"),
     ("openmm", "openmm", "force fields"),
-    ("mdtraj", "mdtraj", "topologies, trajectories and observables of peptides"),
+    ("mdtraj", "mdtraj", "topologies, selections and trajectories of peptides"),
     ("h5py", "h5py", "importers of published reaction data"),
     ("matplotlib", "matplotlib", "barrier plots"),
     ("safetensors", "safetensors", "checkpoints"),
@@ -106,7 +106,7 @@ def _section(section: str, examiner: Callable[[], Iterator[Check]], advice: str)
 
 
 def _package(distribution: str, module: str, purpose: str, extra: str = "") -> Check:
-    install = f"pip install 'molgen[{extra}]'" if extra else f"pip install {distribution}"
+    install = f"pip install '.[{extra}]' in the source folder" if extra else f"pip install {distribution}"
     try:
         version = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -102,11 +102,18 @@ def fes(
         int | None, typer.Option("--learn", min=1, help="Gradient steps a round; default 80, internal 200.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("-n", "--samples", min=1, help="Drawn at the end; default 16000, --pretrained 8000.")
+        int | None,
+        typer.Option(
+            "-n", "--samples", min=1, help="Drawn at the end; default 16000, with --pretrained half as many as its run."
+        ),
     ] = None,
     paths: Annotated[
         int | None,
-        typer.Option("--paths", min=1, help="To each of them, whose mean is its density; cost no energy. Default 4."),
+        typer.Option(
+            "--paths",
+            min=1,
+            help="To each of them, whose mean is its density; cost no energy. Default 4, with --pretrained as its run.",
+        ),
     ] = None,
     gamma: Annotated[float, typer.Option("--gamma", help="Bias factor.")] = 12.0,
     cap: Annotated[float, typer.Option("--cap", help="The bias grows no higher, kT.")] = 23.0,
@@ -132,7 +139,8 @@ def fes(
     """Free energy along one to three collective variables: a diffusion learns to sample, exact weights correct it.
 
     Writes fes.dat, COLVAR, HILLS (PLUMED reads them), weights.npz, samples, fes.png, convergence.png and summary.json
-    to OUT. Exit code 3 when k-hat says that the surface cannot be trusted; everything is written all the same.
+    to OUT. Exit code 3 when the surface cannot be trusted, or --from-ts cannot tell the barrier; everything is
+    written all the same.
     """
     given = {key: value for key, value in locals().items() if key not in ("ctx", "config")}
     options = merged(given, config, ctx)

@@ -52,7 +52,7 @@ def peptide(
     overwrite: common.Overwrite = False,
     resume: common.Resume = False,
     seed: common.Seed = 0,
-    device: common.Device = "auto",
+    device: common.FlowDevice = "auto",
     as_json: common.Json = False,
 ) -> None:
     """Boltzmann ensemble of a peptide in implicit water (ff14SB, GB OBC2): proposed by a flow, weighted, judged.

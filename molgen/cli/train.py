@@ -161,7 +161,7 @@ def train_prose(
     sequences: Annotated[int, typer.Option("--sequences", min=1, help="Sequences in a batch.")] = 2,
     learning_rate: LearningRate = 2e-3,
     seed: common.Seed = 0,
-    device: common.Device = "auto",
+    device: common.FlowDevice = "auto",
     resume: common.Resume = False,
     overwrite: common.Overwrite = False,
     as_json: common.Json = False,

@@ -54,9 +54,10 @@ def ts(
 ) -> None:
     """Transition state between REACTANT and PRODUCT: guessed, refined, verified.
 
-    Writes ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png and summary.json to OUT; ts_estimate.xyz, where the
-    saddle of --calculator (without one, the guess) would move at the level of the training set. Exit code 3 when no
-    saddle was proven to join the two, 4 when the calculator failed on some guesses.
+    Writes ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png and summary.json to OUT; where --correction fits, also
+    ts_estimate.xyz: the saddle (if none was proven, the guess) as the level of the training set would have it. Exit
+    code 3 when no saddle was proven to join the two (0 if you asked for no verification), 4 when the calculator failed
+    on some guesses.
     """
     from molgen.workflows.ts import find_ts
     from molgen.workflows.ts_setup import calls_allowed

@@ -216,7 +216,7 @@ class Ensemble:
         """Free-energy surface over one or more collective variables.
 
         Args:
-            cvs: names of observables or of attached collective variables, or the variables themselves.
+            cvs: names or texts of collective variables, or the variables themselves.
             bins: number of bins for all or for each, or the edges of each.
             options: `ranges`, `replicas`, `seed` (see `molgen.reweight.free_energy.histogram_fes`).
         """

@@ -85,7 +85,8 @@ def find_ts(
         max_calls: gradient calls of one refinement, at most; default 100, 8 an atom for more than 21 atoms.
         time_budget: s; no further guess is refined after that, the first always is. What is left is counted in
             `result.rejections`.
-        out: folder for ts.xyz, guesses.xyz, path.xyz, barrier.png, summary.json. overwrite: replace a run there.
+        out: folder for ts.xyz, guesses.xyz, path.xyz, ts_estimate.xyz, barrier.png, summary.json, manifest.json.
+            overwrite: replace a run there.
         weights: name or folder. steps: flow steps; default the weights' own. device, dtype: of the model.
         correction: weights that carry the verified saddle, or without one the guess, to the level of their training set
             (`result.estimate`), name or folder, or "none"; used where they read gradients of this calculator.
