@@ -7,6 +7,7 @@ Figures stand between `<!-- NAME:begin -->` and `<!-- NAME:end -->` there; every
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Iterable
@@ -336,6 +337,7 @@ CV = {
 
 def main() -> None:
     """Fill every marked section from the results at hand."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sections = {}
     for file, makers in tables_ts.MAKERS.items():
         report = json.loads((RESULTS / file).read_text()) if (RESULTS / file).exists() else {}

@@ -70,6 +70,20 @@ def test_untrustworthy_weights_are_exit_3(molgen: Callable[..., Result], tmp_pat
     assert np.load(tmp_path / "out" / "weights.npz")["positions"].shape == (60, 17, 3)
 
 
+def test_the_advice_is_what_was_not_tried_or_still_gains(tmp_path: Path) -> None:
+    told = {"prose_compat": False, "verdict": "biased", "smc": None, "weights": {"khat": 0.9, "n": 1000}}
+    rising, falling = ([{"ess": ess} for ess in row] for row in ((0.01, 0.02, 0.05), (0.01, 0.05, 0.02)))
+    for finetuning, smc, expected in (
+        ([], None, "try --finetune 4 or --smc"),
+        (rising, None, f"try --weights {tmp_path / 'adapter'} --finetune 4 --out NEW or --smc"),
+        (falling, None, "try --smc"),
+        (falling, {"hot_temperature": 600.0}, "neither finetuning nor --smc"),
+    ):
+        assert command._advice({**told, "finetuning": finetuning, "smc": smc}, tmp_path).endswith(
+            expected + (" has repaired that" if "neither" in expected else "")
+        )
+
+
 def test_smc_is_reported(tmp_path: Path) -> None:
     """From a summary and a manifest alone, as those of a finished run."""
     (tmp_path / "manifest.json").write_text('{"files": []}')

@@ -74,7 +74,7 @@ def peptide(
     else:
         typer.echo(report(summary, out))
     if summary["status"] == "gate_failed":
-        common.warn(_advice(summary))
+        common.warn(_advice(summary, out))
         raise typer.Exit(common.ExitCode.GATE_FAILED)
 
 
@@ -126,10 +126,15 @@ def _judged(weights: dict[str, Any]) -> str:
     return f"{common.number(weights['khat'])} (fine up to {weights['threshold']:.2f})"
 
 
-def _advice(summary: dict[str, Any]) -> str:
+def _advice(summary: dict[str, Any], out: Path) -> str:
     if summary["prose_compat"]:
         return "the largest weights were dropped (--prose-compat): averages are biased by construction"
-    ways = [way for way, used in (("--finetune 4", summary["finetuning"]), ("--smc", summary["smc"])) if not used]
+    tuned = [row["ess"] for row in summary["finetuning"]]
+    ways = [] if tuned else ["--finetune 4"]
+    if tuned and tuned[-1] == max(tuned):  # still gaining
+        ways.append(f"--weights {out / 'adapter'} --finetune 4 --out NEW")
+    if not summary["smc"]:
+        ways.append("--smc")
     remedy = f"try {' or '.join(ways)}" if ways else "neither finetuning nor --smc has repaired that"
     if summary["weights"]["khat"] is None and summary["weights"]["n"] < FEW:
         return f"{summary['weights']['n']} samples are too few to judge the weights: give -n 1000 or more"
