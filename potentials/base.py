@@ -91,10 +91,14 @@ class SamplewisePotential(Potential):
         force = np.full(positions.shape, np.nan) if forces else None
         for i, x in enumerate(positions):
             try:
-                energy[i], given = self._evaluate_one(x, forces)
+                value, given = self._evaluate_one(x, forces)
+                shape = () if given is None else np.shape(given)
+                if forces and shape != x.shape:  # numpy would spread a smaller array over the atoms
+                    raise ValueError(f"forces of shape {shape}, expected {x.shape}")
             except Exception as error:  # noqa: BLE001  any backend, any error: its reason is kept, the others live
                 self.failures[i] = f"{type(error).__name__}: {error}"
                 continue
+            energy[i] = value
             if force is not None:
                 force[i] = given
         return energy, force

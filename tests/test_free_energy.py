@@ -181,6 +181,9 @@ def test_bootstrap_agrees_with_the_delta_method():
         assert bootstrap(lambda u: u @ x, w, labels, replicas=400) == pytest.approx(delta, rel=0.15)
     assert np.array_equal(bootstrap(lambda u: u @ x, w), bootstrap(lambda u: u @ x, w))
     assert np.isnan(bootstrap(lambda u: np.nan, w, replicas=10))
+    for few in (-1, 1):
+        with pytest.raises(InputError, match="replicas"):
+            bootstrap(lambda u: u @ x, w, replicas=few)
 
 
 def ar1(n: int, phi: float, seed: int) -> np.ndarray:

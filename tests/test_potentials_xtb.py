@@ -117,6 +117,24 @@ def test_any_ase_calculator_keeps_the_protocol():
     check_potential(AsePotential(EMT(), atoms.numbers), noisy(atoms))
 
 
+class Misshapen(Calculator):
+    """Forces of a given shape."""
+
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012
+
+    def calculate(self, atoms=None, properties=None, system_changes=None):
+        super().calculate(atoms, properties, system_changes)
+        self.results = {"energy": 1.0, "forces": np.ones(self.parameters["shape"])}
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (4, 1), (), (12,), (2, 3)])
+def test_forces_of_another_shape_are_not_spread_over_the_atoms(shape):
+    potential = AsePotential(Misshapen(shape=shape), [8, 8, 1, 1])
+    energy, forces = potential.energy_and_forces(np.zeros((1, 4, 3)) + np.arange(4)[:, None])
+    assert np.isnan(forces).all() and np.isnan(energy[0])
+    assert f"forces of shape {shape}" in potential.failures[0] and "(4, 3)" in potential.failures[0]
+
+
 class Moody(Calculator):
     """E = |x|^2 / 2, but it raises, or returns NaN, where the first atom is far out."""
 

@@ -52,5 +52,8 @@ def test_boxed_regions_are_in_the_variables_own_units():
     assert boxed_region({"phi 1": (-np.pi, 0.0)}, CVS.__getitem__).tolist() == [True, True, True, *[False] * 3, True]
     both = boxed_region({"phi 1": (-np.pi, 0.0), "d and e": (1, 3)}, CVS.__getitem__)
     assert both.tolist() == [False, True, True, *[False] * 4]
+    for limits in ((None, 5), ("a", "b"), (np.nan, 1.0), (1, 2, 3)):
+        with pytest.raises(InputError, match="two numbers"):
+            boxed_region({"d and e": limits}, CVS.__getitem__)
     with pytest.raises(InputError, match="without a range"):
         boxed_region({}, CVS.__getitem__)

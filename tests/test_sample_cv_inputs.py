@@ -18,10 +18,13 @@ from fes_cases import TINY
 from test_cli_fes import FEW, hcn, molgen, quick  # noqa: F401  fixtures
 
 from molgen import find_ts, sample_cv
+from molgen.cvdiffusion.bias import Axis
 from molgen.cvdiffusion.walls import parse_wall
 from molgen.errors import InputError
 from molgen.potentials.xtb import XtbPotential
+from molgen.variables import Molecule, parse_cv
 from molgen.workflows import fes
+from molgen.workflows.fes_grid import axis_of
 from molgen.workflows.fes_pretrained import find_pretrained
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System, system_from_files
@@ -65,8 +68,8 @@ def test_default_settings_have_the_coordinates_asked_for(coordinates: str) -> No
 
 @pytest.mark.parametrize("text", ["angle 0 1 2 > 90", "distance 0 1 < 3.3"])
 def test_a_recorded_wall_reads_back_as_itself(text: str) -> None:
-    wall = parse_wall(text, 4)
-    again = parse_wall(fes._wall_text(wall).split(" k=")[0], 4)
+    wall = parse_wall(text, Molecule(np.ones(4, dtype=int)))
+    again = parse_wall(fes._wall_text(wall).split(" k=")[0], Molecule(np.ones(4, dtype=int)))
     assert text in fes._wall_text(wall) and again.limit == pytest.approx(wall.limit, rel=1e-5)
 
 
@@ -114,3 +117,16 @@ def test_coordinates_in_bohr_are_recognised() -> None:
 def test_the_package_runs_as_a_module() -> None:
     said = subprocess.run([sys.executable, "-m", "molgen", "--version"], capture_output=True, text=True, check=True)
     assert "molgen" in said.stdout
+
+
+def test_the_range_of_a_path_is_not_that_of_a_sum_with_it(tmp_path: Path) -> None:
+    (tmp_path / "path.xyz").write_text("2\n\nH 0 0 0\nH 0 0 0.8\n2\n\nH 0 0 0\nH 0 0 1.4\n")
+    known = Molecule(np.array([1, 1]), folder=tmp_path)
+
+    def axis(text: str) -> Axis:
+        return axis_of(parse_cv(text, known), None, [], None, None, np.array([0.5]), known.numbers)[0]
+
+    assert (axis("path-s path.xyz").low, axis("s = path-s path.xyz [0,1]").high) == (-0.05, 1.05)
+    for text in ("path-s path.xyz - path-z path.xyz", "2*path-s path.xyz"):
+        with pytest.raises(InputError, match="its range is not known"):
+            axis(text)

@@ -150,6 +150,7 @@ def test_without_a_topology():
         ("distance 3 -1", ["no atom '-1'"]),
         ("distance 3 x", ["no atom 'x'"]),
         ("distance 3 3", ["atoms 3 3 repeat"]),
+        ("distance resid 1 ; residue 2", ["both groups are the same atoms"]),
         ("torsion 1 2 3", ["3 atoms instead of 4"]),
         ("distance resid 77 ; resid 1", ["'resid 77' is empty", "counts from 0"]),
         ("distance resid foo( ; resid 1", ["cannot be read", "mdtraj selection"]),

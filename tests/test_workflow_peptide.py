@@ -305,7 +305,7 @@ def test_lengths_beyond_training_are_warned_of(sequence, cap, text):
     ({"device": "cuda:9"}, ["--device: no device 'cuda:9'"]),
     ({"platform": "Abacus"}, ["no OpenMM platform 'Abacus'", "Reference"]),
     ({"observables": ["phi 7"]}, ["phi 7"]),
-    ({"observables": ["beauty"]}, ["no observable 'beauty'", "distance"]),
+    ({"observables": ["beauty"]}, ["observable 'beauty': no kind of variable 'beauty'", "distance"]),
     ({"observables": "phi ²"}, ["no residue '²' with phi"]),
     ({"n": 1e2}, ["--samples: 100.0", "a whole number"]),
     ({"temperature": "400"}, ["-T", "a number above 0 K"]),

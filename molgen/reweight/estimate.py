@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from molgen.errors import InputError
+from molgen.errors import InputError, check_counts
 from molgen.reweight.importance import cleaned, function_khat, khat_threshold
 from molgen.rng import generator
 
@@ -153,6 +153,7 @@ def bootstrap(
     is not repeated. Redraws where the statistic is not finite (an emptied region) are left out; NaN if more than half
     are.
     """
+    check_counts(replicas=(replicas, 2))
     index = np.arange(len(weights)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(index.max()) + 1
     rng, results = generator(seed), []

@@ -60,8 +60,12 @@ def written_region(text: str, lookup: Lookup) -> np.ndarray:
 def boxed_region(ranges: Mapping[str, tuple[float, float]], lookup: Lookup) -> np.ndarray:
     """Samples (n,) inside every [low, high) of `ranges`, a box over collective variables, in their units (A, rad)."""
     for name, limits in ranges.items():
-        if np.shape(limits) != (2,):
-            raise InputError(f"limits {limits!r}", where=f"region, {name}", expected="(low, high)")
+        try:
+            good = np.shape(limits) == (2,) and not np.isnan(np.asarray(limits, dtype=float)).any()
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise InputError(f"limits {limits!r}", where=f"region, {name}", expected="(low, high), two numbers")
     masks = [_within(lookup(name), float(low), float(high)) for name, (low, high) in ranges.items()]
     if not masks:
         raise InputError("a region without a range", expected='at least one, {"phi 1": (-3.14, 0.0)}')

@@ -82,6 +82,8 @@ def _distance(rest: str, molecule: Molecule) -> CV:
     if len(groups) != 2:
         raise InputError(f"{len(groups)} groups of atoms instead of 2")
     a, b = (molecule.selected(group.strip()) for group in groups)
+    if sorted(a) == sorted(b):
+        raise InputError("both groups are the same atoms", expected="two groups")
     return of_residues.centre_distance(a, b, molecule.numbers)
 
 

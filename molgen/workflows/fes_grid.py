@@ -75,7 +75,7 @@ def _found(cv: CV, walls: Sequence[Wall], numbers: np.ndarray, where: str) -> tu
     pair = re.fullmatch(r"distance (\d+) (\d+)", cv.definition)
     if not lows and pair:
         lows = [SHORTEST * float(radius_sums(numbers)[int(pair[1]), int(pair[2])]) + pad]
-    if cv.definition.startswith("path-s"):
+    if re.fullmatch(r"path-s(?:(?! [-+] ).)*", cv.definition):  # alone, not as part of a sum
         highs, lows = highs or [1.05], lows or [-0.05]
     if not highs or not lows:
         missing = [f'--wall "{cv.definition} {side} ..."' for side, ends in (("<", highs), (">", lows)) if not ends]
