@@ -143,6 +143,8 @@ def _read_xyz(path: Path) -> Structure:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError("is not text", where=str(path), expected="an xyz file") from error
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path), expected="an xyz file") from error
     while lines and not lines[-1].strip():
         lines.pop()
     frames, at, periodic = 0, 0, False

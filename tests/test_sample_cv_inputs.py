@@ -26,6 +26,7 @@ from molgen.variables import Molecule, parse_cv
 from molgen.workflows import fes
 from molgen.workflows.fes_grid import axis_of
 from molgen.workflows.fes_pretrained import find_pretrained
+from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System, system_from_files
 
@@ -130,3 +131,18 @@ def test_the_range_of_a_path_is_not_that_of_a_sum_with_it(tmp_path: Path) -> Non
     for text in ("path-s path.xyz - path-z path.xyz", "2*path-s path.xyz"):
         with pytest.raises(InputError, match="its range is not known"):
             axis(text)
+
+
+def test_a_file_of_several_frames_is_taken_at_its_word_aloud(tmp_path: Path) -> None:
+    frame = "3\n\nH 0 0 {}\nC 0 0 0\nN 0 0 1.15\n"
+    (tmp_path / "two.xyz").write_text(frame.format(-1.0) + frame.format(-1.1))
+    system = system_from_files(tmp_path / "two.xyz")
+    assert "the last of 2 frames" in system.notes[0] and system.starts[0, 0, 2] == -1.1
+    problem = Problem.of(system, ["distance 0 1"], 300.0, [(0.7, 1.8)], [], QUICK)
+    assert problem.notes == [*system.notes]
+
+
+def test_a_toml_that_is_no_text(tmp_path: Path, molgen) -> None:  # noqa: F811
+    (tmp_path / "run.toml").write_bytes(b'cv = "\xff\xfe"\n')
+    result = molgen(tmp_path / "run.toml")
+    assert result.exit_code == 2 and "run.toml: is not TOML" in result.stderr

@@ -27,7 +27,7 @@ def merged(given: dict[str, Any], config: Path | None, ctx: typer.Context) -> di
         stored = tomllib.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=str(config), expected="a TOML file") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or not UTF-8
         raise InputError(
             f"is not TOML ({error})", where=str(config), remedy="write for example rounds = 300"
         ) from error

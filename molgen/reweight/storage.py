@@ -54,7 +54,7 @@ def load(folder: str | Path) -> dict[str, Any]:
             topology = mdtraj.load_pdb(str(folder / TOPOLOGY), standard_names=False).topology
             if "positions" not in stored:
                 stored["positions"] = mdtraj.load_xtc(str(folder / SAMPLES), top=topology).xyz.astype(float) * 10
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, IndexError, RuntimeError) as error:  # the last of a damaged xtc
             raise InputError(
                 f"cannot be read ({error})", where=str(folder), remedy="write the ensemble again"
             ) from error

@@ -140,7 +140,7 @@ class Problem:
         check_names(bias)
         written = all(isinstance(given, str) for given in (*cvs, *walls))
         texts = ([str(cv) for cv in cvs], [str(wall) for wall in walls]) if written else None
-        return cls(system, variables, built + fences, bias, temperature, settings, [], texts=texts)
+        return cls(system, variables, built + fences, bias, temperature, settings, [*system.notes], texts=texts)
 
     def sampler(self, seed: int, log: Callable[[str], None]) -> Sampler:
         """The sampler after its starting frames, which cost energies."""

@@ -34,12 +34,14 @@ class System:
     Attributes:
         potential: of it. starts: (S, N, 3) Angstrom, one structure for each known basin. topology: mdtraj's, or None.
         source: how to build the potential again, as JSON can hold it; None where that is unknown.
+        notes: what was decided about the input, for people.
     """
 
     potential: Potential
     starts: np.ndarray
     topology: mdtraj.Topology | None = None
     source: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def numbers(self) -> np.ndarray:
@@ -126,7 +128,8 @@ def system_from_files(
     spin = checked_spin(read[0].numbers, charge, spin)
     potential = calculator_from_spec(calculator, dict(kwargs or {}), read[0].numbers, charge, spin)
     source = {"calculator": calculator, "kwargs": dict(kwargs or {}), "charge": charge, "spin": spin}
-    return System(potential, np.stack([part.positions for part in read]), source=source)
+    notes = tuple(note for part in read for note in part.notes)
+    return System(potential, np.stack([part.positions for part in read]), source=source, notes=notes)
 
 
 def system_from_pdb(
