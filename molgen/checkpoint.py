@@ -98,7 +98,7 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
 
 
 def load_weights(weights: str | Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> tuple[Model, Checkpoint]:
-    """A trained network from shipped weights by name, or from a checkpoint folder by path.
+    """A trained network from shipped weights by name, or from a checkpoint folder by path ("./prose" is a folder).
 
     Args:
         kind: what the checkpoint has to say that it holds, "tsgen" or "prose". build: the network of a configuration.
@@ -106,7 +106,8 @@ def load_weights(weights: str | Path, kind: str, build: Callable[[dict[str, Any]
     Raises:
         CheckpointError: no such weights, damaged, of another kind, or the state of a training run.
     """
-    folder = SHIPPED / weights if isinstance(weights, str) and (SHIPPED / weights).is_dir() else Path(weights)
+    shipped = {path.name for path in SHIPPED.iterdir() if path.is_dir()}
+    folder = SHIPPED / weights if isinstance(weights, str) and weights in shipped else Path(weights)
     checkpoint = load_checkpoint(folder)
     if checkpoint.config.get("model") != kind:
         raise CheckpointError(

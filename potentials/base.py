@@ -95,10 +95,10 @@ class SamplewisePotential(Potential):
                 shape = () if given is None else np.shape(given)
                 if forces and shape != x.shape:  # numpy would spread a smaller array over the atoms
                     raise ValueError(f"forces of shape {shape}, expected {x.shape}")
+                energy[i] = np.asarray(value, dtype=float).item()  # some calculators give an array of one
             except Exception as error:  # noqa: BLE001  any backend, any error: its reason is kept, the others live
                 self.failures[i] = f"{type(error).__name__}: {error}"
                 continue
-            energy[i] = value
             if force is not None:
                 force[i] = given
         return energy, force

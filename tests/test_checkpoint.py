@@ -171,3 +171,15 @@ def test_training_state_is_not_weights(tmp_path):
         load_weights(tmp_path / "best", "line", lambda config: torch.nn.Linear(4, 3))
     with pytest.raises(CheckpointError, match="holds a model of kind 'line'"):
         load_weights(tmp_path / "best", "prose", lambda config: torch.nn.Linear(2, 3))
+
+
+def test_a_path_is_no_shipped_name(tmp_path, monkeypatch):
+    """`./prose` and `.` are folders of the user's, whatever molgen ships under such a name."""
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("prose", torch.nn.Linear(2, 3).state_dict(), {"model": "line", "config": {}})
+    loaded, checkpoint = load_weights("./prose", "line", lambda config: torch.nn.Linear(2, 3))
+    assert checkpoint.hash == load_checkpoint(tmp_path / "prose").hash and loaded.in_features == 2
+    with pytest.raises(CheckpointError, match="'prose'"):  # the shipped one
+        load_weights("prose", "line", lambda config: torch.nn.Linear(2, 3))
+    with pytest.raises(CheckpointError):
+        load_weights(".", "line", lambda config: torch.nn.Linear(2, 3))

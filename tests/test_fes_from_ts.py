@@ -178,6 +178,12 @@ def test_without_path_file(folder: Path, path: ReactionPath) -> None:
     found = read_path(folder)
     assert found.frames.shape == path.frames.shape
     assert found.energies[found.saddle] == pytest.approx(path.energies[path.saddle], abs=1e-3)
+    for side in ("reactant", "product"):
+        (folder / f"{side}.xyz").write_text((EXAMPLES / f"hcn/{side}.xyz").read_text())
+    change(
+        folder, "manifest.json", settings={"reactant": "reactant.xyz", "product": "product.xyz", "folder": str(folder)}
+    )
+    assert read_path(folder).frames == pytest.approx(found.frames)  # from the folder of that run, not from this one
     change(folder, "manifest.json", settings={"reactant": "gone.xyz", "product": "gone.xyz"})
     with pytest.raises(InputError, match=r"no path.xyz, and gone.xyz and gone.xyz cannot be read again"):
         read_path(folder)

@@ -124,7 +124,7 @@ class Misshapen(Calculator):
 
     def calculate(self, atoms=None, properties=None, system_changes=None):
         super().calculate(atoms, properties, system_changes)
-        self.results = {"energy": 1.0, "forces": np.ones(self.parameters["shape"])}
+        self.results = {"energy": self.parameters.get("energy", 1.0), "forces": np.ones(self.parameters["shape"])}
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (4, 1), (), (12,), (2, 3)])
@@ -133,6 +133,15 @@ def test_forces_of_another_shape_are_not_spread_over_the_atoms(shape):
     energy, forces = potential.energy_and_forces(np.zeros((1, 4, 3)) + np.arange(4)[:, None])
     assert np.isnan(forces).all() and np.isnan(energy[0])
     assert f"forces of shape {shape}" in potential.failures[0] and "(4, 3)" in potential.failures[0]
+
+
+@pytest.mark.parametrize(
+    ("energy", "expected"), [(np.array([2.0]), 2.0), ([2.0], 2.0), ("n/a", np.nan), (1 + 1j, np.nan)]
+)
+def test_an_energy_that_is_no_float_is_one_or_costs_the_sample(energy, expected):
+    calculator = Misshapen(shape=(2, 3), energy=energy)
+    found = AsePotential(calculator, [1, 1]).energy(np.arange(6.0).reshape(1, 2, 3))
+    assert found == pytest.approx([expected], nan_ok=True)
 
 
 class Moody(Calculator):

@@ -146,3 +146,16 @@ def test_a_toml_that_is_no_text(tmp_path: Path, molgen) -> None:  # noqa: F811
     (tmp_path / "run.toml").write_bytes(b'cv = "\xff\xfe"\n')
     result = molgen(tmp_path / "run.toml")
     assert result.exit_code == 2 and "run.toml: is not TOML" in result.stderr
+
+
+def test_one_variable_and_one_wall_need_no_list() -> None:
+    potential = XtbPotential([1, 7, 6])
+    with pytest.raises(InputError, match="collective variable 'x 0 1': no kind of variable 'x'"):
+        sample_cv(potential, "x 0 1", 300.0, starts=np.eye(3))
+    with pytest.raises(InputError, match="wall 'd': cannot be read"):
+        sample_cv(potential, "distance 0 1", 300.0, starts=np.eye(3), walls="d")
+
+
+def test_arguments_beside_a_calculator_that_is_built() -> None:
+    with pytest.raises(InputError, match="calculator_kwargs: arguments"):
+        find_ts(smiles="C#N>>[C-]#[NH+]", calculator=XtbPotential([6, 7, 1]), calculator_kwargs={"method": "GFN1-xTB"})

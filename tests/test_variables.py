@@ -241,6 +241,7 @@ def test_names_of_sums():
         ("coordination 0,1 1,2 r0=2", "repeat"),
         ("coordination 0,1 2", "cannot read '0,1 2'(?s:.*)r0=R"),
         ("coordination 0 1 r0=2 q=3", "cannot read"),
+        ("coordination 0 1 r0=2 r0=3", "cannot read"),
         ("coordination 0 1 r0=two", "could not convert(?s:.*)a number r0"),
         ("coordination 0 1 r0=-2", "r0=-2.0(?s:.*)above 0"),
         ("coordination 0 1 r0=2 n=6 m=6", "n=6 m=6(?s:.*)n < m"),

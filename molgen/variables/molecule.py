@@ -97,7 +97,7 @@ class Molecule:
         except Exception as error:  # ASE's readers raise whatever their parsing meets
             raise InputError(
                 f"{path} cannot be read ({type(error).__name__}: {error})",
-                expected="an xyz file, relative to the folder of the input",
+                expected="an xyz file; names count from the current folder, in a TOML file from its own",
                 remedy="check the path and the format",
             ) from error
         for k, frame in enumerate(frames):

@@ -90,7 +90,7 @@ def _distance(rest: str, molecule: Molecule) -> CV:
 def _coordination(rest: str, molecule: Molecule) -> CV:
     words = rest.split()
     groups, options = [w for w in words if "=" not in w], dict(w.split("=", 1) for w in words if "=" in w)
-    if len(groups) != 2 or "r0" not in options or not options.keys() <= {"r0", "n", "m"}:
+    if len(groups) + len(options) < len(words) or len(groups) != 2 or not {"r0"} <= options.keys() <= {"r0", "n", "m"}:
         raise InputError(f"cannot read {rest!r}")
     a, b = (molecule.atoms(group.split(",")) for group in groups)
     try:

@@ -109,6 +109,8 @@ def run_fes(
     """`sample_cv`, and the summary of the run; `described`: what the settings cannot say (files, calculator)."""
     energy_unit(units)
     system = _system(potential, starts)
+    cvs = [cvs] if isinstance(cvs, (str, CV)) else cvs
+    walls = [walls] if isinstance(walls, (str, Wall)) else walls
     problem = replace(Problem.of(system, cvs, temperature, ranges, walls, settings), prior=prior)
     recorded = {
         "walls": [_wall_text(w) for w in problem.walls],

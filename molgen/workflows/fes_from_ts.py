@@ -323,14 +323,17 @@ def _frames(path: Path) -> list[Atoms]:
 
 def _ends(asked: Mapping[str, Any], folder: Path, saddle: Atoms) -> list[Atoms]:
     """Reactant, saddle and product, in one order of atoms, where the run followed no path."""
-    sides = [asked.get("reactant"), asked.get("product")]
-    if asked.get("smiles") or any(not side or side.startswith("[") or not Path(side).is_file() for side in sides):
+    sides, base = [asked.get("reactant"), asked.get("product")], Path(asked.get("folder", ""))  # where it was run
+    if asked.get("smiles") or any(not side or side.startswith("[") or not (base / side).is_file() for side in sides):
         raise InputError(
             f"no {PATH}, and {asked.get('smiles') or ' and '.join(map(str, sides))} cannot be read again",
             where=str(folder), expected=f"{PATH}, or one file each for reactant and product where they were",
             remedy="run molgen ts with --verify quick or irc",
         )  # fmt: skip
-    reaction, _ = load_reaction(*sides, charge=asked.get("charge", 0), spin=asked.get("spin"))
+    reaction, _ = load_reaction(
+        *(base / str(side) for side in sides), charge=asked.get("charge", 0), spin=asked.get("spin"),
+        map_atoms=asked.get("map_atoms", True),
+    )  # fmt: skip
     return [Atoms(reaction.numbers, reaction.reactant), saddle, Atoms(reaction.numbers, reaction.product)]
 
 

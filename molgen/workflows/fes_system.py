@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +165,9 @@ def system_from_pdb(
                 expected="the same atoms, in the same order",
             )  # fmt: skip
     starts = np.stack([np.array(file.getPositions(asNumpy=True)._value) * 10 for file in files])
-    return _force_field(files[0].topology, starts, forcefield, solvent, platform)
+    several = [(path, file.getNumFrames()) for path, file in zip(paths, files, strict=True) if file.getNumFrames() > 1]
+    notes = tuple(f"{path}: the first of {count} models is used" for path, count in several)
+    return replace(_force_field(files[0].topology, starts, forcefield, solvent, platform), notes=notes)
 
 
 def system_again(source: Mapping[str, Any], numbers: np.ndarray, starts: np.ndarray) -> System:

@@ -124,7 +124,7 @@ def find_ts(
         "spin": reaction.spin, "samples": samples, "refine": refine, "calculator": str(calculator),
         "calculator_kwargs": dict(calculator_kwargs or {}), "verify": verify, "weights": str(weights),
         "correction": str(correction), "steps": steps, "max_calls": calls_each,
-        "time_budget": time_budget,
+        "time_budget": time_budget, "map_atoms": map_atoms, "folder": str(Path.cwd()),
     }  # fmt: skip
 
     def work(write: Callable[[TSResult], None]) -> TSResult:

@@ -27,6 +27,11 @@ def potential_for(calculator: Any, kwargs: Mapping[str, Any] | None, reaction: R
     Raises:
         InputError: a Potential made for other atoms, charge or spin. CalculatorError: it cannot be built.
     """
+    if kwargs and not isinstance(calculator, str):
+        raise InputError(
+            f"arguments {dict(kwargs)} beside a calculator that is built", where="calculator_kwargs", expected="none",
+            remedy='give them to the calculator, or name it as "module:Class"',
+        )  # fmt: skip
     if isinstance(calculator, Potential):
         for name, given, wanted in (
             ("atomic numbers", calculator.numbers.tolist(), reaction.numbers.tolist()),
