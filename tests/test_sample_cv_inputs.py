@@ -28,8 +28,9 @@ from molgen.workflows.fes_grid import axis_of
 from molgen.workflows.fes_pretrained import find_pretrained
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import default_settings
-from molgen.workflows.fes_system import System, system_from_files
+from molgen.workflows.fes_system import System, system_from_files, system_from_pdb
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 METHODS = ("gfn1", "gfn2")
 QUICK = replace(TINY, coordinates="cartesian", samples=20, repair="never")
 
@@ -120,9 +121,10 @@ def test_the_package_runs_as_a_module() -> None:
     assert "molgen" in said.stdout
 
 
-def test_the_range_of_a_path_is_not_that_of_a_sum_with_it(tmp_path: Path) -> None:
+def test_the_range_of_a_path_is_not_that_of_a_sum_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "path.xyz").write_text("2\n\nH 0 0 0\nH 0 0 0.8\n2\n\nH 0 0 0\nH 0 0 1.4\n")
-    known = Molecule(np.array([1, 1]), folder=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    known = Molecule(np.array([1, 1]))
 
     def axis(text: str) -> Axis:
         return axis_of(parse_cv(text, known), None, [], None, None, np.array([0.5]), known.numbers)[0]
@@ -140,6 +142,11 @@ def test_a_file_of_several_frames_is_taken_at_its_word_aloud(tmp_path: Path) -> 
     assert "the last of 2 frames" in system.notes[0] and system.starts[0, 0, 2] == -1.1
     problem = Problem.of(system, ["distance 0 1"], 300.0, [(0.7, 1.8)], [], QUICK)
     assert problem.notes == [*system.notes]
+    atoms = [line for line in (EXAMPLES / "fes_ala2/ala2.pdb").read_text().splitlines() if line.startswith("ATOM")]
+    models = [line for k in (1, 2) for line in (f"MODEL        {k}", *atoms, "ENDMDL")]
+    (tmp_path / "two.pdb").write_text("\n".join([*models, "END", ""]))
+    system = system_from_pdb([tmp_path / "two.pdb"], ["amber14/protein.ff14SB.xml"])
+    assert "the first of 2 models" in system.notes[0] and len(system.starts) == 1
 
 
 def test_a_toml_that_is_no_text(tmp_path: Path, molgen) -> None:  # noqa: F811

@@ -180,7 +180,9 @@ def test_values_without_gradients_are_the_same(kind):
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with structures in it."""
+    monkeypatch.chdir(tmp_path)
     write(tmp_path / "ref.xyz", Atoms("H7", GRID))
     write(tmp_path / "path.xyz", [Atoms("H7", frame) for frame in PATH])
     write(tmp_path / "small.xyz", Atoms("H2", GRID[:2]))
@@ -214,7 +216,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_what_people_write(text, expected, name, unit, folder):
-    found = parse_cv(text, Molecule(HYDROGENS, folder=folder))
+    found = parse_cv(text, Molecule(HYDROGENS))
     assert (found.name, found.unit, found.period) == (name, unit, expected.period)
     assert values(found, SAMPLES) == pytest.approx(values(expected, SAMPLES), abs=1e-6)  # xyz files are rounded
     assert found.bends == expected.bends
@@ -260,7 +262,7 @@ def test_names_of_sums():
 )
 def test_what_cannot_be_read(text, message, folder):
     with pytest.raises(InputError, match=message) as caught:
-        parse_cv(text, Molecule(HYDROGENS, folder=folder))
+        parse_cv(text, Molecule(HYDROGENS))
     error = caught.value
     assert error.where == f"collective variable {text!r}" and error.expected and error.remedy
 
@@ -298,7 +300,7 @@ def test_walls_as_people_write_them(folder):
     assert parse_wall("angle 0 1 2>90", BARE).stiffness == 5.0
     wall = parse_wall("coordination 0 1 r0=1.8 < 0.5 k = 3", BARE)
     assert (wall.limit, wall.stiffness, wall.cv.name) == (0.5, 3.0, "coordination 0 1 r0=1.8")
-    assert parse_wall("path-z path.xyz < 0.2", Molecule(HYDROGENS, folder=folder)).stiffness == 20.0
+    assert parse_wall("path-z path.xyz < 0.2", Molecule(HYDROGENS)).stiffness == 20.0
 
 
 @pytest.mark.parametrize(
@@ -357,9 +359,9 @@ def test_references_in_another_order_of_elements(folder: Path):
     numbers = np.array([1, 1, 8, 1, 1, 1, 1])
     for text in ("rmsd ref.xyz", "path-s path.xyz"):
         with pytest.raises(InputError, match="atom 2 is H, that of the molecule O"):
-            parse_cv(text, Molecule(numbers, folder=folder))
-    parse_cv("rmsd ref.xyz", Molecule(HYDROGENS, folder=folder))
-    known = Molecule(HYDROGENS, folder=folder, known={"gone.xyz": GRID[None]})
+            parse_cv(text, Molecule(numbers))
+    parse_cv("rmsd ref.xyz", Molecule(HYDROGENS))
+    known = Molecule(HYDROGENS, known={"gone.xyz": GRID[None]})
     assert values(parse_cv("rmsd gone.xyz", known), GRID[None]) == pytest.approx([0.0], abs=1e-6)
     with pytest.raises(InputError, match="structures of ref.xyz are not stored"):
         parse_cv("rmsd ref.xyz", known)

@@ -23,13 +23,11 @@ class Molecule:
     Attributes:
         numbers: atomic numbers (N,).
         topology: mdtraj's, for residues and selections; None where there is none.
-        folder: that file names count from.
         known: name -> (M, N, 3) Angstrom, instead of any file; None to read files.
     """
 
     numbers: np.ndarray
     topology: mdtraj.Topology | None = None
-    folder: Path = Path()
     known: Mapping[str, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -91,7 +89,7 @@ class Molecule:
         from ase import Atoms
         from ase.io import read
 
-        path = self.folder / name
+        path = Path(name)
         try:
             frames = [frame for frame in read(path, index=":") if isinstance(frame, Atoms)]
         except Exception as error:  # ASE's readers raise whatever their parsing meets
