@@ -159,7 +159,11 @@ def _open(path: str | os.PathLike):
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise InputError(f"not a readable HDF5 file ({error})", where=str(path), remedy="download it again") from error
+        raise InputError(
+            f"not a readable HDF5 file ({error})", where=str(path),
+            expected="reactions: .npz (see molgen.data), an RDB7 folder, or the HDF5 of Transition1x or RGD1",
+            remedy="if it is one of these, download it again",
+        ) from error  # fmt: skip
 
 
 def _array(group, key: str, where: str) -> np.ndarray:

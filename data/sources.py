@@ -16,7 +16,7 @@ from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, molecule_key
 from molgen.io import checked_spin
 from molgen.smiles import embed_molecule
-from molgen.structures import read_frame, read_side
+from molgen.structures import read_side, xyz_frames
 
 SMALLEST = 4  # atoms; smaller fragments of a reaction have next to no reactions of their own
 LISTS = {".smi", ".smiles", ".txt"}
@@ -146,11 +146,7 @@ def _frames(path: Path) -> list[Atoms]:
     """All frames of a file that `read_side` has found readable."""
     if path.suffix.lower() not in {".xyz", ".extxyz"}:
         return list(iread(path, index=":"))
-    lines, at, found = path.read_text(encoding="utf-8-sig").rstrip().splitlines(), 0, []
-    while at < len(lines):
-        numbers, positions, at = read_frame(lines, at, str(path))
-        found.append(Atoms(numbers, positions))
-    return found
+    return [Atoms(numbers, positions) for numbers, positions, _ in xyz_frames(path)]
 
 
 def _molecule(numbers: np.ndarray, positions: np.ndarray, charge: int, spin: int | None, name: str) -> Molecule:

@@ -72,6 +72,21 @@ def check_counts(**least: tuple[Any, int | None]) -> None:
             raise InputError(f"{value!r} given", where=where, expected=f"a whole number{limit}")
 
 
+def number_pair(value: Any, where: str) -> tuple[float, float]:
+    """`value` as two numbers.
+
+    Raises:
+        InputError: it is something else, or one of them is nan.
+    """
+    try:
+        low, high = map(float, () if isinstance(value, (str, bytes)) else value)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if math.isnan(low) or math.isnan(high):
+        raise InputError(f"{value!r} given", where=where, expected="two numbers, (low, high)")
+    return low, high
+
+
 def check_temperature(temperature: Any, where: str = "--temperature") -> None:
     """Refuse a temperature, K, that is no number above 0.
 

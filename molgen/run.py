@@ -52,7 +52,7 @@ class Run:
 
     Raises:
         InputError: a negative seed; the directory holds files and neither `overwrite` nor `resume` was asked; it is not
-            a run directory of this command (resume); a setting changed (resume); it cannot be written.
+            a run directory of this command (either); a setting changed (resume); it cannot be written.
     """
 
     def __init__(
@@ -154,7 +154,9 @@ class Run:
         where = str(self.directory)
         if overwrite and resume:
             raise InputError("--overwrite and --resume exclude each other", where=where, remedy="give one of the two")
-        if self.directory.exists() and not self.directory.is_dir():
+        with explained(self.directory):
+            file = self.directory.exists() and not self.directory.is_dir()
+        if file:
             raise InputError("is a file", where=where, expected="an output folder", remedy="choose another --out")
         with explained(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -163,24 +165,24 @@ class Run:
             return
         if resume:
             self._continue()
-        elif overwrite:
-            held = (self._read(MANIFEST) or {}).get("command", self.command)
-            if held != self.command:
-                raise InputError(
-                    f"holds the output of molgen {held}", where=where, expected=f"one of molgen {self.command}",
-                    remedy="choose another --out, or remove the folder yourself",
-                )  # fmt: skip
-            self._clear()
-        else:
-            ways = ["--overwrite to replace the earlier run", "another --out"]
-            if resume is not None and (self._read(MANIFEST) or {}).get("command") == self.command:
-                ways.insert(0, "--resume to continue it")
+            return
+        held = (self._read(MANIFEST) or {}).get("command")
+        if not overwrite:
+            ways = ["another --out"]
+            if held == self.command:
+                ways = [*(["--resume to continue it"] if resume is not None else []),
+                        "--overwrite to replace the earlier run", *ways]  # fmt: skip
             raise InputError(
-                "the output folder is not empty",
-                where=where,
-                expected="an empty or new folder",
-                remedy=f"give {', '.join(ways[:-1])}, or {ways[-1]}",
-            )
+                "the output folder is not empty", where=where, expected="an empty or new folder",
+                remedy=f"give {', '.join(ways[:-1])}, or {ways[-1]}" if len(ways) > 1 else f"give {ways[0]}",
+            )  # fmt: skip
+        if held != self.command:
+            raise InputError(
+                f"holds the output of molgen {held}" if held else "holds files, but no run of molgen",
+                where=where, expected=f"a run of molgen {self.command}, to replace it",
+                remedy="choose another --out, or remove the folder yourself",
+            )  # fmt: skip
+        self._clear()
 
     def _continue(self) -> None:
         manifest = self._read(MANIFEST)
@@ -225,7 +227,7 @@ class Run:
         self.resumed = True
 
     def _clear(self) -> None:
-        """Remove what the earlier run listed as its own; a folder that is no run loses nothing."""
+        """Remove what the earlier run listed as its own."""
         root = self.directory.resolve()
         with explained(self.directory):
             for name in (self._read(MANIFEST) or {}).get("files", []):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from molgen.errors import InputError
 from molgen.geometry.bonds import TOO_CLOSE, distance_matrix
 
 MAX_ATOMS = 150
+FAR = 1e5  # Angstrom; a coordinate beyond is no molecule's, and its digits would not do
 _NUMBER_OF = {**atomic_numbers, "D": 1, "T": 1}  # isotopes have the electrons of hydrogen, and weigh as much here
 _GAP = 10.0  # Angstrom between the parts of a side that come from different files
 
@@ -138,30 +138,40 @@ def _last_of(path: Path, frames: int) -> tuple[str, ...]:
 
 
 def _read_xyz(path: Path) -> Structure:
-    """The last frame of an xyz or extxyz file. Parsed here so that a message can name the line."""
+    """The last frame of an xyz or extxyz file."""
+    frames, last, periodic = 0, (np.empty(0, np.int64), np.empty((0, 3))), False
+    for frames, (numbers, positions, comment) in enumerate(xyz_frames(path), start=1):  # noqa: B007
+        last, periodic = (numbers, positions), "Lattice=" in comment
+    if not frames:
+        raise InputError("the file is empty", where=str(path), expected="an xyz file")
+    return Structure(*last, str(path), _last_of(path, frames) + (_unbound(str(path)) if periodic else ()))
+
+
+def xyz_frames(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+    """Numbers (N,), positions (N, 3) and comment of each frame of an xyz or extxyz file.
+
+    Parsed here so that a message can name the line. Blank lines around frames are skipped.
+
+    Raises:
+        InputError: not text, or a line that is no atom.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError("is not text", where=str(path), expected="an xyz file") from error
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=str(path), expected="an xyz file") from error
-    while lines and not lines[-1].strip():
-        lines.pop()
-    frames, at, periodic = 0, 0, False
-    numbers, positions = np.empty(0, np.int64), np.empty((0, 3))
+    at = 0
     while at < len(lines):
-        if not lines[at].strip() and frames:  # blank lines between frames
+        if not lines[at].strip():
             at += 1
             continue
-        periodic = "Lattice=" in lines[min(at + 1, len(lines) - 1)]
-        numbers, positions, at = read_frame(lines, at, str(path))
-        frames += 1
-    if not frames:
-        raise InputError("the file is empty", where=str(path), expected="an xyz file")
-    return Structure(numbers, positions, str(path), _last_of(path, frames) + (_unbound(str(path)) if periodic else ()))
+        numbers, positions, end = _frame(lines, at, str(path))
+        yield numbers, positions, lines[at + 1]
+        at = end
 
 
-def read_frame(lines: list[str], at: int, path: str) -> tuple[np.ndarray, np.ndarray, int]:
+def _frame(lines: list[str], at: int, path: str) -> tuple[np.ndarray, np.ndarray, int]:
     """Numbers (N,), positions (N, 3) and the line after the frame that begins at line `at`."""
     try:
         count = int(lines[at])
@@ -219,25 +229,35 @@ def _number(symbol: str, where: str) -> int:
     return number
 
 
-def _check(part: Structure) -> None:
-    numbers, positions = part.numbers, part.positions
-    _check_size(len(numbers), part.where)
-    for k, number in enumerate(numbers):
-        _number(str(int(number)), f"{part.where}, atom {k}")
-    finite = np.isfinite(positions).all(axis=1)
-    if not finite.all():
-        k = int(np.argmin(finite))
-        bad = next(float(v) for v in positions[k] if not math.isfinite(v))
-        raise InputError(f"a coordinate is {bad}", where=f"{part.where}, atom {k}", expected="finite Angstrom")
-    distances = distance_matrix(positions) + 1e3 * np.eye(len(numbers))
-    if distances.min() < TOO_CLOSE:
-        i, j = divmod(int(distances.argmin()), len(numbers))
+def check_positions(positions: np.ndarray, where: str) -> None:
+    """Refuse positions (N, 3), Angstrom, that are not finite, beyond 1e5 or of atoms that coincide.
+
+    Raises:
+        InputError: names the atom.
+    """
+    good = (np.abs(positions) < FAR).all(axis=1)
+    if not good.all():
+        k = int(np.argmin(good))
+        bad = next(float(v) for v in positions[k] if not abs(v) < FAR)
+        raise InputError(
+            f"a coordinate is {bad:g}", where=f"{where}, atom {k}", expected=f"finite Angstrom, below {FAR:g}"
+        )
+    distances = distance_matrix(positions) + 1e3 * np.eye(len(positions))
+    if len(positions) and distances.min() < TOO_CLOSE:
+        i, j = divmod(int(distances.argmin()), len(positions))
         raise InputError(
             f"atoms {i} and {j} coincide ({distances.min():.2f} Angstrom apart)",
-            where=part.where,
+            where=where,
             expected=f"no pair closer than {TOO_CLOSE} Angstrom",
             remedy="check for a duplicated atom, a 2-D drawing, or coordinates in other units than Angstrom",
         )
+
+
+def _check(part: Structure) -> None:
+    _check_size(len(part.numbers), part.where)
+    for k, number in enumerate(part.numbers):
+        _number(str(int(number)), f"{part.where}, atom {k}")
+    check_positions(part.positions, part.where)
 
 
 def _check_size(count: int, where: str) -> None:

@@ -127,7 +127,7 @@ def test_files_in_variables_count_from_the_folder_of_the_toml(hcn: Path, tmp_pat
     (tmp_path / "ref.xyz").write_bytes(hcn.read_bytes())
     (tmp_path / "run.toml").write_text(
         f'xyz = "hcn.xyz"\ncv = ["r = rmsd ref.xyz [0,1,2]", "distance 1 2"]\nrange = ["-0.1 0.8", "0.9 1.6"]\n'
-        f'wall = "rmsd {tmp_path / "ref.xyz"} < 0.7"\n'
+        f'wall = ["rmsd {tmp_path / "ref.xyz"} < 0.7", "rmsd = distance 0 1 < 3"]\n'
     )
     monkeypatch.chdir(tmp_path / "sub")
     result = runner.invoke(main.app, ["fes", "../run.toml", "--estimate"])
@@ -307,7 +307,10 @@ def test_bad_openmm_input(molgen: Callable[..., Result], dipeptide: Path, tmp_pa
         (["--xyz", "HCN", *DISTANCE, "--wall", "distance 1 2 < 0.5"], ["start structure is at 1.15 A"]),
         (["--xyz", "HCN", *DISTANCE, "--wall", "distance 1 2 3"], ["wall 'distance 1 2 3'", "cannot be read"]),
         (["--xyz", "HCN", *DISTANCE, "-T", "0"], ["temperature 0 K"]),
-        (["--xyz", "HCN", *DISTANCE, "--gamma", "1"], ["bias factor 1.0"]),
+        (["--xyz", "HCN", *DISTANCE, "--gamma", "1"], ["gamma = 1", "bias factor above 1"]),
+        (["--xyz", "HCN", *DISTANCE, "--cap", "-1"], ["cap = -1 kT"]),
+        (["--xyz", "HCN", "--cv", "phi 1"], ["needs residues", "give --pdb instead of --xyz"]),
+        (["--xyz", "HCN", *DISTANCE, "--wall", "distnace 0 1 < 3"], ["'distnace'", "in the wall 'distnace 0 1 < 3'"]),
         (["--xyz", "HCN", *DISTANCE, "--width", "0"], ["sampler.width = 0.0"]),
         (["--xyz", "HCN", *DISTANCE, "--controller", "point"], ["unknown controller 'point'"]),
         (["--xyz", "HCN", *DISTANCE, "--repair", "maybe"], ["unknown repair 'maybe'", "auto, always, never"]),

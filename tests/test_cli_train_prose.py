@@ -91,6 +91,10 @@ def test_sequences_without_dynamics_teach_by_energies(train: Callable[..., Resul
         main.app, ["train", "prose", "--data", str(tmp_path), "--own", str(listed), "--out", str(tmp_path / "plain")]
     )
     assert plain.exit_code == 2 and "--own needs a flow to draw samples from" in plain.stderr
+    deep = runner.invoke(
+        main.app, ["train", "prose", "--data", str(tmp_path), "--layers", "3", "--out", str(tmp_path / "plain")]
+    )
+    assert deep.exit_code == 2 and "--layers: given without --init" in deep.stderr
 
 
 def test_training_makes_weights_that_can_be_used(train: Callable[..., Result], tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_box_in_degrees_is_refused_and_so_are_empty_ranges():
     for box, match in (
         ({"phi": (-180, 0)}, "more than a whole turn"),
         ({"s": (3.0, 2.0)}, "the lower limit first"),
-        ({"phi": 3}, "limits 3"),
+        ({"phi": 3}, "region, phi: 3 given"),
     ):
         with pytest.raises(InputError, match=match):
             ensemble.region(box)

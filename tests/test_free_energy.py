@@ -138,8 +138,12 @@ def test_a_constant_variable_and_no_weights():
     [
         ({"bins": (3, 4)}, "2 bins and 1 ranges for 1"),
         ({"ranges": [(1.0, 0.0)]}, "do not increase"),
-        ({"bins": 0}, "0 bins"),
-        ({"bins": 2.5}, "2.5 bins"),
+        ({"bins": 0}, "bins = 0"),
+        ({"bins": 2.5}, "bins = 2.5"),
+        ({"bins": "auto"}, "bins = 'auto'"),
+        ({"bins": None}, "bins = None"),
+        ({"ranges": "0 1"}, "range of x: '0 1' given"),
+        ({"ranges": [(4,)]}, r"range of x: \(4,\) given"),
         ({"bins": [np.array([0.0, 0.0, 1.0])]}, "do not increase"),
     ],
 )

@@ -130,6 +130,9 @@ def test_density_is_normalised_and_gaps_are_unknown():
         ({"between": (1.0, -1.0)}, "low <= first < second"),
         ({"between": (-1.0, 2.0)}, "between -1 and 2 on -1.5 to 1.5"),
         ({"width": 0.0}, "a width above 0"),
+        ({"between": 5}, "between: 5 given"),
+        ({"limits": (4,)}, "limits: "),
+        ({"limits": (-4.0, 4.0), "period": 3.0}, "more than a whole turn"),
         ({"limits": (3.0, 5.0), "between": (3.5, 4.0)}, "no sample with a weight between 3 and 5"),
     ],
 )

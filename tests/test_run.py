@@ -69,9 +69,11 @@ def test_an_earlier_run_may_be_resumed_where_the_command_can(tmp_path):
 
 def test_existing_output_is_refused_and_untouched(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    message = r"the output folder is not empty\n  expected: an empty or new folder\n  remedy: give --overwrite"
+    message = r"the output folder is not empty\n  expected: an empty or new folder\n  remedy: give another --out"
     with pytest.raises(InputError, match=message):
         Run(tmp_path, "ts", {})
+    with pytest.raises(InputError, match="holds files, but no run of molgen"):
+        Run(tmp_path, "ts", {}, overwrite=True)
     assert listing(tmp_path) == ["thesis.tex"]
 
 
@@ -79,6 +81,8 @@ def test_output_that_is_a_file(tmp_path):
     (tmp_path / "out").write_text("precious")
     with pytest.raises(InputError, match=r"out: is a file\n  expected: an output folder"):
         Run(tmp_path / "out", "ts", {}, overwrite=True)
+    with pytest.raises(InputError, match="cannot write: File name too long"):
+        Run(tmp_path / ("x" * 300), "ts", {})
 
 
 def test_overwrite_removes_the_earlier_run_and_nothing_else(tmp_path):

@@ -107,6 +107,11 @@ def test_direction_of_reaction_is_invariant_and_reverses(saddle):
     assert np.linalg.norm(ahead[0] - ahead[2]) < np.linalg.norm(x[0] - x[2])
 
 
+def test_one_call_is_one_call():
+    found = refine(XtbPotential(NUMBERS), HCN, reactant=HCN, product=HNC, max_calls=1)
+    assert found.gradient_calls == 1 and not found.converged and np.isfinite(found.energy)
+
+
 @pytest.mark.parametrize("method", ["quick", "irc"])
 def test_hcn_to_hnc_is_intended_both_ways(saddle, method):
     potential = XtbPotential(NUMBERS)

@@ -61,6 +61,17 @@ def test_what_is_no_potential_or_has_starts_already_is_refused() -> None:
         sample_cv(hydrogen(), ["distance 0 1"], "300", starts=np.eye(2, 3))  # type: ignore[arg-type]
 
 
+def test_numbers_and_settings_of_another_kind_are_named() -> None:
+    asked: dict[str, Any] = {"starts": np.eye(2, 3), "settings": QUICK, "ranges": [(0.5, 1.2)]}
+    for change, match in (
+        ({"starts": np.full((2, 3), np.nan)}, "starts, structure 0, atom 0: a coordinate is nan"),
+        ({"settings": "quick"}, "settings: 'quick' given"),
+        ({"ranges": ["0.5 1.2"]}, "range of distance 0 1: '0.5 1.2' given"),
+    ):
+        with pytest.raises(InputError, match=match):
+            sample_cv(hydrogen(), ["distance 0 1"], **(asked | change))
+
+
 @pytest.mark.parametrize("coordinates", ["cartesian", "internal"])
 def test_default_settings_have_the_coordinates_asked_for(coordinates: str) -> None:
     assert default_settings(coordinates).coordinates == coordinates
@@ -119,6 +130,22 @@ def test_coordinates_in_bohr_are_recognised() -> None:
 def test_the_package_runs_as_a_module() -> None:
     said = subprocess.run([sys.executable, "-m", "molgen", "--version"], capture_output=True, text=True, check=True)
     assert "molgen" in said.stdout
+
+
+def test_a_pdb_without_atoms_or_numbers_is_refused(tmp_path: Path) -> None:
+    lines = (EXAMPLES / "fes_ala2/ala2.pdb").read_text().splitlines()
+    at = next(k for k, line in enumerate(lines) if line.startswith("ATOM"))
+    lines[at] = f"{lines[at][:30]}     nan{lines[at][38:]}"
+    for text, match in (("END\n", "cannot be read"), ("\n".join(lines), "x.pdb, atom 0: a coordinate is nan")):
+        (tmp_path / "x.pdb").write_text(text)
+        with pytest.raises(InputError, match=match):
+            system_from_pdb([tmp_path / "x.pdb"], ["amber14/protein.ff14SB.xml"])
+
+
+def test_coordinates_of_another_world_are_refused() -> None:
+    far = Atoms("H2", [[0, 0, 0], [0, 0, 1e7]])
+    with pytest.raises(InputError, match=r"atom 1: a coordinate is 1e\+07"):
+        find_ts(Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), far)
 
 
 def test_the_range_of_a_path_is_not_that_of_a_sum_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
-from molgen.errors import InputError
-from molgen.structures import Structure, read_side
+from molgen.structures import Structure, read_side, xyz_frames
 
 H2 = "2\n{}\nH 0 0 0\n{} 0 0 {}\n"
 
@@ -16,12 +13,12 @@ def parsed(folder: Path, text: str) -> Structure:
     return read_side(path, "reactant")
 
 
-def test_blank_lines_between_frames_are_passed_over(tmp_path: Path) -> None:
-    found = parsed(tmp_path, H2.format("", "H", 0.74) + "\n \n" + H2.format("", "H", 0.9) + "\n")
+def test_blank_lines_around_frames_are_passed_over(tmp_path: Path) -> None:
+    found = parsed(tmp_path, "\n" + H2.format("", "H", 0.74) + "\n \n" + H2.format("", "H", 0.9) + "\n")
     assert found.positions[1, 2] == 0.9
     assert found.notes == (f"{tmp_path / 'a.xyz'}: the last of 2 frames is used",)
-    with pytest.raises(InputError, match="line 1"):
-        parsed(tmp_path, "\n" + H2.format("", "H", 0.74))
+    frames = list(xyz_frames(tmp_path / "a.xyz"))
+    assert [x[1, 2] for _, x, _ in frames] == [0.74, 0.9]
 
 
 def test_deuterium_is_hydrogen(tmp_path: Path) -> None:

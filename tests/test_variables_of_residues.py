@@ -169,6 +169,14 @@ def test_errors_name_the_word_and_what_exists(text, says):
         assert part in str(caught.value)
 
 
+def test_the_ends_of_two_chains_are_those_of_no_peptide():
+    two = build_peptide("AA").mdtraj_topology().join(build_peptide("GG").mdtraj_topology())
+    numbers = np.array([atom.element.atomic_number for atom in two.atoms])
+    with pytest.raises(InputError, match=r"amino acids of 2 chains(?s:.*)resid 0 and name CA"):
+        parse_cv("end-to-end", Molecule(numbers, two))
+    assert parse_cv("PHI_1", Molecule(numbers, two)).definition == "phi 1"
+
+
 def test_too_short_for_it():
     capped, bare = build_peptide("A", cap="ace-nme"), build_peptide("AA")
     _, single = backbone(-60.0, -45.0, 1)

@@ -239,6 +239,10 @@ def test_a_finished_run_is_read_again(tmp_path, exact, monkeypatch):
     assert [row["name"] for row in other["results"]] == ["potential energy", "rg"]
     assert 4.184 * other["results"][0]["value"] == pytest.approx(summary["results"][0]["value"])
     assert other["results"][1]["value"] == pytest.approx(first.expectation("rg").value)
+    labelled = run(12, 400.0, out=tmp_path, save_float64=True, resume=True, observables="size = rg")[1]["results"][1]
+    assert (labelled["name"], labelled["text"]) == ("size", "size = rg")
+    assert labelled["value"] == other["results"][1]["value"]
+    other = run(12, 400.0, out=tmp_path, save_float64=True, resume=True, observables="rg", units="kcal/mol")[1]
     assert other == json.loads((tmp_path / "summary.json").read_text()) and other["status"] == summary["status"]
     assert other["ensemble_hash"] == summary["ensemble_hash"]
 

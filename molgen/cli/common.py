@@ -57,7 +57,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 # width: a log file or CI has no terminal to ask; 120 keeps tables whole there.
-stderr = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+stderr = Console(stderr=True, highlight=False, width=None if sys.stderr and sys.stderr.isatty() else 120)
 
 
 def log(message: str) -> None:
@@ -204,6 +204,9 @@ def error_to_exit(debug: bool = False) -> Iterator[None]:
         # typer's own control flow (Exit, Abort, usage errors), and a closed pipe, which typer ends quietly.
         if isinstance(error, BrokenPipeError) or type(error).__module__.split(".")[0] in ("typer", "click"):
             raise
+        if isinstance(error, OSError) and error.filename:  # a name too long, a folder that may not be read
+            _report(f"{error.filename}: {error.strerror}", error, debug)
+            raise typer.Exit(ExitCode.BAD_INPUT) from error
         advice = "" if debug else "\n  this is a fault in molgen; `molgen --debug ...` shows where, please report it"
         _report(f"{type(error).__name__}: {error}{advice}", error, debug)
         raise typer.Exit(ExitCode.INTERNAL) from error

@@ -161,9 +161,9 @@ def fes(
         advice = "more samples (-n)" if options["pretrained"] else further
         mended = ", and sequential Monte Carlo did not mend it" if summary["repair"] else ""
         if not summary["gate"]["passed"]:
-            common.warn(
-                f"k-hat of the path weights is above 0.7{mended}: the surface is not to be trusted; try {advice}"
-            )
+            khat = summary["gate"]["khat_biased"]
+            fault = "is above 0.7" if khat else "is none, from so few weights"
+            common.warn(f"k-hat of the path weights {fault}{mended}: the surface is not to be trusted; try {advice}")
         for text in summary.get("unknown", []):
             common.warn(f"{text}; try {advice}")
         raise typer.Exit(common.ExitCode.GATE_FAILED)

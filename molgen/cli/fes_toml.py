@@ -12,7 +12,7 @@ import typer
 
 from molgen.errors import InputError
 
-FILES = re.compile(r"(\b(?:rmsd|path-s|path-z)\s+)(\S+)", re.IGNORECASE)  # in the text of a variable
+FILES = re.compile(r"(\b(?:rmsd|path-s|path-z)\s+)(?![=<>])(\S+)", re.IGNORECASE)  # in the text of a variable
 
 
 def merged(given: dict[str, Any], config: Path | None, ctx: typer.Context) -> dict[str, Any]:

@@ -181,6 +181,8 @@ def train_prose(
         raise InputError("--own needs a flow to draw samples from", where="--init", expected="weights of Prose")
     if own is None and own_samples is not None:
         raise InputError("given without --own", where="--own-samples", remedy="leave it out, or give --own SEQUENCES")
+    if layers is not None and init is None:
+        raise InputError("given without --init, whose weights it deepens", where="--layers", remedy="leave it out")
     if config is not None and init is not None:
         raise InputError(
             f"{config} given beside --init {init}", where="--config",

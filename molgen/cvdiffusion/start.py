@@ -63,7 +63,7 @@ def starting_frames(
             ) from error
         if grown > EXPLODED * len(atoms) * units.kB * temperature:
             raise CalculatorError(
-                f"the energy rose by {grown:.1f} eV in the first picosecond",
+                f"the energy rose by {grown:.4g} eV in the first picosecond",
                 where=f"starting structure {index}",
                 expected="a structure near a minimum",
                 remedy="relax it with the same calculator first",

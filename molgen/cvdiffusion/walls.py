@@ -74,7 +74,11 @@ def parse_wall(text: str, molecule: Molecule, labelled: Mapping[str, CV] | None 
             remedy='write for example "distance 0 4 < 3.3" or "angle 0 1 2 > 90 k=5"',
         )
     known = (labelled or {}).get(match["cv"].strip())
-    cv = parse_cv(match["cv"], molecule) if known is None else known
+    try:
+        cv = parse_cv(match["cv"], molecule) if known is None else known
+    except InputError as error:
+        error.add_note(f"in the wall {text!r}")
+        raise
     limit = math.radians(numbers[0]) if cv.unit == "rad" else numbers[0]
     return Wall(cv, limit, match["side"] == "<", numbers[1] if len(numbers) > 1 else STIFFNESS.get(cv.unit, 20.0))
 

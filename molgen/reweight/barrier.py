@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from molgen.errors import InputError
+from molgen.errors import InputError, number_pair
 from molgen.reweight.estimate import Estimate, bootstrap
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import cleaned, khat, khat_threshold
@@ -112,8 +112,8 @@ def profile_barrier(
     temperature: float,
     *,
     between: tuple[float, float],
-    limits: tuple[float, float],
-    width: float,
+    limits: tuple[float, float] | None = None,
+    width: float | None = None,
     groups: np.ndarray | None = None,
     replicas: int = 200,
     seed: int = 0,
@@ -125,23 +125,32 @@ def profile_barrier(
 
     Args:
         variable: of n samples. log_weights: (n,) raw. weights: (n,) normalised.
-        between: a place in each basin, low < high, in the unit of the variable. limits: of the curve: the two basins
-            and nothing else.
-        width: between knots of the spline; details narrower than that are not resolved.
+        between: a place in each basin, low < high, in the unit of the variable.
+        limits: of the curve: the two basins and nothing else; None: a whole period around the middle, or the range of
+            the samples with a weight.
+        width: between knots of the spline; details narrower than that are not resolved; None: a fifteenth of `limits`.
         groups: (n,) labels of samples that depend on each other.
 
     Raises:
-        InputError: places that are not in order within the limits, or no sample with a weight in them.
+        InputError: places that are not in order within the limits, limits beyond a period, or no sample with a weight
+            in them.
     """
-    (low, high), (a, b) = limits, between
     where = f"barrier along {variable.name!r}"
+    a, b = number_pair(between, f"{where}, between")
+    low, high = _limits(variable, weights, (a + b) / 2) if limits is None else number_pair(limits, f"{where}, limits")
+    if variable.period is not None and high - low > variable.period * (1 + 1e-9):
+        raise InputError(
+            f"limits {low:g} to {high:g}, more than a whole turn", where=where,
+            expected=f"at most {variable.period:.4g} {variable.unit}",
+        )  # fmt: skip
+    width = (high - low) / 15 if width is None else width
     if not low <= a < b <= high or not width > 0:
         raise InputError(
             f"between {a:g} and {b:g} on {low:g} to {high:g}, {width:g} wide", where=where,
             expected="low <= first < second <= high, a width above 0",
         )  # fmt: skip
     x = variable.wrapped(low)
-    density = SmoothDensity.of(x, weights, limits, max(4, round((high - low) / width)))
+    density = SmoothDensity.of(x, weights, (low, high), max(4, round((high - low) / width)))
     inner = (density.centres >= a) & (density.centres <= b)
     if not inner.any():
         raise InputError(f"{a:g} and {b:g} are less than a step apart", where=where, expected="a place in each basin")
@@ -157,6 +166,14 @@ def profile_barrier(
     spots = [place, *(centres[side][free[side].argmin()] for side in (centres < place, centres >= place))]
     parts = [np.abs(x - spot) <= WINDOW * FINE * density.step for spot in spots]
     return _barrier(figures, parts, log_weights, weights, KB * temperature, groups, replicas, seed)
+
+
+def _limits(variable: CollectiveVariable, weights: np.ndarray, middle: float) -> tuple[float, float]:
+    """A whole period around the middle, or the range of the samples with a weight."""
+    if variable.period is not None:
+        return middle - variable.period / 2, middle + variable.period / 2
+    seen = np.asarray(variable.values, dtype=float)[weights > 0]
+    return (float(seen.min()), float(seen.max())) if len(seen) else (np.nan, np.nan)
 
 
 def _barrier(

@@ -160,18 +160,18 @@ class Ensemble:
             raise
         return CollectiveVariable(found.name, values(found, self.positions), found.unit, found.period)
 
-    def expectation(self, what: str | ArrayLike | Callable[[Any], ArrayLike]) -> Estimate:
+    def expectation(self, what: str | CollectiveVariable | ArrayLike | Callable[[Any], ArrayLike]) -> Estimate:
         """Boltzmann average with its standard error and k-hat.
 
         Args:
-            what: a collective variable by name or text (periodic ones: mean direction), values (n,) or
+            what: a collective variable, itself or by name or text (periodic ones: mean direction), values (n,) or
                 (n, k), or a function that gives them from the trajectory or the positions.
 
         Raises:
             InputError: no such variable, or values of the wrong shape or not finite at a sample that has a weight.
         """
-        if isinstance(what, str):
-            variable = self.cv(what)
+        if isinstance(what, (str, CollectiveVariable)):
+            variable = self.cv(what) if isinstance(what, str) else what
             values, turn = variable.values, 1.0
             if variable.period is not None:
                 turn = 2 * np.pi / variable.period
@@ -248,19 +248,11 @@ class Ensemble:
             replicas: redraws for the bootstrap errors.
 
         Raises:
-            InputError: no such variable, or places that are not in order within the limits.
+            InputError: no such variable, places that are not in order within the limits, or limits beyond a period.
         """
-        variable = self._known(cv)
-        if limits is None and variable.period is not None:
-            middle = sum(between) / 2
-            limits = (middle - variable.period / 2, middle + variable.period / 2)
-        if limits is None:
-            seen = np.asarray(variable.values, dtype=float)[self.weights > 0]
-            limits = (float(seen.min()), float(seen.max())) if len(seen) else (np.nan, np.nan)
         found = profile_barrier(
-            variable, self.log_weights, self.weights, self.temperature, between=between, limits=limits,
-            width=(limits[1] - limits[0]) / 15 if width is None else width, groups=self.groups, replicas=replicas,
-            seed=seed,
+            self._known(cv), self.log_weights, self.weights, self.temperature, between=between, limits=limits,
+            width=width, groups=self.groups, replicas=replicas, seed=seed,
         )  # fmt: skip
         sides = ("forward", "reverse", "reaction", "mean")
         return replace(found, **{side: self._doubted(getattr(found, side)) for side in sides})

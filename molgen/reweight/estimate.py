@@ -49,10 +49,10 @@ class Estimate:
         if np.ndim(self.value):
             text = f"{self.value} ± {self.error} {self.unit}".rstrip()
         else:
-            digits = 3
-            if np.isfinite(self.error) and self.error > 0:
-                digits = int(np.clip(1 - np.floor(np.log10(self.error)), 0, 12))
-            text = f"{self.value:.{digits}f} ± {self.error:.{digits}f} {self.unit}".rstrip()
+            shape = ".5g"
+            if 1e-6 < self.error < np.inf:  # two digits of the error, and as many decimals of the value
+                shape = f".{int(max(1 - np.floor(np.log10(self.error)), 0))}f"
+            text = f"{self.value:{shape}} ± {self.error:{shape}} {self.unit}".rstrip()
         return text if self.reliable else f"{text} (k-hat {np.max(self.khat):.2f}: not reliable)"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from molgen.errors import InputError
+from molgen.errors import InputError, number_pair
 from molgen.reweight.estimate import Estimate, bootstrap, delta_error
 from molgen.reweight.importance import cleaned, khat, khat_threshold
 from molgen.units import KB
@@ -207,8 +207,9 @@ def _all_edges(variables, bins, ranges, used) -> tuple[np.ndarray, ...]:
         raise InputError("no collective variable", where="fes", expected="one or more")
     one = len(variables) == 1  # its edges and its range may be given as they are
     alone = one and np.ndim(bins) == 1 and len(bins) > 2 and all(np.ndim(edge) == 0 for edge in bins)
-    many = [bins] * len(variables) if np.isscalar(bins) or alone else list(bins)
-    ranges = [ranges] if one and np.shape(ranges) == (2,) else ranges
+    many = [bins] * len(variables) if bins is None or np.isscalar(bins) or alone else list(bins)
+    if np.isscalar(ranges) or (one and ranges is not None and all(map(np.isscalar, ranges))):
+        ranges = [ranges]
     limits = [None] * len(variables) if ranges is None else list(ranges)
     if not len(many) == len(limits) == len(variables):
         raise InputError(
@@ -223,6 +224,8 @@ def _edges(variable: CollectiveVariable, bins, limits, used) -> np.ndarray:
     if np.ndim(bins):
         edges = np.asarray(bins, dtype=float)
     else:
+        if not (isinstance(bins, (int, float, np.integer, np.floating)) and float(bins).is_integer() and bins >= 1):
+            raise InputError(f"bins = {bins!r}", where=variable.name, expected="a whole number, 1 or more, or edges")
         if limits is None and variable.period is not None:
             limits = (-variable.period / 2, variable.period / 2)
         if limits is None:
@@ -232,9 +235,7 @@ def _edges(variable: CollectiveVariable, bins, limits, used) -> np.ndarray:
                 raise InputError("no sample has a weight, so there is no range", where=variable.name, remedy="give one")
             low, high = float(values.min()), float(values.max())
             limits = (low, high) if high > low else (low - 0.5, high + 0.5)
-        if not float(bins).is_integer() or bins < 1:
-            raise InputError(f"{bins} bins", where=variable.name, expected="a whole number, 1 or more")
-        edges = np.linspace(limits[0], limits[1], int(bins) + 1)
+        edges = np.linspace(*number_pair(limits, f"range of {variable.name}"), int(bins) + 1)
     if variable.period is not None and edges[-1] - edges[0] > variable.period * (1 + 1e-9):
         raise InputError(
             f"bins from {edges[0]:g} to {edges[-1]:g} {variable.unit}, more than a whole turn", where=variable.name,

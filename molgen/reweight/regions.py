@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from molgen.errors import InputError
+from molgen.errors import InputError, number_pair
 from molgen.reweight.free_energy import CollectiveVariable
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
@@ -37,7 +37,11 @@ def written_region(text: str, lookup: Lookup) -> np.ndarray:
                 where=f"region {text!r}",
                 expected='clauses such as "phi 1 in (-180, 0)" or "distance 0 5 < 4", joined by "and"; degrees and A',
             )
-        variable = lookup(match["name"])
+        try:
+            variable = lookup(match["name"])
+        except InputError as error:
+            error.add_note(f"in the region {text!r}")
+            raise
         scale = np.pi / 180 if variable.unit == "rad" else 1.0
         if match["sign"]:
             limit = float(match["limit"]) * scale
@@ -59,14 +63,7 @@ def written_region(text: str, lookup: Lookup) -> np.ndarray:
 
 def boxed_region(ranges: Mapping[str, tuple[float, float]], lookup: Lookup) -> np.ndarray:
     """Samples (n,) inside every [low, high) of `ranges`, a box over collective variables, in their units (A, rad)."""
-    for name, limits in ranges.items():
-        try:
-            good = np.shape(limits) == (2,) and not np.isnan(np.asarray(limits, dtype=float)).any()
-        except (TypeError, ValueError):
-            good = False
-        if not good:
-            raise InputError(f"limits {limits!r}", where=f"region, {name}", expected="(low, high), two numbers")
-    masks = [_within(lookup(name), float(low), float(high)) for name, (low, high) in ranges.items()]
+    masks = [_within(lookup(name), *number_pair(pair, f"region, {name}")) for name, pair in ranges.items()]
     if not masks:
         raise InputError("a region without a range", expected='at least one, {"phi 1": (-3.14, 0.0)}')
     return np.logical_and.reduce(masks)

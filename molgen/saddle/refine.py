@@ -81,7 +81,7 @@ def refine(
             if direction is None and reactant is not None and product is not None:
                 direction = reaction_direction(potential.numbers, x, reactant, product, model)
             hessian = model + STIFFEN * np.eye(x.size)
-        if direction is not None:
+        if direction is not None and max_calls > 1:
             probe = PROBE / np.abs(direction).max() * np.reshape(direction, x.shape)
             change = gradient(potential, x + probe)[1] - start[1]
             hessian = bofill_update(hessian, probe.ravel(), change.ravel())

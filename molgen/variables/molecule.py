@@ -41,8 +41,9 @@ class Molecule:
         """
         if self.topology is None:
             raise InputError(
-                "needs residues, and this molecule has no topology", expected="atom numbers instead, or a PDB file"
-            )
+                "needs residues, and this molecule has no topology", expected="a PDB file, or a peptide",
+                remedy="give --pdb instead of --xyz, or name the atoms by their numbers",
+            )  # fmt: skip
         return self.topology
 
     def atoms(self, words: Sequence[str], count: int | None = None) -> list[int]:

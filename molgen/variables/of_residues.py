@@ -65,6 +65,12 @@ def radius_of_gyration(atoms: Sequence[int], numbers: np.ndarray) -> CV:
 def end_to_end(topology: mdtraj.Topology) -> CV:
     """Distance from the first to the last alpha carbon, Angstrom."""
     alphas = [atom.index for atom in topology.atoms if atom.name == "CA" and atom.element.symbol == "C"]
+    chains = {topology.atom(alpha).residue.chain.index for alpha in alphas}
+    if len(chains) > 1:
+        raise InputError(
+            f"amino acids of {len(chains)} chains", expected="one peptide",
+            remedy="name its ends: distance resid 0 and name CA ; resid 4 and name CA",
+        )  # fmt: skip
     if len(alphas) < 2:
         raise InputError(f"{len(alphas)} alpha carbons", expected="at least 2 amino acids")
     return CV("end-to-end", "A", None, lambda x: norm(x[:, alphas[-1]] - x[:, alphas[0]]))

@@ -39,7 +39,7 @@ def parse_cv(text: str, molecule: Molecule, called: str = "collective variable")
     where = f"{called} {text!r}"
     label = re.match(r"\s*([^\s=]+)\s*=\s*", text)
     body = " ".join((text[label.end() :] if label else text).split())
-    if re.fullmatch(r"[a-z-]+(_\d+)+", body) and body.split("_")[0] in KINDS:
+    if re.fullmatch(r"[A-Za-z-]+(_\d+)+", body) and body.split("_")[0].lower() in KINDS:
         body = body.replace("_", " ")
     lead = body[0] if body[:1] in ("+", "-") else ""
     first, *others = re.split(r"\s([-+])\s", body.removeprefix(lead).strip())

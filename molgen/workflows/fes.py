@@ -21,6 +21,7 @@ from molgen.potentials.base import Potential
 from molgen.potentials.xtb import one_thread
 from molgen.reweight.ensemble import Ensemble
 from molgen.run import Run
+from molgen.structures import check_positions
 from molgen.units import energy_unit
 from molgen.variables import CV
 from molgen.workflows.fes_estimate import Progress, converged, outcome
@@ -184,11 +185,13 @@ def _structures(starts: Any, potential: Potential) -> np.ndarray:
     given = np.asarray([] if parts is None else parts, dtype=float)
     given = given[None] if given.ndim == 2 else given
     atoms = len(potential.numbers)
-    if given.ndim != 3 or given.shape[1:] != (atoms, 3) or not len(given) or not np.isfinite(given).all():
+    if given.ndim != 3 or given.shape[1:] != (atoms, 3) or not len(given):
         raise InputError(
             f"starting structures of shape {given.shape}", where="starts", expected=f"(S, {atoms}, 3) in Angstrom",
             remedy="give one structure for each basin that you know of",
         )  # fmt: skip
+    for k, start in enumerate(given):
+        check_positions(start, f"starts, structure {k}")
     return given
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from molgen.cvdiffusion.bias import Axis
 from molgen.cvdiffusion.walls import STIFFNESS, Wall
-from molgen.errors import InputError
+from molgen.errors import InputError, number_pair
 from molgen.geometry.bonds import radius_sums
 from molgen.variables import CV
 
@@ -40,6 +40,7 @@ def axis_of(
         InputError: no range can be found, a start lies outside of it, or the grid is too coarse for the hills.
     """
     where = f"collective variable {cv.name!r}"
+    limits = None if limits is None else number_pair(limits, f"range of {cv.name}")
     if cv.period is not None:
         half = cv.period / 2
         if limits is not None and not math.isclose(limits[1] - limits[0], cv.period, rel_tol=1e-6):

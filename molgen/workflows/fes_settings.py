@@ -82,6 +82,8 @@ def check_settings(settings: FesSettings, starts: int, atoms: int) -> None:
     Raises:
         InputError: names the setting.
     """
+    if not isinstance(settings, FesSettings):
+        raise InputError(f"{settings!r} given", where="settings", expected="molgen.workflows.fes_settings.FesSettings")
     flat = flattened(asdict(settings))
     names = ("rounds", "draws", "learn", "batch", "pretrain", "memory", "refit")
     least = dict.fromkeys(
@@ -93,6 +95,10 @@ def check_settings(settings: FesSettings, starts: int, atoms: int) -> None:
     for name in ("sampler.width", "schedule.end", "schedule.start", "learning_rate"):
         if not 0 < flat[name] < np.inf:
             raise InputError(f"{name} = {flat[name]}", where="settings", expected="above 0")
+    if not 1 < settings.gamma < np.inf:
+        raise InputError(f"gamma = {settings.gamma:g}", where="settings", expected="a bias factor above 1, say 10")
+    if not settings.cap > 0:
+        raise InputError(f"cap = {settings.cap:g} kT", where="settings", expected="above 0")
     check_repair(settings.repair)
     if settings.coordinates not in COORDINATES:
         raise InputError(

@@ -16,7 +16,7 @@ from molgen.geometry.chirality import signed_volumes, tetrahedral_quadruples
 from molgen.io import checked_spin
 from molgen.potentials.ase import calculator_from_spec
 from molgen.potentials.base import Potential
-from molgen.structures import read_side
+from molgen.structures import check_positions, read_side
 from molgen.variables import Molecule
 
 if TYPE_CHECKING:
@@ -152,8 +152,10 @@ def system_from_pdb(
     for path in paths:
         try:
             files.append(app.PDBFile(str(path)))
-        except (OSError, ValueError, IndexError, KeyError) as error:
-            raise InputError(f"cannot be read ({error})", where=str(path), expected="a PDB file") from error
+        except Exception as error:  # OpenMM's reader raises whatever its parsing meets
+            raise InputError(
+                f"cannot be read ({error})", where=str(path), expected="a PDB file of a molecule"
+            ) from error
     if len({file.topology.getNumAtoms() for file in files}) != 1:
         raise InputError("the files hold different numbers of atoms", where="--pdb", expected="one molecule")
     named = [[(a.element, a.name, a.residue.name) for a in file.topology.atoms()] for file in files]
@@ -165,6 +167,8 @@ def system_from_pdb(
                 expected="the same atoms, in the same order",
             )  # fmt: skip
     starts = np.stack([np.array(file.getPositions(asNumpy=True)._value) * 10 for file in files])
+    for path, start in zip(paths, starts, strict=True):
+        check_positions(start, str(path))
     several = [(path, file.getNumFrames()) for path, file in zip(paths, files, strict=True) if file.getNumFrames() > 1]
     notes = tuple(f"{path}: the first of {count} models is used" for path, count in several)
     return replace(_force_field(files[0].topology, starts, forcefield, solvent, platform), notes=notes)

@@ -79,16 +79,19 @@ def describe(sampled: Sampled, peptide: Peptide, checkpoint: str, rounds: Sequen
 
 
 def observed(ensemble: Ensemble, observables: Iterable[str], units: str) -> list[dict[str, Any]]:
-    """Mean potential energy and every observable asked for: `name, value, error, khat, reliable, unit`.
+    """Mean potential energy and every observable asked for: `name, text, value, error, khat, reliable, unit`.
 
-    Energies in `units`, angles in degrees, lengths in Angstrom.
+    Energies in `units`, angles in degrees, lengths in Angstrom. `text` is what was written, `name` its label if it has
+    one.
     """
-    energy = energy_unit(units)
-    rows = {ENERGY: ensemble.expectation(ensemble.energies).scaled(1 / energy, units)}
+    mean = ensemble.expectation(ensemble.energies).scaled(1 / energy_unit(units), units)
+    rows = [{"name": ENERGY, "text": ENERGY, **asdict(mean)}]
     for text in observables:
-        found = ensemble.expectation(text)
-        rows[text] = found.scaled(180 / np.pi, "degrees") if found.unit == "rad" else found
-    return [{"name": name, **asdict(estimate)} for name, estimate in rows.items()]
+        variable = ensemble.cv(text)
+        found = ensemble.expectation(variable)
+        found = found.scaled(180 / np.pi, "degrees") if found.unit == "rad" else found
+        rows.append({"name": variable.name, "text": text, **asdict(found)})
+    return rows
 
 
 def write_ensemble(
@@ -124,7 +127,7 @@ def observed_anew(
 ) -> dict[str, Any]:
     """The summary of a finished run, written again if it had other observables or units."""
     rows = summary["results"]
-    if [row["name"] for row in rows] != [ENERGY, *observables] or rows[0]["unit"] != units:
+    if [row.get("text") for row in rows] != [ENERGY, *observables] or rows[0]["unit"] != units:
         figures = {key: value for key, value in summary.items() if key not in RUN_KEYS}
         title = f"{summary['sequence']}, {ensemble.temperature:g} K"
         run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, title=title))
