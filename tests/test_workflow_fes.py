@@ -254,8 +254,8 @@ BAD = [
     ({"settings": replace(TINY, widths=(0.1, 0.1))}, ["2 hill widths for 1"]),
     ({"settings": replace(TINY, widths=(0.0,))}, ["hill width 0", "above 0, in A"]),
     ({"settings": replace(TINY, widths=(float("nan"),))}, ["hill width nan"]),
-    ({"settings": replace(TINY, gamma=1.0)}, ["bias factor 1.0"]),
-    ({"settings": replace(TINY, cap=0.0)}, ["cap 0.0 eV"]),
+    ({"settings": replace(TINY, gamma=1.0)}, ["gamma = 1", "bias factor above 1"]),
+    ({"settings": replace(TINY, cap=0.0)}, ["cap = 0 kT"]),
     ({"settings": replace(TINY, samples=0)}, ["samples = 0", "at least 1"]),
     ({"settings": replace(TINY, paths=0)}, ["paths = 0", "at least 1"]),
     ({"settings": replace(TINY, sampler=replace(TINY.sampler, rounds=0))}, ["sampler.rounds = 0"]),
@@ -267,7 +267,7 @@ BAD = [
     ({"cvs": [custom("bias", X.function, "A")]}, ["two fields of one name", "bias"]),
     ({"cvs": [custom("...", X.function, "A")]}, ["named '...'", "letters or digits"]),
     ({"starts": None}, ["starting structures of shape", "(S, 1, 3)"]),
-    ({"starts": [[[np.nan, 0, 0]]]}, ["starting structures"]),
+    ({"starts": [[[np.nan, 0, 0]]]}, ["starts, structure 0, atom 0: a coordinate is nan"]),
     ({"units": "hartree"}, ["unknown unit 'hartree'", "kcal/mol"]),
 ]
 

@@ -2,9 +2,8 @@
 
 import molgen
 from molgen.units import KCAL_MOL
-from molgen.workflows.fes_system import system_from_pdb
 
-system = system_from_pdb(["ala2.pdb"], ["amber14/protein.ff14SB.xml"], solvent="obc2")
+system = molgen.system_from_pdb("ala2.pdb", "amber14/protein.ff14SB.xml", solvent="obc2")
 ensemble = molgen.sample_cv(system, ["phi = phi 1", "psi = psi 1"], 300.0)
 print(ensemble.verdict)
 print("phi > 0:", ensemble.free_energy("phi < 0", "phi > 0").scaled(1 / KCAL_MOL, "kcal/mol"))

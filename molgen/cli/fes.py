@@ -257,9 +257,10 @@ def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         described = {key: (system.source or {})[key] for key in ("calculator", "charge", "spin")}
         described |= {"calculator_kwargs": kwargs} if kwargs else {}
         return system, {"xyz": [str(p) for p in o["xyz"]], **described}
-    field = o["forcefield"] or ["amber14/protein.ff14SB.xml"]
-    names = {"pdb": [str(p) for p in o["pdb"]], "forcefield": field, "solvent": o["solvent"]}
-    return system_from_pdb(o["pdb"], field, o["solvent"], o["platform"]), names
+    field = {"forcefield": o["forcefield"]} if o["forcefield"] else {}
+    system = system_from_pdb(o["pdb"], solvent=o["solvent"], platform=o["platform"], **field)
+    used = (system.source or {})["forcefield"]
+    return system, {"pdb": [str(p) for p in o["pdb"]], "forcefield": used, "solvent": o["solvent"]}
 
 
 def _from_ts(o: dict[str, Any]) -> tuple[Any, Any, list[Any], dict[str, Any]]:

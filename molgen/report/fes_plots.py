@@ -13,6 +13,7 @@ from molgen.reweight.free_energy import FES
 from molgen.units import energy_unit
 
 MOST_POINTS = 1500  # samples shown
+FEW = 5  # samples; bins with fewer, or with an error above kT, are drawn, but say little
 
 
 def surface(
@@ -61,12 +62,13 @@ def surface(
             y = fes.centers[1] * scales[1]
             edges = [e * scale for e, scale in zip(fes.edges, scales, strict=True)]
             values = np.ma.masked_invalid(fes.free_energy / energy)
-            high = min(float(values.max()), 4 * top) if values.count() > 1 else top
+            sure = np.ma.masked_where((fes.counts < FEW) | ~(fes.error < fes.kt), values)  # the rest sets no scale
+            high = min(float(sure.max()), 4 * top) if sure.count() > 1 else top
             levels = np.linspace(0, high, 17)
             axes.set_facecolor(EMPTY)
             picture = axes.pcolormesh(*edges, values.T, cmap=MAP, vmin=0, vmax=high, rasterized=True)
-            if min(values.shape) > 1 and values.count():
-                axes.contour(x, y, values.T, levels=levels[::2], colors=INK, linewidths=0.4)
+            if min(values.shape) > 1 and sure.count() > 1:
+                axes.contour(x, y, sure.T, levels=levels[::2], colors=INK, linewidths=0.4)
             figure.colorbar(picture, ax=axes, pad=0.02, extend="max").set_label(f"free energy, {unit}")
             axes.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]])
             axes.plot(*(samples[:MOST_POINTS, d] * scales[d] for d in (0, 1)), ".", ms=1.2, color=QUIET, alpha=0.5)

@@ -167,7 +167,7 @@ def _system(potential: Potential | System, starts: Any) -> System:
     if not isinstance(potential, Potential):
         raise InputError(
             f"{potential!r} is no potential", where="sample_cv", expected="a molgen Potential, or a System",
-            remedy='molgen.workflows.fes_system.system_from_files("start.xyz") makes a System',
+            remedy='molgen.system_from_files("start.xyz") makes a System',
         )  # fmt: skip
     return System(potential, _structures(starts, potential))
 

@@ -133,12 +133,15 @@ def system_from_files(
 
 
 def system_from_pdb(
-    paths: Sequence[str | Path], forcefield: Sequence[str], solvent: str = "obc2", platform: str = "auto"
+    paths: str | Path | Sequence[str | Path],
+    forcefield: str | Sequence[str] = "amber14/protein.ff14SB.xml",
+    solvent: str = "obc2",
+    platform: str = "auto",
 ) -> System:
     """A molecule by PDB files with all hydrogens and an OpenMM force field; GB OBC2 as OpenMM's native force.
 
     Args:
-        paths: one file a basin. forcefield: files that OpenMM finds, e.g. "amber14/protein.ff14SB.xml".
+        paths: a file, or one a basin. forcefield: a file that OpenMM finds, or several.
         solvent: "obc2" or "none".
 
     Raises:
@@ -148,6 +151,8 @@ def system_from_pdb(
 
     if solvent not in SOLVENTS:
         raise InputError(f"unknown solvent {solvent!r}", where="--solvent", expected=" or ".join(SOLVENTS))
+    paths = [paths] if isinstance(paths, (str, Path)) else paths
+    forcefield = [forcefield] if isinstance(forcefield, str) else forcefield
     files = []
     for path in paths:
         try:
@@ -156,6 +161,8 @@ def system_from_pdb(
             raise InputError(
                 f"cannot be read ({error})", where=str(path), expected="a PDB file of a molecule"
             ) from error
+    if not files:
+        raise InputError("no structure", where="--pdb", expected="a file, or one for each known basin")
     if len({file.topology.getNumAtoms() for file in files}) != 1:
         raise InputError("the files hold different numbers of atoms", where="--pdb", expected="one molecule")
     named = [[(a.element, a.name, a.residue.name) for a in file.topology.atoms()] for file in files]
