@@ -3,8 +3,8 @@
     pip install --target /tmp/pyscf pyscf h5py    # not among molgen's dependencies
     PYTHONPATH=/tmp/pyscf python benchmarks/barriers.py --data rdb7_ts.npz --rows DIR/correction.jsonl --out DIR
 
-wB97X/6-31G(d) with density fitting (pyscf), at the true transition state, TS-GEN's guess and the two-level
-estimate, for the first 60 reactions of the fixed order of `saddle.py` (test split, seed 0). The reactant is
+wB97X/6-31G(d) with density fitting (pyscf), at the true transition state, TS-GEN's guess and the corrected
+saddle, for the first 60 reactions of the fixed order of `saddle.py` (test split, seed 0). The reactant is
 the same, so the error of the barrier is the difference of the energies. Rows go to DIR/barriers.jsonl as they are made.
 """
 

@@ -6,8 +6,8 @@ For every reaction, one guess without noise; then, with the correction's weights
 
 - `gradients`: k = 0 to 5 times: one gradient at the geometry, one correction;
 - `search`: the saddle search stopped after 5 gradient calls, then one correction;
-- `saddle`: the saddle search to its end (100 calls at most), then what `molgen ts` estimates from it (two-level; two
-  more calls). A search that does not converge, or fails, counts with the geometry it ended at; the two-level estimate
+- `saddle`: the saddle search to its end (100 calls at most), then what `molgen ts` corrects it to (two-level; two
+  more calls). A search that does not converge, or fails, counts with the geometry it ended at; the two-level one
   is then that of the guess, as in `molgen ts`.
 
 Errors are RMSD to the true transition state: proper rotation, 1/N, nothing dropped. Rows go to DIR/correction.jsonl
@@ -38,7 +38,7 @@ from molgen.tsgen import Generator, load_model
 from molgen.tsgen.correction import corrected
 from molgen.tsgen.correction_model import Correction, load_correction
 from molgen.tsgen.generate import generate
-from molgen.workflows.ts_estimate import GUESS_CORRECTIONS, estimate, estimate_without_saddle
+from molgen.workflows.ts_correction import GUESS_CORRECTIONS, correct_guess, correct_saddle
 
 GRADIENTS = 5
 
@@ -88,8 +88,8 @@ def examine(weights: Correction, reaction: Reaction, guess: np.ndarray) -> dict:
         "saddle": error(reaction, last[0]),
     }
     early = corrected(weights.model, reaction, few[0], few[1], guess)[0]
-    both = estimate(weights, reaction, potential, last[0], guess) if converged else None
-    both = both or estimate_without_saddle(weights, reaction, potential, guess)
+    both = correct_saddle(weights, reaction, potential, last[0], guess) if converged else None
+    both = both or correct_guess(weights, reaction, potential, guess)
     two_level = both.positions if both else guess  # the calculator failed on it
     row |= {"search": error(reaction, early), "two_level": error(reaction, two_level)}
     row |= {"two_level_expected": round(both.expected_rmsd if both else 0.0, 4)}
@@ -140,7 +140,7 @@ def summary(rows: list[dict]) -> dict:
 
 
 def calibration(rows: list[dict], parts: int = 5) -> list[dict]:
-    """Expected and true RMSD of the two-level estimate, by fifths of the expected one."""
+    """Expected and true RMSD of the two-level one, by fifths of the expected one."""
     order = sorted(rows, key=lambda row: row["two_level_expected"])
     return [
         {

@@ -3,7 +3,7 @@
     python benchmarks/correction_choices.py --data rdb7_ts.npz --searches searches.npz --out DIR
 
 - `points` (needs --searches): errors of the stored points before and after the correction, by split and kind.
-- `order`: the estimate from the saddle with the plain guess, with the guess corrected twice, and with the search begun
+- `order`: the saddle corrected with the plain guess, with the guess corrected twice, and with the search begun
   from that; the calls and the share converged of both searches.
 - `steering`: of five samples the one chosen by the surface (smallest force across the reaction, smallest Newton
   decrement), by the predicted deviation, none (the first), and by the truth.

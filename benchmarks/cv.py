@@ -40,7 +40,7 @@ from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import diagnose, normalised
 from molgen.units import KCAL_MOL
 from molgen.workflows.fes import run_fes
-from molgen.workflows.fes_estimate import final_draws
+from molgen.workflows.fes_outcome import final_draws
 from molgen.workflows.fes_pretrained import load_pretrained
 from molgen.workflows.fes_settings import default_settings
 

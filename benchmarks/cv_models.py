@@ -20,7 +20,7 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.units import KB
 from molgen.variables import custom
 from molgen.workflows.fes import FesSettings
-from molgen.workflows.fes_estimate import ensemble_of, final_draws, repaired, surfaces
+from molgen.workflows.fes_outcome import ensemble_of, final_draws, repaired, surfaces
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_system import System
 

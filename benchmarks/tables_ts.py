@@ -88,7 +88,7 @@ def gradients(report: dict) -> str:
     """Errors after a few gradients, and from the saddle."""
     lines = [f"| {report['n']} test reactions | gradient calls, mean | RMSD median, Å | mean, Å | 75 % | 90 % |"]
     lines.append("|---|---|---|---|---|---|")
-    calls = report["calls_mean"]  # of the two-level estimate, which adds two to the search
+    calls = report["calls_mean"]  # of the two-level row, which adds two to the search
     rows = [("TS-GEN's guess", "0", report["gradients"][0])]
     rows += [
         (f"{k} x gradient, correction", str(k), figures)
@@ -98,7 +98,7 @@ def gradients(report: dict) -> str:
     rows += [
         ("search of 5 calls, correction", "5", report["search_5_calls"]),
         ("GFN2-xTB saddle", f"{calls - 2:.0f}", report["saddle"]),
-        ("GFN2-xTB saddle, correction (two-level)", f"{calls:.0f}", report["two_level"]),
+        ("GFN2-xTB saddle, corrected (two-level)", f"{calls:.0f}", report["two_level"]),
         ("of searches that converged: saddle", "", report["saddle_of_converged"]),
         ("of searches that converged: two-level", "", report["two_level_of_converged"]),
     ]
@@ -114,8 +114,12 @@ def gradients(report: dict) -> str:
 def barriers(report: dict) -> str:
     """Barrier errors at the level of DFT."""
     report = report["barriers"]
-    ended = f"of the {report['converged']} searches that converged: two-level estimate"
-    names = {"guess": "TS-GEN's guess", "two_level": "two-level estimate", "two_level_of_converged": ended}
+    ended = f"of the {report['converged']} searches that converged: saddle, corrected (two-level)"
+    names = {
+        "guess": "TS-GEN's guess",
+        "two_level": "GFN2-xTB saddle, corrected (two-level)",
+        "two_level_of_converged": ended,
+    }
     lines = [f"| {report['n']} test reactions | mean | median | within 1 kcal/mol |", "|---|---|---|---|"]
     for key, title in names.items():
         f = report[key]

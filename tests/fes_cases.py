@@ -22,7 +22,7 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.variables import CV, custom, distance
 from molgen.workflows import fes
 from molgen.workflows.fes import FesSettings, sample_cv
-from molgen.workflows.fes_estimate import outcome, surfaces
+from molgen.workflows.fes_outcome import outcome, surfaces
 
 T = 300.0
 START = [[[-1.0, 0.0, 0.0]]]

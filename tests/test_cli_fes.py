@@ -130,21 +130,21 @@ def test_files_in_variables_count_from_the_folder_of_the_toml(hcn: Path, tmp_pat
         f'wall = ["rmsd {tmp_path / "ref.xyz"} < 0.7", "rmsd = distance 0 1 < 3"]\n'
     )
     monkeypatch.chdir(tmp_path / "sub")
-    result = runner.invoke(main.app, ["fes", "../run.toml", "--estimate"])
+    result = runner.invoke(main.app, ["fes", "../run.toml", "--forecast"])
     assert result.exit_code == 0 and "grid: r -0.1 to 0.8 A" in result.stdout, result.stderr
     (tmp_path / "ref.xyz").unlink()
-    missing = runner.invoke(main.app, ["fes", "../run.toml", "--estimate"])
+    missing = runner.invoke(main.app, ["fes", "../run.toml", "--forecast"])
     assert missing.exit_code == 2 and "../ref.xyz cannot be read" in missing.stderr.replace("\n", " "), missing.stderr
 
 
 def test_a_radical_needs_no_spin(molgen: Callable[..., Result], hcn: Path, tmp_path: Path) -> None:
     """The fewest unpaired electrons are the default, as in `molgen ts`."""
-    result = molgen("--xyz", hcn, *DISTANCE, "--charge", 1, "--estimate")
+    result = molgen("--xyz", hcn, *DISTANCE, "--charge", 1, "--forecast")
     assert result.exit_code == 0, result.stderr
     (tmp_path / "run.toml").write_text(
         'xyz = "hcn.xyz"\ncharge = 1\nspin = 2\ncv = "distance 0 1"\nrange = "0.7 1.8"\n'
     )
-    refused = molgen(tmp_path / "run.toml", "--estimate")
+    refused = molgen(tmp_path / "run.toml", "--forecast")
     assert refused.exit_code == 2 and "--spin: 13 electrons" in refused.stderr
 
 
@@ -217,7 +217,7 @@ def test_a_file_that_is_not_there(molgen: Callable[..., Result], tmp_path: Path)
 def test_a_wall_knows_the_variable_by_label_and_by_definition(
     molgen: Callable[..., Result], hcn: Path, wall: str
 ) -> None:
-    result = molgen("--xyz", hcn, "--cv", "d = distance 0 1", "--wall", wall, "--estimate")
+    result = molgen("--xyz", hcn, "--cv", "d = distance 0 1", "--wall", wall, "--forecast")
     assert result.exit_code == 0 and " to 1.9 A; 3 walls" in result.stdout, result.stderr
 
 
@@ -229,7 +229,7 @@ def test_force_field_and_controller_count_from_the_file_where_they_lie_there(tmp
 
 
 def test_estimate_writes_nothing(molgen: Callable[..., Result], hcn: Path, tmp_path: Path) -> None:
-    result = molgen("--xyz", hcn, *DISTANCE, "--estimate", "--rounds", 10, "--draws", 20, "-n", 100)
+    result = molgen("--xyz", hcn, *DISTANCE, "--forecast", "--rounds", 10, "--draws", 20, "-n", 100)
     assert result.exit_code == 0, result.stderr
     assert (
         result.stdout.startswith(f"{10 * 20 + 100 + 5 * 16} energies at ")
@@ -337,5 +337,5 @@ def test_structures_in_another_order(molgen: Callable[..., Result], dipeptide: P
     one, other = (next(k for k, line in enumerate(lines) if f" {name} " in line[12:17]) for name in ("CA", "CB"))
     lines[one], lines[other] = lines[other], lines[one]
     (tmp_path / "swapped.pdb").write_text("\n".join(lines) + "\n")
-    result = molgen("--pdb", dipeptide, "--pdb", tmp_path / "swapped.pdb", "--cv", TORSION, "--estimate")
+    result = molgen("--pdb", dipeptide, "--pdb", tmp_path / "swapped.pdb", "--cv", TORSION, "--forecast")
     assert result.exit_code == 2 and "is CB of ALA, in" in result.stderr, result.stderr

@@ -35,7 +35,7 @@ from molgen.tsgen.surface import newton_step, surface_features
 from molgen.workflows import ts
 from molgen.workflows.search_attempt import NEAR, Searches, SearchPlan
 from molgen.workflows.searches import search_all, search_plan
-from molgen.workflows.ts_estimate import estimate, estimate_without_saddle, fitting_correction
+from molgen.workflows.ts_correction import correct_guess, correct_saddle, fitting_correction
 
 runner = CliRunner()
 LEVEL = "GFN2-xTB"
@@ -270,16 +270,16 @@ def test_trained_weights_serve_find_ts(searches, source, tmp_path):
 
     reactant, product = sides("hcn")
     found = find_ts(reactant[0], product[0], correction=str(out / "best"), out=tmp_path / "ts")
-    assert found.verified and found.estimate is not None
-    written = read(tmp_path / "ts" / "ts_estimate.xyz")
-    assert np.allclose(written.positions, found.estimate.positions, atol=1e-6)
-    assert written.info["estimate_of"] == "rough" and not written.info["verified"]
-    assert json.loads((tmp_path / "ts" / "summary.json").read_text())["estimate"]["level"] == "rough"
+    assert found.verified and found.corrected is not None
+    written = read(tmp_path / "ts" / "ts_corrected.xyz")
+    assert np.allclose(written.positions, found.corrected.positions, atol=1e-6)
+    assert written.info["corrected_to"] == "rough" and not written.info["verified"]
+    assert json.loads((tmp_path / "ts" / "summary.json").read_text())["corrected"]["level"] == "rough"
     without = find_ts(reactant[0], product[0], correction="none", out=tmp_path / "none")
-    assert without.estimate is None and not (tmp_path / "none" / "ts_estimate.xyz").exists()
-    assert found.estimate.source == "saddle"
+    assert without.corrected is None and not (tmp_path / "none" / "ts_corrected.xyz").exists()
+    assert found.corrected.source == "saddle"
     saddle = torch.tensor(found.best.atoms.positions)  # in one frame, so that a viewer shows what moved
-    moved = torch.tensor(found.estimate.positions)
+    moved = torch.tensor(found.corrected.positions)
     assert (moved - saddle).square().sum(-1).mean().sqrt() < float(rmsd(moved, saddle)) + 1e-6
 
 
@@ -288,9 +288,9 @@ def test_without_a_saddle_the_guess_is_carried_over(tmp_path, monkeypatch):
     monkeypatch.setattr(ts, "refine", lambda *a, **k: replace(real(*a, **k), converged=False))
     reactant, product = sides("claisen")
     found = find_ts(reactant[0], product[0], samples=1, out=tmp_path)
-    assert not found.verified and found.estimate is not None and found.estimate.source == "guess"
-    assert read(tmp_path / "ts_estimate.xyz").positions == pytest.approx(found.estimate.positions, abs=1e-6)
-    assert json.loads((tmp_path / "summary.json").read_text())["estimate"]["source"] == "guess"
+    assert not found.verified and found.corrected is not None and found.corrected.source == "guess"
+    assert read(tmp_path / "ts_corrected.xyz").positions == pytest.approx(found.corrected.positions, abs=1e-6)
+    assert json.loads((tmp_path / "summary.json").read_text())["corrected"]["source"] == "guess"
     assert "not verified; from the guess, since no saddle was proven" in report(found, tmp_path)
 
 
@@ -308,7 +308,7 @@ def test_a_correction_is_not_used_with_another_calculator(calculator, kwargs, mo
 
 @pytest.mark.parametrize("good", [0, 1, 2])
 def test_an_estimate_counts_the_corrections_of_its_guess(good, model, tmp_path, reactions):
-    """The calculator fails on the guess after `good` gradients: there is an estimate, which says so."""
+    """The calculator fails on the guess after `good` gradients: it is corrected less often, and says so."""
     save_checkpoint(tmp_path / "w", model.state_dict(), {"model": "correction", "config": model.config})
     weights = load_correction(tmp_path / "w", dtype=torch.float64)
     guess = prepare([reactions[0]]).guess[0].double().numpy()
@@ -322,13 +322,13 @@ def test_an_estimate_counts_the_corrections_of_its_guess(good, model, tmp_path, 
                 raise RuntimeError("SCF not converged")
             return super()._evaluate_one(positions, forces)
 
-    found = estimate(weights, reactions[0], Failing(reactions[0].numbers), reactions[0].ts, guess)
+    found = correct_saddle(weights, reactions[0], Failing(reactions[0].numbers), reactions[0].ts, guess)
     assert found.guess_corrections == good == found.summary()["guess_corrections"]
-    alone = estimate(weights, reactions[0], Failing(reactions[0].numbers), reactions[0].ts)
+    alone = correct_saddle(weights, reactions[0], Failing(reactions[0].numbers), reactions[0].ts)
     assert alone.guess_corrections == 0 and np.isfinite(found.positions).all()
     assert not np.allclose(alone.positions, found.positions, atol=1e-4)
     calls = 0
-    without = estimate_without_saddle(weights, reactions[0], Failing(reactions[0].numbers), guess)
+    without = correct_guess(weights, reactions[0], Failing(reactions[0].numbers), guess)
     assert (without is None) == (good == 0)
     if without is not None:
         assert without.source == "guess" and without.guess_corrections == good
@@ -339,9 +339,9 @@ def test_a_correction_of_ones_own_that_does_not_fit_is_pointed_out(model, tmp_pa
     save_checkpoint(tmp_path / "w", model.float().state_dict(), {"model": "correction", "config": model.config})
     reactant, product = sides("hcn")
     own = find_ts(reactant[0], product[0], calculator="gfn1", correction=str(tmp_path / "w"), samples=1)
-    assert own.estimate is None and any("no estimate" in note for note in own.notes)
+    assert own.corrected is None and any("nothing is corrected" in note for note in own.notes)
     default = find_ts(reactant[0], product[0], calculator="gfn1", samples=1)
-    assert default.estimate is None and not any("no estimate" in note for note in default.notes)
+    assert default.corrected is None and not any("nothing is corrected" in note for note in default.notes)
     assert repr(default) == f"TSResult({default})" and "intended" in repr(default)
 
 

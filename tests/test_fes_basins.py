@@ -16,7 +16,7 @@ from molgen.reweight.profile import SmoothDensity
 from molgen.units import KB
 from molgen.workflows import fes_output
 from molgen.workflows.fes_basins import barriers, basins, unvisited
-from molgen.workflows.fes_estimate import _apart
+from molgen.workflows.fes_outcome import _apart
 
 T = 300.0
 KT = KB * T

@@ -253,7 +253,7 @@ def test_command(finished: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest
         seen.update(given, system=system, cvs=cvs)
         return None, json.loads((tiny / "summary.json").read_text())
 
-    told = runner.invoke(app, ["fes", "--from-ts", str(finished), "--estimate"])
+    told = runner.invoke(app, ["fes", "--from-ts", str(finished), "--forecast"])
     assert told.exit_code == 0 and "path-s -0.05 to 1.05" in told.stdout
     for extra in (["--cv", "distance 0 1"], ["--calculator", "gfn1"]):
         refused = runner.invoke(app, ["fes", "--from-ts", str(finished), *extra])

@@ -16,7 +16,7 @@ from molgen.errors import InputError
 from molgen.reweight.importance import diagnose
 from molgen.variables import evaluate
 from molgen.workflows.fes import run_fes
-from molgen.workflows.fes_estimate import final_draws
+from molgen.workflows.fes_outcome import final_draws
 from molgen.workflows.fes_pretrained import find_pretrained, load_pretrained, sample_pretrained
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import system_from_files, system_from_pdb

@@ -14,8 +14,8 @@ from molgen.cli.fes_report import report
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.reweight.ensemble import Ensemble
 from molgen.units import KB
-from molgen.workflows import fes_estimate as estimate
-from molgen.workflows.fes_estimate import DISAGREE, ensemble_of, final_draws, outcome, surfaces
+from molgen.workflows import fes_outcome
+from molgen.workflows.fes_outcome import DISAGREE, ensemble_of, final_draws, outcome, surfaces
 from molgen.workflows.fes_repair import Repair
 
 KT = KB * T
@@ -119,7 +119,7 @@ def test_a_repair_that_fails_leaves_the_weights_and_their_verdict(tmp_path: Path
     """A run that has hardly begun to learn: the ensemble says no better of itself than the gate, the report as well."""
     few = replace(TINY, sampler=replace(TINY.sampler, rounds=4, learn=1, pretrain=1), repair="auto")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimate, "DISAGREE", -1.0)  # no chains are at rest
+        patch.setattr(fes_outcome, "DISAGREE", -1.0)  # no chains are at rest
         ensemble, summary = run_wells(settings=few, out=tmp_path / "out")
     assert summary["status"] == "gate_failed" and summary["gate"]["khat_biased"] > 0.7
     assert ensemble.verdict == summary["verdict_unbiased"] in ("biased", "failed")
@@ -138,7 +138,7 @@ def test_what_k_hat_refuses_is_mended_unasked(converged: tuple[Ensemble, Sampler
     try:
         sampler.controller, sampler.history = Shifted(good, 1.5), []  # pyright: ignore[reportAttributeAccessIssue]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(estimate, "RELIABLE_KHAT", -10.0)  # no weights are good enough
+            patch.setattr(fes_outcome, "RELIABLE_KHAT", -10.0)  # no weights are good enough
             found = outcome(sampler, 400, 1)
     finally:
         sampler.controller, sampler.history = good, history

@@ -128,7 +128,7 @@ def fes(
     repair: Annotated[
         str, typer.Option("--repair", help="Sequential Monte Carlo where weights fail: auto, always (warn too), never.")
     ] = "auto",
-    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will cost, and do nothing.")] = False,
+    forecast: Annotated[bool, typer.Option("--forecast", help="Say what it will cost, and do nothing.")] = False,
     units: Annotated[str, typer.Option("--units", help="Of energies: kcal/mol or kJ/mol.")] = "kcal/mol",
     out: common.Out = Path("molgen-fes"),
     overwrite: common.Overwrite = False,
@@ -170,7 +170,7 @@ def fes(
 
 
 def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
-    """Build what the options describe and run it; nothing is written, and the summary is empty, for --estimate."""
+    """Build what the options describe and run it; nothing is written, and the summary is empty, for --forecast."""
     from molgen.workflows.fes import run_fes
     from molgen.workflows.fes_forecast import forecast
     from molgen.workflows.fes_problem import Problem
@@ -193,7 +193,7 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
             "no collective variable", where="--cv", expected="one to three",
             remedy='give for example --cv "distance 0 4"',
         )  # fmt: skip
-    if o["estimate"]:
+    if o["forecast"]:
         typer.echo(forecast(Problem.of(system, cvs, o["temperature"], **given)))
         return {}, o["out"]
     rounds = given["settings"].sampler.rounds

@@ -93,7 +93,7 @@ def train_correction(
     searches: Annotated[Path, typer.Option("--searches", help="searches.npz of `molgen data searches` on --data.")],
     out: common.Out = Path("runs/train-correction"),
     init: Init = None,
-    level: Annotated[str, typer.Option("--level", help="Of the data, as estimates shall name it.")] = "",
+    level: Annotated[str, typer.Option("--level", help="Of the data, as corrected structures shall name it.")] = "",
     time_budget: TimeBudget = "1h",
     steps: Steps = None,
     train_split: TrainSplit = "train",

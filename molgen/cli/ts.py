@@ -55,7 +55,7 @@ def ts(
     """Transition state between REACTANT and PRODUCT: guessed, refined, verified.
 
     Writes ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png and summary.json to OUT; where --correction fits, also
-    ts_estimate.xyz: the saddle (if none was proven, the guess) as the level of the training set would have it. Exit
+    ts_corrected.xyz: the saddle (if none was proven, the guess) as the level of the training set would have it. Exit
     code 3 when no saddle was proven to join the two (0 if you asked for no verification), 4 when the calculator failed
     on some guesses.
     """
@@ -116,11 +116,11 @@ def report(result: Any, out: Path) -> str:
         lines.append(f"confidence           {best.confidence:.0%} before verification")
     lines.append(f"guess                {best.source}, sample {best.sample}")
     lines.append(f"cost                 {result.gradient_calls} gradient calls, {result.seconds:.1f} s")
-    if result.estimate is not None:
-        expected = f"{result.estimate.level}, expected error {result.estimate.expected_rmsd:.2f} A, not verified"
-        if result.estimate.source == "guess":
+    if result.corrected is not None:
+        expected = f"{result.corrected.level}, expected error {result.corrected.expected_rmsd:.2f} A, not verified"
+        if result.corrected.source == "guess":
             expected += "; from the guess, since no saddle was proven"
-        lines.append(f"estimate             ts_estimate.xyz: {expected}")
+        lines.append(f"corrected            ts_corrected.xyz: {expected}")
     others = len(result.candidates) - 1
     if others:
         counts = Counter(c.verdict.replace("_", " ") for c in result.candidates[1:])

@@ -24,8 +24,8 @@ from molgen.run import Run
 from molgen.structures import check_positions
 from molgen.units import energy_unit
 from molgen.variables import CV
-from molgen.workflows.fes_estimate import Progress, converged, outcome
 from molgen.workflows.fes_identity import identity
+from molgen.workflows.fes_outcome import Progress, converged, outcome
 from molgen.workflows.fes_output import CONTROLLER, write_results
 from molgen.workflows.fes_pretrained import save_pretrained
 from molgen.workflows.fes_problem import Prior, Problem, coordinates_of

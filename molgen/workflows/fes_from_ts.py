@@ -34,7 +34,7 @@ from molgen.saddle.modes import finite_difference_hessian, masses
 from molgen.units import KB, KCAL_MOL, kcal
 from molgen.variables import CV, evaluate, path_s, path_z
 from molgen.workflows.fes import FesSettings, run_fes
-from molgen.workflows.fes_estimate import Progress
+from molgen.workflows.fes_outcome import Progress
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System
 

@@ -20,7 +20,7 @@ from molgen.reweight.importance import RELIABLE_KHAT
 from molgen.run import Run
 from molgen.units import KJ_MOL, energy_unit
 from molgen.workflows.fes_basins import Basin
-from molgen.workflows.fes_estimate import DISAGREE, Outcome, Surfaces
+from molgen.workflows.fes_outcome import DISAGREE, Outcome, Surfaces
 from molgen.workflows.peptide_output import ensemble_hash
 
 CONTROLLER = "controller"

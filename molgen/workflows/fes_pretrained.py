@@ -23,7 +23,7 @@ from molgen.potentials.xtb import one_thread
 from molgen.reweight.ensemble import Ensemble
 from molgen.rng import generator
 from molgen.run import Run
-from molgen.workflows.fes_estimate import Kernels, outcome
+from molgen.workflows.fes_outcome import Kernels, outcome
 from molgen.workflows.fes_output import CONTROLLER, write_results
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import FesSettings, check_repair

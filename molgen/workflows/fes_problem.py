@@ -29,8 +29,8 @@ from molgen.rng import generator, sample_seed
 from molgen.run import Run
 from molgen.units import KB
 from molgen.variables import CV, check_start, evaluate, parse_cv
-from molgen.workflows.fes_estimate import judge
 from molgen.workflows.fes_grid import axis_of
+from molgen.workflows.fes_outcome import judge
 from molgen.workflows.fes_output import check_names
 from molgen.workflows.fes_settings import FesSettings, check_settings
 from molgen.workflows.fes_system import System

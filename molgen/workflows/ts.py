@@ -30,7 +30,7 @@ from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import SIGMA, generate
 from molgen.tsgen.rank import confidence, guess_features, refined_features
 from molgen.units import kcal
-from molgen.workflows.ts_estimate import DEFAULT_CORRECTION, estimate, estimate_without_saddle, fitting_correction
+from molgen.workflows.ts_correction import DEFAULT_CORRECTION, correct_guess, correct_saddle, fitting_correction
 from molgen.workflows.ts_result import OUT_OF_TIME, VERDICTS, Candidate, TSResult
 from molgen.workflows.ts_setup import calls_allowed, model_for, potential_for
 
@@ -85,11 +85,11 @@ def find_ts(
         max_calls: gradient calls of one refinement, at most; default 100, 8 an atom for more than 21 atoms.
         time_budget: s; no further guess is refined after that, the first always is. What is left is counted in
             `result.rejections`.
-        out: folder for ts.xyz, guesses.xyz, path.xyz, ts_estimate.xyz, barrier.png, summary.json, manifest.json.
+        out: folder for ts.xyz, guesses.xyz, path.xyz, ts_corrected.xyz, barrier.png, summary.json, manifest.json.
             overwrite: replace a run there.
         weights: name or folder. steps: flow steps; default the weights' own. device, dtype: of the model.
         correction: weights that carry the verified saddle, or without one the guess, to the level of their training set
-            (`result.estimate`), name or folder, or "none"; used where they read gradients of this calculator.
+            (`result.corrected`), name or folder, or "none"; used where they read gradients of this calculator.
         log: called with lines for people; progress: called with (stage, done, total).
 
     Returns:
@@ -112,7 +112,7 @@ def find_ts(
     model = model_for(weights, reaction, device, dtype, notes)
     corrector = fitting_correction(correction, reaction, calculator, calculator_kwargs, device, dtype)
     if corrector is None and correction not in (DEFAULT_CORRECTION, "none"):
-        notes.append(f"warning: {correction} does not know this calculator or kind of reaction: no estimate")
+        notes.append(f"warning: {correction} does not know this calculator or kind of reaction: nothing is corrected")
     for note in notes:
         log(note)
     calls_before = potential.calls  # the user's own Potential may have worked before
@@ -154,9 +154,9 @@ def find_ts(
             search.relax_ends(best)
             if corrector is not None and best.verdict == "intended":
                 guess = search.starts[best.sample][0] if best.source == "TS-GEN" else None
-                result.estimate = estimate(corrector, reaction, potential, best.atoms.positions, guess)
+                result.corrected = correct_saddle(corrector, reaction, potential, best.atoms.positions, guess)
             elif corrector is not None and model is not None:
-                result.estimate = estimate_without_saddle(corrector, reaction, potential, search.starts[0][0])
+                result.corrected = correct_guess(corrector, reaction, potential, search.starts[0][0])
             publish()
         if all(candidate.verdict == "failed" for candidate in result.candidates):
             raise CalculatorError(

@@ -19,7 +19,7 @@ from molgen.workflows.ts_result import Candidate, TSResult
 
 
 def write_result(run: Run, result: TSResult, final: bool) -> None:
-    """Write guesses.xyz, ts.xyz (ranked), path.xyz of the best and ts_estimate.xyz; `final`: barrier.png, summary.json.
+    """Write guesses.xyz, ts.xyz (ranked), path.xyz of the best, ts_corrected.xyz; `final`: barrier.png, summary.json.
 
     Called after every candidate, so that an interrupted run keeps what it has.
     """
@@ -35,9 +35,9 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
     if not result.candidates:
         return
     write_extxyz(run.path("ts.xyz"), [candidate.atoms for candidate in result.candidates])
-    if result.estimate is not None:
-        write_extxyz(run.path("ts_estimate.xyz"), [result.estimate.atoms])
-        run.record(estimate=result.estimate.summary())
+    if result.corrected is not None:
+        write_extxyz(run.path("ts_corrected.xyz"), [result.corrected.atoms])
+        run.record(corrected=result.corrected.summary())
     best = result.best
     if best.path_positions is not None and best.path_energies is not None:
         write_extxyz(run.path("path.xyz"), path_frames(result, best))

@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from molgen.data.reactions import Reaction
-from molgen.workflows.ts_estimate import TSEstimate
+from molgen.workflows.ts_correction import CorrectedTS
 
 OUT_OF_TIME = "time budget reached"  # among the rejections of a result
 # best first
@@ -69,7 +69,7 @@ class TSResult:
         guesses: the geometries the refinement started from.
         gradient_calls: all calculator calls, failed candidates included. seconds: wall time, model and calculator.
         rejections: reason -> count of guesses that came to nothing. checkpoint_hash: of the weights used, if any.
-        estimate: the verified saddle, or without one the first guess, carried to the level of the training set, where
+        corrected: the verified saddle, or without one the first guess, carried to the level of the training set, where
             there are weights for that.
     """
 
@@ -81,7 +81,7 @@ class TSResult:
     seconds: float = 0.0
     rejections: Counter = field(default_factory=Counter)
     checkpoint_hash: str | None = None
-    estimate: TSEstimate | None = None
+    corrected: CorrectedTS | None = None
 
     @property
     def best(self) -> Candidate:

@@ -1,5 +1,4 @@
-"""From the saddle of a cheaper level, or the guess, to an estimate of the transition state at the level of the training
-set."""
+"""The saddle of a cheaper level, or the guess, corrected to the level of the training set."""
 
 from __future__ import annotations
 
@@ -24,13 +23,13 @@ GUESS_CORRECTIONS = 2
 
 
 @dataclass(frozen=True, eq=False)
-class TSEstimate:
+class CorrectedTS:
     """A transition state as a better level would have it; nothing was calculated there.
 
     Attributes:
         numbers: (N,) atomic numbers. positions: (N, 3) Angstrom.
         deviation: (N,) predicted error of each atom, Angstrom (root mean square).
-        level: that the positions are an estimate of. checkpoint_hash: of the weights.
+        level: that the positions are corrected to. checkpoint_hash: of the weights.
         source: "saddle" of the cheaper level, or "guess", where none was found.
         guess_corrections: of the guess, before it was compared with the saddle; fewer where the calculator failed.
     """
@@ -52,7 +51,7 @@ class TSEstimate:
     def atoms(self) -> Atoms:
         """With level and expected error in `info`."""
         atoms = Atoms(self.numbers, self.positions)
-        atoms.info = {"estimate_of": self.level, "expected_rmsd": round(self.expected_rmsd, 4), "verified": False}
+        atoms.info = {"corrected_to": self.level, "expected_rmsd": round(self.expected_rmsd, 4), "verified": False}
         return atoms
 
     def summary(self) -> dict[str, Any]:
@@ -90,17 +89,17 @@ def fitting_correction(
     return found if fits else None
 
 
-def estimate(
+def correct_saddle(
     correction: Correction,
     reaction: Reaction,
     potential: Potential,
     saddle: np.ndarray,
     guess: np.ndarray | None = None,
-) -> TSEstimate:
-    """The estimate from a saddle of the level the weights read.
+) -> CorrectedTS:
+    """A saddle of the level the weights read, corrected.
 
-    The guess is corrected twice first, with a gradient call each: a better guess makes a better estimate (on 272
-    reactions of RDB7 (val) RMSD median / mean 0.104 / 0.191 A instead of 0.111 / 0.199).
+    The guess is corrected twice first, with a gradient call each: a better guess makes a better correction (on
+    272 reactions of RDB7 (val) RMSD median / mean 0.104 / 0.191 A instead of 0.111 / 0.199).
 
     Args:
         potential: of the level the weights read.
@@ -111,19 +110,19 @@ def estimate(
     if guess is not None:
         start, _, corrections = _corrected_guess(correction, reaction, potential, guess)
     positions, deviation = corrected(correction.model, reaction, saddle, np.zeros_like(saddle), start)
-    return _estimate(correction, reaction, positions, deviation, "saddle", corrections)
+    return _made(correction, reaction, positions, deviation, "saddle", corrections)
 
 
-def estimate_without_saddle(
+def correct_guess(
     correction: Correction, reaction: Reaction, potential: Potential, guess: np.ndarray
-) -> TSEstimate | None:
+) -> CorrectedTS | None:
     """The guess (N, 3) of TS-GEN, corrected twice: what there is to say when no search has found the saddle.
 
     Better than where a search that went astray has ended (`benchmarks/correction.py`). None where the calculator fails
     on the guess.
     """
     positions, deviation, corrections = _corrected_guess(correction, reaction, potential, guess)
-    return _estimate(correction, reaction, positions, deviation, "guess", corrections) if corrections else None
+    return _made(correction, reaction, positions, deviation, "guess", corrections) if corrections else None
 
 
 def _corrected_guess(
@@ -136,12 +135,12 @@ def _corrected_guess(
             x, deviation = corrected(correction.model, reaction, x, gradient(potential, x)[1], guess)
             done += 1
     except CalculatorError:
-        pass  # the estimate says how many there were
+        pass  # the result says how many there were
     return x, deviation, done
 
 
-def _estimate(
+def _made(
     correction: Correction, reaction: Reaction, x: np.ndarray, deviation: np.ndarray, source: str, corrections: int
-) -> TSEstimate:
+) -> CorrectedTS:
     level = str(correction.config.get("level") or "the training set")
-    return TSEstimate(reaction.numbers, x, deviation, level, source, corrections, correction.hash)
+    return CorrectedTS(reaction.numbers, x, deviation, level, source, corrections, correction.hash)
