@@ -22,6 +22,7 @@ from molgen.variables import custom
 from molgen.workflows.fes import FesSettings
 from molgen.workflows.fes_outcome import ensemble_of, final_draws, repaired, surfaces
 from molgen.workflows.fes_problem import Problem
+from molgen.workflows.fes_repair import chains_from
 from molgen.workflows.fes_system import System
 
 T, LOW = 300.0, 8.0  # K; kT, where surfaces are compared
@@ -158,7 +159,9 @@ def corrupted_rows(seed: int) -> list[dict]:
         found = surfaces(ensemble, sampler)
         reference = averaged(exact, found.path.edges)
         delta = difference(ensemble, divide)
-        chain, mended = repaired(sampler, draws, found, calls)  # as `--repair always` does
+        begin = chains_from(sampler, draws, calls)
+        assert begin is not None
+        chain, mended = repaired(sampler, draws, found, begin)  # as `--repair always` does
         assert mended.repair is not None
         rows.append({
             "system": "corrupted", "seed": seed, "shift": shift,

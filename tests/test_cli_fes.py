@@ -158,7 +158,7 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
         "verdict_unbiased": "biased", "axes": ["rad"],
         "disagreement_kt": {"histogram": 0.8, "bias": 1.9, "limit": 0.5}, "results": [], "rejections": {},
         "barriers": [{"basins": [0, 1], "place": math.pi / 9, "samples": 9, "forward": estimate, "reverse": poor}],
-        "missing": ["2 parts of the surface are joined by no sample"], "seconds": {"rounds": 3.0}, "energy_calls": 7,
+        "missing": ["2 parts of the surface are joined by no sample"], "wall_seconds": 3.0, "energy_calls": 7,
         "rounds": 2,
     }  # fmt: skip
     (tmp_path / "manifest.json").write_text('{"files": []}')

@@ -52,7 +52,6 @@ def test_the_slope_has_the_bias_as_it_is_now():
     assert target.slope(batch) == pytest.approx(expected - expected.mean(1, keepdims=True), abs=1e-3)
     assert np.abs(target.slope(batch) - before).max() > 1
     assert target.log_weights(batch, biased=False) == pytest.approx(unbiased)
-    assert (batch.drawn == 0).all()  # but what it was drawn under stays
 
 
 def test_a_single_particle_keeps_its_slope():

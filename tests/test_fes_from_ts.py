@@ -168,8 +168,11 @@ def test_an_unknown_barrier_is_said(path: ReactionPath, kept: list[int], text: s
     x = np.repeat(path.frames[kept], 40, 0) + 0.01 * np.random.default_rng(0).standard_normal((40 * len(kept), 3, 3))
     s = CollectiveVariable("path-s", evaluate(path.cvs[:1], x)[0][:, 0], "")
     ensemble = Ensemble(x, np.zeros(len(x)), np.zeros(len(x)), T, path.potential.numbers, cvs={"path-s": s})
-    entries, unknown = path.report(ensemble, None)
+    entries, unknown = path.report(ensemble, None, "kJ/mol")
     assert unknown[0].startswith(text) and ("barrier" in entries) is (len(kept) == 2)
+    if entries:
+        assert entries["barrier"]["reaction"]["unit"] == "kJ/mol"
+        assert not barrier_of(replace(ensemble, at_best="failed"), path).reaction.reliable
 
 
 def test_without_path_file(folder: Path, path: ReactionPath) -> None:

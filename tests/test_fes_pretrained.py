@@ -16,7 +16,7 @@ from molgen.errors import InputError
 from molgen.reweight.importance import diagnose
 from molgen.variables import evaluate
 from molgen.workflows.fes import run_fes
-from molgen.workflows.fes_outcome import final_draws
+from molgen.workflows.fes_outcome import final_draws, outcome
 from molgen.workflows.fes_pretrained import find_pretrained, load_pretrained, sample_pretrained
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import system_from_files, system_from_pdb
@@ -45,15 +45,20 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return folder / "run", ensemble.log_weights[-40:]
 
 
-def test_the_same_seed_draws_the_final_samples_again(finished: tuple[Path, np.ndarray]):
+def test_its_final_samples_could_be_drawn_again(finished: tuple[Path, np.ndarray]):
+    """By the streams of the run; asked for samples under the same seed it draws new ones."""
     folder, log_weights = finished
-    ensemble, _ = sample_pretrained(folder, 40, repair="never", seed=3)
+    problem, sampler, kernels, _ = load_pretrained(folder, 3)
+    sampler.seed = 3
+    ensemble = outcome(sampler, 40, 1, problem.system.topology, kernels, paths=4, repair="never").ensemble
     both = np.isfinite(log_weights) & np.isfinite(ensemble.log_weights)
     assert len(ensemble) == 40 and (np.isfinite(log_weights) == np.isfinite(ensemble.log_weights)).all()
     # but for the factor by which the final draws count beside those of the rounds
     assert np.ptp(ensemble.log_weights[both] - log_weights[both]) < 1e-6
-    other, _ = sample_pretrained(folder / "controller", 30, repair="never", seed=4)
-    assert len(other) == 30 and not np.array_equal(other.positions[:10], ensemble.positions[:10])
+    for place, seed in ((folder, 3), (folder / "controller", 4)):
+        other, _ = sample_pretrained(place, 30, repair="never", seed=seed)
+        apart = np.abs(other.positions[:, None] - ensemble.positions[None]).max((2, 3))
+        assert len(other) == 30 and apart.min() > 1e-6, "none of them has been drawn before"
     one, more = (sample_pretrained(folder, 30, paths=k, repair="never", seed=4)[0] for k in (1, 6))
     kept = np.isfinite(one.log_weights)
     assert np.array_equal(one.positions, more.positions) and np.array_equal(kept, np.isfinite(more.log_weights))

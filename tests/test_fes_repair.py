@@ -16,7 +16,7 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.units import KB
 from molgen.workflows import fes_outcome
 from molgen.workflows.fes_outcome import DISAGREE, ensemble_of, final_draws, outcome, surfaces
-from molgen.workflows.fes_repair import Repair
+from molgen.workflows.fes_repair import Chains, Repair
 
 KT = KB * T
 
@@ -120,31 +120,50 @@ def test_a_repair_that_fails_leaves_the_weights_and_their_verdict(tmp_path: Path
     few = replace(TINY, sampler=replace(TINY.sampler, rounds=4, learn=1, pretrain=1), repair="auto")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fes_outcome, "DISAGREE", -1.0)  # no chains are at rest
+        patch.setattr(fes_outcome, "MEAN_EXISTS", np.inf)  # and they are tried in spite of the weights
+        patch.setattr(fes_outcome, "chains_from", lambda *_: Chains(np.arange(60), 8))
         ensemble, summary = run_wells(settings=few, out=tmp_path / "out")
     assert summary["status"] == "gate_failed" and summary["gate"]["khat_biased"] > 0.7
     assert ensemble.verdict == summary["verdict_unbiased"] in ("biased", "failed")
     assert len(ensemble) < 400 and ensemble.groups is None, "not that of the chains"
     assert not ensemble.expectation("x").reliable and not ensemble.free_energy("x < 0", "x > 0").reliable
     assert Ensemble.load(tmp_path / "out").verdict == ensemble.verdict
+    assert summary["results"] and not any(row["reliable"] for row in summary["results"])
     assert summary["repair"]["used"] is False and summary["repair"]["particles"] == 60
     assert "repair failed    by sequential Monte Carlo, 60 chains" in report(summary, tmp_path / "out")
 
 
+def test_a_repair_that_could_not_pass_is_not_paid_for(converged: tuple[Ensemble, Sampler]) -> None:
+    """Weights without a mean, of which a handful hold all; the energies of chains would be for nothing."""
+    _, sampler = converged
+    good, history, lines = sampler.controller, sampler.history, []
+    try:
+        sampler.controller, sampler.history = Shifted(good, 40.0), []  # pyright: ignore[reportAttributeAccessIssue]
+        before = sampler.target.potential.calls
+        found = outcome(sampler, 400, 1, repair="always", log=lines.append)
+        spent = sampler.target.potential.calls - before
+    finally:
+        sampler.controller, sampler.history = good, history
+    assert spent <= 400 and found.surfaces.tried is None and not found.surfaces.passed
+    assert "too few different samples for sequential Monte Carlo" in lines[-1]
+
+
 def test_what_k_hat_refuses_is_mended_unasked(converged: tuple[Ensemble, Sampler]) -> None:
-    """Weights with a heavy tail, by a controller that pulls three times as hard: chains replace them, for better or
+    """Weights with a heavy tail, by a controller that pulls aside: chains replace them, for better or
     worse, and the gate is theirs."""
     _, sampler = converged
     good, history = sampler.controller, sampler.history
     try:
-        sampler.controller, sampler.history = Shifted(good, 1.5), []  # pyright: ignore[reportAttributeAccessIssue]
+        sampler.controller, sampler.history = Shifted(good, 0.5), []  # pyright: ignore[reportAttributeAccessIssue]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fes_outcome, "RELIABLE_KHAT", -10.0)  # no weights are good enough
-            found = outcome(sampler, 400, 1)
+            patch.setattr(fes_outcome, "MEAN_EXISTS", np.inf)
+            found = outcome(sampler, 1200, 1)
     finally:
         sampler.controller, sampler.history = good, history
     repair = found.surfaces.repair or found.surfaces.tried
     assert repair is not None and found.surfaces.passed is (found.surfaces.repair is not None)
-    for worse in ({"ancestors": 150}, {"shift": 0.7}, {"halves": 0.4}):
-        good = replace(repair, ancestors=300, shift=0.1, halves=0.1)
+    for worse in ({"ancestors": repair.particles // 3}, {"shift": 0.7}, {"halves": 0.4}):
+        good = replace(repair, ancestors=repair.particles, shift=0.1, halves=0.1)
         sure = replace(found.surfaces, biased=replace(found.surfaces.biased, khat=0.8), repair=good)
         assert sure.passed and not replace(sure, repair=replace(good, **worse)).passed

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 from rdkit import Chem
 from rdkit.Chem import AllChem
 
@@ -139,6 +140,25 @@ def test_windings_share_the_density_of_a_geometry():
     values, counts = np.unique(np.round(shares[:, at, 0], 6), return_counts=True)
     expected = np.exp(-2 * (values / (2 * np.pi)) ** 2)
     assert counts / 4000 == pytest.approx(expected / expected.sum(), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "folds"),
+    [("CH3CH2NH2", [1, 3]), ("CH3CONH2", [2, 3]), ("isobutene", [2, 3, 3]), ("CH3CH2OH", [1, 3])],
+)
+def test_a_rotor_turned_by_its_period_is_the_same_molecule(name: str, folds: list[int]):
+    """But for the names of its equal atoms: a methyl group is, the two hydrogens of an amine are 115 degrees apart."""
+    numbers, x = molecule(name).numbers, molecule(name).positions
+    space = InternalSpace.whitened(tree_zmatrix(numbers, bond_graph(numbers, x), x), shaken(x, 200))
+    broad = [k for k, period in enumerate(space.periods) if period]
+    assert sorted(round(2 * np.pi / space.periods[k]) for k in broad) == folds
+    points = space.points(x[None], np.random.default_rng(0))
+    for k in broad:
+        turned = points.copy()
+        turned[:, k] += space.periods[k]
+        here, there = (space.place(p).positions[0] for p in (points, turned))
+        lengths = [np.sort(np.linalg.norm(x[:, None] - x, axis=-1).ravel()) for x in (here, there)]
+        assert np.abs(lengths[0] - lengths[1]).max() < 0.2
 
 
 def test_ln_z_of_springs_and_a_rotor_is_the_known_integral():

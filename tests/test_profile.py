@@ -106,6 +106,22 @@ def test_across_the_seam_of_a_period():
     assert seam.place - 1.5 == pytest.approx(plain.place, abs=1e-6)
 
 
+def test_a_stray_far_away_leaves_the_barrier_alone():
+    x, log_w = draws(20_000, 4, noise=0.3)
+    alone = read(x, log_w, limits=None, width=None)
+    stray = read(np.append(x, 40.0), np.append(log_w, log_w.max() - 20), limits=None, width=None)
+    assert stray.mean.value == pytest.approx(alone.mean.value, abs=0.05 * KT)
+    assert alone.mean.value == pytest.approx(heights()[3] * KT, abs=0.5 * KT) and stray.mean.reliable
+
+
+def test_one_group_has_no_error_and_is_not_reliable():
+    x, log_w = draws(2_000, 5)
+    one = profile_barrier(
+        CollectiveVariable("x", x, "A"), log_w, normalised(log_w), T, between=(-1, 1), groups=np.zeros(2_000)
+    )
+    assert np.isnan(one.forward.error) and not one.forward.reliable
+
+
 def test_density_is_normalised_and_gaps_are_unknown():
     x = np.random.default_rng(0).normal(0, 0.4, 60_000)
     x = x[np.abs(x) < 1.5]

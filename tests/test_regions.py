@@ -28,7 +28,6 @@ CVS = {
         ("phi 1 in (140, 190)", [1, 0, 0, 0, 0, 1, 1]),
         ("phi 1 > 0", [0, 0, 0, 0, 1, 1, 0]),
         ("turned < -50", [1, 1, 0, 0, 0, 0, 1]),
-        ("phi 1 in (7, 7)", [0] * 7),
         ("d and e < 3.5", [1, 1, 1, 1, 0, 0, 0]),
         ("d and e in (2, inf)", [0, 0, 1, 1, 1, 1, 1]),
         ("d and e in (2, 5) and phi 1 in (-50, 50)", [0, 0, 1, 1, 0, 0, 0]),
@@ -46,6 +45,12 @@ def test_written_regions(text, expected):
 def test_regions_that_cannot_be_read(text):
     with pytest.raises(InputError, match="cannot read"):
         written_region(text, CVS.__getitem__)
+
+
+@pytest.mark.parametrize("limits", ["(7, 7)", "(180, -180)", "(360, 0)"])
+def test_a_range_of_nothing_is_refused(limits):
+    with pytest.raises(InputError, match="which is nothing"):
+        written_region(f"phi 1 in {limits}", CVS.__getitem__)
 
 
 def test_boxed_regions_are_in_the_variables_own_units():

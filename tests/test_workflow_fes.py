@@ -25,13 +25,13 @@ from molgen.units import KB, KJ_MOL
 from molgen.variables import custom, rmsd, torsion
 from molgen.workflows import fes
 from molgen.workflows.fes import sample_cv
-from molgen.workflows.fes_basins import REDRAWS, basins
+from molgen.workflows.fes_basins import basins
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_system import System
 
 FILES = {
     "manifest.json", "summary.json", "fes.dat", "fes_histogram.dat", "fes_bias.dat", "COLVAR", "HILLS", "weights.npz",
-    "samples.xyz", "fes.png", "convergence.png", "weights.png", "rounds.json", "controller", "state", "best",
+    "samples.xyz", "fes.png", "convergence.png", "weights.png", "rounds.json", "controller", "best",
 }  # fmt: skip
 
 # One process that has imported everything forks the runs, kills them with signal 9, and lets the last one finish.
@@ -132,7 +132,7 @@ def test_failed_energies_are_counted_and_the_run_goes_on(finished: tuple[Path, E
 def test_surfaces_read_back(finished: tuple[Path, Ensemble, dict]):
     out, ensemble, _ = finished
     edges = np.linspace(*RANGE, 45)
-    expected = ensemble.fes("x", bins=[edges], replicas=REDRAWS)
+    expected = ensemble.fes("x", bins=[edges])
     for name, free, error in (("fes.dat", expected.free_energy, expected.error),):
         fields, sets, rows = read_table(out / name)
         assert fields == ["x", "file.free", "error"] and sets["units_energy"] == "kJ/mol" and sets["unit_x"] == "A"

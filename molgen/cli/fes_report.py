@@ -47,8 +47,8 @@ def report(summary: dict[str, Any], out: Path) -> str:
             rows.append((name if name == "reaction" else f"barrier {name}", _estimated(row)))
     rows += [("missing?", text) for text in summary.get("missing", [])]
     rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
-    seconds = sum(summary["seconds"].values())
-    rows.append(("cost", f"{summary['energy_calls']} energies, {seconds:.0f} s, {summary['rounds']} rounds"))
+    cost = f"{summary['energy_calls']} energies, {summary['wall_seconds']:.0f} s, {summary['rounds']} rounds"
+    rows.append(("cost", cost))
     rows.append(("files", common.written(out)))
     return "\n".join(f"{name:<16} {text}" for name, text in rows)
 

@@ -7,7 +7,8 @@ Dihedrals about bonds are broad and stay in radians, on the real line: a dihedra
     p(phi mod P) w(phi),   sum over k of w(phi + k P) = 1,   w ~ exp(-phi^2 / 2 s^2), s = P/2,
 
 so that every winding means the same geometry, averages are those of p, and the process needs no torus. Where a centre
-carries m equal terminal atoms, P = 2 pi / m: averages of what does not tell these atoms apart are unchanged.
+carries m equal terminal atoms, evenly spaced about the bond, P = 2 pi / m: averages of what does not tell these atoms
+apart are unchanged. (Those of a methyl group or NO2 are; the two hydrogens of an amine are not.)
 Rings are cut at one bond; the closing bond is then a correlation like any other, which the whitening sees.
 """
 
@@ -30,6 +31,7 @@ WIDTH = 0.25  # standard deviation of a whitened coordinate; about that of a dih
 END = 0.05  # standard deviation of the last noise
 SHRINK = 0.05  # of the covariance of the frames towards the unit matrix
 LEAST_BEND, WINDINGS = math.radians(10), 6
+UNEVEN = math.radians(30)  # between dihedrals of equal atoms, from a whole turn over their number
 FROM_LINE = math.radians(8)  # an angle nearer to a line has no dihedral to speak of
 
 
@@ -76,7 +78,8 @@ def tree_zmatrix(numbers: np.ndarray, bonds: np.ndarray, start: np.ndarray, fixe
             else:
                 mates = [n for n in graph[c] if n != b]
                 equal = len({classes[n] for n in mates}) == 1 and all(len(graph[n]) == 1 for n in mates)
-                fold[k] = len(mates) if equal and not set(mates) & set(fixed) else 1
+                around = [_dihedral(start, a, b, c, n) for n in mates]
+                fold[k] = len(mates) if equal and not set(mates) & set(fixed) and _spaced(around) else 1
         references[k] = rank[a], rank[b], rank[c]
     z = ZMatrix(np.array(order), references, np.zeros(len(order), dtype=bool), fold, center)
     _refuse_lines(z, start)
@@ -200,6 +203,13 @@ def _ends(graph: nx.Graph, numbers: np.ndarray) -> list[int]:
 
 def _dihedral(x: np.ndarray, *atoms: int) -> float:
     return float(dihedral(*(torch.from_numpy(np.asarray(x[a], dtype=np.float64)) for a in atoms)))
+
+
+def _spaced(angles: list[float]) -> bool:
+    """Whether dihedrals, radians, are a whole turn over their number apart."""
+    turned = np.sort(np.mod(angles, 2 * math.pi))
+    gaps = np.diff(turned, append=turned[0] + 2 * math.pi)
+    return bool(np.abs(gaps - 2 * math.pi / len(angles)).max() < UNEVEN)
 
 
 def _refuse_lines(z: ZMatrix, start: np.ndarray) -> None:

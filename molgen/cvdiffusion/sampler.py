@@ -92,7 +92,7 @@ class Sampler:
         weigh: normalised weights from log-weights, for corrections of the bias.
 
     Attributes:
-        history: every round's draws from the first one kept for the estimates on.
+        history: the draws of every round under the resting bias.
         variances: (steps,) or (steps, M, c) of the forward kernels.
     """
 
@@ -191,7 +191,7 @@ class Sampler:
                 remedy=f"give {remedies[0]}; then {remedies[1]}, or {remedies[2]}",
             )
         self.drawn = [*self.drawn, batch][-s.memory :]
-        if self.number >= min(self.frozen_from, s.rounds // 2 + 1):
+        if self.number >= self.frozen_from:
             self.history.append(batch)
         if self.number < self.frozen_from and s.deposit:
             self.target.bias.add(batch.cvs[accepted], s.deposit * self.target.kt)
@@ -231,7 +231,8 @@ class Sampler:
         """Everything that a resumed run needs, by name."""
         arrays = {f"bias.{key}": value for key, value in self.target.bias.state().items()}
         arrays |= {"variances": self.variances, "number": np.array(self.number)}
-        for name, parts in (("drawn", self.drawn), ("history", self.history)):
+        earlier = [batch for batch in self.drawn if batch.round[0] < self.frozen_from]  # the history has the others
+        for name, parts in (("drawn", earlier), ("history", self.history)):
             if parts:
                 arrays |= {f"{name}.{key}": value for key, value in vars(Batch.join(parts)).items()}
         reasons = sorted(self.target.rejections)
@@ -248,7 +249,8 @@ class Sampler:
 
         self.target.bias.load_state(under("bias"))
         self.variances, self.number = arrays["variances"], int(arrays["number"])
-        self.drawn, self.history = _rounds(under("drawn")), _rounds(under("history"))
+        self.history = _rounds(under("history"))
+        self.drawn = [*_rounds(under("drawn")), *self.history][-self.settings.memory :]
         reasons, self.records = (json.loads(bytes(arrays[name])) for name in ("reasons", "records"))
         self.target.rejections.clear()
         self.target.rejections.update(dict(zip(reasons, map(int, arrays["rejections"]), strict=True)))

@@ -33,7 +33,6 @@ class Batch:
         energies: (n,) eV of the potential; NaN where rejected. gradient: (n, M, c) eV/A of potential, walls and volume
             element, over points. walls: (n,) eV. cvs: (n, D). cv_gradient: (n, D, M, c), over points.
         round: (n,) in which they were drawn.
-        drawn: (n,) eV, the bias under which they were drawn.
     """
 
     points: np.ndarray
@@ -45,7 +44,6 @@ class Batch:
     cvs: np.ndarray
     cv_gradient: np.ndarray
     round: np.ndarray
-    drawn: np.ndarray
 
     def __len__(self) -> int:
         return len(self.energies)
@@ -141,13 +139,9 @@ class Target:
         for array in (slope, *cv_slopes):
             array[bad] = 0.0
         self.rejections.update(reasons.values())
-        drawn = np.zeros(n)
-        kept = np.isfinite(energies)
-        drawn[kept] = self.bias.evaluate(values[kept])[0]
         return Batch(
-            points, positions, log_path, energies, slope, walls, values, np.stack(cv_slopes, 1), np.full(n, number),
-            drawn,
-        )  # fmt: skip
+            points, positions, log_path, energies, slope, walls, values, np.stack(cv_slopes, 1), np.full(n, number)
+        )
 
     def log_weights(self, batch: Batch, biased: bool = True) -> np.ndarray:
         """(n,) ln w for the target with the bias as it is now, or without it; -inf where rejected."""

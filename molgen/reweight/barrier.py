@@ -30,6 +30,8 @@ from molgen.reweight.importance import cleaned, khat, khat_threshold
 from molgen.reweight.profile import FINE, SmoothDensity
 from molgen.units import KB, PLANCK
 
+SIDES = ("forward", "reverse", "reaction", "mean")
+STRAYS = 1e-3  # of the samples at each end: one far away would spread the knots over the emptiness between
 KNOTS = 20  # intervals of the spline in `limits`, by default 0 to 1
 WINDOW = 1.5  # intervals on each side of the top, in which redraws look for it and its k-hat is that of the samples
 
@@ -127,7 +129,7 @@ def profile_barrier(
         variable: of n samples. log_weights: (n,) raw. weights: (n,) normalised.
         between: a place in each basin, low < high, in the unit of the variable.
         limits: of the curve: the two basins and nothing else; None: a whole period around the middle, or the range of
-            the samples with a weight.
+            the samples with a weight, a thousandth left out at each end.
         width: between knots of the spline; details narrower than that are not resolved; None: a fifteenth of `limits`.
         groups: (n,) labels of samples that depend on each other.
 
@@ -137,7 +139,7 @@ def profile_barrier(
     """
     where = f"barrier along {variable.name!r}"
     a, b = number_pair(between, f"{where}, between")
-    low, high = _limits(variable, weights, (a + b) / 2) if limits is None else number_pair(limits, f"{where}, limits")
+    low, high = _limits(variable, weights, a, b) if limits is None else number_pair(limits, f"{where}, limits")
     if variable.period is not None and high - low > variable.period * (1 + 1e-9):
         raise InputError(
             f"limits {low:g} to {high:g}, more than a whole turn", where=where,
@@ -168,12 +170,13 @@ def profile_barrier(
     return _barrier(figures, parts, log_weights, weights, KB * temperature, groups, replicas, seed)
 
 
-def _limits(variable: CollectiveVariable, weights: np.ndarray, middle: float) -> tuple[float, float]:
-    """A whole period around the middle, or the range of the samples with a weight."""
+def _limits(variable: CollectiveVariable, weights: np.ndarray, a: float, b: float) -> tuple[float, float]:
+    """A whole period around the middle of a and b, or the range of the samples without `STRAYS`, widened to a and b."""
     if variable.period is not None:
-        return middle - variable.period / 2, middle + variable.period / 2
+        return (a + b - variable.period) / 2, (a + b + variable.period) / 2
     seen = np.asarray(variable.values, dtype=float)[weights > 0]
-    return (float(seen.min()), float(seen.max())) if len(seen) else (np.nan, np.nan)
+    low, high = np.quantile(seen, (STRAYS, 1 - STRAYS)) if len(seen) else (np.nan, np.nan)
+    return float(min(low, a)), float(max(high, b))
 
 
 def _barrier(
@@ -201,7 +204,7 @@ def _barrier(
         shapes.append(khat(tail) if len(tail) else np.inf)
         good &= bool(shapes[-1] <= khat_threshold(len(tail)))
     estimates = [
-        Estimate(float(value), float(error), float(max(shapes)), good, "eV")
+        Estimate(float(value), float(error), float(max(shapes)), bool(good and np.isfinite(error)), "eV")
         for value, error in zip(values, errors, strict=True)
     ]
     return Barrier(*estimates, place=float(figures(weights)[-1]), samples=int((parts[0] & used).sum()))

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from molgen.errors import InputError, check_counts, check_temperature
 from molgen.reweight import storage
-from molgen.reweight.barrier import Barrier, profile_barrier
+from molgen.reweight.barrier import SIDES, Barrier, profile_barrier
 from molgen.reweight.estimate import Estimate, check_values, weighted_mean
 from molgen.reweight.free_energy import FES, CollectiveVariable, free_energy_difference, histogram_fes
 from molgen.reweight.importance import (
@@ -34,7 +34,7 @@ from molgen.structures import checked_numbers
 if TYPE_CHECKING:
     import mdtraj
 
-_Doubtful = TypeVar("_Doubtful", Estimate, FES)
+_Doubtful = TypeVar("_Doubtful", Estimate, FES, Barrier)
 # A region: boolean mask (n,), callable giving one, {"phi 1": (low, high)} in A and rad, or text in A and degrees
 Region = np.ndarray | Callable[[Any], ArrayLike] | Mapping[str, tuple[float, float]] | str
 
@@ -197,7 +197,7 @@ class Ensemble:
             replicas=replicas,
             seed=seed,
         )
-        return self._doubted(found)
+        return self.doubted(found)
 
     def region(self, region: Region) -> np.ndarray:
         """Which samples (n,) lie in `region`, boolean."""
@@ -225,7 +225,7 @@ class Ensemble:
         found = histogram_fes(
             variables, self.log_weights, self.weights, self.temperature, bins=bins, groups=self.groups, **options
         )
-        return self._doubted(found)
+        return self.doubted(found)
 
     def barrier(
         self,
@@ -243,19 +243,17 @@ class Ensemble:
             cv: name or text of a collective variable, or the variable itself.
             between: a place in each basin, low < high, in its unit.
             limits: of the profile, the two basins and nothing else; None: a whole period around the middle, or the
-                range of the samples with a weight.
+                range of the samples with a weight but for the outermost thousandth.
             width: of what the smooth curve resolves; None: a fifteenth of the limits.
             replicas: redraws for the bootstrap errors.
 
         Raises:
             InputError: no such variable, places that are not in order within the limits, or limits beyond a period.
         """
-        found = profile_barrier(
+        return self.doubted(profile_barrier(
             self._known(cv), self.log_weights, self.weights, self.temperature, between=between, limits=limits,
             width=width, groups=self.groups, replicas=replicas, seed=seed,
-        )  # fmt: skip
-        sides = ("forward", "reverse", "reaction", "mean")
-        return replace(found, **{side: self._doubted(getattr(found, side)) for side in sides})
+        ))  # fmt: skip
 
     def resample(self, count: int, seed: int = 0) -> Ensemble:
         """`count` samples of equal weight, drawn with replacement by weight.
@@ -373,11 +371,15 @@ class Ensemble:
         return variable
 
     def _mean(self, values: ArrayLike, **options: Any) -> Estimate:
-        return self._doubted(weighted_mean(values, self.log_weights, self.weights, self.groups, **options))
+        return self.doubted(weighted_mean(values, self.log_weights, self.weights, self.groups, **options))
 
-    def _doubted(self, found: _Doubtful) -> _Doubtful:
-        """An estimate, which is not reliable if the ensemble cannot be."""
-        return found if self.at_best in ("reliable", "warn") else replace(found, reliable=False)
+    def doubted(self, found: _Doubtful) -> _Doubtful:
+        """An estimate from these samples, which is not reliable if the ensemble cannot be."""
+        if self.at_best in ("reliable", "warn"):
+            return found
+        if isinstance(found, Barrier):
+            return replace(found, **{side: self.doubted(getattr(found, side)) for side in SIDES})
+        return replace(found, reliable=False)
 
     def _call(self, function: Callable[[Any], ArrayLike]) -> np.ndarray:
         return np.asarray(function(self.positions if self.topology is None else self.trajectory))

@@ -151,7 +151,7 @@ def bootstrap(
 
     A redraw multiplies the weight of each draw by the number of times its group was drawn, and normalises; smoothing
     is not repeated. Redraws where the statistic is not finite (an emptied region) are left out; NaN if more than half
-    are.
+    are, or for a single group. Of G groups redraws have (G-1)/G of the variance, which is made good.
     """
     check_counts(replicas=(replicas, 2))
     index = np.arange(len(weights)) if groups is None else np.unique(groups, return_inverse=True)[1]
@@ -161,7 +161,7 @@ def bootstrap(
         redrawn = weights * rng.multinomial(count, np.full(count, 1 / count))[index]
         if redrawn.sum() > 0:
             results.append(np.asarray(statistic(redrawn / redrawn.sum()), dtype=float))
-    if len(results) < 2:
+    if len(results) < 2 or count < 2:
         return np.full(np.shape(statistic(weights)), np.nan)[()]
     table = np.stack(results)
     finite = np.isfinite(table)
@@ -169,7 +169,7 @@ def bootstrap(
     kept = finite.sum(0).clip(2)
     filled = np.where(finite, table, 0.0)
     mean = filled.sum(0) / kept
-    spread = np.sqrt((np.where(finite, table - mean, 0.0) ** 2).sum(0) / (kept - 1))
+    spread = np.sqrt((np.where(finite, table - mean, 0.0) ** 2).sum(0) / (kept - 1) * count / (count - 1))
     return np.where(enough, spread, np.nan)[()]
 
 

@@ -199,7 +199,9 @@ def free_energy_difference(
         )
     else:
         error = kt * delta_error(weights * (in_b / share_b - in_a / share_a), groups)
-    return Estimate(float(-kt * np.log(share_b / share_a)), float(error), max(shapes), bool(reliable), "eV")
+    return Estimate(
+        float(-kt * np.log(share_b / share_a)), float(error), max(shapes), bool(reliable and np.isfinite(error)), "eV"
+    )
 
 
 def _all_edges(variables, bins, ranges, used) -> tuple[np.ndarray, ...]:

@@ -77,6 +77,11 @@ def _within(variable: CollectiveVariable, low: float, high: float) -> np.ndarray
             )
         return (variable.values >= low) & (variable.values < high)
     width = (high - low) / variable.period
+    if width < 1 and abs(width - round(width)) < 1e-9:
+        raise InputError(
+            f"{variable.name} from {low:g} to {high:g} {variable.unit}, which is nothing", where="region",
+            expected="two places; a whole turn from low to low + period",
+        )  # fmt: skip
     if width > 1 + 1e-9:  # degrees, most likely: as radians they would be everything
         raise InputError(
             f"{variable.name} from {low:g} to {high:g} {variable.unit}, more than a whole turn",

@@ -26,6 +26,7 @@ from molgen.errors import InputError, MolgenError, TrainingError
 from molgen.files import json_text
 from molgen.rng import sample_seed, torch_generator
 
+STATE, BEST = "state", "best"  # folders of a training: all that a resumed one needs; the best weights
 Log = Callable[[dict[str, Any]], None]
 # What a resumed run may set anew. A longer clock is fine because runs by the clock promise no equal bits.
 _MAY_CHANGE = ("budget_seconds", "checkpoint_seconds", "validate_seconds", "format", "molgen_version")
@@ -136,7 +137,7 @@ class Trainer:
             InputError: no data, or a saved run of other settings (its time budget and intervals may differ).
             CheckpointError: the saved run is damaged.
         """
-        if resume and (self.directory / "state").is_dir():
+        if resume and (self.directory / STATE).is_dir():
             self._restore()
         elif resume:
             self._recall_best()
@@ -250,7 +251,7 @@ class Trainer:
         if figures["score"] <= self.best:
             self.best = figures["score"]
             save_checkpoint(
-                self.directory / "best", self.average, {**self.config, "validation": figures, "step": self.step}
+                self.directory / BEST, self.average, {**self.config, "validation": figures, "step": self.step}
             )
         self.model.load_state_dict(live)
         self.log({"step": self.step, "epoch": self.epoch_number, "seconds": self.elapsed, **figures})
@@ -282,16 +283,16 @@ class Trainer:
         counters = {k: getattr(self, k) for k in ("step", "epoch_number", "batch_number", "elapsed")}
         counters |= {k: v if math.isfinite(v) else None for k, v in (("best", self.best), ("norm", self.norm))}
         config = {**self.config, "settings": asdict(self.settings), "counters": counters}
-        save_checkpoint(self.directory / "state", tensors, config)
+        save_checkpoint(self.directory / STATE, tensors, config)
 
     def _restore(self) -> None:
-        checkpoint = load_checkpoint(self.directory / "state")
+        checkpoint = load_checkpoint(self.directory / STATE)
         saved = {**checkpoint.config.pop("settings"), **checkpoint.config}
         for key, value in json.loads(json_text({**asdict(self.settings), **self.config})).items():
             if key not in _MAY_CHANGE and key in saved and saved[key] != value:
                 raise InputError(
                     f"'{key}' is {value!r} but the saved training has {saved[key]!r}",
-                    where=str(self.directory / "state"),
+                    where=str(self.directory / STATE),
                     expected="the settings the run was started with",
                     remedy="repeat them, or choose another --out",
                 )
@@ -316,8 +317,8 @@ class Trainer:
 
     def _recall_best(self) -> None:
         """`best` may be younger than the state: what a validation wrote before the run was killed is not to be lost."""
-        if (self.directory / "best" / "config.json").exists():
-            score = (load_checkpoint(self.directory / "best").config.get("validation") or {}).get("score")
+        if (self.directory / BEST / "config.json").exists():
+            score = (load_checkpoint(self.directory / BEST).config.get("validation") or {}).get("score")
             self.best = self.best if score is None else min(self.best, score)
 
 

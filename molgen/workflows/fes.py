@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from molgen.potentials.xtb import one_thread
 from molgen.reweight.ensemble import Ensemble
 from molgen.run import Run
 from molgen.structures import check_positions
+from molgen.train.loop import BEST, STATE
 from molgen.units import energy_unit
 from molgen.variables import CV
 from molgen.workflows.fes_identity import identity
@@ -128,7 +130,7 @@ def run_fes(
     with tempfile.TemporaryDirectory() as scratch, run or nullcontext(), one_thread(len(system.numbers)):
         folder = Path(scratch) if run is None else run.directory
         if run is not None:
-            for name in ("state", "best"):
+            for name in (STATE, BEST):
                 run.path(name)
         begin = time.monotonic()
         sampler = problem.sampler(seed, log)
@@ -143,13 +145,15 @@ def run_fes(
             log=log,
         )  # fmt: skip
         seconds["samples"] = time.monotonic() - begin - sum(seconds.values())
-        more, unknown = ({}, []) if prior is None else prior.report(found.ensemble, run)
+        more, unknown = ({}, []) if prior is None else prior.report(found.ensemble, run, units)
         if run is not None:
             run.path(CONTROLLER)
             save_pretrained(folder / CONTROLLER, problem, sampler, found.kernels)
         if run is None:
             return found.ensemble, more
-        return found.ensemble, write_results(run, found, sampler, units, seconds, problem.notes, more, unknown)
+        summary = write_results(run, found, sampler, units, seconds, problem.notes, more, unknown)
+        shutil.rmtree(folder / STATE, ignore_errors=True)  # tens of megabytes that only a run to be resumed needs
+        return found.ensemble, summary
 
 
 def _look(sampler: Sampler, settings: FesSettings, progress: Progress) -> bool:

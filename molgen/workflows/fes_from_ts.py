@@ -29,9 +29,10 @@ from molgen.potentials.ase import calculator_from_spec
 from molgen.potentials.base import Potential
 from molgen.reweight.barrier import Barrier, find_barrier
 from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.importance import LEAST_DRAWS
 from molgen.run import MANIFEST, SUMMARY, Run
 from molgen.saddle.modes import finite_difference_hessian, masses
-from molgen.units import KB, KCAL_MOL, kcal
+from molgen.units import KB, energy_unit, kcal
 from molgen.variables import CV, evaluate, path_s, path_z
 from molgen.workflows.fes import FesSettings, run_fes
 from molgen.workflows.fes_outcome import Progress
@@ -104,8 +105,8 @@ class ReactionPath:
             grown = bias.evaluate([[nodes[node]]])[0][0]
             bias.add([[nodes[node]]], heights[node] * np.exp(grown / (bias.kt * (bias.gamma - 1))))
 
-    def report(self, ensemble: Ensemble, run: Run | None) -> tuple[dict[str, Any], list[str]]:
-        """The barrier, kcal/mol, and what of it is not known; `path.xyz` beside it."""
+    def report(self, ensemble: Ensemble, run: Run | None, units: str) -> tuple[dict[str, Any], list[str]]:
+        """The barrier and what of it is not known; `path.xyz` beside it."""
         if run is not None:
             energies = [{"energy": float(e), "relative_kcal": round(kcal(e - self.energies[0]), 4)}
                         for e in self.energies]  # fmt: skip
@@ -115,12 +116,12 @@ class ReactionPath:
             barrier = barrier_of(ensemble, self)
         except InputError as error:
             return {}, [f"the barrier: {error.what}"]
-        sides = {"forward": barrier.forward, "reverse": barrier.reverse}
+        sides, few = {"forward": barrier.forward, "reverse": barrier.reverse}, barrier.samples < LEAST_DRAWS
         missing = [
-            f"the {name} barrier: too few samples at s = {barrier.place:.2f}"
-            for name, found in sides.items() if not np.isfinite([found.value, found.error]).all()
+            f"the {name} barrier: too few samples at s = {barrier.place:.2f} ({barrier.samples})"
+            for name, found in sides.items() if few or not np.isfinite([found.value, found.error]).all()
         ]  # fmt: skip
-        return {"barrier": summarised(barrier, self)}, missing
+        return {"barrier": summarised(barrier, self, units)}, missing
 
 
 def read_path(folder: str | Path, images: int = IMAGES) -> ReactionPath:
@@ -233,10 +234,10 @@ def barrier_of(ensemble: Ensemble, path: ReactionPath) -> Barrier:
     used = np.flatnonzero((ensemble.weights > 0) & np.isfinite(s))
     slopes = np.zeros(len(s))
     slopes[used] = path_speed(path, ensemble.positions[used])
-    return find_barrier(
+    return ensemble.doubted(find_barrier(
         s, slopes, ensemble.log_weights, ensemble.weights, ensemble.temperature, groups=ensemble.groups,
         near=float(evaluate(path.cvs[:1], path.frames[path.saddle][None])[0][0, 0]),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def path_speed(path: ReactionPath, positions: np.ndarray) -> np.ndarray:
@@ -245,14 +246,14 @@ def path_speed(path: ReactionPath, positions: np.ndarray) -> np.ndarray:
     return np.sqrt((np.nan_to_num(gradient) ** 2 / masses(path.potential.numbers)[:, None]).sum((1, 2)))
 
 
-def summarised(barrier: Barrier, path: ReactionPath) -> dict[str, Any]:
-    """A barrier for a summary: kcal/mol, with the energies of the saddle above both ends beside it."""
+def summarised(barrier: Barrier, path: ReactionPath, units: str = "kcal/mol") -> dict[str, Any]:
+    """A barrier for a summary, in `units`, with the energies of the saddle above both ends beside it."""
     named = {"forward": barrier.forward, "reverse": barrier.reverse, "reaction": barrier.reaction}
-    top = path.energies[path.saddle]
+    top, unit = path.energies[path.saddle], energy_unit(units)
     return {
-        **{name: asdict(estimate.scaled(1 / KCAL_MOL, "kcal/mol")) for name, estimate in named.items()},
+        **{name: asdict(estimate.scaled(1 / unit, units)) for name, estimate in named.items()},
         "s": barrier.place, "samples": barrier.samples,
-        "energy_forward": kcal(top - path.energies[0]), "energy_reverse": kcal(top - path.energies[-1]),
+        "energy_forward": (top - path.energies[0]) / unit, "energy_reverse": (top - path.energies[-1]) / unit,
     }  # fmt: skip
 
 
@@ -266,6 +267,7 @@ def fes_from_ts(
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    units: str = "kcal/mol",
     log: Callable[[str], None] = lambda message: None,
     progress: Progress = lambda figures: None,
 ) -> tuple[Ensemble, Barrier]:
@@ -277,8 +279,8 @@ def fes_from_ts(
     chosen = path.settings(settings or default_settings("cartesian"), temperature)
     ensemble, _ = run_fes(
         System(path.potential, path.frames[[0, -1]]), path.cvs[:1], temperature, walls=[path.wall(), *walls],
-        settings=chosen, seed=seed, out=out, overwrite=overwrite, resume=resume, described=path.described, log=log,
-        progress=progress, prior=path,
+        settings=chosen, seed=seed, out=out, overwrite=overwrite, resume=resume, units=units, described=path.described,
+        log=log, progress=progress, prior=path,
     )  # fmt: skip
     return ensemble, barrier_of(ensemble, path)
 

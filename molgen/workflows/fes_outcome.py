@@ -27,8 +27,8 @@ from molgen.reweight.importance import (
     worst,
 )
 from molgen.rng import sample_seed
-from molgen.workflows.fes_basins import REDRAWS, Basin, barriers, basins, unvisited
-from molgen.workflows.fes_repair import Repair, moved
+from molgen.workflows.fes_basins import Basin, barriers, basins, unvisited
+from molgen.workflows.fes_repair import Chains, Repair, chains_from, moved
 
 if TYPE_CHECKING:
     import mdtraj
@@ -42,6 +42,7 @@ SNAPSHOTS = 20  # in a whole run
 LOW = 8.0  # kT above the minimum, where surfaces are compared
 DISAGREE = 0.3  # kT, root mean square between two estimates; spoilt controllers: docs/benchmarks.md
 EVEN, DISAGREE_EVEN = 0.5, 1.0  # k-hat up to which weights have a variance (Vehtari et al. 2024), and may move more
+MEAN_EXISTS = 1.0  # k-hat above which the weights have no mean
 FEWEST_BINS = 4  # of two surfaces, to be compared
 
 
@@ -89,13 +90,13 @@ class Surfaces:
         if self.repair is None:
             return bool(self.biased.khat <= RELIABLE_KHAT)
         rest = self.repair.halves <= DISAGREE and self.repair.shift <= 2 * DISAGREE
-        return bool(self.biased.khat < 1 and rest and self.repair.ancestors >= self.repair.particles / 2)
+        return bool(self.biased.khat < MEAN_EXISTS and rest and self.repair.ancestors >= self.repair.particles / 2)
 
     @property
     def verdict(self) -> Verdict:
         """See `molgen.reweight.importance.verdict`; "warn" at best where the weights alone did not do."""
         if self.repair is not None:
-            return "warn" if self.passed else "biased" if self.biased.khat < 1 else "failed"
+            return "warn" if self.passed else "biased" if self.biased.khat < MEAN_EXISTS else "failed"
         # k-hat sees no region that samples reach too rarely; a histogram that the weights must move far hints at it
         return worst(verdict(self.biased), "reliable" if self.agree else "warn")
 
@@ -157,7 +158,7 @@ def ensemble_of(sampler: Sampler, draws: Batch, topology: mdtraj.Topology | None
     The rounds, in a few parts, and the final draws count by the effective sizes of their weights under the bias: the
     controller was still learning, and took fewer steps.
     """
-    frozen = _frozen(sampler)
+    frozen = sampler.history
     cuts = np.linspace(0, len(frozen), min(PARTS, len(frozen)) + 1).astype(int)
     parts = [*(Batch.join(frozen[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)), draws]
     factors = group_factors([sampler.target.log_weights(part) for part in parts])
@@ -199,8 +200,15 @@ class Outcome:
 
     @classmethod
     def of(cls, ensemble: Ensemble, surfaces: Surfaces, kernels: Kernels) -> Outcome:
-        """With the verdict of the surfaces as the best that the ensemble's may be."""
-        return cls(replace(ensemble, at_best=surfaces.verdict), surfaces, kernels)
+        """With the verdict of the surfaces as the best that the ensemble's, and any estimate's, may be."""
+        judged = replace(ensemble, at_best=surfaces.verdict)
+        doubted = replace(
+            surfaces,
+            path=judged.doubted(surfaces.path),
+            basins=[replace(basin, free_energy=judged.doubted(basin.free_energy)) for basin in surfaces.basins],
+            barriers=[(one, other, judged.doubted(barrier)) for one, other, barrier in surfaces.barriers],
+        )
+        return cls(judged, doubted, kernels)
 
 
 def outcome(
@@ -223,25 +231,29 @@ def outcome(
     ensemble = ensemble_of(sampler, draws, topology)
     found = surfaces(ensemble, sampler)
     wanted = repair == "always" and found.verdict != "reliable" or repair == "auto" and not found.passed
-    if wanted and draws.accepted.any():
-        why = f"k-hat {found.biased.khat:.2f}, histogram {found.disagreement['histogram']:.2f} kT off"
-        log(f"{why}: sequential Monte Carlo from the final samples")
-        chain, mended = repaired(sampler, draws, found, sampler.energies_used, topology)
-        if mended.passed:
-            return Outcome.of(chain, mended, kernels)
-        log("its chains did not come to rest, or far from the weights: the weights stand")
-        found = replace(found, tried=mended.repair)
-    return Outcome.of(ensemble, found, kernels)
+    if not wanted:
+        return Outcome.of(ensemble, found, kernels)
+    why = f"k-hat {found.biased.khat:.2f}, histogram {found.disagreement['histogram']:.2f} kT off"
+    begin = chains_from(sampler, draws, sampler.energies_used) if found.biased.khat < MEAN_EXISTS else None
+    if begin is None:  # such a repair could not pass (`Surfaces.passed`)
+        log(f"{why}: too few different samples for sequential Monte Carlo to begin from; the weights stand")
+        return Outcome.of(ensemble, found, kernels)
+    log(f"{why}: sequential Monte Carlo from the final samples")
+    chain, mended = repaired(sampler, draws, found, begin, topology)
+    if mended.passed:
+        return Outcome.of(chain, mended, kernels)
+    log("its chains did not come to rest, or far from the weights: the weights stand")
+    return Outcome.of(ensemble, replace(found, tried=mended.repair), kernels)
 
 
 def repaired(
-    sampler: Sampler, draws: Batch, found: Surfaces, budget: float, topology: mdtraj.Topology | None = None
+    sampler: Sampler, draws: Batch, found: Surfaces, begin: Chains, topology: mdtraj.Topology | None = None
 ) -> tuple[Ensemble, Surfaces]:
     """The ensemble of `fes_repair.moved`, and its surfaces beside the histogram of the draws as they were."""
-    states, chosen, repair = moved(sampler, draws, budget)
+    states, repair = moved(sampler, draws, begin)
 
     def ensemble_from(part: list[Batch]) -> Ensemble:
-        return _ensemble(sampler, Batch.join(part), 0.0, topology, np.tile(chosen, len(part)))
+        return _ensemble(sampler, Batch.join(part), 0.0, topology, np.tile(begin.chosen, len(part)))
 
     ensemble, half = ensemble_from(states), len(states) // 2
     new, kt = surfaces(ensemble, sampler), sampler.target.kt
@@ -275,9 +287,8 @@ def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:
     push[good] = bias.evaluate(values[good])[0] / target.kt
     biased = np.where(good, ensemble.log_weights - np.where(good, push, 0.0), -np.inf)
     path = histogram_fes(
-        variables, ensemble.log_weights, ensemble.weights, target.temperature, bins=edges, groups=ensemble.groups,
-        replicas=REDRAWS,
-    )  # fmt: skip
+        variables, ensemble.log_weights, ensemble.weights, target.temperature, bins=edges, groups=ensemble.groups
+    )
     histogram = histogram_fes(variables, push, normalised(push), target.temperature, bins=edges)
     centres = np.stack(np.meshgrid(*path.centers, indexing="ij"), -1).reshape(-1, len(edges))
     depth = -bias.gamma / (bias.gamma - 1) * bias.evaluate(centres)[0].reshape(path.free_energy.shape)
@@ -310,18 +321,13 @@ def converged(sampler: Sampler) -> bool:
     moves = [record["moved"] for record in sampler.records if record.get("moved") is not None]
     if len(moves) < 3 or sampler.records[-1]["moved"] is None or max(moves[-3:]) >= RESTS:
         return False
-    return bool(diagnose(sampler.target.log_weights(Batch.join(_frozen(sampler)))).khat < 0.7)
-
-
-def _frozen(sampler: Sampler) -> list[Batch]:
-    """The rounds under the resting bias."""
-    return [batch for batch in sampler.history if batch.round[0] >= sampler.frozen_from]
+    return bool(diagnose(sampler.target.log_weights(Batch.join(sampler.history))).khat < 0.7)
 
 
 def _moved(sampler: Sampler) -> float | None:
     """The largest difference, kT, below `LOW` of a snapshot and the one before, `LOW` where they share no bin; None if
     this round is not one."""
-    every, frozen = max(1, sampler.settings.rounds // SNAPSHOTS), _frozen(sampler)
+    every, frozen = max(1, sampler.settings.rounds // SNAPSHOTS), sampler.history
     if len(frozen) < 2 * every or len(frozen) % every:
         return None
     later, earlier = (_snapshot(sampler, Batch.join(part)) for part in (frozen, frozen[:-every]))

@@ -21,7 +21,7 @@ from molgen.cvdiffusion.space import CartesianSpace
 from molgen.errors import InputError
 from molgen.potentials.xtb import one_thread
 from molgen.reweight.ensemble import Ensemble
-from molgen.rng import generator
+from molgen.rng import generator, sample_seed
 from molgen.run import Run
 from molgen.workflows.fes_outcome import Kernels, outcome
 from molgen.workflows.fes_output import CONTROLLER, write_results
@@ -31,6 +31,7 @@ from molgen.workflows.fes_system import system_again
 from molgen.workflows.peptide_output import finished_run
 
 PREFIX = "fes-"  # of shipped controllers among the weights
+PRETRAINED = 10_000_019  # stream of random numbers
 
 
 def save_pretrained(directory: Path, problem: Problem, sampler: Sampler, kernels: Kernels) -> None:
@@ -96,7 +97,9 @@ def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, 
     controller = build_controller(c["config"])
     controller.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("net.")})
     frames = target.evaluate(space.points(system.starts, generator(seed)), np.zeros(len(system.starts)), 0)
-    sampler = Sampler(target, controller.eval(), schedule, settings.sampler, frames, seed=seed)
+    # not the streams of the run: with its seed they would give its own samples again
+    fresh = sample_seed(seed, PRETRAINED)
+    sampler = Sampler(target, controller.eval(), schedule, settings.sampler, frames, seed=fresh)
     target.rejections.clear()
     sampler.calls_before = system.potential.calls
     return problem, sampler, (schedule, tensors["variances"].numpy()), stored.hash

@@ -54,8 +54,8 @@ class Prior(Protocol):
         """Give the fresh bias its first hills."""
         ...
 
-    def report(self, ensemble: Ensemble, run: Run | None) -> tuple[dict[str, Any], list[str]]:
-        """Entries for the summary, and what could not be found, in words."""
+    def report(self, ensemble: Ensemble, run: Run | None, units: str) -> tuple[dict[str, Any], list[str]]:
+        """Entries for the summary, energies in `units`, and what could not be found, in words."""
         ...
 
 

@@ -23,6 +23,7 @@ REPAIR = 10_000_003  # stream of random numbers
 PARTICLES = 400
 LEAPFROG = 4  # 8 left more noise on the double well of benchmarks/cv.py, and more particles more of the error
 LEAST_MOVES = 8
+FEWEST = 20  # chains
 STEP = 0.03  # Angstrom, of the first leapfrog; adapted
 
 
@@ -47,21 +48,40 @@ class Repair:
     shift: float = 0.0
 
 
-def moved(sampler: Sampler, draws: Batch, budget: float) -> tuple[list[Batch], np.ndarray, Repair]:
-    """The recorded states of all chains.
+@dataclass(frozen=True, eq=False)
+class Chains:
+    """Where the chains begin: `chosen` (m,) draws, one each; `moves` of each."""
+
+    chosen: np.ndarray
+    moves: int
+
+
+def chains_from(sampler: Sampler, draws: Batch, budget: float) -> Chains | None:
+    """Chains from draws resampled by their weights; None if too few of these are different, or can be paid.
 
     Args:
-        draws: weighted by their paths. budget: about how many energies it may take.
+        draws: weighted by their paths. budget: about how many energies the chains may take.
+    """
+    each = LEAPFROG + 0.5  # energies a move
+    m = min(PARTICLES, len(draws), int(budget / (LEAST_MOVES * each)))
+    log_weights = sampler.target.log_weights(draws)
+    if m < FEWEST or not np.isfinite(log_weights).any():
+        return None
+    chance = float(generator(sample_seed(sampler.seed, REPAIR)).random())
+    chosen = resampled_indices(normalised(psis(log_weights)), chance, m)
+    if len(np.unique(chosen)) < m / 2:
+        return None
+    return Chains(chosen, max(LEAST_MOVES, round(budget / (m * each))))
+
+
+def moved(sampler: Sampler, draws: Batch, begin: Chains) -> tuple[list[Batch], Repair]:
+    """The recorded states of all chains.
 
     Returns:
-        a batch a recorded move, whose path weights make every state count alike under the bias; the draw (m,) that each
-        chain began from; how it went.
+        a batch a recorded move, whose path weights make every state count alike under the bias; how it went.
     """
-    target, m = sampler.target, min(PARTICLES, len(draws))
-    seed = sample_seed(sampler.seed, REPAIR)
-    weights = normalised(psis(target.log_weights(draws)))
-    chosen = resampled_indices(weights, float(generator(seed).random()), m)
-    moves = max(LEAST_MOVES, round(budget / (m * (LEAPFROG + 0.5))))
+    target, chosen, moves = sampler.target, begin.chosen, begin.moves
+    seed, m = sample_seed(sampler.seed, REPAIR), len(begin.chosen)
     counted, calls = Counter(target.rejections), target.potential.calls
 
     def densities(points: np.ndarray) -> Ends:
@@ -80,4 +100,4 @@ def moved(sampler: Sampler, draws: Batch, budget: float) -> tuple[list[Batch], n
             rates.append(rate)
     target.rejections = counted
     used = target.potential.calls - calls
-    return states, chosen, Repair(m, moves, len(np.unique(chosen)), float(np.mean(rates)), used)
+    return states, Repair(m, moves, len(np.unique(chosen)), float(np.mean(rates)), used)
