@@ -27,7 +27,7 @@ from molgen.reweight.importance import normalised
 from molgen.units import KB, KCAL_MOL, PLANCK
 from molgen.variables import evaluate
 from molgen.workflows.fes import FesSettings, Problem
-from molgen.workflows.fes_from_ts import ReactionPath, even_path, fes_from_ts, read_path
+from molgen.workflows.fes_from_ts import ReactionPath, barrier_of, even_path, fes_from_ts, read_path
 from molgen.workflows.fes_system import System
 
 T, MASS = 300.0, 2.0
