@@ -4,8 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
+from rdkit import Chem
+from rdkit.Chem import AllChem, rdMolTransforms
 
+from molgen import find_ts
 from molgen.geometry.bonds import bond_graph
 from molgen.geometry.shape import shape_distance
 from molgen.potentials.xtb import XtbPotential
@@ -63,6 +67,22 @@ def test_a_ripple_does_not_count_between_conformers(rotamers, monkeypatch):
     monkeypatch.setattr(sys.modules["molgen.saddle.verify"], "LEAST_BARRIER", 0.5)  # eV; the barriers are 0.34 and 0.64
     checked = verify(potential, found.positions, *rotamers)
     assert checked.verdict == "half" and "less than 0.5 eV below the saddle" in checked.reason
+
+
+def test_heavy_groups_turn_slowly():
+    """1,1,2,2-tetraiodoethane from trans to gauche: one mode at 29i, and forces of 0.01 eV/A half an Angstrom away."""
+    made = Chem.AddHs(Chem.MolFromSmiles("IC(I)C(I)I"))
+    AllChem.EmbedMolecule(made, randomSeed=1)
+    ends = []
+    for angle in (180, 60):
+        rdMolTransforms.SetDihedralDeg(made.GetConformer(), 0, 1, 3, 4, angle)
+        ends.append(Atoms([a.GetSymbol() for a in made.GetAtoms()], made.GetConformer().GetPositions()))
+    found = find_ts(*ends, samples=1)
+    assert found.best.verdict == "intended", found.best.reason
+    frequency = found.best.imaginary_frequency_cm
+    assert frequency is not None and -50 < frequency < -10
+    barriers = found.best.barrier_forward_kcal, found.best.barrier_reverse_kcal
+    assert min(b for b in barriers if b is not None) > 5
 
 
 def test_shape_distance_sees_a_rotamer_and_not_a_turned_methyl_group():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +135,7 @@ def test_failures_keep_their_row_verdict_and_geometry(twin, hcn):
 
 
 def test_a_search_that_does_not_converge_ends_somewhere(hcn, monkeypatch):
-    monkeypatch.setattr("molgen.workflows.relevel_attempt.refine", partial(_refine, max_calls=3))
+    monkeypatch.setattr("molgen.workflows.relevel_attempt.calls_allowed", lambda atoms: 3)
     record = Releveling(LevelPlan({5: hcn[0]}, {5: "train"}))(5)
     assert (record["outcome"], record["reason"]) == ("not found", "search did not converge")
     assert record["index"] == 5 and record["rmsd"] > 0.01 and record["fmax"][1] > 0.02 and not record["verified"]

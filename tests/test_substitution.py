@@ -1,16 +1,20 @@
 """SN2 reactions given without an atom mapping: attack from the back, and a guess whose atoms do not overlap."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.io import read
 
 from molgen import find_ts
 from molgen.data.reactions import Reaction
 from molgen.geometry.bonds import distance_matrix, overlapping
 from molgen.geometry.chirality import inverted_centres, substituted_centres
 from molgen.io import load_reaction
+from molgen.saddle.verify import bonding_differences
 from molgen.tsgen.condition import prepare
+from molgen.units import KCAL_MOL
 
 
 def guess(reaction: Reaction) -> np.ndarray:
@@ -64,3 +68,17 @@ def test_substituted_centres_names_what_stays_leaves_and_enters() -> None:
     assert corners.tolist() == [[3, 4, 5, 2, 0]]
     turned = inverted_centres(reaction.reactant, reaction.product, corners[:, :4], corners[:, [0, 1, 2, 4]])
     assert turned.tolist() == [True]
+
+
+def test_the_verdict_is_that_of_the_path_that_is_written(tmp_path: Path) -> None:
+    """Hydroxide and fluoromethane: both sides first stop at a complex of the reactant, one goes on to the product."""
+    found = find_ts(smiles="[OH-].CF>>CO.[F-]", samples=2, out=tmp_path / "out")
+    ends = read(tmp_path / "out" / "path.xyz", index="0"), read(tmp_path / "out" / "path.xyz", index="-1")
+    numbers, sides = found.reaction.numbers, (found.reaction.reactant, found.reaction.product)
+    same = [not bonding_differences(numbers, end.positions, side) for end, side in zip(ends, sides, strict=True)]
+    assert same == [True, True] and found.best.verdict == "intended", found.best.reason
+    heights = found.best.barrier_forward_kcal, found.best.barrier_reverse_kcal
+    energies = found.best.path_energies
+    assert energies is not None and found.best.ts_index is not None
+    top = energies[found.best.ts_index]
+    assert heights == pytest.approx(((top - energies[0]) / KCAL_MOL, (top - energies[-1]) / KCAL_MOL))

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from molgen import find_ts
 from molgen.cli import main
 from molgen.errors import InputError
+from molgen.saddle import calls_allowed
 from molgen.tsgen.training import make_model
-from molgen.workflows.ts_setup import calls_allowed
 
 HCN = sides("hcn")
 

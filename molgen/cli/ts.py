@@ -59,8 +59,8 @@ def ts(
     code 3 when no saddle was proven to join the two (0 if you asked for no verification), 4 when the calculator failed
     on some guesses.
     """
+    from molgen.saddle import calls_allowed
     from molgen.workflows.ts import find_ts
-    from molgen.workflows.ts_setup import calls_allowed
 
     kwargs = common.json_object(calculator_kwargs, "--calculator-kwargs", '{"method": "GFN1-xTB"}')
     seconds = common.seconds_of(time_budget) if time_budget else None

@@ -16,6 +16,8 @@ from molgen.units import WAVENUMBER
 STEP = 0.002  # Angstrom, of the atom that moves most
 LINEAR = 0.01  # least rotation over the largest, below which atoms count as collinear
 SOFT_STEP = 0.02  # Angstrom, the same along a soft mode
+IMAGINARY = -50.0  # 1/cm; softer imaginary modes beside such a one are noise of free rotors, and are not counted
+SOFT_IMAGINARY = -10.0  # 1/cm; where there is none, what counts of those that central differences confirm
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,12 @@ class Modes:
     hessian: np.ndarray
     energy: float
     gradient_calls: int
+
+    @property
+    def imaginary(self) -> int:
+        """How many modes are imaginary: below -50 1/cm; without any, below -10 (heavy groups that turn)."""
+        stiff = int((self.frequencies_cm < IMAGINARY).sum())
+        return stiff or int((self.frequencies_cm < SOFT_IMAGINARY).sum())
 
 
 def masses(numbers) -> np.ndarray:
@@ -123,7 +131,7 @@ def normal_modes(potential: Potential, positions: np.ndarray, *, central: bool =
         potential: energies and forces.
         positions: (N, 3) Angstrom, at or near a stationary point (elsewhere rotations mix with vibrations).
         central: central instead of forward differences, at twice the calls. With forward differences, imaginary modes
-            after the first are checked by central ones along them (two calls each).
+            but a first one below -50 1/cm are checked by central ones along them (two calls each).
 
     Raises:
         CalculatorError: the calculator failed; `gradient_calls` of the error has the calls spent.
@@ -151,10 +159,11 @@ def modes_of(
 
 
 def _soft_modes_checked(potential: Potential, positions: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-    """`hessian` with central differences put in along each imaginary mode but the first."""
+    """`hessian` with central differences put in along each imaginary mode, but for a first one that is stiff."""
     x = np.asarray(positions, dtype=float)
     modes = modes_of(hessian, potential.numbers, x)
-    doubtful = modes.vectors[1:][modes.frequencies_cm[1:] < 0].reshape(-1, x.size)
+    sure = int(modes.frequencies_cm[0] < IMAGINARY)
+    doubtful = modes.vectors[sure:][modes.frequencies_cm[sure:] < 0].reshape(-1, x.size)
     if not len(doubtful):
         return hessian
     internal = internal_basis(x)

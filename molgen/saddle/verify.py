@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,17 +13,18 @@ from molgen.geometry.bonds import TOLERANCE, bond_graph, distance_matrix, radius
 from molgen.geometry.shape import shape_distance
 from molgen.potentials.base import Potential
 from molgen.saddle.descent import irc, kick, relax
-from molgen.saddle.modes import Modes, counted, normal_modes
+from molgen.saddle.modes import IMAGINARY, Modes, counted, normal_modes
 from molgen.saddle.refine import Refinement, refine
 
 Verdict = Literal["intended", "half", "unintended", "not_a_saddle"]
 
-IMAGINARY = -50.0  # 1/cm; softer imaginary modes are finite-difference noise of free rotors, and are not counted
 CLEAR = 0.25  # Angstrom by which a pair's distance must differ as well, for a bond made or broken to count
 SHAPE = 0.5  # Angstrom, see shape_distance: a well further than this from a conformer is another one
 SHAPE_FMAX = 0.01  # eV/Angstrom; torsions are soft, and a well that is not reached looks like another conformer
 LEAST_BARRIER = 0.02  # eV; below it the saddle is a ripple
-IRC_STEPS = 150
+FINEST = 2e-4  # eV/Angstrom, the smallest force that a descent is followed to
+DESCENT_CALLS = 150  # gradient calls of a descent, at most
+IRC_STEPS, IRC_FMAX = 150, 0.1  # where the path of steepest descent ends (eV/Angstrom) and a minimisation goes on
 SLIDE = 0.3  # Angstrom, norm of the step off a saddle of higher order
 
 
@@ -32,8 +33,8 @@ class Verification:
     """What was found on both sides of a candidate transition state.
 
     Attributes:
-        verdict: "intended": one imaginary mode below -50 1/cm, R on one side and P on the other; "half": only one of
-            them found; "unintended": neither; "not_a_saddle": no imaginary mode or several.
+        verdict: "intended": one imaginary mode (`Modes.imaginary`), R on one side and P on the other; "half": only one
+            of them found; "unintended": neither; "not_a_saddle": no imaginary mode or several.
         reason: the finding in words.
         modes: normal modes at the candidate.
         path_positions: (F, N, 3) Angstrom, from the well on R's side over the transition state to the one on P's; where
@@ -78,7 +79,7 @@ def verify(
     *,
     method: Literal["quick", "irc", "none"] = "quick",
     fmax: float = 0.1,
-    max_calls: int = 150,
+    max_calls: int = DESCENT_CALLS,
     modes: Modes | None = None,
 ) -> Verification:
     """Check a refined geometry against the reaction it is meant for.
@@ -109,27 +110,17 @@ def verify(
     x, reactant, product = (np.asarray(a, dtype=float) for a in (positions, reactant, product))
     with counted(potential):
         modes = normal_modes(potential, x) if modes is None else modes
-        imaginary = int((modes.frequencies_cm < IMAGINARY).sum())
-        if imaginary != 1:
-            found = f"{imaginary} imaginary modes" if imaginary else "no imaginary mode"
-            return Verification(
-                "not_a_saddle", f"{found} below {IMAGINARY:.0f} 1/cm", modes, gradient_calls=potential.calls - before
-            )
+        if modes.imaginary != 1:
+            found = f"{modes.imaginary} imaginary modes" if modes.imaginary else "no imaginary mode"
+            return Verification("not_a_saddle", found, modes, gradient_calls=potential.calls - before)
         if method == "none":
             reason = "one imaginary mode; the wells on its sides were not looked for"
             return Verification("half", reason, modes, gradient_calls=potential.calls - before)
-        conformers = not bonding_differences(potential.numbers, reactant, product)
-        least = min(fmax, SHAPE_FMAX) if conformers else fmax
-        sides = [_descend(potential, x, modes, sign, method, fmax, least, max_calls) for sign in (1, -1)]
-        wells = [side[-1][1] for side in sides]
-        fits = _compare(potential, wells, reactant, product, conformers, least, max_calls)
-        names = ["another molecule"] * 2
-        for k in (0, 1) if conformers else ():
-            if modes.energy - sides[k][-1][0] < LEAST_BARRIER:
-                fits[k], names[k] = (False, False), f"less than {LEAST_BARRIER} eV below the saddle"
-            elif not bonding_differences(potential.numbers, wells[k], reactant):
-                names[k] = "another conformer"
-    verdict, swap, reason = _judge(fits, names)
+        if not bonding_differences(potential.numbers, reactant, product):
+            fmax = min(fmax, SHAPE_FMAX)
+        sides = [_descend(potential, x, modes, sign, method, fmax, max_calls) for sign in (1, -1)]
+        wells, drops = [side[-1][1] for side in sides], [modes.energy - side[-1][0] for side in sides]
+        verdict, swap, reason = judge_wells(potential, wells, drops, reactant, product, fmax=fmax, max_calls=max_calls)
     down, up = (sides[1], sides[0]) if swap else (sides[0], sides[1])
     frames = [*reversed(down), (modes.energy, x), *up]
     return Verification(
@@ -141,6 +132,32 @@ def verify(
         len(down),
         potential.calls - before,
     )
+
+
+def judge_wells(
+    potential: Potential,
+    wells: list[np.ndarray],
+    drops: list[float],
+    reactant: np.ndarray,
+    product: np.ndarray,
+    *,
+    fmax: float = 0.1,
+    max_calls: int = DESCENT_CALLS,
+) -> tuple[Verdict, bool, str]:
+    """What the two wells of a saddle make of it: the verdict, whether the first is on P's side, the finding in words.
+
+    Args:
+        wells: (N, 3) Angstrom each. drops: eV, how far each lies below the saddle. Others: see :func:`verify`.
+    """
+    conformers = not bonding_differences(potential.numbers, reactant, product)
+    fits = _compare(potential, wells, reactant, product, conformers, fmax, max_calls)
+    names = ["another molecule"] * 2
+    for k in (0, 1) if conformers else ():
+        if drops[k] < LEAST_BARRIER:
+            fits[k], names[k] = (False, False), f"less than {LEAST_BARRIER} eV below the saddle"
+        elif not bonding_differences(potential.numbers, wells[k], reactant):
+            names[k] = "another conformer"
+    return _judge(fits, names)
 
 
 def settle(
@@ -156,7 +173,7 @@ def settle(
 
     Args:
         saddle: converged. reactant, product, method: see :func:`verify`.
-        max_calls: gradient calls for the search after the slide, at most.
+        max_calls: gradient calls for the search after the slide, and at least `DESCENT_CALLS` for a descent, at most.
 
     Returns:
         Where it settled (`gradient_calls` includes those of the slide), and what was found there.
@@ -164,7 +181,8 @@ def settle(
     Raises:
         CalculatorError: the calculator failed.
     """
-    checked = verify(potential, saddle.positions, reactant, product, method=method)
+    options: dict[str, Any] = {"method": method, "max_calls": max(DESCENT_CALLS, max_calls)}
+    checked = verify(potential, saddle.positions, reactant, product, **options)
     if checked.verdict != "not_a_saddle" or (checked.modes.frequencies_cm[1:2] > IMAGINARY).all():
         return saddle, checked
     start = saddle.positions + SLIDE * checked.modes.vectors[1]
@@ -172,15 +190,28 @@ def settle(
     calls = saddle.gradient_calls + slid.gradient_calls
     if not slid.converged:
         return replace(saddle, gradient_calls=calls), checked
-    return replace(slid, gradient_calls=calls), verify(potential, slid.positions, reactant, product, method=method)
+    return replace(slid, gradient_calls=calls), verify(potential, slid.positions, reactant, product, **options)
 
 
-def _descend(potential, x, modes, sign, method, fmax, least, max_calls) -> list[tuple[float, np.ndarray]]:
-    """(energy, positions) from beside the saddle to the well on side `sign`, there with forces below `least`."""
+def _descend(potential, x, modes, sign, method, fmax, max_calls) -> list[tuple[float, np.ndarray]]:
+    """(energy, positions) from beside the saddle to the well on side `sign`, there with forces below `fmax`."""
     if method == "quick":
-        return relax(potential, kick(x, modes, sign), fmax=least, max_calls=max_calls, hessian=modes.hessian).path
-    path, hessian = irc(potential, x, modes, sign, max_steps=IRC_STEPS, least_force=fmax)
-    return path + relax(potential, path[-1][1], fmax=least, max_calls=max_calls, hessian=hessian).path[1:]
+        return _fallen(potential, kick(x, modes, sign), modes, fmax, max_calls, modes.hessian)
+    path, hessian = irc(potential, x, modes, sign, max_steps=IRC_STEPS, least_force=max(fmax, IRC_FMAX))
+    return path + _fallen(potential, path[-1][1], modes, fmax, max_calls, hessian)[1:]
+
+
+def _fallen(potential, start, modes, fmax, max_calls, hessian) -> list[tuple[float, np.ndarray]]:
+    """The path of a minimisation. Beside a soft saddle forces are small before anything has fallen: one that ends less
+    than `LEAST_BARRIER` below it goes on to smaller forces."""
+    before, path = potential.calls, [(np.nan, start)]
+    while True:
+        left = max_calls - (potential.calls - before)
+        found = relax(potential, path[-1][1], fmax=fmax, max_calls=left, hessian=hessian)
+        path = path[:-1] + found.path
+        fmax /= 5
+        if not found.converged or modes.energy - path[-1][0] >= LEAST_BARRIER or fmax < FINEST or left < 2:
+            return path
 
 
 def bonding_differences(numbers, a: np.ndarray, b: np.ndarray) -> int:

@@ -22,7 +22,7 @@ from molgen.saddle import normal_modes, refine
 from molgen.saddle.descent import kick, relax
 from molgen.saddle.modes import Modes, gradient
 from molgen.saddle.optimize import Search
-from molgen.saddle.verify import IMAGINARY, LEAST_BARRIER, bonding_differences
+from molgen.saddle.verify import LEAST_BARRIER, bonding_differences
 from molgen.tsgen import load_model
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import generate
@@ -119,7 +119,7 @@ class Attempts:
             ts, energy = self._saddle(potential, reaction, guess_kind, bottom)
         with stage("modes", potential, calls):
             modes = normal_modes(potential, ts)
-            if int((modes.frequencies_cm < IMAGINARY).sum()) != 1:
+            if modes.imaginary != 1:
                 raise Rejected("not a first-order saddle")
         with stage("descents", potential, calls):
             ends = [_descend(potential, ts, modes, sign) for sign in (1, -1)]

@@ -14,7 +14,7 @@ from molgen.data.reactions import Reaction
 from molgen.errors import CalculatorError, InputError
 from molgen.geometry.align import rmsd_of
 from molgen.potentials.base import Potential
-from molgen.saddle import Verification, refine
+from molgen.saddle import Verification, calls_allowed, refine
 from molgen.saddle.verify import bonding_differences, settle
 from molgen.workflows.reaction_tools import FAILURES, Potentials, centred, failure, relaxed_end, stage
 
@@ -86,13 +86,14 @@ def _find_saddle(
     assert reaction.ts is not None
     ends = reaction.reactant, reaction.product
     with stage("saddle", potential, calls):
-        saddle = refine(potential, reaction.ts, reactant=ends[0], product=ends[1])
+        most = calls_allowed(len(reaction))
+        saddle = refine(potential, reaction.ts, reactant=ends[0], product=ends[1], max_calls=most)
     _place(record, 1, saddle.positions, saddle.energy, saddle.fmax)
     record |= {"rmsd": round(rmsd_of(saddle.positions, reaction.ts), 5), "reason": "search did not converge"}
     if not saddle.converged:
         return None
     with stage("verification", potential, calls):
-        settled, checked = settle(potential, saddle, *ends)
+        settled, checked = settle(potential, saddle, *ends, max_calls=most)
     _place(record, 1, settled.positions, settled.energy, settled.fmax)
     record |= {
         "rmsd": round(rmsd_of(settled.positions, reaction.ts), 5),

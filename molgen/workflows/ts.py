@@ -22,9 +22,9 @@ from molgen.io import load_reaction
 from molgen.potentials.base import Potential
 from molgen.potentials.xtb import one_thread
 from molgen.rng import generator
-from molgen.saddle import Verification, mode_overlap, refine
+from molgen.saddle import Verification, calls_allowed, mode_overlap, refine
 from molgen.saddle.descent import relax
-from molgen.saddle.verify import LEAST_BARRIER, settle
+from molgen.saddle.verify import LEAST_BARRIER, bonding_differences, judge_wells, settle
 from molgen.tsgen import Generator
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import SIGMA, generate
@@ -32,7 +32,7 @@ from molgen.tsgen.rank import confidence, guess_features, refined_features
 from molgen.units import kcal
 from molgen.workflows.ts_correction import DEFAULT_CORRECTION, correct_guess, correct_saddle, fitting_correction
 from molgen.workflows.ts_result import OUT_OF_TIME, VERDICTS, Candidate, TSResult
-from molgen.workflows.ts_setup import calls_allowed, model_for, potential_for
+from molgen.workflows.ts_setup import model_for, potential_for
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 SAME_SADDLE = 0.05  # Angstrom RMSD, with energies within SAME_ENERGY: one saddle
@@ -150,8 +150,7 @@ def find_ts(
             while search.best_verdict() != "intended" and search.advance():
                 publish()
         if refine and verify != "none":
-            best = ranked(search.candidates)[0]
-            search.relax_ends(best)
+            best = search.best_with_relaxed_ends()
             if corrector is not None and best.verdict == "intended":
                 guess = search.starts[best.sample][0] if best.source == "TS-GEN" else None
                 result.corrected = correct_saddle(corrector, reaction, potential, best.atoms.positions, guess)
@@ -322,11 +321,22 @@ class _Search:
         if checked.barriers is not None:
             candidate.barrier_forward_kcal, candidate.barrier_reverse_kcal = map(kcal, checked.barriers)
 
+    def best_with_relaxed_ends(self) -> Candidate:
+        """The best candidate after the ends of its path were relaxed; another one if that showed it to be worse."""
+        relaxed: list[Candidate] = []
+        while (best := ranked(self.candidates)[0]) not in relaxed:
+            relaxed.append(best)
+            self.relax_ends(best)
+        return best
+
     def relax_ends(self, candidate: Candidate) -> None:
-        """Relax the ends of a candidate's path tightly: verification stops as soon as it knows which wells they are."""
+        """Relax the ends of a candidate's path tightly: verification stops as soon as it knows which wells they are.
+
+        Where one goes on to another molecule, the candidate is judged anew by the ends it has now.
+        """
         if candidate.path_positions is None or candidate.path_energies is None or candidate.ts_index is None:
             return
-        before = self.potential.calls
+        before, changed = self.potential.calls, False
         x, energy = list(candidate.path_positions), list(candidate.path_energies)
         top = energy[candidate.ts_index]
         for end, barrier in ((0, "barrier_forward_kcal"), (-1, "barrier_reverse_kcal")):
@@ -339,6 +349,7 @@ class _Search:
                 continue
             if well.energy >= energy[end]:
                 continue
+            changed |= bonding_differences(self.reaction.numbers, x[end], well.positions) > 0
             downhill = well.path[1:]
             if end == 0:
                 x, energy = [p for _, p in downhill[::-1]] + x, [e for e, _ in downhill[::-1]] + energy
@@ -346,10 +357,26 @@ class _Search:
             else:
                 x, energy = x + [p for _, p in downhill], energy + [e for e, _ in downhill]
             setattr(candidate, barrier, kcal(top - well.energy))
+        if changed:
+            x, energy = self._judge_again(candidate, x, energy)
         candidate.path_positions, candidate.path_energies = np.array(x), np.array(energy)
         if top - max(energy[0], energy[-1]) < LEAST_BARRIER:
             candidate.reason += f"; less than {LEAST_BARRIER} eV above one of its wells, it is hardly a barrier"
         self._finish(candidate, before - candidate.gradient_calls)
+
+    def _judge_again(
+        self, candidate: Candidate, x: list[np.ndarray], energy: list[float]
+    ) -> tuple[list[np.ndarray], list[float]]:
+        """The path, from reactant to product, of a candidate whose ends have become other molecules on relaxing."""
+        assert candidate.ts_index is not None
+        drops = [energy[candidate.ts_index] - energy[end] for end in (0, -1)]
+        candidate.verdict, swap, candidate.reason = judge_wells(
+            self.potential, [x[0], x[-1]], drops, self.reaction.reactant, self.reaction.product
+        )
+        candidate.barrier_forward_kcal, candidate.barrier_reverse_kcal = map(kcal, drops[::-1] if swap else drops)
+        if swap:
+            x, energy, candidate.ts_index = x[::-1], energy[::-1], len(x) - 1 - candidate.ts_index
+        return x, energy
 
     def _finish(self, candidate: Candidate, calls_before: int) -> Candidate:
         candidate.gradient_calls = self.potential.calls - calls_before

@@ -16,11 +16,6 @@ from molgen.structures import MAX_ATOMS
 from molgen.tsgen import Generator, load_model
 
 
-def calls_allowed(atoms: int) -> int:
-    """Gradient calls of one refinement where none are named: 100, and 8 an atom beyond the sizes 100 was tested on."""
-    return 100 if atoms <= 21 else 8 * atoms
-
-
 def potential_for(calculator: Any, kwargs: Mapping[str, Any] | None, reaction: Reaction) -> Potential:
     """The calculator of a reaction.
 
