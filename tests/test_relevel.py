@@ -151,12 +151,6 @@ def test_an_end_that_becomes_another_molecule_is_not_verified(hcn):
     np.testing.assert_allclose(np.ptp(record["p"], axis=0), np.ptp(hcn[0].product, axis=0), atol=0.01)
 
 
-def _refine(*arguments, **options):
-    from molgen.saddle import refine
-
-    return refine(*arguments, **options)
-
-
 def test_training_uses_the_verified_rows_only(twin, tmp_path):
     _, path = twin
     train, val = load_training_data(path)
