@@ -48,8 +48,11 @@ def _side(numbers: np.ndarray, bonds: np.ndarray, charge: int) -> str:
 
 
 def formal_charges(numbers: np.ndarray, bonds: np.ndarray, extra: dict, charge: int) -> np.ndarray:
-    """Formal charges (N,): +1 for each neighbour above the valence, -1 on the most electronegative atoms short of one
-    until they sum to `charge`; what is left stays a radical or carbene centre."""
+    """Formal charges (N,) that sum to `charge` where the valences allow.
+
+    +1 for each neighbour above the valence, then -1 on the most electronegative atoms short of one, or +1 on the least;
+    what is left stays a radical or carbene centre.
+    """
     used = bonds.sum(1).astype(int)
     for (i, j), order in extra.items():
         used[i] += order
@@ -60,5 +63,9 @@ def formal_charges(numbers: np.ndarray, bonds: np.ndarray, extra: dict, charge: 
     for k in short:
         while lack[k] > 0 and charges.sum() > charge:
             charges[k] -= 1
+            lack[k] -= 1
+    for k in reversed(short):
+        while lack[k] > 0 and charges.sum() < charge:
+            charges[k] += 1
             lack[k] -= 1
     return charges

@@ -16,11 +16,10 @@ from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, molecule_key
 from molgen.io import checked_spin
 from molgen.smiles import embed_molecule
-from molgen.structures import read_side, xyz_frames
+from molgen.structures import MOLFILES, read_mdl, read_side, xyz_frames
 
 SMALLEST = 4  # atoms; smaller fragments of a reaction have next to no reactions of their own
 LISTS = {".smi", ".smiles", ".txt"}
-MOLFILES = {".sdf", ".mol"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,21 +111,10 @@ def _from_list(path: Path, spin: int | None) -> Iterator[Molecule]:
 
 def _from_molfile(path: Path, spin: int | None) -> Iterator[Molecule]:
     """Molecules of an MDL file, with their formal charges."""
-    from rdkit import Chem, rdBase
-
-    try:
-        with rdBase.BlockLogs():
-            records = list(Chem.SDMolSupplier(str(path), sanitize=False, removeHs=False))
-    except OSError as error:
-        raise InputError("is empty or cannot be read", where=str(path), expected="MDL molecules") from error
+    records = read_mdl(path)
     for number, record in enumerate(records, start=1):
-        where = f"{path}, molecule {number}"
-        if record is None or not record.GetNumConformers():
-            raise InputError("cannot be read", where=where, expected="an MDL molecule with coordinates")
-        atoms = Atoms([atom.GetAtomicNum() for atom in record.GetAtoms()], record.GetConformer().GetPositions())
-        side = read_side(atoms, where)
         name = path.stem if len(records) == 1 else f"{path.name}:{number}"
-        yield _molecule(side.numbers, side.positions, Chem.GetFormalCharge(record), spin, name)
+        yield _molecule(record.numbers, record.positions, record.charge or 0, spin, name)
 
 
 def _from_frames(path: Path, charge: int, spin: int | None) -> list[Molecule]:

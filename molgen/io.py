@@ -21,7 +21,7 @@ from molgen.geometry.mapping import Mapping, given_mapping
 from molgen.geometry.mapping import map_atoms as find_mapping
 from molgen.potentials.base import check_electrons
 from molgen.smiles import SmilesSide, embed_reaction
-from molgen.structures import MAX_ATOMS, Structure, formula, read_side
+from molgen.structures import MAX_ATOMS, Structure, formula, read_side, total_charge
 
 _DEGENERATE = 0.2  # Angstrom; sides closer than this after re-ordering are one molecule: the order tells what reacts
 _SAME = 0.05  # Angstrom; sides that differ by less, with the same bonds, are one structure
@@ -32,7 +32,7 @@ def load_reaction(
     product: Any = None,
     *,
     smiles: str | None = None,
-    charge: int = 0,
+    charge: int | None = None,
     spin: int | None = None,
     map_atoms: bool = True,
 ) -> tuple[Reaction, list[str]]:
@@ -45,7 +45,7 @@ def load_reaction(
     Args:
         reactant, product: each a path (xyz, extxyz, pdb, sdf, mol, ...), ase.Atoms, or a list of these, one a fragment.
         smiles: "reactant>>product" instead of both, atom-mapped or plain.
-        charge: total charge, e; with `smiles` its formal charges are used.
+        charge: total charge, e; None: the formal charges of SMILES, sdf and mol files, else 0.
         spin: number of unpaired electrons; None for the lowest that the electron count allows.
         map_atoms: False to trust the given order blindly.
 
@@ -56,16 +56,17 @@ def load_reaction(
         if reactant is not None or product is not None:
             raise InputError("both files and SMILES given", where="--smiles", expected="one or the other")
         r, p, mapping, charge = _from_smiles(smiles, charge)
-        name = smiles
+        name, told = smiles, []
     else:
         if reactant is None or product is None:
             missing = "reactant" if reactant is None else "product"
             raise InputError("nothing given", where=missing, expected="a reactant and a product, or --smiles r>>p")
         r, p = read_side(reactant, "reactant"), read_side(product, "product")
         _check_pair(r, p)
+        charge, told = total_charge(charge, (r, p))
         mapping = _choose_mapping(r, p, map_atoms)
         name = f"{_label(reactant, 'reactant')} -> {_label(product, 'product')}"
-    notes = [*r.notes, *p.notes]
+    notes = [*r.notes, *p.notes, *told]
     asked, spin = spin, checked_spin(r.numbers, charge, spin)
     if spin and asked is None:
         notes.append(f"warning: an odd number of electrons at charge {charge}: a radical, unless --charge is another")
@@ -165,13 +166,14 @@ def _choose_mapping(r: Structure, p: Structure, search: bool) -> Mapping:
     return best
 
 
-def _from_smiles(smiles: str, charge: int) -> tuple[Structure, Structure, Mapping, int]:
+def _from_smiles(smiles: str, charge: int | None) -> tuple[Structure, Structure, Mapping, int]:
     """Both sides, their mapping, and the charge, from a reaction SMILES."""
     r, p = embed_reaction(smiles)
     where = f"--smiles {smiles}"
-    if r.charge != p.charge or charge not in (0, r.charge):
+    if r.charge != p.charge or charge not in (None, r.charge):
+        asked = "" if charge is None else f", --charge is {charge}"
         raise InputError(
-            f"the formal charges are {r.charge} (reactant) and {p.charge} (product), --charge is {charge}",
+            f"the formal charges are {r.charge} (reactant) and {p.charge} (product){asked}",
             where=where,
             expected="one charge on both sides, and the same as --charge where that is given",
         )

@@ -18,6 +18,7 @@ from molgen.errors import InputError
 from molgen.geometry.bonds import TOO_CLOSE, distance_matrix
 
 MAX_ATOMS = 150
+MOLFILES = {".sdf", ".mol"}
 FAR = 1e5  # Angstrom; a coordinate beyond is no molecule's, and its digits would not do
 _NUMBER_OF = {**atomic_numbers, "D": 1, "T": 1}  # isotopes have the electrons of hydrogen, and weigh as much here
 _GAP = 10.0  # Angstrom between the parts of a side that come from different files
@@ -47,12 +48,14 @@ def formula(numbers: Iterable[int]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """`numbers` (N,) and `positions` (N, 3), Angstrom, of one side; `where` names its source; `notes` are for users."""
+    """`numbers` (N,) and `positions` (N, 3), Angstrom, of one side; `where` names its source; `notes` are for users;
+    `charge` is the sum of the formal charges, e, None where the source has none."""
 
     numbers: np.ndarray
     positions: np.ndarray
     where: str
     notes: tuple[str, ...] = ()
+    charge: int | None = None
 
 
 def read_side(source: Any, side: str) -> Structure:
@@ -87,6 +90,7 @@ def read_side(source: Any, side: str) -> Structure:
         positions=np.concatenate(placed),
         where=" + ".join(part.where for part in read),
         notes=tuple(note for part in read for note in part.notes),
+        charge=sum(charges) if (charges := [part.charge for part in read if part.charge is not None]) else None,
     )
     _check_size(len(whole.numbers), whole.where)
     return whole
@@ -108,11 +112,67 @@ def _read_part(source: Any, side: str) -> Structure:
         raise InputError(what, where=str(path), expected=f"the {side} as an xyz file", remedy="check the path")
     if path.stat().st_size == 0:
         raise InputError("the file is empty", where=str(path), expected=f"the {side} as an xyz file")
-    return _read_xyz(path) if path.suffix.lower() in {".xyz", ".extxyz"} else _read_with_ase(path)
+    suffix = path.suffix.lower()
+    if suffix in MOLFILES:
+        records = read_mdl(path)
+        if len(records) > 1:
+            raise InputError(
+                f"holds {len(records)} molecules", where=str(path), expected="one",
+                remedy="write a file for each: a.sdf,b.sdf is one side",
+            )  # fmt: skip
+        return records[0]
+    return _read_xyz(path) if suffix in {".xyz", ".extxyz"} else _read_with_ase(path)
 
 
 def _unbound(where: str) -> tuple[str, ...]:
     return (f"{where}: periodic boundaries are ignored",)
+
+
+def read_mdl(path: Path) -> list[Structure]:
+    """The molecules of an MDL file, with their formal charges.
+
+    Raises:
+        InputError: empty, unreadable, or a record that is no molecule with coordinates.
+    """
+    from rdkit import Chem, rdBase
+
+    try:
+        with rdBase.BlockLogs():
+            records = list(Chem.SDMolSupplier(str(path), sanitize=False, removeHs=False))
+    except OSError as error:
+        raise InputError("is empty or cannot be read", where=str(path), expected="MDL molecules") from error
+    found = []
+    for number, record in enumerate(records, start=1):
+        where = f"{path}, molecule {number}"
+        if record is None or not record.GetNumConformers():
+            raise InputError("cannot be read", where=where, expected="an MDL molecule with coordinates")
+        where = str(path) if len(records) == 1 else where
+        numbers = np.array([atom.GetAtomicNum() for atom in record.GetAtoms()], dtype=np.int64)
+        positions = record.GetConformer().GetPositions()
+        found.append(Structure(numbers, positions, where, charge=int(Chem.GetFormalCharge(record))))
+        _check(found[-1])
+    if not found:
+        raise InputError("holds no molecule", where=str(path), expected="one or more MDL molecules")
+    return found
+
+
+def total_charge(given: int | None, sides: Sequence[Structure]) -> tuple[int, list[str]]:
+    """The charge that was asked for, else that of the files, else 0; and notes for users.
+
+    Raises:
+        InputError: files of different charges, and none asked for.
+    """
+    told = {side.where: side.charge for side in sides if side.charge is not None}
+    if given is None and len(set(told.values())) > 1:
+        found = ", ".join(f"{charge:+d} in {where}" for where, charge in told.items())
+        raise InputError(f"formal charges differ: {found}", where="--charge", expected="one charge on both sides",
+                         remedy="give --charge, or correct the files")  # fmt: skip
+    if given is None:
+        charge = next(iter(told.values()), 0)
+        return charge, [f"charge {charge:+d}, as {' and '.join(told)} have it"] if charge else []
+    others = [f"warning: charge {given:+d} as asked, though {where} has {charge:+d}"
+              for where, charge in told.items() if charge != given]  # fmt: skip
+    return given, others
 
 
 def _read_with_ase(path: Path) -> Structure:

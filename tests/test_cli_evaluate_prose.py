@@ -310,6 +310,7 @@ def test_other_files_of_a_folder_are_not_read(data: Path, tmp_path: Path) -> Non
         (["--sequences", "GG", "--weights", "nowhere"], ["no such checkpoint folder"]),
         (["--data", "nowhere.npz"], ["nowhere.npz: no such file"]),
         ([], ["nothing to evaluate", "--data"]),
+        (["--cap", "ace-nme"], ["--cap: ace-nme given without --sequences"]),
         (["-n", "1", "--sequences", "GG"], ["greater than or equal"]),
         (["-T", "0", "--sequences", "GG"], ["greater than or"]),
         (["--sequences", "GG", "--platform", "Abacus"], ["no OpenMM platform 'Abacus'"]),

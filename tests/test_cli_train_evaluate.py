@@ -259,6 +259,8 @@ def test_resume_with_other_settings_is_refused(train: Callable[..., Result]) -> 
         (["--val-split", "val"], ["no reaction of split 'val'"]),
         (["--config", "huge"], ["--config: no model size 'huge'", "small or base"]),
         (["--init", "nowhere"], ["no such checkpoint folder"]),
+        (["--init", "tsgen", "--dropout", "0.5"], ["--dropout: 0.5 given beside --init tsgen"]),
+        (["--steps", "1", "--time-budget", "1h"], ["--time-budget: 1h given beside --steps 1"]),
         (["--time-budget", "soon"], ["--time-budget: 'soon' is not a duration", "1h30m"]),
         (["--time-budget", "0s"], ["no time given"]),
     ],

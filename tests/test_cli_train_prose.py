@@ -51,6 +51,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["--config", "base"], "--config: base given beside --init"),
         (["--own-samples", "5"], "--own-samples: given without --own"),
+        (["--val", "AG", "--val-share", "0.1"], "--val-share: given beside --val"),
+        (["--time-budget", "1h"], "--time-budget: 1h given beside --steps 1"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(
@@ -82,6 +84,9 @@ def test_sequences_without_dynamics_teach_by_energies(train: Callable[..., Resul
     assert done.exit_code == 0, done.stderr
     assert "2 of 4 sequences" in done.stderr and "samples of 2 sequences without molecular dynamics" in done.stderr
     assert "4 training and 1 validation sequences" in done.stderr
+    listed.write_text("GA\nAG\nGG\n")  # one of the three with dynamics is drawn to validate by
+    drawn = train("--own", listed, "--own-samples", 8, "--val-share", 0.1, "--steps", 2, out="drawn")
+    assert drawn.exit_code == 0 and "1 of 3 sequences" in drawn.stderr, drawn.stderr
     listed.write_text("GA\n")
     assert (
         "no sequence to learn from by energies"

@@ -28,7 +28,15 @@ from molgen.potentials.xtb import XtbPotential
 from molgen.rng import torch_generator
 from molgen.run import Run
 from molgen.tsgen.condition import prepare
-from molgen.tsgen.correction import WEIGHTS, correct, correction_loss, correction_model, epoch, load_training_points
+from molgen.tsgen.correction import (
+    WEIGHTS,
+    correct,
+    correction_loss,
+    correction_model,
+    epoch,
+    load_training_points,
+    validation_figures,
+)
 from molgen.tsgen.correction_model import CorrectionModel, load_correction
 from molgen.tsgen.generate import generate
 from molgen.tsgen.surface import newton_step, surface_features
@@ -243,6 +251,21 @@ def test_every_reaction_gives_one_of_its_points_an_epoch(searches, source):
             assert bool(has_guess) == bool(points.from_flow[row])
             assert torch.equal(guess[0], own[0])
     assert len(drawn) == 80 and len(set(drawn)) > 3
+
+
+def test_a_reaction_without_its_guess_is_not_judged_by_another(searches, source, model):
+    """A search that lost its guess leaves points near the truth only."""
+    points = load_training_points(source, searches[1], "train")
+    a, b = points.offsets[:2].tolist()
+    kinds = points.kind.copy()
+    kinds[a:b] = "near"
+    lost = replace(points, kind=kinds)
+    figures, whole = validation_figures(model.float(), lost), validation_figures(model.float(), points)
+    assert set(figures) == set(whole) and all(np.isfinite(value) for value in figures.values())
+    kinds[:] = "near"
+    kinds[b] = points.kind[b]  # the guess of the second reaction alone
+    one = validation_figures(model.float(), replace(points, kind=kinds))
+    assert one["val_guess_before"] == one["val_saddle_before"], "its only point is both"
 
 
 def test_the_loss_teaches(searches, source, model):

@@ -16,6 +16,7 @@ from molgen.data.importers import import_reactions
 from molgen.data.sources import all_molecules
 from molgen.errors import InputError
 from molgen.geometry.mapping import given_mapping
+from molgen.tsgen.training import load_training_data
 from molgen.workflows.relevel import level_plan
 from molgen.workflows.searches import search_plan
 
@@ -167,6 +168,11 @@ def test_commands_that_need_an_npz_say_how_to_make_one(tmp_path):
         subprocess.run([sys.executable, "-c", lines], check=True)
         (reaction,) = load_npz(made, "train")
         assert reaction.ts is not None and len(all_molecules([made])) == 2
+
+
+def test_a_published_set_has_no_splits(tmp_path):
+    with pytest.raises(InputError, match="--train-split: train and test given for a published set"):
+        load_training_data(tmp_path, val_split="test")
 
 
 def test_not_hdf5(tmp_path):

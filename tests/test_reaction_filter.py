@@ -9,6 +9,7 @@ import pytest
 from ase.io import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rdkit import Chem
 
 from molgen.data.duplicates import KnownSaddles
 from molgen.data.elementary import (
@@ -99,6 +100,18 @@ def test_keys_of_mapped_smiles_and_of_geometries_agree():
     forwards, backwards = text.split(">>")
     assert smiles_key(f"{backwards}>>{forwards}") == smiles_key(text)
     assert smiles_key("C>>nonsense") is None and smiles_key("C") is None
+
+
+@pytest.mark.parametrize(
+    ("smiles", "charge"),
+    [("[CH3+]", 1), ("C[CH+]C", 1), ("C=C[CH2+]", 1), ("C[C+]=O", 1), ("C[NH3+]", 1), ("CC(=O)[O-]", -1), ("CO", 0),
+     ("[NH3+]CC(=O)[O-]", 0)],
+)  # fmt: skip
+def test_mapped_smiles_have_the_charge_of_the_molecule(smiles, charge):
+    side = embed_molecule(smiles, smiles)
+    graph = bond_graph(side.numbers, side.conformers[0])
+    written = reaction_smiles(side.numbers, graph, graph, charge).split(">>")[0]
+    assert Chem.GetFormalCharge(Chem.MolFromSmiles(written, sanitize=False)) == charge == side.charge
 
 
 def test_sets_are_excluded_by_split_with_their_smiles(tmp_path):

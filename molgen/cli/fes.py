@@ -51,7 +51,9 @@ def fes(
         str, typer.Option("--calculator", help="For --xyz: gfn2, gfn1, or module:Class of an ASE calculator.")
     ] = "gfn2",
     calculator_kwargs: common.CalculatorKwargs = None,
-    charge: Annotated[int, typer.Option("--charge", help="Total charge, for --xyz.")] = 0,
+    charge: Annotated[
+        int | None, typer.Option("--charge", help="Total charge, for --xyz; default that of sdf and mol files, else 0.")
+    ] = None,
     spin: Annotated[
         int | None, typer.Option("--spin", help="Unpaired electrons, for --xyz; default the fewest possible.")
     ] = None,

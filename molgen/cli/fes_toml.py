@@ -71,7 +71,7 @@ def typed(key: str, value: Any, default: Any, config: Path) -> Any:
         good, example, result = isinstance(value, str), "a path", config.parent / str(value)
     elif key == "out":
         good, example, result = isinstance(value, str), "a path", Path(str(value))
-    elif key in ("spin", "rounds", "draws", "learn", "samples", "paths"):
+    elif key in ("charge", "spin", "rounds", "draws", "learn", "samples", "paths"):
         good, example = type(value) is int, "200"
     elif isinstance(default, float) and type(value) is int:
         good, result = True, float(value)

@@ -16,13 +16,24 @@ if TYPE_CHECKING:
     from molgen.run import Run
 
 app = typer.Typer(help="Train a model.", no_args_is_help=True)
-TimeBudget = Annotated[str, typer.Option("--time-budget", help="Training time, such as 30m or 2h.")]
+TimeBudget = Annotated[
+    str | None, typer.Option("--time-budget", help="Training time, such as 30m; default 2h (correction: 1h).")
+]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Train by steps instead of by time.")]
 Init = Annotated[str | None, typer.Option("--init", help="Start from these weights (name or folder).")]
 TrainSplit = Annotated[str, typer.Option("--train-split")]
 ValSplit = Annotated[str, typer.Option("--val-split", help="Selects the weights that are kept.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 LearningRate = Annotated[float, typer.Option("--learning-rate")]
+
+
+def _seconds(steps: int | None, time_budget: str | None, usual: str) -> float | None:
+    """Seconds to train for; None to train by steps."""
+    if steps is not None and time_budget is not None:
+        raise InputError(
+            f"{time_budget} given beside --steps {steps}", where="--time-budget", expected="one of the two"
+        )
+    return None if steps is not None else common.seconds_of(time_budget or usual)
 
 
 def register(parent: typer.Typer) -> None:
@@ -48,13 +59,15 @@ def train_ts(
     config: Annotated[
         str | None, typer.Option("--config", help="Size of a new network: small (default) or base.")
     ] = None,
-    time_budget: TimeBudget = "2h",
+    time_budget: TimeBudget = None,
     steps: Steps = None,
     init: Init = None,
     train_split: TrainSplit = "train",
     val_split: ValSplit = "val",
     batch_size: BatchSize = 64,
-    dropout: Annotated[float, typer.Option("--dropout", min=0.0, max=0.9, help="Of a new network.")] = 0.05,
+    dropout: Annotated[
+        float | None, typer.Option("--dropout", min=0.0, max=0.9, help="Of a new network; default 0.05.")
+    ] = None,
     learning_rate: LearningRate = 2e-3,
     seed: common.Seed = 0,
     device: common.Device = "auto",
@@ -66,7 +79,7 @@ def train_ts(
     from molgen.run import Run
     from molgen.tsgen.training import load_training_data, make_model, train_tsgen
 
-    budget = None if steps else common.seconds_of(time_budget)
+    budget = _seconds(steps, time_budget, "2h")
     torch_device = common.resolve_device(device)
     train, val = load_training_data(data[0], train_split, val_split, seed, data[1:], common.warn)
     settings: dict[str, Any] = {
@@ -94,7 +107,7 @@ def train_correction(
     out: common.Out = Path("runs/train-correction"),
     init: Init = None,
     level: Annotated[str, typer.Option("--level", help="Of the data, as corrected structures shall name it.")] = "",
-    time_budget: TimeBudget = "1h",
+    time_budget: TimeBudget = None,
     steps: Steps = None,
     train_split: TrainSplit = "train",
     val_split: ValSplit = "val",
@@ -111,7 +124,7 @@ def train_correction(
     from molgen.tsgen.correction import correction_model, load_training_points
     from molgen.tsgen.correction import train_correction as run_training
 
-    budget = None if steps else common.seconds_of(time_budget)
+    budget = _seconds(steps, time_budget, "1h")
     torch_device = common.resolve_device(device)
     train, val = (load_training_points(data, searches, split) for split in (train_split, val_split))
     settings: dict[str, Any] = {
@@ -142,9 +155,11 @@ def train_prose(
         Path | None, typer.Option("--exclude", help="Leave out these sequences, and longer ones that contain them.")
     ] = None,
     val: Annotated[str, typer.Option("--val", help="Sequences that select the weights that are kept: AY,PF.")] = "",
-    val_share: Annotated[float, typer.Option("--val-share", help="Without --val: a share drawn at random.")] = 0.05,
+    val_share: Annotated[
+        float | None, typer.Option("--val-share", help="Without --val: a share drawn at random; default 0.05.")
+    ] = None,
     config: Annotated[str | None, typer.Option("--config", help="Size of a new flow: small (default) or base.")] = None,
-    time_budget: TimeBudget = "2h",
+    time_budget: TimeBudget = None,
     steps: Steps = None,
     init: Init = None,
     layers: Annotated[
@@ -176,11 +191,14 @@ def train_prose(
     from molgen.run import Run
     from molgen.workflows.train_prose import load_own_data, load_training_data
 
-    budget = None if steps else common.seconds_of(time_budget)
+    budget = _seconds(steps, time_budget, "2h")
     if own is not None and init is None:
         raise InputError("--own needs a flow to draw samples from", where="--init", expected="weights of Prose")
     if own is None and own_samples is not None:
         raise InputError("given without --own", where="--own-samples", remedy="leave it out, or give --own SEQUENCES")
+    if val and val_share is not None:
+        raise InputError("given beside --val, which names all", where="--val-share", remedy="leave one of them out")
+    val_share = 0.05 if val_share is None else val_share
     if layers is not None and init is None:
         raise InputError("given without --init, whose weights it deepens", where="--layers", remedy="leave it out")
     if config is not None and init is not None:
@@ -203,8 +221,10 @@ def train_prose(
         )  # fmt: skip
         train = found.train
         if own is not None:
+            learned = {frames.layout.peptide.sequence for frames in train}
+            only = {frames.layout.peptide.sequence for frames in found.val} - learned  # chosen or drawn at random
             train = train + load_own_data(
-                model, own, own_samples, min(train[0].temperatures()), exclude=exclude, val=chosen, seed=seed,
+                model, own, own_samples, min(train[0].temperatures()), exclude=exclude, val=only, seed=seed,
                 log=common.log,
                 progress=lambda done, total: bar.update(task, description="samples", completed=done, total=total),
             )  # fmt: skip

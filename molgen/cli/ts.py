@@ -22,7 +22,9 @@ def ts(
     ] = None,
     product: Annotated[str | None, typer.Argument(help="Product, likewise. Any atom order and orientation.")] = None,
     smiles: Annotated[str | None, typer.Option("--smiles", help='Instead of files: "reactant>>product".')] = None,
-    charge: Annotated[int, typer.Option("--charge", help="Total charge.")] = 0,
+    charge: Annotated[
+        int | None, typer.Option("--charge", help="Total charge; default that of SMILES, sdf and mol files, else 0.")
+    ] = None,
     spin: Annotated[int | None, typer.Option("--spin", help="Unpaired electrons; default the fewest possible.")] = None,
     samples: Annotated[int, typer.Option("-n", "--samples", help="Guesses drawn from the model.")] = 8,
     refine: Annotated[
@@ -56,8 +58,8 @@ def ts(
 
     Writes ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png and summary.json to OUT; where --correction fits, also
     ts_corrected.xyz: the saddle (if none was proven, the guess) as the level of the training set would have it. Exit
-    code 3 when no saddle was proven to join the two (0 if you asked for no verification), 4 when the calculator failed
-    on some guesses.
+    code 3 when no saddle was proven to join the two (with --verify none: when none was found), 4 when the calculator
+    failed on some guesses.
     """
     from molgen.saddle import calls_allowed
     from molgen.workflows.ts import find_ts

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import networkx as nx
 import numpy as np
@@ -26,7 +25,6 @@ NODE_FEATURES = len(ELEMENTS) + len(TYPES) + 4 + 4 + 5 + 6
 NEIGHBOURS = 10
 COULOMB = 14.3996454  # eV Angstrom / e^2
 PHI_SCALE = 0.6  # radians per sqrt(eV): the unit of narrow dihedrals
-_CACHE: weakref.WeakKeyDictionary[Peptide, Layout] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,11 +153,10 @@ class Layout:
     @staticmethod
     def of(peptide: Peptide) -> Layout:
         """The layout of a peptide, made once."""
-        if peptide not in _CACHE:
-            _CACHE[peptide] = _build(peptide)
-        return _CACHE[peptide]
+        return _build(peptide)
 
 
+@lru_cache(maxsize=512)  # as many as peptides are kept
 def _build(peptide: Peptide) -> Layout:
     z = build_zmatrix(peptide.names, peptide.residue_index, peptide.residue_names, peptide.numbers, peptide.bonds)
     n, p, order, rank = len(z), peptide.parameters, z.order, z.rank

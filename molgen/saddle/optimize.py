@@ -85,7 +85,7 @@ def stationary_point(
         free: the energy does not change when the molecule moves or turns as a whole, so such motion is left out; False
             for an external field or a surface.
         start: energy and gradient at `positions` if already known.
-        stop: further reason to stop, asked after every accepted step.
+        stop: further reason to stop, asked before every step, also after one that failed.
 
     Raises:
         CalculatorError: a gradient call failed at the start or, after shorter steps were tried, on the way.

@@ -142,7 +142,7 @@ def reaction_direction(
 def mode_overlap(refinement: Refinement, numbers, reactant: np.ndarray, product: np.ndarray) -> float:
     """|cosine| between the lowest mode of the search's last Hessian and the motion from reactant to product.
 
-    0 when no bond order changes. Arrays as for :func:`reaction_direction`.
+    0 when reactant and product are the same. Arrays as for :func:`reaction_direction`.
     """
     wanted = reaction_direction(numbers, refinement.positions, reactant, product)
     if wanted is None:

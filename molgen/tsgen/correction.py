@@ -230,10 +230,12 @@ def validation_figures(model: CorrectionModel, points: Points, batch_size: int =
     figures = {}
     first = points.offsets[:-1]
     searched = torch.tensor([kind != "near" for kind in points.kind.tolist()]).long()
-    last = first + torch.tensor([int(searched[a:b].sum()) for a, b in pairwise(points.offsets.tolist())]) - 1
+    count = torch.tensor([int(searched[a:b].sum()) for a, b in pairwise(points.offsets.tolist())])
+    last, some = first + count - 1, (count > 0).cpu()  # a search that lost its guess has points near the truth only
     for name, index in (("guess", first), ("saddle", last)):
         before, after = [], []
-        for rows in torch.argsort(points.reactions.mask.sum(1).cpu()).split(batch_size):
+        order = torch.argsort(points.reactions.mask.sum(1).cpu())
+        for rows in order[some[order]].split(batch_size):
             batch, x, gradient, guess, _ = points.at(rows, index[rows])
             before.append(rmsd(x, batch.true_ts, batch.mask))
             after.append(rmsd(correct(model, batch, x, gradient, guess)[0], batch.true_ts, batch.mask))

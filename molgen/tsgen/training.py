@@ -180,6 +180,11 @@ def load_training_data(
     if Path(path).suffix == ".npz":
         train, val = load_npz(path, train_split, verified=True), load_npz(path, val_split, verified=True)
     else:
+        if (train_split, val_split) != ("train", "val"):
+            raise InputError(
+                f"{train_split} and {val_split} given for a published set, which has no splits", where="--train-split",
+                expected="an npz", remedy="leave them out: a twentieth drawn at random validates",
+            )  # fmt: skip
         reactions = list(import_reactions(path))
         order = generator(seed, len(reactions)).permutation(len(reactions))
         held = max(1, len(reactions) // 20)
@@ -223,7 +228,7 @@ def make_model(
     *,
     config: str | None = None,
     init: str | None = None,
-    dropout: float = 0.05,
+    dropout: float | None = None,
     seed: int = 0,
 ) -> TSModel | TSEnsemble:
     """The model to train: of size `config` (default "small") for the elements of `train`, or the weights `init`.
@@ -231,15 +236,17 @@ def make_model(
     Of several levels in `train` the model is told which; that of `val` comes first.
 
     Raises:
-        InputError: no such size, a size beside `init`, or an element in the data that the model will not know.
+        InputError: no such size, a size or dropout beside `init`, or an element of the data that the model cannot know.
         CheckpointError: bad `init`.
     """
-    if config is not None and init is not None:
-        raise InputError(
-            f"{config} given beside --init {init}",
-            where="--config",
-            expected="one or the other: weights keep the size they have",
-        )
+    for option, value in (("--config", config), ("--dropout", dropout)):
+        if value is not None and init is not None:
+            raise InputError(
+                f"{value} given beside --init {init}",
+                where=option,
+                expected="one or the other: weights keep the size and the dropout they have",
+            )
+    dropout = 0.05 if dropout is None else dropout
     config = config or "small"
     if config not in CONFIGS:
         raise InputError(f"no model size {config!r}", where="--config", expected=" or ".join(CONFIGS))

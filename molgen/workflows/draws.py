@@ -84,7 +84,7 @@ class Energies:
         workers: processes; "auto" measures an energy and starts a pool of all cores where that saves time.
 
     Attributes:
-        potential: computes them now. calls: evaluations, of all potentials.
+        potential: computes them now.
     """
 
     def __init__(self, peptide: Peptide, platform: str, workers: int | str):

@@ -69,9 +69,14 @@ def gather(data: Sequence[str | Path], sequences: Sequence[str] | None = None, c
         cap: caps of `sequences`.
 
     Raises:
-        InputError: no such file, or one that is no MD file; a sequence that is none; neither data nor sequences.
+        InputError: no such file, or one that is no MD file; a sequence that is none; neither data nor sequences; caps
+            without sequences.
     """
     wanted = None
+    if cap not in (None, "none") and sequences is None:
+        raise InputError(
+            f"{cap} given without --sequences: the files tell their own caps", where="--cap", remedy="leave it out"
+        )
     if sequences is not None:
         wanted = list(dict.fromkeys(build_peptide(sequence, cap) for sequence in sequences))
     files: list[Path] = []

@@ -16,7 +16,7 @@ from molgen.geometry.chirality import signed_volumes, tetrahedral_quadruples
 from molgen.io import checked_spin
 from molgen.potentials.ase import calculator_from_spec
 from molgen.potentials.base import Potential
-from molgen.structures import check_positions, read_side
+from molgen.structures import check_positions, read_side, total_charge
 from molgen.variables import Molecule
 
 if TYPE_CHECKING:
@@ -104,13 +104,14 @@ def system_from_files(
     paths: str | Path | Sequence[str | Path],
     calculator: str = "gfn2",
     kwargs: Mapping[str, Any] | None = None,
-    charge: int = 0,
+    charge: int | None = None,
     spin: int | None = None,
 ) -> System:
     """A molecule by one structure file a basin and a calculator, "gfn2" or as `--calculator`.
 
     Args:
-        spin: unpaired electrons; None for the fewest possible.
+        charge: e; None: the formal charges of sdf and mol files, else 0. spin: unpaired electrons; None for the fewest
+            possible.
 
     Raises:
         InputError: no file, unreadable ones, or of different molecules; no such calculator.
@@ -125,10 +126,11 @@ def system_from_files(
                 where=other.where,
                 expected=f"the atoms of {read[0].where} in the same order",
             )
+    charge, told = total_charge(charge, read)
     spin = checked_spin(read[0].numbers, charge, spin)
     potential = calculator_from_spec(calculator, dict(kwargs or {}), read[0].numbers, charge, spin)
     source = {"calculator": calculator, "kwargs": dict(kwargs or {}), "charge": charge, "spin": spin}
-    notes = tuple(note for part in read for note in part.notes)
+    notes = (*(note for part in read for note in part.notes), *told)
     return System(potential, np.stack([part.positions for part in read]), source=source, notes=notes)
 
 

@@ -30,6 +30,7 @@ from molgen.pool import WorkerPool
 from molgen.potentials.ase import level_name
 from molgen.rng import generator
 from molgen.run import Run
+from molgen.tsgen import load_model
 from molgen.workflows.journal import Journal, carry_out
 from molgen.workflows.reactions import JOURNAL, WRITE_EVERY, refuse_all_failed
 from molgen.workflows.relevel import require_transition_states, rows_of
@@ -68,7 +69,7 @@ def search_plan(
     )  # fmt: skip
     settings = {
         "source": str(source), "files": {str(source): sha256(source.read_bytes())}, "calculator": calculator,
-        "calculator_kwargs": plan.calculator_kwargs, "weights": weights,
+        "calculator_kwargs": plan.calculator_kwargs, "weights": load_model(weights).hash,
     }  # fmt: skip
     return plan, settings
 

@@ -47,7 +47,7 @@ def find_ts(
     product: Any = None,
     *,
     smiles: str | None = None,
-    charge: int = 0,
+    charge: int | None = None,
     spin: int | None = None,
     samples: int = 8,
     refine: bool = True,
@@ -77,7 +77,8 @@ def find_ts(
     Args:
         reactant, product: path (xyz, extxyz, pdb, sdf), ase.Atoms, or a list of these, one a fragment. Any atom
             order, frame and placement. smiles: "reactant>>product" instead.
-        charge: e. spin: unpaired electrons; default the fewest possible.
+        charge: e; default the formal charges of SMILES, sdf and mol files, else 0. spin: unpaired electrons; default
+            the fewest possible.
         samples: guesses drawn. refine: False keeps the raw guesses (then nothing is verified).
         calculator: "gfn2", "gfn1", "module:Class", an ASE calculator, or a molgen Potential; calculator_kwargs: for
             "module:Class".
