@@ -143,6 +143,8 @@ def find_ts(
             publish()
             while search.advance():
                 publish()
+            if refine and verify != "none" and search.best_verdict() == "intended":
+                search.best_with_relaxed_ends()  # may show that none is
         if search.best_verdict() not in ("intended", "unverified") and not search.out_of_time():
             if model is not None:
                 log("no guess of the model leads to the intended saddle: trying the sqrt-distance guess too")
@@ -203,6 +205,7 @@ class _Search:
         self.method: Method | None = method
         self.starts: list[tuple[np.ndarray, str, int, dict[str, float] | None]] = []
         self.candidates: list[Candidate] = []
+        self.relaxed: list[Candidate] = []  # the ends of their paths
         self.rejections: Counter = Counter()
         self.calibration: Mapping[str, Any] = {}
         self.done = 0
@@ -324,9 +327,8 @@ class _Search:
 
     def best_with_relaxed_ends(self) -> Candidate:
         """The best candidate after the ends of its path were relaxed; another one if that showed it to be worse."""
-        relaxed: list[Candidate] = []
-        while (best := ranked(self.candidates)[0]) not in relaxed:
-            relaxed.append(best)
+        while (best := ranked(self.candidates)[0]) not in self.relaxed:
+            self.relaxed.append(best)
             self.relax_ends(best)
         return best
 
