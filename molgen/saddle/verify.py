@@ -116,9 +116,8 @@ def verify(
         if method == "none":
             reason = "one imaginary mode; the wells on its sides were not looked for"
             return Verification("half", reason, modes, gradient_calls=potential.calls - before)
-        if not bonding_differences(potential.numbers, reactant, product):
-            fmax = min(fmax, SHAPE_FMAX)
-        sides = [_descend(potential, x, modes, sign, method, fmax, max_calls) for sign in (1, -1)]
+        least = fmax if bonding_differences(potential.numbers, reactant, product) else min(fmax, SHAPE_FMAX)
+        sides = [_descend(potential, x, modes, sign, method, least, max_calls) for sign in (1, -1)]
         wells, drops = [side[-1][1] for side in sides], [modes.energy - side[-1][0] for side in sides]
         verdict, swap, reason = judge_wells(potential, wells, drops, reactant, product, fmax=fmax, max_calls=max_calls)
     down, up = (sides[1], sides[0]) if swap else (sides[0], sides[1])
@@ -150,6 +149,7 @@ def judge_wells(
         wells: (N, 3) Angstrom each. drops: eV, how far each lies below the saddle. Others: see :func:`verify`.
     """
     conformers = not bonding_differences(potential.numbers, reactant, product)
+    fmax = min(fmax, SHAPE_FMAX) if conformers else fmax
     fits = _compare(potential, wells, reactant, product, conformers, fmax, max_calls)
     names = ["another molecule"] * 2
     for k in (0, 1) if conformers else ():
