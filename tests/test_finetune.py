@@ -11,6 +11,7 @@ import torch
 from peptide_cases import FlowPotential, tiny_flow
 
 from molgen.data.peptide import Peptide, build_peptide
+from molgen.device import single_thread
 from molgen.errors import CalculatorError
 from molgen.prose.evaluate import log_densities
 from molgen.prose.layout import Layout
@@ -211,3 +212,18 @@ def test_the_spread_about_a_known_constant_sees_a_flow_that_leaks():
     assert spread_loss(exact - 1, energies, kt, 4.0) < 1e-9
     assert spread_loss(exact - 1, energies, kt, 4.0, -2.0) == pytest.approx(0.5, abs=1e-5)
     assert spread_loss(exact, energies, kt, 4.0, -2.0) < 1e-9
+
+
+def test_training_takes_one_thread_unless_told(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        with single_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        with single_thread():
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

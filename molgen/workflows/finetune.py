@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from molgen.checkpoint import save_checkpoint
+from molgen.device import single_thread
 from molgen.errors import CalculatorError, InputError, TrainingError
 from molgen.prose.frames import Frames
 from molgen.prose.layout import Layout
@@ -131,17 +132,19 @@ def finetune_flow(
         last = number == rounds or waited > s.patience
         exponent, losses = 1.0, {}
         if not last:
-            pool.add(flows, fresh, store, number)
-            log_weights = pool.log_weights()
-            shape = khat(log_weights)
-            exponent = min(1.0, s.tame / shape) if shape > s.tempered and math.isfinite(shape) else 1.0
             try:
-                trained, losses = _train(
-                    flows[-1], pool.joined(), truncate(exponent * log_weights), pool.log_z(truncate(log_weights)),
-                    temperature, s,
-                    (store.path(f"training{number}") or scratch / f"training{number}"), sample_seed(seed, number, 1),
-                    lambda step, steps, at=number + 1: progress(f"finetuning: training, round {at}", step, steps),
-                )  # fmt: skip
+                with single_thread():
+                    pool.add(flows, fresh, store, number)
+                    log_weights = pool.log_weights()
+                    shape = khat(log_weights)
+                    exponent = min(1.0, s.tame / shape) if shape > s.tempered and math.isfinite(shape) else 1.0
+                    trained, losses = _train(
+                        flows[-1], pool.joined(), truncate(exponent * log_weights), pool.log_z(truncate(log_weights)),
+                        temperature, s,
+                        (store.path(f"training{number}") or scratch / f"training{number}"),
+                        sample_seed(seed, number, 1),
+                        lambda step, steps, at=number + 1: progress(f"finetuning: training, round {at}", step, steps),
+                    )  # fmt: skip
                 flows.append(trained)
             except TrainingError as error:
                 log(f"finetuning round {number + 1}: {error.what}; the flow before stands")
