@@ -171,12 +171,15 @@ def profile_barrier(
 
 
 def _limits(variable: CollectiveVariable, weights: np.ndarray, a: float, b: float) -> tuple[float, float]:
-    """A whole period around the middle of a and b, or the range of the samples without `STRAYS`, widened to a and b."""
+    """A whole period around the middle of a and b, or the range of the samples without `STRAYS`, widened to a and b if
+    samples lie beyond."""
     if variable.period is not None:
         return (a + b - variable.period) / 2, (a + b + variable.period) / 2
     seen = np.asarray(variable.values, dtype=float)[weights > 0]
-    low, high = np.quantile(seen, (STRAYS, 1 - STRAYS)) if len(seen) else (np.nan, np.nan)
-    return float(min(low, a)), float(max(high, b))
+    if not len(seen):
+        return np.nan, np.nan
+    low, high = np.quantile(seen, (STRAYS, 1 - STRAYS))
+    return float(max(seen.min(), min(low, a))), float(min(seen.max(), max(high, b)))
 
 
 def _barrier(
