@@ -65,6 +65,11 @@ def test_its_final_samples_could_be_drawn_again(finished: tuple[Path, np.ndarray
     assert np.abs(one.log_weights[kept] - more.log_weights[kept]).max() > 1e-3
 
 
+def test_no_samples_are_refused():
+    with pytest.raises(InputError, match="--samples: 0 given"):
+        sample_pretrained("ala2", 0)
+
+
 def test_command_line(finished: tuple[Path, np.ndarray], tmp_path: Path):
     folder, _ = finished
     arguments = [

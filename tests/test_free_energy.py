@@ -154,6 +154,11 @@ def test_bad_grids(options, match):
         surface([], np.zeros(5))
 
 
+def test_a_weight_whose_square_is_none_has_no_error():
+    found = surface([CollectiveVariable("x", np.arange(6.0))], np.array([0, 0, 0, 0, 0, -450.0]), bins=6)
+    assert np.isinf(found.error[-1]) and np.isfinite(found.free_energy[-1]) and np.isfinite(found.error[:-1]).all()
+
+
 def test_difference_by_hand():
     w = np.array([1.0, 2.0, 3.0, 4.0])
     a, b = np.array([1, 1, 0, 0], bool), np.array([0, 0, 0, 1], bool)

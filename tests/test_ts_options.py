@@ -21,6 +21,8 @@ def test_a_refinement_stops_after_the_calls_allowed() -> None:
     result = find_ts(*HCN, samples=2, max_calls=3, correction="none")
     assert result.rejections["refinement did not converge"] == len(result.candidates)
     assert max(candidate.refine_calls for candidate in result.candidates) == 3
+    for candidate in result.candidates:  # of searches that were cut short only the guesses are known
+        assert candidate.confidence == candidate.atoms.info.get("confidence_guess")
 
 
 def test_the_advice_names_the_limit_that_was_met(tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ def histogram_fes(
     else:
         with np.errstate(divide="ignore", invalid="ignore"):
             spread = _share_error(flat, kept, share, labels[inside], weights, labels) / share
+    spread = np.where((spread == 0) & (share < 0.5), np.inf, spread)  # a weight so small that its square is none
     volume = np.ones(shape)
     for axis, e in enumerate(edges):
         volume = volume * np.diff(e).reshape([-1 if a == axis else 1 for a in range(len(edges))])

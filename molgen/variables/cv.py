@@ -48,7 +48,10 @@ class CV:
 
 
 def custom(name: str, function: Callable[[Tensor], Tensor], unit: str = "", period: float | None = None) -> CV:
-    """Any torch function: positions (B, N, 3) float64 Angstrom -> (B,)."""
+    """Any torch function: positions (B, N, 3) float64 Angstrom -> (B,).
+
+    It must not depend on where the molecule is and how it is turned: samples have no orientation of their own.
+    """
     return CV(name, unit, period, function)
 
 

@@ -12,6 +12,7 @@ from molgen.cvdiffusion.noising import simulate
 from molgen.cvdiffusion.sampler import FITTED, Sampler, lesson_loss
 from molgen.errors import CalculatorError
 from molgen.potentials.xtb import one_thread
+from molgen.rng import generator
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import FesSettings
 
@@ -22,7 +23,8 @@ ENERGIES, STEPS, TRAJECTORIES = 8, 8, 128  # measured
 def forecast(problem: Problem) -> str:
     """What a run will cost, in words: energies, seconds an energy, minutes to learn and in all."""
     system, settings = problem.system, problem.settings
-    starts = np.repeat(system.starts[:1], ENERGIES, axis=0)
+    # not the same structure again and again: an ASE calculator would answer from its cache
+    starts = system.starts[:1] + 0.01 * generator(0).standard_normal((ENERGIES, *system.starts.shape[1:]))
     with one_thread(len(system.numbers)):
         system.potential.energy_and_forces(starts[:1])
         begin = time.monotonic()

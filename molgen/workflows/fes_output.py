@@ -140,7 +140,10 @@ def _write_pictures(
     labels = [(basin.minimum, _label(basin, energy)) for basin in found.basins[:LABELLED] if basin.share > 1e-12]
     judged = f"k-hat {found.biased.khat:.2f} biased, {ensemble.diagnostics.khat:.2f} without bias"
     judged += "" if found.repair is None else "; repaired by sequential Monte Carlo"
-    apart = ", ".join(f"{name} {value:.2f}" for name, value in found.disagreement.items())
+    apart = ", ".join(
+        f"{name} {value:.2f}" if np.isfinite(value) else f"{name} not comparable (too few bins)"
+        for name, value in found.disagreement.items()
+    )
     subtitle = f"{judged}\ndifference to path weights, kT: {apart}"
     if len(fes.edges) < 3:
         picture = fes_plots.surface(

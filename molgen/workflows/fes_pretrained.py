@@ -18,7 +18,7 @@ from molgen.cvdiffusion.internal import InternalSpace
 from molgen.cvdiffusion.noising import Schedule
 from molgen.cvdiffusion.sampler import Sampler, SamplerSettings
 from molgen.cvdiffusion.space import CartesianSpace
-from molgen.errors import InputError
+from molgen.errors import InputError, check_counts
 from molgen.potentials.xtb import one_thread
 from molgen.reweight.ensemble import Ensemble
 from molgen.rng import generator, sample_seed
@@ -150,6 +150,7 @@ def sample_pretrained(
         InputError: no such controller, or `out` holds it.
     """
     check_repair(repair)
+    check_counts(samples=(samples, 1), paths=(paths, 1))
     folder = find_pretrained(name).resolve()
     if out is not None and Path(out).resolve() in (folder, *folder.parents):
         raise InputError(
@@ -157,7 +158,8 @@ def sample_pretrained(
             remedy="choose another --out",
         )  # fmt: skip
     problem, sampler, kernels, digest = load_pretrained(name, seed)
-    count, paths = samples or max(1, problem.settings.samples // 2), paths or problem.settings.paths
+    count = max(1, problem.settings.samples // 2) if samples is None else samples
+    paths = problem.settings.paths if paths is None else paths
     run = None
     if out is not None:
         recorded = {

@@ -282,7 +282,7 @@ class _Search:
             return self._finish(candidate, before)
         candidate.refine_calls = saddle.gradient_calls
         candidate.atoms.positions, candidate.energy = saddle.positions, saddle.energy
-        if features is not None:
+        if features is not None and saddle.converged:  # a search that was cut short says nothing yet
             overlap = mode_overlap(saddle, reaction.numbers, *ends)
             extra = refined_features(rmsd_of(saddle.positions, x), overlap, saddle.gradient_calls)
             candidate.confidence = confidence({**features, **extra}, self.calibration.get("refined"))
