@@ -1,10 +1,7 @@
-"""The torch device that a user names, and how many threads it may take."""
+"""The torch device that a user names."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from molgen.errors import InputError
@@ -38,21 +35,3 @@ def resolve_device(name: str) -> torch.device:
             remedy="give --device cpu, or install a torch build for your accelerator",
         )
     return device
-
-
-@contextlib.contextmanager
-def single_thread() -> Iterator[None]:
-    """One torch thread inside, unless the user has set their number (OMP_NUM_THREADS).
-
-    For small batches: a step of finetuning (64 conformations) takes 0.15 s on one thread, 0.12 s on two idle cores, and
-    ten to twenty times as long on two threads that share the machine with another job, since they wait for each other.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -77,11 +77,12 @@ class XtbPotential(SamplewisePotential):
         return self.__dict__ | {"_calculator": None}  # tblite's handle lives in this process only
 
 
-def one_thread(atoms: int):
+def one_thread(atoms: int = 0):
     """One thread for OpenMP and linear algebra inside, for small molecules, unless the user has set their number.
 
     A gradient of 14 atoms takes 5 ms on one thread; on two that share a busy machine, waiting for each other, 450 ms
-    and more were measured. On an idle machine, too, matrices of such molecules, and small networks, are slower on two.
+    and more were measured; a step of finetuning a flow takes ten times as long. On an idle machine, too, matrices of
+    such molecules, and small networks, are slower on two.
     """
     if atoms > SERIAL or "OMP_NUM_THREADS" in os.environ:
         return contextlib.nullcontext()

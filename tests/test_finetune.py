@@ -11,8 +11,8 @@ import torch
 from peptide_cases import FlowPotential, tiny_flow
 
 from molgen.data.peptide import Peptide, build_peptide
-from molgen.device import single_thread
 from molgen.errors import CalculatorError
+from molgen.potentials.xtb import one_thread
 from molgen.prose.evaluate import log_densities
 from molgen.prose.layout import Layout
 from molgen.prose.training import spread_loss
@@ -219,11 +219,11 @@ def test_training_takes_one_thread_unless_told(monkeypatch):
     try:
         torch.set_num_threads(2)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        with single_thread():
+        with one_thread():
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
-        with single_thread():
+        with one_thread():
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -1,15 +1,12 @@
 """The input layer: what users have becomes one reaction; each fault is a clear error."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.io import read, write
-from rdkit import Chem
-from rdkit.Chem import AllChem
 from scipy.spatial.transform import Rotation
+from ts_cases import molfile
 
 from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, compare_bonds
@@ -296,30 +293,20 @@ def test_formula_is_hill():
     assert formula([8, 1, 6, 1, 6, 1, 17]) == "C2H3ClO"
 
 
-def _sdf(path: Path, *smiles: str) -> Path:
-    """An MDL file with hydrogens and coordinates."""
-    with Chem.SDWriter(str(path)) as writer:
-        for text in smiles:
-            made = Chem.AddHs(Chem.MolFromSmiles(text))
-            AllChem.EmbedMolecule(made, randomSeed=1)
-            writer.write(made)
-    return path
-
-
 def test_mdl_files_have_the_charge(tmp_path):
-    sides = _sdf(tmp_path / "r.sdf", "[NH3+]CCC[NH3+]"), _sdf(tmp_path / "p.mol", "CC([NH3+])C[NH3+]")
+    sides = molfile(tmp_path / "r.sdf", "[NH3+]CCC[NH3+]"), molfile(tmp_path / "p.mol", "CC([NH3+])C[NH3+]")
     reaction, notes = load_reaction(*sides)
     assert reaction.charge == 2 and any("charge +2, as" in note for note in notes)
     other, notes = load_reaction(*sides, charge=0)
     assert other.charge == 0 and any("charge +0 as asked, though" in note for note in notes)
-    parts = [[_sdf(tmp_path / f"{text}.sdf", text) for text in side] for side in (("[OH-]", "CF"), ("CO", "[F-]"))]
+    parts = [[molfile(tmp_path / f"{text}.sdf", text) for text in side] for side in (("[OH-]", "CF"), ("CO", "[F-]"))]
     assert load_reaction(*parts)[0].charge == -1
-    neutral = _sdf(tmp_path / "n.sdf", "CCC[NH2]"), _sdf(tmp_path / "m.sdf", "CC(N)C")
+    neutral = molfile(tmp_path / "n.sdf", "CCC[NH2]"), molfile(tmp_path / "m.sdf", "CC(N)C")
     assert load_reaction(*neutral)[0].charge == 0
     with pytest.raises(InputError, match=r"--charge: formal charges differ: \+0 in .*n.sdf, \+1 in"):
-        load_reaction(neutral[0], _sdf(tmp_path / "x.sdf", "CCC[NH2+]"))
+        load_reaction(neutral[0], molfile(tmp_path / "x.sdf", "CCC[NH2+]"))
 
 
 def test_an_mdl_file_of_several_molecules_is_no_side(tmp_path):
     with pytest.raises(InputError, match=r"two.sdf: holds 2 molecules(?s:.*)a.sdf,b.sdf"):
-        load_reaction(_sdf(tmp_path / "two.sdf", "C=CC=C", "C=C"), _sdf(tmp_path / "p.sdf", "C1CCC=CC1"))
+        load_reaction(molfile(tmp_path / "two.sdf", "C=CC=C", "C=C"), molfile(tmp_path / "p.sdf", "C1CCC=CC1"))

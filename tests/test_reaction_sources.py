@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.io import write
+from ts_cases import molfile
 
 from molgen.data.reactions import Reaction, save_npz
 from molgen.data.sources import all_molecules, read_molecules
@@ -17,18 +16,6 @@ from molgen.workflows.reaction_attempt import Attempts, Plan
 from molgen.workflows.reactions import plan_of
 
 NAMES = ("CH3CH2OH", "C2H4", "CH3CHO")
-
-
-def molfile(path: Path, *smiles: str) -> Path:
-    from rdkit import Chem
-    from rdkit.Chem import AllChem
-
-    with Chem.SDWriter(str(path)) as writer:
-        for text in smiles:
-            made = Chem.AddHs(Chem.MolFromSmiles(text))
-            AllChem.EmbedMolecule(made, randomSeed=1)
-            writer.write(made)
-    return path
 
 
 def test_all_molecules_of_an_xyz_file(tmp_path):

@@ -49,7 +49,7 @@ def test_regions_that_cannot_be_read(text):
 
 @pytest.mark.parametrize("limits", ["(7, 7)", "(180, -180)", "(360, 0)"])
 def test_a_range_of_nothing_is_refused(limits):
-    with pytest.raises(InputError, match="which is nothing"):
+    with pytest.raises(InputError, match="an empty range"):
         written_region(f"phi 1 in {limits}", CVS.__getitem__)
 
 

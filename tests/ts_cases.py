@@ -21,6 +21,19 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((EXAMPLES / "expected.json").read_text())["reactions"]
 
 
+def molfile(path: Path, *smiles: str) -> Path:
+    """An MDL file of molecules with hydrogens and coordinates."""
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    with Chem.SDWriter(str(path)) as writer:
+        for text in smiles:
+            made = Chem.AddHs(Chem.MolFromSmiles(text))
+            AllChem.EmbedMolecule(made, randomSeed=1)
+            writer.write(made)
+    return path
+
+
 def sides(name: str) -> tuple[list[Path], list[Path]]:
     """Files of reactant and product of an example."""
     reactant, product = ([EXAMPLES / name / file for file in EXPECTED[name][side]] for side in ("reactant", "product"))

@@ -79,8 +79,8 @@ def _within(variable: CollectiveVariable, low: float, high: float) -> np.ndarray
     width = (high - low) / variable.period
     if width < 1 and abs(width - round(width)) < 1e-9:
         raise InputError(
-            f"{variable.name} from {low:g} to {high:g} {variable.unit}, which is nothing", where="region",
-            expected="two places; a whole turn from low to low + period",
+            f"{variable.name} from {low:g} to {high:g} {variable.unit}: an empty range", where="region",
+            expected="two different limits; a whole turn is low to low + 360 degrees",
         )  # fmt: skip
     if width > 1 + 1e-9:  # degrees, most likely: as radians they would be everything
         raise InputError(

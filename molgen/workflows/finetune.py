@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from molgen.checkpoint import save_checkpoint
-from molgen.device import single_thread
 from molgen.errors import CalculatorError, InputError, TrainingError
+from molgen.potentials.xtb import one_thread
 from molgen.prose.frames import Frames
 from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
@@ -133,7 +133,7 @@ def finetune_flow(
         exponent, losses = 1.0, {}
         if not last:
             try:
-                with single_thread():
+                with one_thread():
                     pool.add(flows, fresh, store, number)
                     log_weights = pool.log_weights()
                     shape = khat(log_weights)

@@ -373,9 +373,11 @@ class _Search:
         """The path, from reactant to product, of a candidate whose ends have become other molecules on relaxing."""
         assert candidate.ts_index is not None
         drops = [energy[candidate.ts_index] - energy[end] for end in (0, -1)]
-        candidate.verdict, swap, candidate.reason = judge_wells(
+        failed = candidate.reason.partition("; relaxing an end failed")
+        candidate.verdict, swap, reason = judge_wells(
             self.potential, [x[0], x[-1]], drops, self.reaction.reactant, self.reaction.product
         )
+        candidate.reason = reason + failed[1] + failed[2]
         candidate.barrier_forward_kcal, candidate.barrier_reverse_kcal = map(kcal, drops[::-1] if swap else drops)
         if swap:
             x, energy, candidate.ts_index = x[::-1], energy[::-1], len(x) - 1 - candidate.ts_index
