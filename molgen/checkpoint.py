@@ -81,6 +81,14 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
             expected=f"a folder with {TENSORS_FILE} and {CONFIG_FILE}",
             remedy="check the path; `molgen doctor` lists the weights that are installed",
         )
+    inside = sorted(file.parent for file in directory.glob(f"*/{TENSORS_FILE}") if file.parent.name != "state")
+    if inside and not (directory / TENSORS_FILE).exists():
+        raise CheckpointError(
+            "is no checkpoint, but holds some",
+            where=str(directory),
+            expected=f"a folder with {TENSORS_FILE} and {CONFIG_FILE}",
+            remedy=f"give {' or '.join(map(str, inside))}",
+        )
     payload = _read(directory / TENSORS_FILE)
     digest = sha256(payload)
     config = _matching_config(directory, digest)

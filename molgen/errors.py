@@ -55,10 +55,11 @@ class DependencyError(InputError):
     """An optional dependency is not installed; the remedy names the extra."""
 
 
-def check_counts(**least: tuple[Any, int | None]) -> None:
+def check_counts(where: str | None = None, /, **least: tuple[Any, int | None]) -> None:
     """Refuse options that are no whole number, or one below the least; None stands for "not given".
 
     Args:
+        where: the function they are arguments of; None: a command line has them.
         least: option -> (value, least or None).
 
     Raises:
@@ -68,8 +69,8 @@ def check_counts(**least: tuple[Any, int | None]) -> None:
         whole = isinstance(value, Integral) and not isinstance(value, bool)
         if value is not None and not (whole and (minimum is None or int(value) >= minimum)):
             limit = "" if minimum is None else f", at least {minimum}"
-            where = f"--{name.replace('_', '-')}"
-            raise InputError(f"{value!r} given", where=where, expected=f"a whole number{limit}")
+            place = f"{where}, {name}" if where else f"--{name.replace('_', '-')}"
+            raise InputError(f"{value!r} given", where=place, expected=f"a whole number{limit}")
 
 
 def number_pair(value: Any, where: str) -> tuple[float, float]:

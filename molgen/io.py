@@ -69,7 +69,9 @@ def load_reaction(
     notes = [*r.notes, *p.notes, *told]
     asked, spin = spin, checked_spin(r.numbers, charge, spin)
     if spin and asked is None:
-        notes.append(f"warning: an odd number of electrons at charge {charge}: a radical, unless --charge is another")
+        radical = "a radical, of one unpaired electron"
+        doubt = f"warning: an odd number of electrons at charge {charge}: a radical, unless --charge is another"
+        notes.append(doubt if smiles is None else radical)  # a SMILES has said it
     if not mapping.bond_changes and mapping.displacement < _SAME:
         if not (bond_graph(r.numbers, r.positions).any() or bond_graph(p.numbers, p.positions).any()):
             raise InputError(

@@ -20,7 +20,7 @@ def sample_seed(seed: int, *index: int) -> int:
 
 
 def generator(seed: int, *index: int) -> np.random.Generator:
-    """NumPy generator for sample `index` under `seed`."""
+    """NumPy generator for sample `index` under `seed`; without an index it is that of sample 0."""
     return np.random.default_rng(_sequence(seed, *index))
 
 

@@ -96,6 +96,13 @@ def test_missing_folder_and_files(tmp_path):
         load_checkpoint(tmp_path / "a")
 
 
+def test_the_folder_of_a_run_is_sent_to_the_weights_in_it(tmp_path):
+    for name in ("state", "best"):
+        save_checkpoint(tmp_path / name, {"w": torch.zeros(1)}, {})
+    with pytest.raises(CheckpointError, match=f"holds some[^$]*give {tmp_path / 'best'}$"):
+        load_checkpoint(tmp_path)
+
+
 def test_truncated(tmp_path, trained):
     save_checkpoint(tmp_path, trained, {})
     path = tmp_path / "model.safetensors"

@@ -39,15 +39,17 @@ def test_a_turned_hydroxyl_group_is_found(rotamers):
     assert verify(potential, found.positions, *rotamers[::-1]).verdict == "intended"
 
 
-def test_a_saddle_between_other_molecules_is_not_one_of_conformers(rotamers):
-    """H between the two oxygens: the well beyond is bonded otherwise than either rotamer."""
+def test_a_saddle_to_other_bonds_is_not_one_of_conformers(rotamers):
+    """H between the two oxygens: the well beyond is bonded otherwise than either rotamer, in which oxygens differ."""
     potential = XtbPotential(ACID)
     guess = np.array([[0, 0, 0], [1.1, 0.65, 0], [-1.1, 0.65, 0], [0, -1.1, 0], [0, 1.35, 0]])
     found = refine(potential, guess, reactant=rotamers[1], product=rotamers[1][[0, 2, 1, 3, 4]])
     assert found.converged
     checked = verify(potential, found.positions, *rotamers)
     assert checked.verdict == "half"
-    assert checked.reason == "one well is the product, the other another molecule"
+    assert checked.reason == (
+        "one well is the product, the other the same molecule with atoms of one element exchanged"
+    )
 
 
 def test_other_conformers_are_said_to_be_others(rotamers):

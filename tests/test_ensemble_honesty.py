@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from molgen import Ensemble
 from molgen.errors import InputError
+from molgen.reweight.estimate import Estimate
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import VERDICTS
+from molgen.variables import custom
 
 
 def ensemble(log_weights, **options) -> Ensemble:
@@ -29,6 +33,41 @@ def test_resampling_does_not_mend_the_weights() -> None:
     assert drawn.diagnostics.ess == pytest.approx(1), "its own weights are even"
     for part in (EVEN, BAD):
         assert VERDICTS.index(part.resample(100).verdict) >= VERDICTS.index(part.verdict)
+
+
+def test_a_few_samples_drawn_by_weight_keep_the_verdict() -> None:
+    for part in (EVEN, BAD):
+        assert part.resample(10).verdict == part.verdict
+    with pytest.raises(InputError, match=r"Ensemble.resample, count: 0 given(?s:.*)at least 1"):
+        EVEN.resample(0)
+
+
+def test_why_an_estimate_is_not_reliable() -> None:
+    khats = {0.82: "k-hat 0.82, fine up to 0.7", 0.41: "too few samples, or .*k-hat 0.41", np.inf: "too few samples to"}
+    for khat, reason in khats.items():
+        assert re.search(f"not reliable: {reason}", str(Estimate(1.0, 0.1, khat, False)))
+
+
+def test_variables_that_are_functions() -> None:
+    span = custom("span", lambda x: (x[:, 0] - x[:, 1]).norm(dim=-1), "A")
+    written, made = (EVEN.expectation(what) for what in ("distance 0 1", span))
+    assert (written.value, written.unit) == (made.value, made.unit)
+    assert EVEN.fes(span, bins=5).names == ("span",) and EVEN.barrier(span, between=(1.1, 1.9)).place > 1
+    with pytest.raises(InputError, match="collective variable: 3(?s:.*)or the variable"):
+        EVEN.fes([3])
+
+
+def test_a_function_that_fails_is_told_what_it_is_given() -> None:
+    with pytest.raises(InputError, match="IndexError(?s:.*)positions [(]n, N, 3[)], Angstrom"):
+        EVEN.expectation(lambda x: x[:, 2, 0])
+    with pytest.raises(InputError, match="AttributeError"):
+        EVEN.region(lambda x: x.xyz[:, 0, 0] > 0)
+
+
+def test_the_file_of_weights_is_no_folder(tmp_path) -> None:
+    EVEN.save(tmp_path)
+    with pytest.raises(InputError, match=f"is a file(?s:.*)remedy: load {tmp_path}"):
+        Ensemble.load(tmp_path / "weights.npz")
 
 
 def test_an_error_that_is_unknown_is_not_reliable() -> None:

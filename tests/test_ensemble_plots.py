@@ -209,6 +209,20 @@ def test_surface_of_a_run_shows_every_bin(drawn):
     assert minimum[0] == pytest.approx([np.degrees(0.5), 5.0])
 
 
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_labels_of_basins_are_apart_and_within_the_axes(drawn, dimensions):
+    """Neighbours, one in a corner and one at the seam of a torsion."""
+    minima = [(0.5, 5.0), (0.7, 5.2), (-3.0, 7.9), (3.1, 5.2)]
+    basins = [(minimum[:dimensions], f"{k}.21 ± 0.05") for k, minimum in enumerate(minima)]
+    fes_plots.surface(surface(dimensions), {}, basins, np.zeros((0, dimensions)), unit="kcal/mol")
+    axes = drawn[0].axes[0]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 4 and not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    frame = axes.get_window_extent()
+    for box in boxes:
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+
+
 def test_curve_of_a_run_shows_lone_points(drawn):
     fes = surface(1, 12)
     assert is_png(fes_plots.surface(fes, {"bias": fes.free_energy}, [], np.zeros((0, 1)), unit="kJ/mol"))

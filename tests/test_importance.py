@@ -126,6 +126,12 @@ def test_too_few_weights_fail(log_w):
     assert np.array_equal(psis(log_w), np.where(np.isnan(log_w), -np.inf, log_w))
 
 
+@pytest.mark.parametrize("n", [2, 10, 30])
+def test_equal_weights_have_no_tail(n):
+    found = diagnose(np.full(n, -3.5))
+    assert (found.khat, verdict(found)) == (0.0, "reliable") and found.ess == pytest.approx(1)
+
+
 def test_no_weight_at_all():
     found = diagnose(np.full(100, -np.inf))
     assert (found.finite, found.ess, found.ess_psis, found.max_weight) == (0, 0.0, 0.0, 0.0)

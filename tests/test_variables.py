@@ -292,6 +292,13 @@ def test_a_start_on_a_line_is_refused():
         check_start([custom("steep", lambda x: 2e4 * x[:, 0, 0])], x)
 
 
+def test_start_refuses_what_depends_on_orientation_or_place():
+    for name, function in (("height", lambda x: x[:, 0, 2] - x[:, 3, 2]), ("place", lambda x: x[:, 0].norm(dim=-1))):
+        with pytest.raises(InputError, match=f"'{name}'.*after it is turned and moved"):
+            check_start([distance(0, 1), custom(name, function, "A")], SAMPLES[0])
+    check_start([custom("single", lambda x: (x[:, 0] - x[:, 3]).float().norm(dim=-1), "A")], SAMPLES[0])
+
+
 def test_walls_as_people_write_them(folder):
     wall = parse_wall("rc = distance 0 4 - distance 0 5 < 3.3", BARE)
     assert (wall.cv.name, wall.limit, wall.above, wall.stiffness) == ("rc", 3.3, True, 20.0)

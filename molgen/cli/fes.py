@@ -196,6 +196,7 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
             remedy='give for example --cv "distance 0 4"',
         )  # fmt: skip
     if o["forecast"]:
+        common.log("measuring a few energies, learning steps and trajectories (a minute or two from 50 atoms)")
         typer.echo(forecast(Problem.of(system, cvs, o["temperature"], **given)))
         return {}, o["out"]
     rounds = given["settings"].sampler.rounds

@@ -60,8 +60,10 @@ def _place(value: float, unit: str) -> str:
 
 def _estimated(row: dict[str, Any]) -> str:
     """An estimate with its error, and a word where k-hat forbids it."""
-    doubt = "" if row["reliable"] else f" (k-hat {common.number(row['khat'])}: not reliable)"
-    return f"{common.number(row['value'], 4)} +- {common.number(row['error'])} {row['unit']}{doubt}"
+    from molgen.reweight.estimate import doubt
+
+    said = "" if row["reliable"] else f" ({doubt(row['khat'])})"
+    return f"{common.number(row['value'], 4)} +- {common.number(row['error'])} {row['unit']}{said}"
 
 
 def _without(apart: dict[str, float]) -> str:

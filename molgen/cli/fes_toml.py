@@ -72,7 +72,7 @@ def typed(key: str, value: Any, default: Any, config: Path) -> Any:
     elif key == "out":
         good, example, result = isinstance(value, str), "a path", Path(str(value))
     elif key in ("charge", "spin", "rounds", "draws", "learn", "samples", "paths"):
-        good, example = type(value) is int, "200"
+        good, example = type(value) is int, {"charge": "-1", "spin": "1"}.get(key, "200")
     elif isinstance(default, float) and type(value) is int:
         good, result = True, float(value)
     if not good:

@@ -80,6 +80,8 @@ def peptide(
 
 def report(summary: dict[str, Any], out: Path) -> str:
     """A run in words: what was sampled, how good the weights are, observables, cost, files."""
+    from molgen.reweight.estimate import doubt
+
     weights, smc = summary["weights"], summary["smc"]
     cap = f", {summary['cap']}" if summary["cap"] else ""
     compat = " (the largest weights were dropped)" if summary["prose_compat"] else ""
@@ -99,13 +101,9 @@ def report(summary: dict[str, Any], out: Path) -> str:
     for number, row in enumerate(summary["finetuning"]):
         rows.append((f"after {number} rounds", f"ESS {row['ess']:.2%}, k-hat {common.number(row['khat'])}"))
     for row in summary["results"]:
-        doubt = "" if row["reliable"] else f"   (k-hat {common.number(row['khat'])}: not reliable)"
-        rows.append(
-            (
-                row["name"],
-                f"{common.number(row['value'], 5)} +- {common.number(row['error'])} {row['unit']}".rstrip() + doubt,
-            )
-        )
+        said = "" if row["reliable"] else f"   ({doubt(row['khat'])})"
+        value = f"{common.number(row['value'], 5)} +- {common.number(row['error'])} {row['unit']}".rstrip()
+        rows.append((row["name"], value + said))
     rows.append(("drawn again", common.redrawn(summary["redrawn"], summary["proposals"])))
     rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
     rates = [

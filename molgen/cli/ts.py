@@ -77,7 +77,7 @@ def ts(
     if as_json:
         typer.echo((out / "summary.json").read_text(), nl=False)
     else:
-        typer.echo(report(result, out))
+        typer.echo(report(result, out, calculator))
     if result.status == "gate_failed":
         beside = " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""
         limit = max_calls or calls_allowed(len(result.reaction))
@@ -101,9 +101,9 @@ def more_effort(result: Any, limit: int) -> str:
     return advice
 
 
-def report(result: Any, out: Path) -> str:
+def report(result: Any, out: Path, calculator: str) -> str:
     """The result in words: verdict, barriers, mode, confidence, cost, files."""
-    best = result.best
+    best, reaction = result.best, result.reaction
     lines = [f"verdict              {best.verdict.replace('_', ' ')}" + (f": {best.reason}" if best.reason else "")]
     if best.barrier_forward_kcal is not None:
         forward, back = best.barrier_forward_kcal, best.barrier_reverse_kcal
@@ -115,7 +115,9 @@ def report(result: Any, out: Path) -> str:
     if best.imaginary_frequency_cm is not None:
         lines.append(f"imaginary frequency  {abs(best.imaginary_frequency_cm):.0f}i cm-1")
     if best.confidence is not None:
-        lines.append(f"confidence           {best.confidence:.0%} before verification")
+        known = calculator == "gfn2" and not reaction.charge and not reaction.spin
+        caution = "" if known else " (calibrated on neutral molecules with GFN2-xTB)"
+        lines.append(f"confidence           {best.confidence:.0%} before verification{caution}")
     lines.append(f"guess                {best.source}, sample {best.sample}")
     lines.append(f"cost                 {result.gradient_calls} gradient calls, {result.seconds:.1f} s")
     if result.corrected is not None:

@@ -13,13 +13,14 @@ from molgen.reweight.free_energy import FES
 from molgen.units import energy_unit
 
 MOST_POINTS = 1500  # samples shown
+Basins = Sequence[tuple[tuple[float, ...], str]]  # (minimum, label)
 FEW = 5  # samples; bins with fewer, or with an error above kT, are drawn, but say little
 
 
 def surface(
     fes: FES,
     others: Mapping[str, np.ndarray],
-    basins: Sequence[tuple[tuple[float, ...], str]],
+    basins: Basins,
     samples: np.ndarray,
     *,
     unit: str,
@@ -31,55 +32,80 @@ def surface(
 
     Args:
         fes: the path-weighted surface. others: estimates on the same bins, eV, by name (drawn in one dimension).
-        basins: (minimum, label). samples: (n, D) resampled ones, drawn as points in two dimensions.
+        basins: (minimum, what is written beside it). samples: (n, D) resampled ones, drawn as points in two dimensions.
         unit: "kcal/mol" or "kJ/mol". good: whether the estimate passed its gate.
     """
-    energy, top = energy_unit(unit), TOPS[unit]
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        x = fes.centers[0] * axis_scale(axes.xaxis, fes, 0)
-        known = np.isfinite(fes.free_energy)
         if len(fes.edges) == 1:
-            values = np.where(known, fes.free_energy / energy, np.nan)
-            error = np.where(known & np.isfinite(fes.error), fes.error / energy, 0.0)
-            axes.fill_between(x, values - error, values + error, color=CURVE, alpha=0.25, lw=0)
-            axes.plot(x, values, color=CURVE, lw=1.8, marker="o", ms=2.5, label="path weights ± standard error")
-            for (name, other), style in zip(others.items(), ("--", ":"), strict=False):
-                shown = np.where(known & np.isfinite(other), other / energy, np.nan)
-                axes.plot(x, shown - np.nanmin(shown), style, color=INK, lw=1.2, label=name)
-            for minimum, label in basins:
-                at = int(np.abs(fes.centers[0] - minimum[0]).argmin())
-                axes.annotate(label, (x[at], values[at]), (0, -14), textcoords="offset points", ha="center",
-                              va="top", fontsize=8, color=ACCENT)  # fmt: skip
-            high = max(np.nanmax(values, initial=0.0), 1e-3)
-            axes.set_ylim(-0.18 * high, 1.05 * high)
-            axes.set_ylabel(f"free energy, {unit}")
-            axes.legend(frameon=False, fontsize=8)
-            axes.spines[["top", "right"]].set_visible(False)
+            _profile(axes, fes, others, basins, unit)
         else:
-            scales = [axis_scale(axes.xaxis, fes, 0), axis_scale(axes.yaxis, fes, 1)]
-            y = fes.centers[1] * scales[1]
-            edges = [e * scale for e, scale in zip(fes.edges, scales, strict=True)]
-            values = np.ma.masked_invalid(fes.free_energy / energy)
-            sure = np.ma.masked_where((fes.counts < FEW) | ~(fes.error < fes.kt), values)  # the rest sets no scale
-            high = min(float(sure.max()), 4 * top) if sure.count() > 1 else top
-            levels = np.linspace(0, high, 17)
-            axes.set_facecolor(EMPTY)
-            picture = axes.pcolormesh(*edges, values.T, cmap=MAP, vmin=0, vmax=high, rasterized=True)
-            if min(values.shape) > 1 and sure.count() > 1:
-                axes.contour(x, y, sure.T, levels=levels[::2], colors=INK, linewidths=0.4)
-            figure.colorbar(picture, ax=axes, pad=0.02, extend="max").set_label(f"free energy, {unit}")
-            axes.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]])
-            axes.plot(*(samples[:MOST_POINTS, d] * scales[d] for d in (0, 1)), ".", ms=1.2, color=QUIET, alpha=0.5)
-            for minimum, label in basins:
-                place = [m * s for m, s in zip(minimum, scales, strict=True)]
-                axes.plot(*place, "o", ms=5, mfc="none", mec=ACCENT, mew=1.4)
-                box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85}
-                axes.annotate(label, place, (0, 8), textcoords="offset points", ha="center", fontsize=8, bbox=box)
+            _map(figure, axes, fes, basins, samples, unit)
         heading(figure, title, subtitle, INK if good else ACCENT)
 
     return figure_png(draw, (6.4, 4.6))
+
+
+def _profile(axes: Any, fes: FES, others: Mapping[str, np.ndarray], basins: Basins, unit: str) -> None:
+    """The surface of one variable as a curve with its error."""
+    energy, x = energy_unit(unit), fes.centers[0] * axis_scale(axes.xaxis, fes, 0)
+    known = np.isfinite(fes.free_energy)
+    values = np.where(known, fes.free_energy / energy, np.nan)
+    error = np.where(known & np.isfinite(fes.error), fes.error / energy, 0.0)
+    axes.fill_between(x, values - error, values + error, color=CURVE, alpha=0.25, lw=0)
+    axes.plot(x, values, color=CURVE, lw=1.8, marker="o", ms=2.5, label="path weights ± standard error")
+    for (name, other), style in zip(others.items(), ("--", ":"), strict=False):
+        shown = np.where(known & np.isfinite(other), other / energy, np.nan)
+        axes.plot(x, shown - np.nanmin(shown), style, color=INK, lw=1.2, label=name)
+    high = max(np.nanmax(values, initial=0.0), 1e-3)
+    axes.set_ylim(-0.18 * high, 1.05 * high)
+    axes.set_ylabel(f"free energy, {unit}")
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    minima = [int(np.abs(fes.centers[0] - minimum[0]).argmin()) for minimum, _ in basins]
+    _labels(axes, [(x[at], values[at]) for at in minima], [label for _, label in basins], (-14, -26, 12, 24),
+            color=ACCENT)  # fmt: skip
+
+
+def _map(figure: Any, axes: Any, fes: FES, basins: Basins, samples: np.ndarray, unit: str) -> None:
+    """The surface of two variables as a map with contours."""
+    energy, top = energy_unit(unit), TOPS[unit]
+    scales = [axis_scale(axis, fes, at) for at, axis in enumerate((axes.xaxis, axes.yaxis))]
+    x, y = (centres * scale for centres, scale in zip(fes.centers, scales, strict=True))
+    edges = [e * scale for e, scale in zip(fes.edges, scales, strict=True)]
+    values = np.ma.masked_invalid(fes.free_energy / energy)
+    sure = np.ma.masked_where((fes.counts < FEW) | ~(fes.error < fes.kt), values)  # the rest sets no scale
+    high = min(float(sure.max()), 4 * top) if sure.count() > 1 else top
+    axes.set_facecolor(EMPTY)
+    picture = axes.pcolormesh(*edges, values.T, cmap=MAP, vmin=0, vmax=high, rasterized=True)
+    if min(values.shape) > 1 and sure.count() > 1:
+        axes.contour(x, y, sure.T, levels=np.linspace(0, high, 17)[::2], colors=INK, linewidths=0.4)
+    figure.colorbar(picture, ax=axes, pad=0.02, extend="max").set_label(f"free energy, {unit}")
+    axes.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]])
+    axes.plot(*(samples[:MOST_POINTS, d] * scales[d] for d in (0, 1)), ".", ms=1.2, color=QUIET, alpha=0.5)
+    places = [tuple(m * s for m, s in zip(minimum, scales, strict=True)) for minimum, _ in basins]
+    for place in places:
+        axes.plot(*place, "o", ms=5, mfc="none", mec=ACCENT, mew=1.4)
+    box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85}
+    _labels(axes, places, [label for _, label in basins], (12, -12, 26, -26, 40, -40), bbox=box)
+
+
+def _labels(axes: Any, places: Sequence[tuple[float, float]], texts: Sequence[str], heights: Sequence[int], **style):
+    """Write `texts` within the axes, above or below their `places`, at the first of `heights` (points) that is free."""
+    inside, points, taken = axes.get_window_extent(), 72 / axes.figure.dpi, []
+    for place, text in zip(places, texts, strict=True):
+        label = axes.annotate(text, place, (0, 0), textcoords="offset points", ha="center", va="center", fontsize=8,
+                              **style)  # fmt: skip
+        tried = []
+        for height in heights:
+            label.xyann = (0, height)
+            box = label.get_window_extent().padded(2)
+            outside = not inside.y0 <= box.y0 < box.y1 <= inside.y1
+            tried.append((sum(box.overlaps(other) for other in taken) + outside, len(tried), height, box))
+        _, _, height, box = min(tried)
+        label.xyann = (points * (max(inside.x0 - box.x0, 0) + min(inside.x1 - box.x1, 0)), height)
+        taken.append(box)
 
 
 def convergence(records: Sequence[Mapping[str, Any]], frozen_from: int, *, title: str = "") -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,7 +34,11 @@ from molgen.structures import checked_numbers
 if TYPE_CHECKING:
     import mdtraj
 
+    from molgen.variables import CV
+
 _Doubtful = TypeVar("_Doubtful", Estimate, FES, Barrier)
+# A collective variable: by name or text, with its values, or as a function
+Variable: TypeAlias = "str | CollectiveVariable | CV"
 # A region: boolean mask (n,), callable giving one, {"phi 1": (low, high)} in A and rad, or text in A and degrees
 Region = np.ndarray | Callable[[Any], ArrayLike] | Mapping[str, tuple[float, float]] | str
 
@@ -142,42 +146,44 @@ class Ensemble:
             raise InputError("this ensemble has no topology", remedy="use `positions` (n, N, 3) in Angstrom")
         return mdtraj.Trajectory((self.positions / 10).astype(np.float32), self.topology)
 
-    def cv(self, name: str) -> CollectiveVariable:
-        """The attached collective variable `name`, else the one of that text, "phi 1" (see `molgen.variables.parse`).
+    def cv(self, what: str | CV) -> CollectiveVariable:
+        """The attached variable of that name, that of a text, "phi 1", or of a function (`molgen.variables.custom`).
 
         Raises:
-            InputError: neither exists (lists what does).
+            InputError: none exists (lists what does).
         """
-        if name in self.cvs:
-            return self.cvs[name]
-        from molgen.variables import Molecule, parse_cv, values  # torch, which weights alone do not need
+        if isinstance(what, str) and what in self.cvs:
+            return self.cvs[what]
+        from molgen.variables import CV, Molecule, parse_cv, values  # torch, which weights alone do not need
 
+        if not isinstance(what, (str, CV)):
+            raise InputError(
+                f"{what!r}", where="collective variable", expected='a name, such as "phi 1", or the variable'
+            )
         try:
-            found = parse_cv(name, Molecule(self.numbers, self.topology))
+            found = what if isinstance(what, CV) else parse_cv(what, Molecule(self.numbers, self.topology))
         except InputError as error:
             if self.cvs:
                 error.add_note(f"attached collective variables: {', '.join(self.cvs)}")
             raise
         return CollectiveVariable(found.name, values(found, self.positions), found.unit, found.period)
 
-    def expectation(self, what: str | CollectiveVariable | ArrayLike | Callable[[Any], ArrayLike]) -> Estimate:
+    def expectation(self, what: Variable | ArrayLike | Callable[[Any], ArrayLike]) -> Estimate:
         """Boltzmann average with its standard error and k-hat.
 
         Args:
-            what: a collective variable, itself or by name or text (periodic ones: mean direction), values (n,) or
-                (n, k), or a function that gives them from the trajectory or the positions.
+            what: a collective variable (periodic ones: mean direction), values (n,) or (n, k), or a function that gives
+                them from the trajectory or the positions.
 
         Raises:
             InputError: no such variable, or values of the wrong shape or not finite at a sample that has a weight.
         """
-        if isinstance(what, (str, CollectiveVariable)):
-            variable = self.cv(what) if isinstance(what, str) else what
-            values, turn = variable.values, 1.0
-            if variable.period is not None:
-                turn = 2 * np.pi / variable.period
-            estimate = self._mean(values * turn, circular=variable.period is not None, unit=variable.unit)
+        if isinstance(what, (str, CollectiveVariable)) or hasattr(what, "function"):
+            variable = what if isinstance(what, CollectiveVariable) else self.cv(cast("str | CV", what))
+            turn = 1.0 if variable.period is None else 2 * np.pi / variable.period
+            estimate = self._mean(variable.values * turn, circular=variable.period is not None, unit=variable.unit)
             return estimate.scaled(1 / turn, variable.unit)
-        return self._mean(self._call(what) if callable(what) else what)
+        return self._mean(self._call(what) if callable(what) else cast(ArrayLike, what))
 
     def free_energy(self, region_a: Region, region_b: Region, *, replicas: int = 0, seed: int = 0) -> Estimate:
         """F(b) - F(a) = -kT ln(P(b)/P(a)) in eV, with its standard error and k-hat.
@@ -212,15 +218,14 @@ class Ensemble:
             )
         return mask
 
-    def fes(self, cvs: str | CollectiveVariable | Sequence[str | CollectiveVariable], bins: Any = 50, **options) -> FES:
+    def fes(self, cvs: Variable | Sequence[Variable], bins: Any = 50, **options) -> FES:
         """Free-energy surface over one or more collective variables.
 
         Args:
-            cvs: names or texts of collective variables, or the variables themselves.
             bins: number of bins for all or for each, or the edges of each.
             options: `ranges`, `replicas`, `seed` (see `molgen.reweight.free_energy.histogram_fes`).
         """
-        named = [cvs] if isinstance(cvs, (str, CollectiveVariable)) or not isinstance(cvs, Sequence) else cvs
+        named = [cvs] if isinstance(cvs, str) or not isinstance(cvs, Sequence) else cvs
         variables = [self._known(cv) for cv in named]
         found = histogram_fes(
             variables, self.log_weights, self.weights, self.temperature, bins=bins, groups=self.groups, **options
@@ -229,7 +234,7 @@ class Ensemble:
 
     def barrier(
         self,
-        cv: str | CollectiveVariable,
+        cv: Variable,
         between: tuple[float, float],
         *,
         limits: tuple[float, float] | None = None,
@@ -240,7 +245,6 @@ class Ensemble:
         """Top of the profile along one variable above its minima on both sides, eV (`molgen.reweight.barrier`).
 
         Args:
-            cv: name or text of a collective variable, or the variable itself.
             between: a place in each basin, low < high, in its unit.
             limits: of the profile, the two basins and nothing else; None: a whole period around the middle, or the
                 range of the samples with a weight but for the outermost thousandth.
@@ -264,7 +268,7 @@ class Ensemble:
         Raises:
             InputError: no sample has a weight, or count < 1.
         """
-        check_counts(count=(count, 1))
+        check_counts("Ensemble.resample", count=(count, 1))
         if not self.weights.any():
             raise InputError("no sample has a weight", where="Ensemble.resample", expected="one or more to draw from")
         chosen = np.sort(generator(seed).choice(len(self), size=count, p=self.weights))
@@ -356,17 +360,13 @@ class Ensemble:
         """
         return cls(**storage.load(folder))
 
-    def _known(self, cv: str | CollectiveVariable) -> CollectiveVariable:
+    def _known(self, cv: Variable) -> CollectiveVariable:
         """A collective variable by name or as it is, with a value wherever there is a weight.
 
         Raises:
             InputError: no such variable, of another number of samples, or not finite where the weight is above zero.
         """
-        if not isinstance(cv, (str, CollectiveVariable)):
-            raise InputError(
-                f"{cv!r}", where="collective variable", expected='a name, such as "phi 1", or the variable'
-            )
-        variable = self.cv(cv) if isinstance(cv, str) else cv
+        variable = cv if isinstance(cv, CollectiveVariable) else self.cv(cv)
         check_values(variable.values, self.weights, variable.name)
         return variable
 
@@ -382,11 +382,17 @@ class Ensemble:
         return replace(found, reliable=False)
 
     def _call(self, function: Callable[[Any], ArrayLike]) -> np.ndarray:
-        return np.asarray(function(self.positions if self.topology is None else self.trajectory))
+        given = "positions (n, N, 3), Angstrom" if self.topology is None else "an mdtraj trajectory, nm"
+        try:
+            return np.asarray(function(self.positions if self.topology is None else self.trajectory))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{type(error).__name__}: {error}", where="the function of the samples",
+                expected=f"one that takes {given}",
+            ) from error  # fmt: skip
 
 
 def _labels(ensemble: Ensemble) -> np.ndarray:
     """Group of each sample (n,), numbered from 0."""
-    if ensemble.groups is None:
-        return np.arange(len(ensemble))
-    return np.unique(ensemble.groups, return_inverse=True)[1]
+    groups = ensemble.groups
+    return np.arange(len(ensemble)) if groups is None else np.unique(groups, return_inverse=True)[1]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from molgen.errors import InputError, check_counts
-from molgen.reweight.importance import cleaned, function_khat, khat_threshold
+from molgen.reweight.importance import RELIABLE_KHAT, cleaned, function_khat, khat_threshold
 from molgen.rng import generator
 
 
@@ -53,7 +53,16 @@ class Estimate:
             if 1e-6 < self.error < np.inf:  # two digits of the error, and as many decimals of the value
                 shape = f".{int(max(1 - np.floor(np.log10(self.error)), 0))}f"
             text = f"{self.value:{shape}} ± {self.error:{shape}} {self.unit}".rstrip()
-        return text if self.reliable else f"{text} (k-hat {np.max(self.khat):.2f}: not reliable)"
+        return text if self.reliable else f"{text} ({doubt(float(np.max(self.khat)))})"
+
+
+def doubt(khat: float | None) -> str:
+    """Why an estimate is not reliable, in words; `khat` is None or inf where it cannot be told."""
+    if khat is None or not np.isfinite(khat):
+        return "not reliable: too few samples to tell k-hat"
+    if khat > RELIABLE_KHAT:
+        return f"not reliable: k-hat {khat:.2f}, fine up to {RELIABLE_KHAT:g}"
+    return f"not reliable: too few samples, or refused with the whole run; k-hat {khat:.2f}"
 
 
 def check_values(values: ArrayLike, weights: np.ndarray, name: str = "values") -> np.ndarray:

@@ -42,6 +42,10 @@ def save(ensemble: Ensemble, to: str | Path | Paths, positions: bool) -> list[Pa
 def load(folder: str | Path) -> dict[str, Any]:
     """Arguments of the `Ensemble` saved in `folder`."""
     folder = Path(folder)
+    if folder.is_file():
+        raise InputError(
+            "is a file", where=str(folder), expected="the folder of a saved ensemble", remedy=f"load {folder.parent}"
+        )
     stored = _read_arrays(folder / WEIGHTS)
     topology = None
     if "positions" not in stored or (folder / TOPOLOGY).exists():

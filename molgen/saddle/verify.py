@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from molgen.errors import CalculatorError, InputError
-from molgen.geometry.bonds import TOLERANCE, bond_graph, distance_matrix, radius_sums
+from molgen.geometry.bonds import TOLERANCE, bond_graph, distance_matrix, molecule_key, radius_sums
 from molgen.geometry.shape import shape_distance
 from molgen.potentials.base import Potential
 from molgen.saddle.descent import irc, kick, relax
@@ -18,6 +18,7 @@ from molgen.saddle.refine import Refinement, refine
 
 Verdict = Literal["intended", "half", "unintended", "not_a_saddle"]
 
+OTHER = "another molecule"
 CLEAR = 0.25  # Angstrom by which a pair's distance must differ as well, for a bond made or broken to count
 SHAPE = 0.5  # Angstrom, see shape_distance: a well further than this from a conformer is another one
 SHAPE_FMAX = 0.01  # eV/Angstrom; torsions are soft, and a well that is not reached looks like another conformer
@@ -151,7 +152,7 @@ def judge_wells(
     conformers = not bonding_differences(potential.numbers, reactant, product)
     fmax = min(fmax, SHAPE_FMAX) if conformers else fmax
     fits = _compare(potential, wells, reactant, product, conformers, fmax, max_calls)
-    names = ["another molecule"] * 2
+    names = [_name(potential.numbers, well, {"reactant": reactant, "product": product}) for well in wells]
     for k in (0, 1) if conformers else ():
         if drops[k] < LEAST_BARRIER:
             fits[k], names[k] = (False, False), f"less than {LEAST_BARRIER} eV below the saddle"
@@ -250,6 +251,17 @@ def _compare(potential, wells, reactant, product, conformers, fmax, max_calls) -
     return [(a[0] or b[0], a[1] or b[1]) for a, b in zip(fits, relaxed, strict=True)]
 
 
+def _name(numbers, well: np.ndarray, ends: dict[str, np.ndarray]) -> str:
+    """What to call a well that is none of the ends, whose atoms are told apart."""
+
+    def key(x: np.ndarray) -> str:
+        return molecule_key(numbers, bond_graph(numbers, x))
+
+    same = [end for end, x in ends.items() if key(x) == key(well)]
+    molecule = "same molecule" if len(same) == 2 else "".join(same)
+    return f"the {molecule} with atoms of one element exchanged" if same else OTHER
+
+
 def _judge(fits: list[tuple[bool, bool]], names: list[str]) -> tuple[Verdict, bool, str]:
     """Verdict, whether the first well is on P's side, and the finding in words.
 
@@ -266,6 +278,6 @@ def _judge(fits: list[tuple[bool, bool]], names: list[str]) -> tuple[Verdict, bo
         other = f"the {found} too" if both else names[1 if first_r or first_p else 0]
         return "half", not (first_r or second_p), f"one well is the {found}, the other {other}"
     reason = "neither well is the reactant or the product"
-    if {*names} != {"another molecule"}:
+    if {*names} != {OTHER}:
         reason += f": one is {names[0]}, the other {names[1] if names[1] != names[0] else 'too'}"
     return "unintended", False, reason

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from molgen.errors import InputError
@@ -16,6 +17,8 @@ STEEP = 1e6  # units/Angstrom; a gradient beyond, such as a torsion's within 1e-
 _STEEP_START = 1e3  # the same, of a start structure
 _FAR = 1e8  # Angstrom; a coordinate beyond is no structure, and its square may overflow
 _AT_ONCE = 4096  # structures, which bounds the memory of `values`
+_TURN, _SHIFT = (0.7, -0.4, 1.1), (1.3, -0.7, 2.1)  # rad and Angstrom, any that are no symmetry
+_INVARIANT = 1e-5  # relative; rounding makes 1e-12, single precision in a custom function 1e-7
 _LINE = 1.0  # degrees from a line at which a start structure is refused
 
 
@@ -127,10 +130,11 @@ def values(cv: CV, positions: np.ndarray) -> np.ndarray:
 
 
 def check_start(cvs: Sequence[CV], positions: np.ndarray) -> None:
-    """Refuse a start structure (N, 3) at which a CV has no usable gradient.
+    """Refuse a start structure (N, 3) at which a CV has no usable gradient, or depends on how the molecule lies.
 
     Raises:
-        InputError: an angle of a CV within 1 degree of 0 or 180, or a gradient that is not finite or beyond 1e3/A.
+        InputError: an angle of a CV within 1 degree of 0 or 180, a gradient that is not finite or beyond 1e3/A, or
+            another value of the structure turned and moved.
     """
     x = torch.tensor(np.asarray(positions, dtype=np.float64)[None])
     _, gradients = evaluate(cvs, x.numpy())
@@ -152,6 +156,25 @@ def check_start(cvs: Sequence[CV], positions: np.ndarray) -> None:
                 where=where,
                 expected=f"a gradient below {_STEEP_START:g}/A",
                 remedy="choose another variable or another start structure",
+            )
+    if len(positions) > 1:
+        _check_invariance(cvs, x.numpy())
+
+
+def _check_invariance(cvs: Sequence[CV], x: np.ndarray) -> None:
+    """Samples have no place and orientation of their own, so that no CV may depend on them."""
+    moved = (x - x.mean(1, keepdims=True)) @ Rotation.from_rotvec(_TURN).as_matrix() + _SHIFT
+    for cv in cvs:
+        here, there = (float(values(cv, place)[0]) for place in (x, moved))
+        apart = abs(here - there)
+        if cv.period is not None:
+            apart = min(apart % cv.period, -apart % cv.period)
+        if apart > _INVARIANT * (1 + abs(here)):
+            raise InputError(
+                f"is {here:.4g} in the start structure, and {there:.4g} after it is turned and moved",
+                where=f"collective variable {cv.name!r}",
+                expected="a function of distances and angles alone",
+                remedy="measure from other atoms of the molecule",
             )
 
 

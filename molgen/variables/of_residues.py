@@ -72,7 +72,10 @@ def end_to_end(topology: mdtraj.Topology) -> CV:
             remedy="name its ends: distance resid 0 and name CA ; resid 4 and name CA",
         )  # fmt: skip
     if len(alphas) < 2:
-        raise InputError(f"{len(alphas)} alpha carbons", expected="at least 2 amino acids")
+        raise InputError(
+            f"{len(alphas)} alpha carbons", expected="at least 2 amino acids",
+            remedy="name two atoms: distance I J; or take rg",
+        )  # fmt: skip
     return CV("end-to-end", "A", None, lambda x: norm(x[:, alphas[-1]] - x[:, alphas[0]]))
 
 
@@ -84,7 +87,10 @@ def helicity(topology: mdtraj.Topology) -> CV:
     angles = backbone_torsions(topology)
     both = sorted(set(angles["phi"]) & set(angles["psi"]))
     if not both:
-        raise InputError("no residue has both phi and psi", expected="at least 3 residues, caps counted")
+        raise InputError(
+            "no residue has both phi and psi", expected="at least 3 residues, caps counted",
+            remedy="take phi or psi of the residues that have one",
+        )  # fmt: skip
     pairs = [[torsion(*angles[name][residue]) for name in ("phi", "psi")] for residue in both]
 
     def inside(x: Tensor, cv: CV, limits: tuple[float, float]) -> Tensor:
