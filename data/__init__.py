@@ -1,4 +1,4 @@
-"""Data sets of reactions: the npz format and importers for the published ones."""
+"""Reactions and dynamics of peptides: their formats, importers of published sets, and what new data are made from."""
 
 from molgen.data.reactions import Reaction, load_npz, save_npz
 

@@ -1,4 +1,4 @@
-"""Physical constants and conversions; the one place that has them (CODATA 2014, via ase.units).
+"""Physical constants and conversions; for the whole package (CODATA 2014, via ase.units).
 
 Inside molgen: Angstrom, eV, amu, femtosecond, kelvin (ASE's conventions). People read kcal/mol or kJ/mol.
 """

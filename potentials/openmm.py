@@ -1,4 +1,4 @@
-"""Any OpenMM System as a Potential; the only place where nm and kJ/mol turn into Angstrom and eV."""
+"""Any OpenMM System as a Potential, in Angstrom and eV."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_doctor_says_what_to_install_and_exits_with_3(monkeypatch):
     assert result.exit_code == 3
     assert "FAIL   molgen-no-such   not installed (the networks)" in result.stdout
     assert "-> pip install molgen-no-such" in result.stdout
-    assert "ZeroDivisionError" in result.stdout and "equivariance" in result.stdout
+    assert "FAIL   GFN2-xTB         ZeroDivisionError" in result.stdout and "equivariance" in result.stdout
     assert "molgen is not usable yet" in result.stdout
 
 

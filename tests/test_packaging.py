@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import molgen
+from molgen.cli import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -29,6 +30,11 @@ PINS = {
 def test_pins_lie_in_the_ranges(line):
     requirement = Requirement(line)
     assert PINS[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_doctor_looks_for_every_dependency():
+    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    assert {canonicalize_name(name) for name, *_ in doctor._REQUIRED} == declared
 
 
 def test_versions_agree():

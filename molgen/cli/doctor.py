@@ -27,14 +27,23 @@ _REQUIRED = (
     ("torch", "torch", "the networks"),
     ("e3nn", "e3nn", "irreps notation and reference tensor products"),
     ("torch-geometric", "torch_geometric", "exchange of batches with PyG"),
+    ("numpy", "numpy", "arrays"),
+    ("scipy", "scipy", "optimisers, assignment, sparse graphs"),
+    ("networkx", "networkx", "graphs of bonds"),
     ("ase", "ase", "structures, calculators and optimisers"),
     ("rdkit", "rdkit.Chem", "SMILES input"),
     ("tblite", "tblite.interface", "GFN1-xTB and GFN2-xTB, the default calculator"),
     ("openmm", "openmm", "force fields"),
     ("mdtraj", "mdtraj", "topologies, selections and trajectories of peptides"),
+    ("arviz-stats", "arviz_stats", "Pareto-smoothed weights and k-hat"),
+    ("POT", "ot", "Wasserstein distances"),
+    ("deeptime", "deeptime", "TICA"),
     ("h5py", "h5py", "importers of published reaction data"),
     ("matplotlib", "matplotlib", "barrier plots"),
     ("safetensors", "safetensors", "checkpoints"),
+    ("threadpoolctl", "threadpoolctl", "one thread for small molecules"),
+    ("typer", "typer", "the command line"),
+    ("rich", "rich", "progress and colours"),
 )
 # Distribution, module, what it is for, extra.
 _OPTIONAL = (
@@ -90,19 +99,20 @@ def examine() -> Iterator[Check]:
         yield _package(distribution, module, purpose)
     for distribution, module, purpose, extra in _OPTIONAL:
         yield _package(distribution, module, purpose, extra)
-    yield from _section("Device", _device, _REINSTALL)
-    yield from _section("Device", _openmm_platforms, "pip install --force-reinstall openmm")
-    yield from _section("Weights", lambda: _weights(Path(molgen.__file__).parent / "weights"), _REINSTALL)
-    yield from _section("Self-check", _xtb_forces, "pip install --force-reinstall tblite")
-    yield from _section("Self-check", _trunk_equivariance, "pip install --force-reinstall torch")
+    weights = Path(molgen.__file__).parent / "weights"
+    yield from _section("Device", "torch devices", _device, _REINSTALL)
+    yield from _section("Device", "openmm platforms", _openmm_platforms, "pip install --force-reinstall openmm")
+    yield from _section("Weights", "shipped weights", lambda: _weights(weights), _REINSTALL)
+    yield from _section("Self-check", "GFN2-xTB", _xtb_forces, "pip install --force-reinstall tblite")
+    yield from _section("Self-check", "equivariance", _trunk_equivariance, "pip install --force-reinstall torch")
 
 
-def _section(section: str, examiner: Callable[[], Iterator[Check]], advice: str) -> Iterator[Check]:
-    """The checks of `examiner`; whatever it raises is reported as a failed check."""
+def _section(section: str, name: str, examiner: Callable[[], Iterator[Check]], advice: str) -> Iterator[Check]:
+    """The checks of `examiner`; whatever it raises is reported as a failed check of this name."""
     try:
         yield from examiner()
     except Exception as error:
-        yield Check(section, examiner.__name__.strip("_<>"), FAIL, f"{type(error).__name__}: {error}", advice)
+        yield Check(section, name, FAIL, f"{type(error).__name__}: {error}", advice)
 
 
 def _package(distribution: str, module: str, purpose: str, extra: str = "") -> Check:

@@ -1,1 +1,1 @@
-"""Diffusion model of peptide conformations, enhanced along collective variables."""
+"""WT-ASBS (arXiv 2510.11923): a diffusion learned from energies alone and pushed along collective variables."""
