@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import tables_targets
 import tables_ts
 
 from molgen.workflows.draws import BAD_BOND, CONTACT, OUTSIDE, WRONG_CHIRALITY
@@ -353,6 +354,8 @@ def main() -> None:
     if (RESULTS / "cv.json").exists():
         cv = json.loads((RESULTS / "cv.json").read_text())
         sections |= {make.__name__: make(cv) for part, make in CV.items() if part in cv}
+    everything = {file.name: json.loads(file.read_text()) for file in RESULTS.glob("*.json")}
+    sections["targets"] = tables_targets.targets(everything)
     for path in ("docs/benchmarks.md", "README.md", *CARDS):
         if (ROOT / path).exists():
             fill(ROOT / path, sections)
