@@ -6,6 +6,7 @@ import io
 import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ase.data import chemical_symbols
 from molgen.data.reactions import Reaction
 from molgen.errors import InputError
 from molgen.files import write_atomic
-from molgen.geometry.bonds import bond_graph, distance_matrix, fragments
+from molgen.geometry.bonds import bond_graph, compare_bonds, distance_matrix, fragments
 from molgen.geometry.mapping import Mapping, given_mapping
 from molgen.geometry.mapping import map_atoms as find_mapping
 from molgen.potentials.base import check_electrons
@@ -24,6 +25,8 @@ from molgen.smiles import SmilesSide, embed_reaction
 from molgen.structures import MAX_ATOMS, Structure, formula, read_side, total_charge
 
 _DEGENERATE = 0.2  # Angstrom; sides closer than this after re-ordering are one molecule: the order tells what reacts
+_MOST_CHANGES = 6  # bonds that one step changes; an order that changes more is not meant, but scrambled
+_SAY_WHICH = "where atoms of a kind change places, say which: atom-mapped SMILES, or files in one atom order"
 _SAME = 0.05  # Angstrom; sides that differ by less, with the same bonds, are one structure
 
 
@@ -82,7 +85,7 @@ def load_reaction(
             f"reactant and product are the same structure (RMSD {mapping.displacement:.3f} Angstrom, same bonds)",
             where=f"{r.where} and {p.where}",
             expected="two different minima",
-            remedy="where atoms of a kind change places, say which: atom-mapped SMILES, or files in one atom order",
+            remedy=_SAY_WHICH,
         )
     notes += _describe(r, p, mapping, asked=map_atoms and smiles is None)
     positions = p.positions[mapping.permutation]
@@ -161,11 +164,21 @@ def _choose_mapping(r: Structure, p: Structure, search: bool) -> Mapping:
             )
         return given
     best = find_mapping(r.numbers, r.positions, p.numbers, p.positions)
-    if given is not None and given.bond_changes and not best.bond_changes and best.displacement < _DEGENERATE:
+    if given is None:
+        return best
+    if 0 < given.bond_changes <= _MOST_CHANGES and not best.bond_changes and _degenerate(r, p, best):
         return given  # a reaction into itself, such as a proton transfer: only the given order tells what reacts
-    if given is not None and (given.bond_changes, given.inverted) <= (best.bond_changes, best.inverted):
-        return given
-    return best
+    # a tetrahedral centre turns its handedness by a bond broken and another formed, not without
+    effort = [(m.bond_changes + 2 * m.inverted, m.inverted) for m in (given, best)]
+    return given if effort[0] <= effort[1] else best
+
+
+def _degenerate(r: Structure, p: Structure, best: Mapping) -> bool:
+    """Whether both sides are one molecule, or mirror images, by the best mapping."""
+    if best.displacement < _DEGENERATE:
+        return True
+    mirrored = find_mapping(r.numbers, r.positions, p.numbers, -p.positions)
+    return not mirrored.bond_changes and mirrored.displacement < _DEGENERATE
 
 
 def _from_smiles(smiles: str, charge: int | None) -> tuple[Structure, Structure, Mapping, int]:
@@ -191,7 +204,28 @@ def _from_smiles(smiles: str, charge: int | None) -> tuple[Structure, Structure,
     conformer = _most_alike(r, p, first.permutation)
     product = Structure(p.numbers, conformer, structures[1].where, structures[1].notes)
     mapping = find_mapping(r.numbers, r.conformers[0], p.numbers, conformer, pinned=pinned)
-    return structures[0], product, mapping, r.charge
+    if not mapping.bond_changes and (r.canonical == p.canonical or mapping.inverted):
+        told = "the same molecule" if r.canonical == p.canonical else "mirror images in one or more centres"
+        raise InputError(
+            f"reactant and product are {told}, and nothing says which bonds break", where=where,
+            expected="a reaction", remedy=_SAY_WHICH,
+        )  # fmt: skip
+    reactant, product = (
+        replace(side, notes=side.notes + _misread(s, side)) for s, side in ((r, structures[0]), (p, product))
+    )
+    return reactant, product, mapping, r.charge
+
+
+def _misread(side: SmilesSide, built: Structure) -> tuple[str, ...]:
+    """A note where the geometry of a SMILES has other bonds than were written."""
+    written = compare_bonds(side.bonds, bond_graph(built.numbers, built.positions))
+
+    def names(pairs: Sequence[tuple[int, int]]) -> str:
+        return ", ".join("-".join(f"{chemical_symbols[int(built.numbers[k])]}{k}" for k in pair) for pair in pairs)
+
+    faults = [f"{names(pairs)} {how}" for pairs, how in (
+        (written.broken, "too long for a bond"), (written.formed, "as close as bonded atoms")) if pairs]  # fmt: skip
+    return (f"warning: {built.where}: its geometry has {'; '.join(faults)}",) if faults else ()
 
 
 def _pinned(r: SmilesSide, p: SmilesSide, where: str) -> np.ndarray:

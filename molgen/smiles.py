@@ -10,6 +10,7 @@ from molgen.errors import InputError
 
 _CONFORMERS = 12
 _GAP = 10.0  # Angstrom between the fragments of a side
+_STRETCHED = 0.12  # Angstrom; MMFF94 knows no N2 or CO2, and makes their bonds single ones, 0.2 to 0.4 longer
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,8 @@ class SmilesSide:
         labels: (N,) atom-map numbers, 0 where there is none.
         charge: sum of the formal charges.
         notes: for the user.
+        canonical: RDKit's canonical SMILES, stereo labels and all but without atom-map numbers.
+        bonds: (N, N) boolean, those that are written.
     """
 
     numbers: np.ndarray
@@ -29,6 +32,8 @@ class SmilesSide:
     labels: np.ndarray
     charge: int
     notes: tuple[str, ...]
+    canonical: str
+    bonds: np.ndarray
 
 
 def embed_reaction(smiles: str, seed: int = 0) -> tuple[SmilesSide, SmilesSide]:
@@ -86,10 +91,10 @@ def embed_molecule(smiles: str, where: str, seed: int = 0) -> SmilesSide:
     numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], dtype=np.int64)
     if (numbers == 0).any():
         raise InputError("a dummy atom (*) has no element", where=where, expected="a complete molecule")
+    notes, edge = _unwritten(molecule, where), 0.0
     indices: list[tuple[int, ...]] = []
     fragments = Chem.GetMolFrags(molecule, asMols=True, fragsMolAtomMapping=indices)
     conformers = np.zeros((_CONFORMERS, len(numbers), 3))
-    notes, edge = [], 0.0
     for fragment, members in zip(fragments, indices, strict=True):
         positions, relaxed = _conformers(fragment, where, seed)
         if not relaxed:
@@ -99,7 +104,37 @@ def embed_molecule(smiles: str, where: str, seed: int = 0) -> SmilesSide:
         edge += 2 * radius + _GAP
         for k in range(_CONFORMERS):
             conformers[k, list(members)] = positions[k % len(positions)]
-    return SmilesSide(numbers, conformers, labels, int(Chem.GetFormalCharge(molecule)), tuple(notes))
+    bonds = Chem.GetAdjacencyMatrix(molecule).astype(bool)
+    charge = int(Chem.GetFormalCharge(molecule))
+    return SmilesSide(numbers, conformers, labels, charge, tuple(notes), _canonical(molecule), bonds)
+
+
+def _canonical(molecule) -> str:
+    from rdkit import Chem
+
+    bare = Chem.Mol(molecule)
+    for atom in bare.GetAtoms():
+        atom.SetAtomMapNum(0)
+    return Chem.MolToSmiles(Chem.RemoveHs(bare))
+
+
+def _unwritten(molecule, where: str) -> list[str]:
+    """Notes on what a SMILES leaves open, where one of several molecules is taken, and on what it says in vain."""
+    from rdkit import Chem
+
+    found = _quietly(Chem.FindPotentialStereo, molecule)
+    notes = []
+    for kind, what, how in (
+        (Chem.StereoType.Bond_Double, "double bond", "/ and \\"),
+        (Chem.StereoType.Atom_Tetrahedral, "stereocentre", "@ and @@"),
+    ):
+        left = sum(s.type == kind and s.specified == Chem.StereoSpecified.Unspecified for s in found)
+        if left:
+            plural = "s" if left > 1 else ""
+            notes.append(f"warning: {where}: {left} {what}{plural} left open: one isomer is taken; say which by {how}")
+    if any(atom.GetIsotope() for atom in molecule.GetAtoms()):
+        notes.append(f"warning: {where}: isotopes weigh as much as the common ones here, so frequencies are not theirs")
+    return notes
 
 
 def _conformers(molecule, where: str, seed: int) -> tuple[np.ndarray, bool]:
@@ -120,16 +155,27 @@ def _conformers(molecule, where: str, seed: int) -> tuple[np.ndarray, bool]:
         made = list(_quietly(AllChem.EmbedMultipleConfs, molecule, _CONFORMERS, options))
     if not made:
         raise InputError("no geometry could be built", where=where, remedy="give the two sides as xyz files")
-    if AllChem.MMFFHasAllMoleculeParams(molecule):
-        outcome = _quietly(AllChem.MMFFOptimizeMoleculeConfs, molecule, maxIters=2000)
-    elif AllChem.UFFHasAllMoleculeParams(molecule):
-        outcome = _quietly(AllChem.UFFOptimizeMoleculeConfs, molecule, maxIters=2000)
-    else:
-        outcome = []
+    embedded = _positions(molecule, made)
+    fields = (
+        (AllChem.MMFFHasAllMoleculeParams, AllChem.MMFFOptimizeMoleculeConfs),
+        (AllChem.UFFHasAllMoleculeParams, AllChem.UFFOptimizeMoleculeConfs),
+    )
+    optimise = next((optimise for knows, optimise in fields if _quietly(knows, molecule)), None)
+    outcome = _quietly(optimise, molecule, maxIters=2000) if optimise else []
     energies = [energy for _, energy in outcome] or [0.0] * len(made)
-    positions = np.array([molecule.GetConformer(k).GetPositions() for k in made])
+    positions = _positions(molecule, made)
+    multiple = [(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in molecule.GetBonds() if b.GetBondTypeAsDouble() > 1]
+    begin, end = np.array(multiple, dtype=int).reshape(-1, 2).T
+    before, after = (np.linalg.norm(x[:, begin] - x[:, end], axis=-1) for x in (embedded, positions))
+    if (after - before > _STRETCHED).any():
+        positions = embedded
     positions -= positions.mean(axis=1, keepdims=True)
     return positions[np.argsort(energies, kind="stable")], bool(outcome)
+
+
+def _positions(molecule, conformers: list[int]) -> np.ndarray:
+    """(K, n, 3) Angstrom."""
+    return np.array([molecule.GetConformer(k).GetPositions() for k in conformers])
 
 
 def _quietly(function, *args, **kwargs):

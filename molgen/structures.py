@@ -15,7 +15,7 @@ from ase.formula import Formula
 from numpy.typing import ArrayLike
 
 from molgen.errors import InputError
-from molgen.geometry.bonds import TOO_CLOSE, distance_matrix
+from molgen.geometry.bonds import TOO_CLOSE, bond_graph, compare_bonds, distance_matrix
 
 MAX_ATOMS = 150
 MOLFILES = {".sdf", ".mol"}
@@ -132,7 +132,8 @@ def read_mdl(path: Path) -> list[Structure]:
     """The molecules of an MDL file, with their formal charges.
 
     Raises:
-        InputError: empty, unreadable, or a record that is no molecule with coordinates.
+        InputError: empty, unreadable, a record that is no molecule with coordinates, that lacks hydrogens, or is a
+            drawing in two dimensions.
     """
     from rdkit import Chem, rdBase
 
@@ -149,11 +150,40 @@ def read_mdl(path: Path) -> list[Structure]:
         where = str(path) if len(records) == 1 else where
         numbers = np.array([atom.GetAtomicNum() for atom in record.GetAtoms()], dtype=np.int64)
         positions = record.GetConformer().GetPositions()
-        found.append(Structure(numbers, positions, where, charge=int(Chem.GetFormalCharge(record))))
+        notes = _as_drawn(record, numbers, positions, where)
+        found.append(Structure(numbers, positions, where, notes, int(Chem.GetFormalCharge(record))))
         _check(found[-1])
     if not found:
         raise InputError("holds no molecule", where=str(path), expected="one or more MDL molecules")
     return found
+
+
+def _as_drawn(record: Any, numbers: np.ndarray, positions: np.ndarray, where: str) -> tuple[str, ...]:
+    """Notes on what the bonds of an RDKit molecule say against its geometry.
+
+    Raises:
+        InputError: hydrogens are left out, or the geometry is a drawing.
+    """
+    from rdkit import Chem
+
+    if not record.GetNumBonds():
+        return ()
+    record.UpdatePropertyCache(strict=False)
+    implied = sum(atom.GetNumImplicitHs() for atom in record.GetAtoms())
+    if implied > (numbers == 1).sum():  # fewer may be single bonds written for double ones
+        raise InputError(
+            f"its bonds imply {implied} hydrogens that are not there", where=where,
+            expected="every atom, with coordinates", remedy="add the hydrogens in three dimensions, or give --smiles",
+        )  # fmt: skip
+    drawn = compare_bonds(Chem.GetAdjacencyMatrix(record).astype(bool), bond_graph(numbers, positions))
+    if drawn.count and not record.GetConformer().Is3D():
+        raise InputError(
+            "is a drawing in two dimensions", where=where, expected="coordinates in three, in Angstrom",
+            remedy="embed it, or give --smiles",
+        )  # fmt: skip
+    if drawn.count:
+        return (f"warning: {where}: {drawn.count} of its bonds do not agree with its distances, which count here",)
+    return ()
 
 
 def total_charge(given: int | None, sides: Sequence[Structure]) -> tuple[int, list[str]]:

@@ -1,8 +1,14 @@
-"""xyz files as people have them: blank lines between frames, deuterium, a lattice nobody asked for."""
+"""Files as people have them: blank lines between frames, deuterium, a lattice nobody asked for, drawings."""
 
 from pathlib import Path
 
-from molgen.structures import Structure, read_side, xyz_frames
+import pytest
+from rdkit import Chem
+from rdkit.Chem import AllChem
+from rdkit.Geometry import Point3D
+
+from molgen.errors import InputError
+from molgen.structures import Structure, read_mdl, read_side, xyz_frames
 
 H2 = "2\n{}\nH 0 0 0\n{} 0 0 {}\n"
 
@@ -31,3 +37,34 @@ def test_a_lattice_is_said_to_be_ignored(tmp_path: Path) -> None:
         f"{tmp_path / 'a.xyz'}: periodic boundaries are ignored",
     )
     assert parsed(tmp_path, H2.format("", "H", 0.74)).notes == ()
+
+
+def molecule(smiles: str, flat: bool = False) -> Chem.Mol:
+    made = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    if flat:
+        AllChem.Compute2DCoords(made)
+    else:
+        AllChem.EmbedMolecule(made, randomSeed=1)
+    return made
+
+
+def test_molfiles_without_hydrogens_or_depth_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.mol"
+    path.write_text(Chem.MolToMolBlock(Chem.RemoveHs(molecule("C=CCO"))))
+    with pytest.raises(InputError, match="a.mol: its bonds imply 6 hydrogens that are not there"):
+        read_mdl(path)
+    path.write_text(Chem.MolToMolBlock(molecule("C=CCO", flat=True)))
+    with pytest.raises(InputError, match="a.mol: is a drawing in two dimensions"):
+        read_mdl(path)
+
+
+@pytest.mark.parametrize("smiles", ["C=CCO", "[CH3]", "[OH-]", "C[N+](=O)[O-]", "[C-]#N", "CS(=O)(=O)C", "[Cl-]"])
+def test_molfiles_that_are_whole_are_read(tmp_path: Path, smiles: str) -> None:
+    path, made = tmp_path / "a.mol", molecule(smiles)
+    path.write_text(Chem.MolToMolBlock(made))
+    (found,) = read_mdl(path)
+    assert len(found.numbers) == made.GetNumAtoms() and found.notes == ()
+    made.GetConformer().SetAtomPosition(0, made.GetConformer().GetAtomPosition(0) + Point3D(0.9, 0.0, 0.0))
+    path.write_text(Chem.MolToMolBlock(made))
+    (found,) = read_mdl(path)
+    assert bool(found.notes) == (made.GetNumAtoms() > 1), "stretched bonds are told"

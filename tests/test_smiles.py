@@ -1,0 +1,88 @@
+"""Sides written as SMILES: geometries that are theirs, what is left open is said, and what says nothing is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase import Atoms
+
+from molgen.errors import InputError
+from molgen.geometry.bonds import bond_graph
+from molgen.io import load_reaction
+from molgen.smiles import embed_molecule
+
+# shortest and longest bond between heavy atoms by GFN2-xTB, Angstrom
+LENGTHS = {
+    "N#N": (1.10, 1.10), "O=C=O": (1.14, 1.14), "[C-]#N": (1.16, 1.20), "[N-]=[N+]=[N-]": (1.16, 1.16),
+    "[N-]=[N+]=O": (1.11, 1.20), "[N-]=C=O": (1.17, 1.22), "OO": (1.43, 1.43), "CC": (1.52, 1.52), "C=C": (1.32, 1.32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("smiles", LENGTHS)
+def test_small_molecules_have_their_bonds(smiles):
+    """MMFF94 makes single bonds of those of N2 and CO2, 0.3 Angstrom too long."""
+    side = embed_molecule(smiles, smiles)
+    heavy = side.bonds & (side.numbers > 1)[:, None] & (side.numbers > 1)
+    i, j = np.nonzero(np.triu(heavy))
+    found = np.linalg.norm(side.conformers[:, i] - side.conformers[:, j], axis=-1)
+    assert found.min() > LENGTHS[smiles][0] - 0.12 and found.max() < LENGTHS[smiles][1] + 0.12
+    assert np.array_equal(bond_graph(side.numbers, side.conformers[0]), side.bonds)
+
+
+@pytest.mark.parametrize(
+    ("smiles", "text"),
+    [
+        ("CC=CC", "1 double bond left open: one isomer is taken; say which by / and"),
+        ("CC(F)C(F)C", "2 stereocentres left open: one isomer is taken; say which by @ and @@"),
+        ("[2H]C", "isotopes weigh as much as the common ones here"),
+        ("C/C=C/C", None),
+        ("C1=CCCCC1", None),
+    ],
+)
+def test_what_a_smiles_leaves_open_is_said(smiles, text):
+    notes = embed_molecule(smiles, smiles).notes
+    assert notes == () if text is None else text in notes[0] and notes[0].startswith("warning: ")
+
+
+@pytest.mark.parametrize(
+    "smiles", ["C[C+](C)C(C)C>>CC(C)[C+](C)C", "[Cl-].CC[C@H](C)Cl>>[Cl-].CC[C@@H](C)Cl", "C=CC>>CC=C"]
+)
+def test_a_reaction_into_itself_needs_atom_map_numbers(smiles):
+    with pytest.raises(InputError, match="nothing says which bonds break(?s:.*)atom-mapped SMILES"):
+        load_reaction(smiles=smiles)
+
+
+def test_with_atom_map_numbers_it_is_a_reaction():
+    smiles = "[Cl-:1].CC[C@:2]([H])(C)[Cl:3]>>[Cl-:3].CC[C@@:2]([H])(C)[Cl:1]"
+    _, notes = load_reaction(smiles=smiles)
+    assert any(note.startswith("bonds broken: C") for note in notes)
+    _, notes = load_reaction(smiles="C/C=C\\C>>C/C=C/C")
+    assert "no bond changes: a conformational change" in notes
+
+
+def test_other_bonds_than_written_are_named():
+    _, notes = load_reaction(smiles="C[Si]1(C)O[Si](C)(C)O1>>C[Si](=O)C.C[Si](=O)C")
+    assert any("its geometry has Si1-Si4 as close as bonded atoms" in note for note in notes)
+
+
+def mirrored(atoms: Atoms) -> Atoms:
+    return Atoms(atoms.numbers, atoms.positions * [1, 1, -1])
+
+
+def test_the_order_of_files_tells_what_reacts_between_mirror_images():
+    """Cl- + 1-chloro-1-fluoroethane: by another order a centre would invert without a bond broken."""
+    side = embed_molecule("F[C@H](C)Cl", "reactant")
+    molecule = Atoms(side.numbers, side.conformers[0])
+    leaving = int(np.flatnonzero(side.numbers == 17)[0])
+    carbon = int(np.flatnonzero(side.bonds[leaving])[0])
+    out = (molecule.positions[leaving] - molecule.positions[carbon]) / 1.78
+    nucleophile = Atoms("Cl", [molecule.positions[carbon] - 3.2 * out])
+    reactant = molecule + nucleophile
+    product = mirrored(reactant)
+    product.positions[[leaving, len(molecule)]] = product.positions[[len(molecule), leaving]]
+    reaction, notes = load_reaction(reactant, product, charge=-1)
+    assert "the given atom order is kept" in notes
+    assert any(
+        note.startswith(f"bonds broken: C{carbon}-Cl{leaving}; formed: C{carbon}-Cl{len(molecule)}") for note in notes
+    )
+    assert np.allclose(reaction.product, product.positions)
