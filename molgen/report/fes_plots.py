@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from molgen.report.ensemble_plots import EMPTY, MAP, TOPS, axis_scale, figure_png, heading
-from molgen.report.plots import ACCENT, CURVE, INK, QUIET
+from molgen.report.ensemble_plots import EMPTY, MAP, TOPS, axis_scale
+from molgen.report.plots import ACCENT, CURVE, INK, QUIET, figure_png, heading
 from molgen.reweight.free_energy import FES
 from molgen.units import energy_unit
 
