@@ -90,6 +90,7 @@ class Sampler:
         frames: starting geometries evaluated by `target`, e.g. of a short simulation in each known basin.
         fixed_kernels: keep the kernels of a Gaussian target. judge: figures of a round, for `records`.
         weigh: normalised weights from log-weights, for corrections of the bias.
+        calls_before: calls of the potential that are not this run's.
 
     Attributes:
         history: the draws of every round under the resting bias.
@@ -108,6 +109,7 @@ class Sampler:
         fixed_kernels: bool = False,
         judge: Callable[[Sampler, Batch], dict[str, Any]] | None = None,
         weigh: Callable[[np.ndarray], np.ndarray] = softmax,
+        calls_before: int = 0,
     ):
         self.target, self.controller, self.schedule, self.settings = target, controller, schedule, settings
         self.frames, self.seed = frames, seed
@@ -117,7 +119,7 @@ class Sampler:
         self.history: list[Batch] = []
         self.drawn: list[Batch] = []
         self.records: list[dict[str, Any]] = []
-        self.calls_before = 0  # of the potential, which are not this run's
+        self.calls_before = calls_before
 
     @property
     def width(self) -> float:

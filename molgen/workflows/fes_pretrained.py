@@ -92,16 +92,17 @@ def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, 
         CartesianSpace(len(system.numbers), **c["space"]) if "space" in c
         else InternalSpace(problem.zmatrix(), tensors["space.mean"], tensors["space.unwhiten"])
     )  # fmt: skip
-    target, schedule = problem.target(space), Schedule(**c["schedule"])
-    target.floor = c["floor"] if c["floor"] is not None else -np.inf
+    floor = c["floor"] if c["floor"] is not None else -np.inf
     controller = build_controller(c["config"])
     controller.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("net.")})
-    frames = target.evaluate(space.points(system.starts, generator(seed)), np.zeros(len(system.starts)), 0)
+    points = space.points(system.starts, generator(seed))
+    frames = problem.target(space, floor).evaluate(points, np.zeros(len(points)), 0)
     # not the streams of the run: with its seed they would give its own samples again
-    fresh = sample_seed(seed, PRETRAINED)
-    sampler = Sampler(target, controller.eval(), schedule, settings.sampler, frames, seed=fresh)
-    target.rejections.clear()
-    sampler.calls_before = system.potential.calls
+    fresh, schedule = sample_seed(seed, PRETRAINED), Schedule(**c["schedule"])
+    sampler = Sampler(
+        problem.target(space, floor), controller.eval(), schedule, settings.sampler, frames, seed=fresh,
+        calls_before=system.potential.calls,
+    )  # fmt: skip
     return problem, sampler, (schedule, tensors["variances"].numpy()), stored.hash
 
 

@@ -155,14 +155,12 @@ class Problem:
             potential, self.walls, starts, self.temperature, s.frames, sample_seed(seed, FRAMES)
         )
         schedule, space = self._space(positions, mirror=not odd)
-        target = self.target(space)
         points = space.points(positions, generator(seed, WOUND))
-        frames = target.evaluate(points, np.zeros(len(points)), 0)
+        frames = self.target(space).evaluate(points, np.zeros(len(points)), 0)
         frames = frames.take(frames.accepted)
         if not len(frames):
             raise InputError("no frame of the short simulation can be used", where="starting structures")
-        target.rejections.clear()
-        target.floor = float(frames.energies.min()) - FLOOR
+        target = self.target(space, float(frames.energies.min()) - FLOOR)
         controller = self._controller(schedule, space, odd, sample_seed(seed, START))
         still = [cv.name for cv, values in zip(self.cvs, frames.cvs.T, strict=True) if np.ptp(values) < 1e-6]
         for name in still:
@@ -170,12 +168,10 @@ class Problem:
         self.notes.extend(self._unbonded())
         for note in self.notes:
             log(note)
-        sampler = Sampler(
+        return Sampler(
             target, controller, schedule, s.sampler, frames, seed=seed, fixed_kernels=s.fixed_kernels, judge=judge,
-            weigh=lambda log_weights: normalised(psis(log_weights)),
+            weigh=lambda log_weights: normalised(psis(log_weights)), calls_before=spent,
         )  # fmt: skip
-        sampler.calls_before = spent
-        return sampler
 
     def rehearsal(self) -> Sampler:
         """A sampler that has learned nothing, on a few frames beside the first start: to see what its steps cost."""
@@ -191,13 +187,13 @@ class Problem:
         controller = self._controller(schedule, space, odd, 0)
         return Sampler(target, controller, schedule, self.settings.sampler, frames, fixed_kernels=True)
 
-    def target(self, space: Space) -> Target:
-        """What is sampled, in the coordinates of `space`."""
+    def target(self, space: Space, floor: float = -np.inf) -> Target:
+        """What is sampled, in the coordinates of `space`; energies below `floor`, eV, are rejected."""
         system = self.system
         centres, hands = system.stereocentres()
         return Target(
             system.potential, self.cvs, self.walls, self.bias, self.temperature, closest_allowed(system.numbers),
-            centres, hands, space,
+            space, centres, hands, floor,
         )  # fmt: skip
 
     def _push(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
