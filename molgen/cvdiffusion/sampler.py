@@ -34,6 +34,7 @@ FITTED = 2000  # samples that kernel variances are fitted on
 FREE = ("no geometry", "atoms too close", "other handedness")  # reasons of rejection that cost no energy
 LEAST_ACCEPTED = 0.1  # share of a round
 LEAST_ESS = 0.3  # of the replayed buffer
+Judge = Callable[["Sampler", Batch], dict[str, Any]]  # the figures of a round from its draws
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Sampler:
         *,
         seed: int = 0,
         fixed_kernels: bool = False,
-        judge: Callable[[Sampler, Batch], dict[str, Any]] | None = None,
+        judge: Judge | None = None,
         weigh: Callable[[np.ndarray], np.ndarray] = softmax,
         calls_before: int = 0,
     ):

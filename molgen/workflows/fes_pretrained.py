@@ -23,12 +23,12 @@ from molgen.potentials.xtb import one_thread
 from molgen.reweight.ensemble import Ensemble
 from molgen.rng import generator, sample_seed
 from molgen.run import Run
+from molgen.workflows.ensemble_run import finished_run
 from molgen.workflows.fes_outcome import Kernels, outcome
 from molgen.workflows.fes_output import CONTROLLER, write_results
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import FesSettings, check_repair
 from molgen.workflows.fes_system import system_again
-from molgen.workflows.peptide_output import finished_run
 
 PREFIX = "fes-"  # of shipped controllers among the weights
 PRETRAINED = 10_000_019  # stream of random numbers

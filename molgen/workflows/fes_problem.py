@@ -15,7 +15,8 @@ from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.controller import Controller, ControllerConfig, build_controller
 from molgen.cvdiffusion.internal import END, InternalSpace, tree_zmatrix
 from molgen.cvdiffusion.noising import Schedule
-from molgen.cvdiffusion.sampler import Sampler
+from molgen.cvdiffusion.plumed import check_names
+from molgen.cvdiffusion.sampler import Judge, Sampler
 from molgen.cvdiffusion.space import CartesianSpace, Space
 from molgen.cvdiffusion.start import starting_frames
 from molgen.cvdiffusion.target import Target, closest_allowed
@@ -30,8 +31,6 @@ from molgen.run import Run
 from molgen.units import KB
 from molgen.variables import CV, check_start, evaluate, parse_cv
 from molgen.workflows.fes_grid import axis_of
-from molgen.workflows.fes_outcome import judge
-from molgen.workflows.fes_output import check_names
 from molgen.workflows.fes_settings import FesSettings, check_settings
 from molgen.workflows.fes_system import System
 
@@ -142,8 +141,8 @@ class Problem:
         texts = ([str(cv) for cv in cvs], [str(wall) for wall in walls]) if written else None
         return cls(system, variables, built + fences, bias, temperature, settings, [*system.notes], texts=texts)
 
-    def sampler(self, seed: int, log: Callable[[str], None]) -> Sampler:
-        """The sampler after its starting frames, which cost energies."""
+    def sampler(self, seed: int, log: Callable[[str], None], judge: Judge) -> Sampler:
+        """The sampler after its starting frames, which cost energies; `judge` gives the figures of a round."""
         system, s, spent = self.system, self.settings, self.system.potential.calls
         odd = self._odd()
         log("a short simulation of each starting structure")

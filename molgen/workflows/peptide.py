@@ -27,12 +27,12 @@ from molgen.run import METHOD, Run
 from molgen.units import KB, energy_unit
 from molgen.variables import Molecule, parse_cv
 from molgen.workflows.draws import DRAWN, Draws, Energies, Progress, Store, draw
+from molgen.workflows.ensemble_run import finished_run
 from molgen.workflows.finetune import Round, finetune_flow
 from molgen.workflows.peptide_output import (
     Sampled,
     describe,
     ess_of_ancestors,
-    finished_run,
     observed,
     observed_anew,
     status,
