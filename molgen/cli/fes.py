@@ -180,24 +180,26 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     path = None
     if o["pretrained"]:
         return _pretrained(o), o["out"]
+    walls = o["wall"] or []
     if o["from_ts"]:
-        path, system, cvs, given = _from_ts(o)
-        described = path.described
+        from molgen.workflows.fes_from_ts import read_path
+
+        path = read_path(o["from_ts"])
+        system, described = path.system, path.described
+        given = path.arguments(_settings(o, [], system), o["temperature"], walls)
     else:
         system, described = _system(o)
         cvs = o["cv"] or []
-        given = {
-            "ranges": _ranges(o["range_"], cvs, system.molecule()), "walls": o["wall"] or [],
-            "settings": _settings(o, cvs, system),
-        }  # fmt: skip
-    if not cvs:
+        ranges, settings = _ranges(o["range_"], cvs, system.molecule()), _settings(o, cvs, system)
+        given = {"cvs": cvs, "ranges": ranges, "walls": walls, "settings": settings}
+    if not given["cvs"]:
         raise InputError(
             "no collective variable", where="--cv", expected="one to three",
             remedy='give for example --cv "distance 0 4"',
         )  # fmt: skip
     if o["forecast"]:
         common.log("measuring a few energies, learning steps and trajectories (a minute or two from 50 atoms)")
-        typer.echo(forecast(Problem.of(system, cvs, o["temperature"], **given)))
+        typer.echo(forecast(Problem.of(system, temperature=o["temperature"], **given)))
         return {}, o["out"]
     rounds = given["settings"].sampler.rounds
     with common.stages("starting") as progress:
@@ -212,7 +214,7 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
             progress(text, row["round"], rounds)
 
         _, summary = run_fes(
-            system, cvs, o["temperature"], **given, seed=o["seed"], out=o["out"], overwrite=o["overwrite"],
+            system, temperature=o["temperature"], **given, seed=o["seed"], out=o["out"], overwrite=o["overwrite"],
             resume=o["resume"], units=o["units"], described=described, prior=path, log=common.log, progress=show,
         )  # fmt: skip
     return summary, o["out"]
@@ -264,18 +266,6 @@ def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     system = system_from_pdb(o["pdb"], solvent=o["solvent"], platform=o["platform"], **field)
     used = (system.source or {})["forcefield"]
     return system, {"pdb": [str(p) for p in o["pdb"]], "forcefield": used, "solvent": o["solvent"]}
-
-
-def _from_ts(o: dict[str, Any]) -> tuple[Any, Any, list[Any], dict[str, Any]]:
-    """The path, molecule, collective variable and other arguments that a `ts` run decides."""
-    from molgen.workflows.fes_from_ts import read_path
-    from molgen.workflows.fes_system import System
-
-    path = read_path(o["from_ts"])
-    system = System(path.potential, path.frames[[0, -1]])
-    settings = path.settings(_settings(o, [], system), o["temperature"])
-    given = {"ranges": None, "walls": [path.wall(), *(o["wall"] or [])], "settings": settings}
-    return path, system, list(path.cvs[:1]), given
 
 
 def _settings(o: dict[str, Any], cvs: list[str], system: Any) -> Any:
