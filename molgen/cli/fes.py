@@ -163,8 +163,8 @@ def fes(
         advice = "more samples (-n)" if options["pretrained"] else further
         mended = ", and sequential Monte Carlo did not mend it" if summary["repair"] else ""
         if not summary["gate"]["passed"]:
-            khat = summary["gate"]["khat_biased"]
-            fault = "is above 0.7" if khat else "is none, from so few weights"
+            khat, limit = summary["gate"]["khat_biased"], summary["gate"]["limit"]
+            fault = f"is above {limit:g}" if khat else "is none, from so few weights"
             common.warn(f"k-hat of the path weights {fault}{mended}: the surface is not to be trusted; try {advice}")
         for text in summary.get("unknown", []):
             common.warn(f"{text}; try {advice}")
@@ -224,14 +224,7 @@ def _refuse_beside(
     where: str, others: Sequence[str], expected: str, options: dict[str, Any], ctx: typer.Context
 ) -> None:
     """Refuse options, on the command line or in a file, that `where` has decided already."""
-    clash = []
-    for parameter in ctx.command.params:
-        key = str(parameter.name)
-        source = ctx.get_parameter_source(key)
-        given = source is not None and source.name == "COMMANDLINE"
-        if key in others and (given or options[key] != parameter.default):
-            clash.append(f"--{key.rstrip('_').replace('_', '-')}")
-    if clash:
+    if clash := common.options_given(ctx, others, options):
         raise InputError(
             f"together with {', '.join(clash)}", where=where, expected=expected,
             remedy="leave it out, or make a run of its own",
@@ -257,7 +250,7 @@ def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             expected="a structure to start from, or --from-ts or --pretrained",
         )
     if o["xyz"]:
-        kwargs = common.json_object(o["calculator_kwargs"], "--calculator-kwargs", '{"method": "GFN1-xTB"}')
+        kwargs = common.calculator_kwargs(o["calculator_kwargs"])
         system = system_from_files(o["xyz"], o["calculator"], kwargs, o["charge"], o["spin"])
         described = {key: (system.source or {})[key] for key in ("calculator", "charge", "spin")}
         described |= {"calculator_kwargs": kwargs} if kwargs else {}

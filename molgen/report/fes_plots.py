@@ -10,6 +10,7 @@ import numpy as np
 from molgen.report.ensemble_plots import EMPTY, MAP, TOPS, axis_scale
 from molgen.report.plots import ACCENT, CURVE, INK, QUIET, figure_png, heading
 from molgen.reweight.free_energy import FES
+from molgen.reweight.importance import RELIABLE_KHAT
 from molgen.units import energy_unit
 
 MOST_POINTS = 1500  # samples shown
@@ -131,7 +132,7 @@ def convergence(records: Sequence[Mapping[str, Any]], frozen_from: int, *, title
             axes.set_ylabel(label)
             axes.spines[["top", "right"]].set_visible(False)
         panels[0].legend(frameon=False, fontsize=8, ncols=2)
-        panels[1].axhline(0.7, color=QUIET, lw=0.8, ls=":")
+        panels[1].axhline(RELIABLE_KHAT, color=QUIET, lw=0.8, ls=":")
         panels[1].set_ylim(0, 2)
         if rests is not None:
             place = panels[2].get_xaxis_transform()
