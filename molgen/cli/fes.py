@@ -94,7 +94,7 @@ def fes(
         ),
     ] = "auto",
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=4, help="Of --draws energies each; default 300, internal 100.")
+        int | None, typer.Option("--rounds", min=4, help="Rounds, each of --draws energies; default 300, internal 100.")
     ] = None,
     draws: Annotated[
         int | None,
@@ -106,7 +106,10 @@ def fes(
     samples: Annotated[
         int | None,
         typer.Option(
-            "-n", "--samples", min=1, help="Drawn at the end; default 16000, with --pretrained half as many as its run."
+            "-n",
+            "--samples",
+            min=1,
+            help="Samples drawn at the end; default 16000, with --pretrained half as many as its run.",
         ),
     ] = None,
     paths: Annotated[
@@ -114,16 +117,17 @@ def fes(
         typer.Option(
             "--paths",
             min=1,
-            help="To each of them, whose mean is its density; cost no energy. Default 4, with --pretrained as its run.",
+            help="Paths over which each sample's density is averaged; costs time, no energies. "
+            "Default 4, with --pretrained as its run.",
         ),
     ] = None,
     gamma: Annotated[float, typer.Option("--gamma", help="Bias factor.")] = 12.0,
     cap: Annotated[float, typer.Option("--cap", help="The bias grows no higher, kT.")] = 23.0,
     hill_width: Annotated[
-        list[float] | None, typer.Option("--hill-width", help="Of each --cv, in A or degrees.")
+        list[float] | None, typer.Option("--hill-width", help="Width of the hills, one per --cv, in A or degrees.")
     ] = None,
     width: Annotated[
-        float, typer.Option("--width", help="Of the stiffest thermal motion, A; for cartesian coordinates.")
+        float, typer.Option("--width", help="Width of the stiffest thermal motion, A; for cartesian coordinates.")
     ] = 0.05,
     controller: Annotated[str, typer.Option("--controller", help="auto, pair or trunk.")] = "auto",
     stop: Annotated[bool, typer.Option("--stop/--no-stop", help="End early once the surface rests.")] = True,

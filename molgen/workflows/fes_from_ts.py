@@ -39,8 +39,8 @@ from molgen.workflows.fes_outcome import Progress
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System
 
-IMAGES, BETWEEN = 13, 8  # frames of the path; energies a step of it
-TUBE, STIFFNESS = 0.4, 100.0  # Angstrom: walls begin at z = TUBE^2; eV/A^4
+IMAGES, BETWEEN = 13, 8  # frames of the path; energies for each step between two
+TUBE, STIFFNESS = 0.4, 100.0  # radius in Angstrom, the wall begins at z = TUBE^2; its force constant in eV/A^4
 ABOVE = 15.0  # kT by which the cap of the bias exceeds the energy barrier
 HILL = 0.02  # width of the hills in s
 PATH, SADDLE = "path.xyz", "ts.xyz"

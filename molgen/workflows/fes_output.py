@@ -23,7 +23,7 @@ from molgen.workflows.fes_basins import Basin
 from molgen.workflows.fes_outcome import DISAGREE, Outcome, Surfaces
 
 CONTROLLER = "controller"
-MOST_FRAMES = 2000  # in samples.xyz, drawn by weight; all samples are in weights.npz
+MOST_FRAMES = 2000  # frames in samples.xyz, drawn by weight; all samples are in weights.npz
 LABELLED = 6  # basins named in the picture
 
 

@@ -28,9 +28,9 @@ from molgen.workflows.fes_outcome import Kernels, outcome
 from molgen.workflows.fes_output import CONTROLLER, write_results
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import FesSettings, check_repair
-from molgen.workflows.fes_system import system_again
+from molgen.workflows.fes_system import system_from_source
 
-PREFIX = "fes-"  # of shipped controllers among the weights
+PREFIX = "fes-"  # prefix of the names of shipped controllers among the weights
 PRETRAINED = 10_000_019  # stream of random numbers
 
 
@@ -83,7 +83,7 @@ def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, 
         **given, "sampler": SamplerSettings(**given["sampler"]), "schedule": Schedule(**given["schedule"]),
         "widths": tuple(given["widths"]) if given["widths"] else None,
     })  # fmt: skip
-    system = system_again(c["source"], tensors["numbers"].numpy(), tensors["starts"].numpy())
+    system = system_from_source(c["source"], tensors["numbers"].numpy(), tensors["starts"].numpy())
     ranges = [tuple(r) if r else None for r in c["ranges"]]
     references = {name: tensors[f"reference.{k}"].numpy() for k, name in enumerate(c.get("references", []))}
     problem = Problem.of(system, c["cvs"], c["temperature"], ranges, c["walls"], settings, references)

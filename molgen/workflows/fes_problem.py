@@ -35,10 +35,10 @@ from molgen.workflows.fes_settings import FesSettings, check_settings
 from molgen.workflows.fes_system import System
 
 FRAMES, START, WOUND = 1, 2, 3  # streams of random numbers beside those of the sampler
-FLOOR = 6.0  # eV below the lowest starting frame: no product, but a hole of the potential
-MOST_NODES = 20_000_000  # of the grid of the bias
+FLOOR = 6.0  # depth below the lowest starting frame, eV, that is no product but a hole of the potential
+MOST_NODES = 20_000_000  # nodes of the grid of the bias
 REHEARSED = 200  # frames to whiten by, without energies
-LARGE = 30  # atoms from which the trunk is the default controller
+LARGE = 30  # number of atoms above which the trunk is the default controller
 
 
 class Prior(Protocol):

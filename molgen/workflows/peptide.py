@@ -34,8 +34,8 @@ from molgen.workflows.peptide_output import (
     describe,
     ess_of_ancestors,
     observed,
-    observed_anew,
     status,
+    updated_summary,
     write_ensemble,
 )
 
@@ -156,7 +156,7 @@ def run_peptide(
         run = Run(out, "peptide", settings, **given) if out is not None else None
         if run is not None and (finished := finished_run(run)) is not None:
             log(f"{run.directory} is finished: its samples are read again")
-            return finished[0], observed_anew(run, *finished, observables, units)
+            return finished[0], updated_summary(run, *finished, observables, units)
         with run or nullcontext():
             if run is not None:
                 run.record(checkpoint_hash=proposal.hash, notes=notes)

@@ -112,7 +112,7 @@ def write_ensemble(
     return summary
 
 
-def observed_anew(
+def updated_summary(
     run: Run, ensemble: Ensemble, summary: dict[str, Any], observables: Sequence[str], units: str
 ) -> dict[str, Any]:
     """The summary of a finished run, written again if it had other observables or units."""
