@@ -11,7 +11,7 @@ import typer
 
 from molgen.cli import common
 from molgen.cli.fes_report import report
-from molgen.cli.fes_toml import merged
+from molgen.cli.fes_toml import Options, merged
 from molgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def fes(
         raise typer.Exit(common.ExitCode.GATE_FAILED)
 
 
-def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+def run(o: Options) -> tuple[dict[str, Any], Path]:
     """Build what the options describe and run it; nothing is written, and the summary is empty, for --forecast."""
     from molgen.workflows.fes import run_fes
     from molgen.workflows.fes_forecast import forecast
@@ -224,9 +224,7 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     return summary, o["out"]
 
 
-def _refuse_beside(
-    where: str, others: Sequence[str], expected: str, options: dict[str, Any], ctx: typer.Context
-) -> None:
+def _refuse_beside(where: str, others: Sequence[str], expected: str, options: Options, ctx: typer.Context) -> None:
     """Refuse options, on the command line or in a file, that `where` has decided already."""
     if clash := common.options_given(ctx, others, options):
         raise InputError(
@@ -235,7 +233,7 @@ def _refuse_beside(
         )  # fmt: skip
 
 
-def _pretrained(o: dict[str, Any]) -> dict[str, Any]:
+def _pretrained(o: Options) -> dict[str, Any]:
     from molgen.workflows.fes_pretrained import sample_pretrained
 
     return sample_pretrained(
@@ -244,7 +242,7 @@ def _pretrained(o: dict[str, Any]) -> dict[str, Any]:
     )[1]  # fmt: skip
 
 
-def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _system(o: Options) -> tuple[Any, dict[str, Any]]:
     from molgen.workflows.fes_system import system_from_files, system_from_pdb
 
     if bool(o["xyz"]) == bool(o["pdb"]):
@@ -265,7 +263,7 @@ def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return system, {"pdb": [str(p) for p in o["pdb"]], "forcefield": used, "solvent": o["solvent"]}
 
 
-def _settings(o: dict[str, Any], cvs: list[str], system: Any) -> Any:
+def _settings(o: Options, cvs: list[str], system: Any) -> Any:
     from molgen.workflows.fes_problem import coordinates_of
     from molgen.workflows.fes_settings import COORDINATES, default_settings
 
