@@ -85,7 +85,7 @@ def _map(figure: Any, axes: Any, fes: FES, basins: Basins, samples: np.ndarray, 
     figure.colorbar(picture, ax=axes, pad=0.02, extend="max").set_label(f"free energy, {unit}")
     axes.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]])
     axes.plot(*(samples[:MOST_POINTS, d] * scales[d] for d in (0, 1)), ".", ms=1.2, color=QUIET, alpha=0.5)
-    places = [tuple(m * s for m, s in zip(minimum, scales, strict=True)) for minimum, _ in basins]
+    places = [(minimum[0] * scales[0], minimum[1] * scales[1]) for minimum, _ in basins]
     for place in places:
         axes.plot(*place, "o", ms=5, mfc="none", mec=ACCENT, mew=1.4)
     box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85}
