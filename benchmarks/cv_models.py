@@ -20,7 +20,7 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.units import KB
 from molgen.variables import custom
 from molgen.workflows.fes import FesSettings
-from molgen.workflows.fes_outcome import ensemble_of, final_draws, repaired, surfaces
+from molgen.workflows.fes_outcome import ensemble_of, final_draws, judge, repaired, surfaces
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_repair import chains_from
 from molgen.workflows.fes_system import System
@@ -86,7 +86,7 @@ def sampled(problem: Problem, seed: int, settings: FesSettings) -> tuple[Sampler
     begin = time.process_time()
     problem = replace(problem, settings=settings)
     problem.bias.load_state(fresh(problem))
-    sampler = problem.sampler(seed, lambda message: None)
+    sampler = problem.sampler(seed, lambda message: None, judge)
     with tempfile.TemporaryDirectory() as folder:
         train_sampler(sampler, Path(folder), learning_rate=settings.learning_rate, save_seconds=1e9)
     return sampler, time.process_time() - begin

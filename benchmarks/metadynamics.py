@@ -26,11 +26,12 @@ SNAPSHOTS = 40
 
 def target_of(problem: Any) -> Any:
     """The biased target of a problem, without handedness: dynamics do not invert centres."""
+    from molgen.cvdiffusion.space import CartesianSpace
     from molgen.cvdiffusion.target import Target, closest_allowed
 
     return Target(
         problem.system.potential, problem.cvs, problem.walls, problem.bias, problem.temperature,
-        0.5 * closest_allowed(problem.system.numbers),
+        0.5 * closest_allowed(problem.system.numbers), CartesianSpace(len(problem.system.numbers)),
     )  # fmt: skip
 
 

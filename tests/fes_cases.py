@@ -14,6 +14,7 @@ from molgen.cvdiffusion.bias import Axis, WellTemperedBias
 from molgen.cvdiffusion.controller import ControllerConfig, build_controller
 from molgen.cvdiffusion.noising import Schedule
 from molgen.cvdiffusion.sampler import Sampler, SamplerSettings
+from molgen.cvdiffusion.space import CartesianSpace
 from molgen.cvdiffusion.target import Target, closest_allowed
 from molgen.cvdiffusion.walls import Wall
 from molgen.potentials.analytic import DoubleWell, Harmonic
@@ -72,17 +73,19 @@ def four_atoms(potential: Potential | None = None, hills: int = 20) -> Target:
         bias.add(np.random.default_rng(0).uniform(1.2, 2.0, (hills, 1)), 0.4)
     wall = Wall(distance(0, 2), 1.6, True, 3.0)
     potential = potential or Harmonic(SQUARE, 4.0, [6, 6, 8, 1])
-    return Target(potential, [distance(0, 1)], [wall], bias, T, closest_allowed(potential.numbers))
+    least = closest_allowed(potential.numbers)
+    return Target(potential, [distance(0, 1)], [wall], bias, T, least, CartesianSpace(4))
 
 
-def tiny_sampler(target: Target, **settings: Any):
+def tiny_sampler(target: Target, calls_before: int = 0, **settings: Any):
     """A sampler of four atoms before its first round."""
     frames = SQUARE + 0.1 * np.random.default_rng(1).standard_normal((40, 4, 3))
     batch = target.evaluate(frames, np.zeros(40), 0)
     chosen = replace(SamplerSettings(rounds=6, draws=16, learn=2, batch=16, pretrain=3), **settings)
     torch.manual_seed(0)
     controller = build_controller(ControllerConfig("pair", (6, 6, 8, 1), hidden=16))
-    return Sampler(target, controller, Schedule(steps=8), chosen, batch.take(batch.accepted))
+    frames = batch.take(batch.accepted)
+    return Sampler(target, controller, Schedule(steps=8), chosen, frames, calls_before=calls_before)
 
 
 def read_plumed(path: Path) -> dict[str, np.ndarray]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -238,18 +236,6 @@ def test_free_energy_of_a_converged_bias():
     inside = np.abs(x) < 1.3
     error = (b.free_energy() - well)[inside]
     assert b.free_energy().min() == 0 and np.std(error) < 0.3 * KT
-
-
-def test_speed():
-    axes = [Axis(n, "rad", -np.pi, np.pi, 100, 2 * np.pi) for n in ("phi", "psi")]
-    b = WellTemperedBias(axes, [0.2, 0.2], GAMMA, T)
-    centres = np.random.default_rng(0).uniform(-np.pi, np.pi, (200, 2))
-    took = []
-    for _ in range(5):
-        start = time.process_time()
-        b.add(centres, 0.5)
-        took.append(time.process_time() - start)
-    assert min(took) < 0.2  # about 10 ms
 
 
 @pytest.mark.parametrize(

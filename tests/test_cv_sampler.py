@@ -80,8 +80,7 @@ def test_state_of_another_bias_is_refused():
 def test_what_a_run_costs_does_not_depend_on_what_the_potential_did_before():
     target = four_atoms()
     target.potential.energy(np.repeat(SQUARE[None], 7, axis=0))
-    sampler = tiny_sampler(target)
-    sampler.calls_before = 7
+    sampler = tiny_sampler(target, calls_before=7)
     rounds(sampler, 3)
     assert sampler.energies_used == target.potential.calls - 7 == 40 + sum(b.accepted.sum() for b in sampler.drawn)
 

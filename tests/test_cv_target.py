@@ -7,6 +7,7 @@ import pytest
 from fes_cases import SQUARE, START, Faulty, T, X, four_atoms
 
 from molgen.cvdiffusion.bias import Axis, WellTemperedBias
+from molgen.cvdiffusion.space import CartesianSpace
 from molgen.cvdiffusion.target import CLIP, Batch, Target, closest_allowed
 from molgen.cvdiffusion.walls import Wall, wall_energy
 from molgen.geometry.chirality import signed_volumes
@@ -56,7 +57,7 @@ def test_the_slope_has_the_bias_as_it_is_now():
 
 def test_a_single_particle_keeps_its_slope():
     bias = WellTemperedBias([Axis("x", "A", -2.2, 2.2, 100)], [0.1], 8.0, T)
-    target = Target(Faulty(10**9), [X], [], bias, T, closest_allowed(np.array([1])))
+    target = Target(Faulty(10**9), [X], [], bias, T, closest_allowed(np.array([1])), CartesianSpace(1))
     x = np.array(START) + [0.2, 0.1, 0.0]
     slope = target.slope(target.evaluate(x, np.zeros(1), 0))
     assert slope * target.kt == pytest.approx(-target.potential.energy_and_forces(x)[1])
@@ -151,7 +152,7 @@ def test_an_undefined_wall():
 
 def test_an_energy_that_fails_and_one_below_the_floor():
     bias = WellTemperedBias([Axis("x", "A", -2.2, 2.2, 100)], [0.1], 8.0, T)
-    target = Target(Faulty(5), [X], [], bias, T, closest_allowed(np.array([1])), floor=-0.04)
+    target = Target(Faulty(5), [X], [], bias, T, closest_allowed(np.array([1])), CartesianSpace(1), floor=-0.04)
     x = np.linspace(-1.3, 1.3, 20)[:, None, None] * np.array([[1.0, 0, 0]])
     batch = target.evaluate(x, np.zeros(20), 0)
     low = target.potential.energy(x)

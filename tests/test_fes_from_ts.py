@@ -28,7 +28,6 @@ from molgen.units import KB, KCAL_MOL, PLANCK
 from molgen.variables import evaluate
 from molgen.workflows.fes import FesSettings, Problem
 from molgen.workflows.fes_from_ts import ReactionPath, barrier_of, even_path, fes_from_ts, read_path
-from molgen.workflows.fes_system import System
 
 T, MASS = 300.0, 2.0
 
@@ -141,12 +140,12 @@ def test_read_path(path: ReactionPath, finished: Path) -> None:
 
 def test_settings_and_first_bias(path: ReactionPath) -> None:
     """The cap lies above the barrier, and the first hills leave the path flat to a few kT of 123."""
-    settings = path.settings(FesSettings(), T)
-    kt = KB * T
+    given, kt = path.arguments(FesSettings(), T, ["distance 0 1 < 3.3"]), KB * T
+    settings = given["settings"]
+    assert len(given["walls"]) == 2
     assert settings.cap > path.barrier / kt + 10 and settings.gamma == settings.cap / 2
     assert 0.005 < settings.sampler.width < 0.015 and settings.schedule.end == settings.sampler.width / 2
-    system = System(path.potential, path.frames[[0, -1]])
-    problem = Problem.of(system, path.cvs[:1], T, None, [path.wall()], settings)
+    problem = Problem.of(path.system, temperature=T, **given)
     path.fill(problem.bias)
     s, energies = path.profile
     level = (energies + problem.bias.evaluate(s[:, None])[0]) / kt

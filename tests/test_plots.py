@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+import subprocess
+import sys
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
@@ -47,18 +49,20 @@ def test_every_path_gives_a_png(case: str) -> None:
     data = barrier_profile(s, energies, top, title="C2H4O → C2H4O", subtitle="intended, imaginary mode 2109i cm⁻¹")
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", data[16:24]) == (960, 630)
-    assert not plt.get_fignums(), "a figure was left open"
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures as they were when they were saved."""
     figures: list[Figure] = []
-    monkeypatch.setattr(plt, "close", figures.append)
-    yield figures
-    monkeypatch.undo()
-    for figure in figures:
-        plt.close(figure)
+    save = Figure.savefig
+
+    def recorded(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        save(figure, *args, **kwargs)
+        figures.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", recorded)
+    return figures
 
 
 @pytest.mark.parametrize("case", sorted(CASES.keys() - {"one point"}))
@@ -67,7 +71,7 @@ def test_labels_are_inside_and_do_not_overlap(case: str, drawn: list[Figure]) ->
     barrier_profile(s, energies, top, title="C4H6 + C2H4 → C6H10", subtitle="intended, imaginary mode 394i cm⁻¹")
     figure = drawn[0]
     axes: Axes = figure.axes[0]
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    renderer = FigureCanvasAgg(figure).get_renderer()
     labels = [text for text in axes.texts if isinstance(text, Annotation)]
     texts = [*axes.texts, axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]  # type: ignore[attr-defined]
     boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts if t.get_text()]
@@ -92,7 +96,7 @@ def test_a_title_longer_than_the_picture_is_cut(drawn: list[Figure]) -> None:
     figure = drawn[0]
     title = figure.axes[0]._left_title  # type: ignore[attr-defined]
     assert title.get_text().endswith("…")
-    assert title.get_window_extent(figure.canvas.get_renderer()).x1 <= figure.bbox.x1  # type: ignore[attr-defined]
+    assert title.get_window_extent(FigureCanvasAgg(figure).get_renderer()).x1 <= figure.bbox.x1
 
 
 def test_a_product_as_high_as_the_reactant_has_no_sign(drawn: list[Figure]) -> None:
@@ -110,3 +114,12 @@ def test_labels_say_what_was_found(drawn: list[Figure]) -> None:
     assert axes.get_ylabel() == "energy relative to HCN, kJ/mol"
     line = np.asarray(axes.lines[1].get_xydata())
     assert np.allclose(line, np.column_stack([s, energies]))
+
+
+def test_the_backend_of_a_notebook_stays() -> None:
+    code = (
+        "import sys, matplotlib; matplotlib.use('svg'); from molgen.report.plots import barrier_profile; "
+        "barrier_profile([0, 1, 2], [0, 5, 1], 1, title='H2'); "
+        "assert matplotlib.get_backend() == 'svg' and 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

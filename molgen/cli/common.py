@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,8 +97,8 @@ def number(value: float | None, digits: int = 2) -> str:
     return "none" if value is None else f"{value:.{digits}g}"
 
 
-def json_object(text: str | None, where: str, example: str) -> dict[str, Any]:
-    """The JSON object an option gives; empty where it is not given.
+def calculator_kwargs(text: str | None) -> dict[str, Any]:
+    """The JSON object of `--calculator-kwargs`; empty where it is not given.
 
     Raises:
         InputError: not JSON, or not an object.
@@ -108,8 +108,27 @@ def json_object(text: str | None, where: str, example: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise InputError(f"{text!r} is not a JSON object", where=where, expected=f"such as '{example}'")
+        raise InputError(
+            f"{text!r} is not a JSON object", where="--calculator-kwargs",
+            expected="""such as '{"method": "GFN1-xTB"}'""",
+        )  # fmt: skip
     return value
+
+
+def options_given(context: typer.Context, names: Collection[str], values: Mapping[str, Any] | None = None) -> list[str]:
+    """Those of the parameters `names` that the user gave, as "--hill-width", in the order of the command.
+
+    Args:
+        values: of all parameters, with those of a file: one that is not the default was given there.
+    """
+    found = []
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        typed = source is not None and source.name == "COMMANDLINE"
+        if name in names and (typed or (values is not None and values[name] != parameter.default)):
+            found.append(f"--{name.rstrip('_').replace('_', '-')}")
+    return found
 
 
 def progress() -> Progress:

@@ -170,10 +170,8 @@ def reactions(
     from molgen.workflows.reactions import find_reactions, plan_of
 
     seconds = common.seconds_of(time_budget) if time_budget else None
-    kwargs = common.json_object(calculator_kwargs, "--calculator-kwargs", '{"method": "GFN1-xTB"}')
-    _refuse_options(
-        context, ("split",) if not relevel else ("attempts", "exclude", "guess", "weights", "charge", "spin")
-    )
+    kwargs = common.calculator_kwargs(calculator_kwargs)
+    _refuse_options(context, relevel)
     if relevel:
         from molgen.workflows.relevel import level_plan
 
@@ -240,7 +238,7 @@ def searches(
     from molgen.workflows.searches import search_all, search_plan
 
     seconds = common.seconds_of(time_budget) if time_budget else None
-    kwargs = common.json_object(calculator_kwargs, "--calculator-kwargs", '{"method": "GFN1-xTB"}')
+    kwargs = common.calculator_kwargs(calculator_kwargs)
     plan, settings = search_plan(
         source, split=split, count=count, calculator=calculator, calculator_kwargs=kwargs, weights=weights, seed=seed
     )
@@ -261,17 +259,15 @@ def searches(
     typer.echo(f"train on it: molgen train correction --data {source} --searches {out}/searches.npz")
 
 
-def _refuse_options(context: typer.Context, names: tuple[str, ...]) -> None:
-    """Refuse options that would do nothing."""
-    for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            relevel = name != "split"
-            raise InputError(
-                "has no meaning with --relevel" if relevel else "has no meaning without --relevel",
-                where=f"--{name}",
-                remedy="leave it out" if relevel else "give --relevel, or leave it out",
-            )
+def _refuse_options(context: typer.Context, relevel: bool) -> None:
+    """Refuse options that would do nothing with, or without, --relevel."""
+    names = ("attempts", "exclude", "guess", "weights", "charge", "spin") if relevel else ("split",)
+    for option in common.options_given(context, names):
+        raise InputError(
+            f"has no meaning {'with' if relevel else 'without'} --relevel",
+            where=option,
+            remedy="leave it out" if relevel else "give --relevel, or leave it out",
+        )
 
 
 def _relevel(plan: Any, settings: dict[str, Any], out: Path, *, seconds, workers, **options: Any) -> dict[str, Any]:

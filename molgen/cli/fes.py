@@ -11,7 +11,7 @@ import typer
 
 from molgen.cli import common
 from molgen.cli.fes_report import report
-from molgen.cli.fes_toml import merged
+from molgen.cli.fes_toml import Options, merged
 from molgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def fes(
         ),
     ] = "auto",
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=4, help="Of --draws energies each; default 300, internal 100.")
+        int | None, typer.Option("--rounds", min=4, help="Rounds, each of --draws energies; default 300, internal 100.")
     ] = None,
     draws: Annotated[
         int | None,
@@ -106,7 +106,10 @@ def fes(
     samples: Annotated[
         int | None,
         typer.Option(
-            "-n", "--samples", min=1, help="Drawn at the end; default 16000, with --pretrained half as many as its run."
+            "-n",
+            "--samples",
+            min=1,
+            help="Samples drawn at the end; default 16000, with --pretrained half as many as its run.",
         ),
     ] = None,
     paths: Annotated[
@@ -114,16 +117,17 @@ def fes(
         typer.Option(
             "--paths",
             min=1,
-            help="To each of them, whose mean is its density; cost no energy. Default 4, with --pretrained as its run.",
+            help="Paths over which each sample's density is averaged; costs time, no energies. "
+            "Default 4, with --pretrained as its run.",
         ),
     ] = None,
     gamma: Annotated[float, typer.Option("--gamma", help="Bias factor.")] = 12.0,
     cap: Annotated[float, typer.Option("--cap", help="The bias grows no higher, kT.")] = 23.0,
     hill_width: Annotated[
-        list[float] | None, typer.Option("--hill-width", help="Of each --cv, in A or degrees.")
+        list[float] | None, typer.Option("--hill-width", help="Width of the hills, one per --cv, in A or degrees.")
     ] = None,
     width: Annotated[
-        float, typer.Option("--width", help="Of the stiffest thermal motion, A; for cartesian coordinates.")
+        float, typer.Option("--width", help="Width of the stiffest thermal motion, A; for cartesian coordinates.")
     ] = 0.05,
     controller: Annotated[str, typer.Option("--controller", help="auto, pair or trunk.")] = "auto",
     stop: Annotated[bool, typer.Option("--stop/--no-stop", help="End early once the surface rests.")] = True,
@@ -163,15 +167,15 @@ def fes(
         advice = "more samples (-n)" if options["pretrained"] else further
         mended = ", and sequential Monte Carlo did not mend it" if summary["repair"] else ""
         if not summary["gate"]["passed"]:
-            khat = summary["gate"]["khat_biased"]
-            fault = "is above 0.7" if khat else "is none, from so few weights"
+            khat, limit = summary["gate"]["khat_biased"], summary["gate"]["limit"]
+            fault = f"is above {limit:g}" if khat else "is none, from so few weights"
             common.warn(f"k-hat of the path weights {fault}{mended}: the surface is not to be trusted; try {advice}")
         for text in summary.get("unknown", []):
             common.warn(f"{text}; try {advice}")
         raise typer.Exit(common.ExitCode.GATE_FAILED)
 
 
-def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+def run(o: Options) -> tuple[dict[str, Any], Path]:
     """Build what the options describe and run it; nothing is written, and the summary is empty, for --forecast."""
     from molgen.workflows.fes import run_fes
     from molgen.workflows.fes_forecast import forecast
@@ -180,24 +184,26 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     path = None
     if o["pretrained"]:
         return _pretrained(o), o["out"]
+    walls = o["wall"] or []
     if o["from_ts"]:
-        path, system, cvs, given = _from_ts(o)
-        described = path.described
+        from molgen.workflows.fes_from_ts import read_path
+
+        path = read_path(o["from_ts"])
+        system, described = path.system, path.described
+        given = path.arguments(_settings(o, [], system), o["temperature"], walls)
     else:
         system, described = _system(o)
         cvs = o["cv"] or []
-        given = {
-            "ranges": _ranges(o["range_"], cvs, system.molecule()), "walls": o["wall"] or [],
-            "settings": _settings(o, cvs, system),
-        }  # fmt: skip
-    if not cvs:
+        ranges, settings = _ranges(o["range_"], cvs, system.molecule()), _settings(o, cvs, system)
+        given = {"cvs": cvs, "ranges": ranges, "walls": walls, "settings": settings}
+    if not given["cvs"]:
         raise InputError(
             "no collective variable", where="--cv", expected="one to three",
             remedy='give for example --cv "distance 0 4"',
         )  # fmt: skip
     if o["forecast"]:
         common.log("measuring a few energies, learning steps and trajectories (a minute or two from 50 atoms)")
-        typer.echo(forecast(Problem.of(system, cvs, o["temperature"], **given)))
+        typer.echo(forecast(Problem.of(system, temperature=o["temperature"], **given)))
         return {}, o["out"]
     rounds = given["settings"].sampler.rounds
     with common.stages("starting") as progress:
@@ -212,31 +218,22 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], Path]:
             progress(text, row["round"], rounds)
 
         _, summary = run_fes(
-            system, cvs, o["temperature"], **given, seed=o["seed"], out=o["out"], overwrite=o["overwrite"],
+            system, temperature=o["temperature"], **given, seed=o["seed"], out=o["out"], overwrite=o["overwrite"],
             resume=o["resume"], units=o["units"], described=described, prior=path, log=common.log, progress=show,
         )  # fmt: skip
     return summary, o["out"]
 
 
-def _refuse_beside(
-    where: str, others: Sequence[str], expected: str, options: dict[str, Any], ctx: typer.Context
-) -> None:
+def _refuse_beside(where: str, others: Sequence[str], expected: str, options: Options, ctx: typer.Context) -> None:
     """Refuse options, on the command line or in a file, that `where` has decided already."""
-    clash = []
-    for parameter in ctx.command.params:
-        key = str(parameter.name)
-        source = ctx.get_parameter_source(key)
-        given = source is not None and source.name == "COMMANDLINE"
-        if key in others and (given or options[key] != parameter.default):
-            clash.append(f"--{key.rstrip('_').replace('_', '-')}")
-    if clash:
+    if clash := common.options_given(ctx, others, options):
         raise InputError(
             f"together with {', '.join(clash)}", where=where, expected=expected,
             remedy="leave it out, or make a run of its own",
         )  # fmt: skip
 
 
-def _pretrained(o: dict[str, Any]) -> dict[str, Any]:
+def _pretrained(o: Options) -> dict[str, Any]:
     from molgen.workflows.fes_pretrained import sample_pretrained
 
     return sample_pretrained(
@@ -245,7 +242,7 @@ def _pretrained(o: dict[str, Any]) -> dict[str, Any]:
     )[1]  # fmt: skip
 
 
-def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _system(o: Options) -> tuple[Any, dict[str, Any]]:
     from molgen.workflows.fes_system import system_from_files, system_from_pdb
 
     if bool(o["xyz"]) == bool(o["pdb"]):
@@ -255,7 +252,7 @@ def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             expected="a structure to start from, or --from-ts or --pretrained",
         )
     if o["xyz"]:
-        kwargs = common.json_object(o["calculator_kwargs"], "--calculator-kwargs", '{"method": "GFN1-xTB"}')
+        kwargs = common.calculator_kwargs(o["calculator_kwargs"])
         system = system_from_files(o["xyz"], o["calculator"], kwargs, o["charge"], o["spin"])
         described = {key: (system.source or {})[key] for key in ("calculator", "charge", "spin")}
         described |= {"calculator_kwargs": kwargs} if kwargs else {}
@@ -266,19 +263,7 @@ def _system(o: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return system, {"pdb": [str(p) for p in o["pdb"]], "forcefield": used, "solvent": o["solvent"]}
 
 
-def _from_ts(o: dict[str, Any]) -> tuple[Any, Any, list[Any], dict[str, Any]]:
-    """The path, molecule, collective variable and other arguments that a `ts` run decides."""
-    from molgen.workflows.fes_from_ts import read_path
-    from molgen.workflows.fes_system import System
-
-    path = read_path(o["from_ts"])
-    system = System(path.potential, path.frames[[0, -1]])
-    settings = path.settings(_settings(o, [], system), o["temperature"])
-    given = {"ranges": None, "walls": [path.wall(), *(o["wall"] or [])], "settings": settings}
-    return path, system, list(path.cvs[:1]), given
-
-
-def _settings(o: dict[str, Any], cvs: list[str], system: Any) -> Any:
+def _settings(o: Options, cvs: list[str], system: Any) -> Any:
     from molgen.workflows.fes_problem import coordinates_of
     from molgen.workflows.fes_settings import COORDINATES, default_settings
 

@@ -12,10 +12,11 @@ import typer
 
 from molgen.errors import InputError
 
+Options = dict[str, Any]  # every parameter of `molgen fes` by its name, from the command line, a file or its default
 FILES = re.compile(r"(\b(?:rmsd|path-s|path-z)\s+)(?![=<>])(\S+)", re.IGNORECASE)  # in the text of a variable
 
 
-def merged(given: dict[str, Any], config: Path | None, ctx: typer.Context) -> dict[str, Any]:
+def merged(given: Options, config: Path | None, ctx: typer.Context) -> Options:
     """Options of the command line over those of the file over defaults.
 
     Raises:

@@ -70,7 +70,7 @@ def peptide(
             save_float64=save_float64, log=common.log, progress=progress,
         )  # fmt: skip
     if as_json:
-        typer.echo((out / "summary.json").read_text(), nl=False)
+        common.print_json(summary)
     else:
         typer.echo(report(summary, out))
     if summary["status"] == "gate_failed":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from molgen.cli import common
+from molgen.run import SUMMARY
 
 
 def register(app: typer.Typer) -> None:
@@ -64,7 +66,7 @@ def ts(
     from molgen.saddle import calls_allowed
     from molgen.workflows.ts import find_ts
 
-    kwargs = common.json_object(calculator_kwargs, "--calculator-kwargs", '{"method": "GFN1-xTB"}')
+    kwargs = common.calculator_kwargs(calculator_kwargs)
     seconds = common.seconds_of(time_budget) if time_budget else None
     torch_device = common.resolve_device(device)
     with common.stages("guessing") as progress:
@@ -75,7 +77,7 @@ def ts(
             seed=seed, device=str(torch_device), dtype=common.resolve_dtype(dtype), log=common.log, progress=progress,
         )  # fmt: skip
     if as_json:
-        typer.echo((out / "summary.json").read_text(), nl=False)
+        common.print_json(json.loads((out / SUMMARY).read_text(encoding="utf-8")))
     else:
         typer.echo(report(result, out, calculator))
     if result.status == "gate_failed":

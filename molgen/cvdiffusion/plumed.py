@@ -20,6 +20,7 @@ from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.errors import InputError
 from molgen.units import KJ_MOL
 
+COLUMNS: tuple[str, ...] = ("bias", "energy", "logweight")  # of the COLVAR of a run, beside its variables
 _UNIT_LINE = re.compile(r"#\s+(units?_\S+)\s+(\S+)\s*")
 
 
@@ -125,6 +126,18 @@ def fes_text(
     blocks = [_rows(table[start : start + sweep]) for start in range(0, len(table), sweep)]
     header = _header([*fields, "file.free", *(["error"] if error is not None else [])], sets, fields, units)
     return header + "\n".join(blocks)
+
+
+def check_names(bias: WellTemperedBias) -> None:
+    """Refuse collective variables whose names clash in the files, before a run has cost anything.
+
+    Raises:
+        InputError: names the clash.
+    """
+    names, units, periods = zip(*((a.name, a.unit, a.period) for a in bias.axes), strict=True)
+    colvar_text(names, units, periods, np.zeros((0, len(names))), dict.fromkeys(COLUMNS, np.zeros(0)))
+    fes_text(names, units, periods, [np.zeros(1)] * len(names), *2 * [np.zeros([1] * len(names))])
+    hills_text(bias)
 
 
 def read_table(source: str | Path) -> tuple[list[str], dict[str, str], np.ndarray]:

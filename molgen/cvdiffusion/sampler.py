@@ -34,6 +34,7 @@ FITTED = 2000  # samples that kernel variances are fitted on
 FREE = ("no geometry", "atoms too close", "other handedness")  # reasons of rejection that cost no energy
 LEAST_ACCEPTED = 0.1  # share of a round
 LEAST_ESS = 0.3  # of the replayed buffer
+Judge = Callable[["Sampler", Batch], dict[str, Any]]  # the figures of a round from its draws
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Sampler:
         frames: starting geometries evaluated by `target`, e.g. of a short simulation in each known basin.
         fixed_kernels: keep the kernels of a Gaussian target. judge: figures of a round, for `records`.
         weigh: normalised weights from log-weights, for corrections of the bias.
+        calls_before: calls of the potential that are not this run's.
 
     Attributes:
         history: the draws of every round under the resting bias.
@@ -106,8 +108,9 @@ class Sampler:
         *,
         seed: int = 0,
         fixed_kernels: bool = False,
-        judge: Callable[[Sampler, Batch], dict[str, Any]] | None = None,
+        judge: Judge | None = None,
         weigh: Callable[[np.ndarray], np.ndarray] = softmax,
+        calls_before: int = 0,
     ):
         self.target, self.controller, self.schedule, self.settings = target, controller, schedule, settings
         self.frames, self.seed = frames, seed
@@ -117,7 +120,7 @@ class Sampler:
         self.history: list[Batch] = []
         self.drawn: list[Batch] = []
         self.records: list[dict[str, Any]] = []
-        self.calls_before = 0  # of the potential, which are not this run's
+        self.calls_before = calls_before
 
     @property
     def width(self) -> float:

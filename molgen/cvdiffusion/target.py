@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from molgen.cvdiffusion.bias import WellTemperedBias
-from molgen.cvdiffusion.space import CartesianSpace, Space
+from molgen.cvdiffusion.space import Space
 from molgen.cvdiffusion.walls import Wall, wall_energy
 from molgen.geometry.bonds import distance_matrix, radius_sums
 from molgen.geometry.chirality import signed_volumes
@@ -69,11 +69,11 @@ class Target:
 
     Attributes:
         least: (N, N) Angstrom, pairs closer than that are rejected without an energy; zeros for model systems.
+        space: of the trajectories.
         centres: (Q, 4) neighbours of stereocentres, and hands: (Q,) the signs of their volumes that are sampled.
             Where the space is blind to reflections, trajectories end in the mixture of the target and its mirror image,
             and whatever ends as the mirror image is reflected.
-        space: of the trajectories; None: Cartesian.
-        floor: eV; energies below it are holes of the potential, and rejected. Set it from what is known of minima.
+        floor: eV; energies below it are holes of the potential, and rejected. Choose it from what is known of minima.
         rejections: reason -> count, of all geometries so far.
     """
 
@@ -83,14 +83,11 @@ class Target:
     bias: WellTemperedBias
     temperature: float
     least: np.ndarray
+    space: Space
     centres: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), dtype=int))
     hands: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    space: Space = None  # pyright: ignore[reportAssignmentType] # set below
     floor: float = -np.inf
     rejections: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        self.space = self.space or CartesianSpace(len(self.potential.numbers))
 
     @property
     def kt(self) -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from molgen.errors import InputError
-from molgen.report.plots import ACCENT, CURVE, INK, QUIET
+from molgen.report.plots import ACCENT, CURVE, INK, QUIET, figure_png, heading
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
 from molgen.reweight.importance import WeightDiagnostics, cleaned, diagnose, psis, tail_length, verdict
@@ -22,14 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 TOPS = {"kJ/mol": 20.0, "kcal/mol": 5.0}  # of the colour scale
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 MAP, ERRORS, EMPTY = "YlGnBu_r", "OrRd", "#e4e7eb"  # grey: the palest colour of the maps is a value
 DEGREES = (-180, -90, 0, 90, 180)
 MOST_ROWS = 6  # of Ramachandran plots, before a second block of columns
@@ -70,7 +61,7 @@ def ramachandran(
         for at, (label, phi, psi) in enumerate(rows):
             block, row = divmod(at, depth)
             lowest = row == depth - 1 or at == len(rows) - 1
-            for column, (heading, source, log_weights) in enumerate(columns):
+            for column, (column_title, source, log_weights) in enumerate(columns):
                 left = block * across + LABELS + column * (PANEL + GAP)
                 top = HEAD + row * (PANEL + GAP)
                 axes = figure.add_axes(_box(left, top, PANEL, PANEL, width, height))
@@ -78,13 +69,13 @@ def ramachandran(
                 axes.tick_params(labelbottom=lowest, labelleft=column == 0, labelsize=7, length=2)
                 axes.set_xlabel("φ, degrees" if lowest else "")
                 axes.set_ylabel(f"{label}\nψ, degrees" if column == 0 else "")
-                axes.set_title(heading if row == 0 else "", fontsize=9)
+                axes.set_title(column_title if row == 0 else "", fontsize=9)
         assert picture is not None
         tall = min(depth * (PANEL + GAP) - GAP, 2 * PANEL)
         place = figure.add_axes(_box(blocks * across + 0.05, HEAD, 0.14, tall, width, height), label="<colorbar>")
         figure.colorbar(picture, cax=place, extend="max").set_label(f"free energy, {unit}")
-        heading = _weights_heading(figure, title, ensemble.diagnostics, ensemble.verdict)
-        heading.set_y(1 - 0.08 / height)
+        head = _weights_heading(figure, title, ensemble.diagnostics, ensemble.verdict)
+        head.set_y(1 - 0.08 / height)
 
     return figure_png(draw, (width, height), None)
 
@@ -275,22 +266,3 @@ def _weights_heading(figure: Figure, title: str, found: WeightDiagnostics, judge
     shape = f"k-hat {found.khat:.2f}" if np.isfinite(found.khat) else "too few weights for a k-hat"
     line = f"ESS {100 * found.ess:.3g} % of {found.n:,} samples, {shape}: {judged}"
     return heading(figure, title, line, INK if judged == "reliable" else ACCENT)
-
-
-def heading(figure: Figure, title: str, subtitle: str, color: str = INK) -> Text:
-    """Title and subtitle, left-aligned above everything."""
-    lines = "\n".join(line for line in (title, subtitle) if line)
-    return figure.suptitle(lines, x=0.01, ha="left", fontsize=10, color=color)
-
-
-def figure_png(draw: Any, size: tuple[float, float], layout: Any = "constrained") -> bytes:
-    """The figure that `draw` fills, without pyplot: it holds no state and needs no display."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, dpi=150, layout=layout)
-        draw(figure)
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png")
-    return stream.getvalue()

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from molgen.report.ensemble_plots import EMPTY, MAP, TOPS, axis_scale, figure_png, heading
-from molgen.report.plots import ACCENT, CURVE, INK, QUIET
+from molgen.report.ensemble_plots import EMPTY, MAP, TOPS, axis_scale
+from molgen.report.plots import ACCENT, CURVE, INK, QUIET, figure_png, heading
 from molgen.reweight.free_energy import FES
+from molgen.reweight.importance import RELIABLE_KHAT
 from molgen.units import energy_unit
 
 MOST_POINTS = 1500  # samples shown
@@ -84,7 +85,7 @@ def _map(figure: Any, axes: Any, fes: FES, basins: Basins, samples: np.ndarray, 
     figure.colorbar(picture, ax=axes, pad=0.02, extend="max").set_label(f"free energy, {unit}")
     axes.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]])
     axes.plot(*(samples[:MOST_POINTS, d] * scales[d] for d in (0, 1)), ".", ms=1.2, color=QUIET, alpha=0.5)
-    places = [tuple(m * s for m, s in zip(minimum, scales, strict=True)) for minimum, _ in basins]
+    places = [(minimum[0] * scales[0], minimum[1] * scales[1]) for minimum, _ in basins]
     for place in places:
         axes.plot(*place, "o", ms=5, mfc="none", mec=ACCENT, mew=1.4)
     box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85}
@@ -131,7 +132,7 @@ def convergence(records: Sequence[Mapping[str, Any]], frozen_from: int, *, title
             axes.set_ylabel(label)
             axes.spines[["top", "right"]].set_visible(False)
         panels[0].legend(frameon=False, fontsize=8, ncols=2)
-        panels[1].axhline(0.7, color=QUIET, lw=0.8, ls=":")
+        panels[1].axhline(RELIABLE_KHAT, color=QUIET, lw=0.8, ls=":")
         panels[1].set_ylim(0, 2)
         if rests is not None:
             place = panels[2].get_xaxis_transform()

@@ -1,17 +1,58 @@
-"""Pictures, drawn without a display and returned as PNG bytes."""
+"""How every picture is drawn, without a display and returned as PNG bytes; and the energy profile of a reaction."""
 
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
 INK, CURVE, ACCENT, QUIET = "#1f2933", "#2563a8", "#c2410c", "#7b8794"
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
 LEAST_RANGE = 1.0  # in the unit of the energies; the axis of a flat path is no finer
 TITLE_LENGTH = 50  # characters that fit above the axes; an atom-mapped SMILES is longer
 LABEL_WIDTH = 0.25  # of the path; what a label at an end may cover
+
+
+def figure_png(
+    draw: Callable[[Figure], None],
+    size: tuple[float, float],
+    layout: Any = "constrained",
+    *,
+    font_size: float = 9,
+) -> bytes:
+    """The figure that `draw` fills, without pyplot: it holds no state, needs no display and leaves the backend alone.
+
+    Args:
+        size: (width, height), inches. layout: as of `matplotlib.figure.Figure`. font_size: points.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**STYLE, "font.size": font_size}):
+        figure = Figure(figsize=size, dpi=150, layout=layout)
+        draw(figure)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def heading(figure: Figure, title: str, subtitle: str, color: str = INK) -> Text:
+    """Title and subtitle, left-aligned above everything."""
+    lines = "\n".join(line for line in (title, subtitle) if line)
+    return figure.suptitle(lines, x=0.01, ha="left", fontsize=10, color=color)
 
 
 def barrier_profile(
@@ -32,16 +73,12 @@ def barrier_profile(
         ts_index: which point is the transition state.
         labels: names of the two ends.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     s, e = np.asarray(coordinate, dtype=float), np.asarray(energies, dtype=float)
     low, high = min(e.min(), 0.0), max(e.max(), 0.0)
     room = max(high - low, LEAST_RANGE)
-    with plt.rc_context({"font.size": 10, "axes.edgecolor": QUIET, "text.color": INK, "axes.labelcolor": INK}):
-        figure, axes = plt.subplots(figsize=(6.4, 4.2), dpi=150)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
         axes.axhline(0, color=QUIET, lw=0.6, ls=":")
         axes.plot(s, e, color=CURVE, lw=1.8, marker="o", ms=2.5, zorder=2)
         axes.plot(s[ts_index], e[ts_index], "o", color=ACCENT, ms=8, zorder=3)
@@ -57,16 +94,13 @@ def barrier_profile(
         axes.set_ylim(low - 0.22 * room, low + 1.2 * room)
         axes.margins(x=0.06)
         axes.spines[["top", "right"]].set_visible(False)
-        if len(title) > TITLE_LENGTH:
-            title = f"{title[: TITLE_LENGTH - 1]}…"
-        axes.set_title(title, loc="left", fontsize=11, weight="bold", pad=20 if subtitle else 8, parse_math=False)
+        shown = title if len(title) <= TITLE_LENGTH else f"{title[: TITLE_LENGTH - 1]}…"
+        axes.set_title(shown, loc="left", fontsize=11, weight="bold", pad=20 if subtitle else 8, parse_math=False)
         if subtitle:
             axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=9, color=QUIET)
         figure.tight_layout()
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png")
-        plt.close(figure)
-    return stream.getvalue()
+
+    return figure_png(draw, (6.4, 4.2), None, font_size=10)
 
 
 def _lowest_near(s: np.ndarray, e: np.ndarray, end: float) -> float:

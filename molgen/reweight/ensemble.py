@@ -218,19 +218,21 @@ class Ensemble:
             )
         return mask
 
-    def fes(self, cvs: Variable | Sequence[Variable], bins: Any = 50, **options) -> FES:
+    def fes(
+        self, cvs: Variable | Sequence[Variable], bins: Any = 50, *,
+        ranges: Any = None, replicas: int = 0, seed: int = 0,
+    ) -> FES:  # fmt: skip
         """Free-energy surface over one or more collective variables.
 
         Args:
             bins: number of bins for all or for each, or the edges of each.
-            options: `ranges`, `replicas`, `seed` (see `molgen.reweight.free_energy.histogram_fes`).
+            ranges, replicas, seed: as of `molgen.reweight.free_energy.histogram_fes`.
         """
         named = [cvs] if isinstance(cvs, str) or not isinstance(cvs, Sequence) else cvs
-        variables = [self._known(cv) for cv in named]
-        found = histogram_fes(
-            variables, self.log_weights, self.weights, self.temperature, bins=bins, groups=self.groups, **options
-        )
-        return self.doubted(found)
+        return self.doubted(histogram_fes(
+            [self._known(cv) for cv in named], self.log_weights, self.weights, self.temperature, bins=bins,
+            ranges=ranges, groups=self.groups, replicas=replicas, seed=seed,
+        ))  # fmt: skip
 
     def barrier(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -205,7 +206,10 @@ def free_energy_difference(
     )
 
 
-def _all_edges(variables, bins, ranges, used) -> tuple[np.ndarray, ...]:
+def _all_edges(
+    variables: Sequence[CollectiveVariable], bins: Any, ranges: Any, used: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Edges (bins + 1,) for each variable, from `bins` and `ranges` of `histogram_fes`; `used` (n,): with a weight."""
     if not variables:
         raise InputError("no collective variable", where="fes", expected="one or more")
     one = len(variables) == 1  # its edges and its range may be given as they are
@@ -223,7 +227,7 @@ def _all_edges(variables, bins, ranges, used) -> tuple[np.ndarray, ...]:
     return tuple(_edges(*each, used) for each in zip(variables, many, limits, strict=True))
 
 
-def _edges(variable: CollectiveVariable, bins, limits, used) -> np.ndarray:
+def _edges(variable: CollectiveVariable, bins: Any, limits: Any, used: np.ndarray) -> np.ndarray:
     if np.ndim(bins):
         edges = np.asarray(bins, dtype=float)
     else:

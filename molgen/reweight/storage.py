@@ -79,9 +79,8 @@ def load(folder: str | Path) -> dict[str, Any]:
             for name, values, unit, period in zip(*(stored[f"cv_{key}"] for key in _CV), strict=True)
         },
         "validity": dict(zip(map(str, stored["validity_reasons"]), map(int, stored["validity_counts"]), strict=True)),
-        # ensembles of before had one flag for both
-        "at_best": str(stored.get("at_best", "biased" if stored.get("biased") else "reliable")),
-        "smoothed": bool(stored.get("smoothed", not stored.get("biased", False))),
+        "at_best": str(stored["at_best"]),
+        "smoothed": bool(stored["smoothed"]),
     }
 
 
@@ -132,8 +131,11 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise InputError("is missing", where=str(path), expected="the folder of a saved ensemble") from error
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"cannot be read ({error})", where=str(path), remedy="write the ensemble again") from error
-    needed = {"log_weights", "energies", "temperature", "numbers", "validity_reasons", "validity_counts"}
-    missing = (needed | {f"cv_{key}" for key in _CV}) - set(arrays)
+    needed = {
+        "log_weights", "energies", "temperature", "numbers", "at_best", "smoothed", "validity_reasons",
+        "validity_counts", *(f"cv_{key}" for key in _CV),
+    }  # fmt: skip
+    missing = needed - set(arrays)
     if missing:
         names = ", ".join(sorted(missing))
         raise InputError(f"lacks {names}", where=str(path), expected="a file written by Ensemble.save")

@@ -26,14 +26,14 @@ from molgen.structures import check_positions
 from molgen.train.loop import BEST, STATE
 from molgen.units import energy_unit
 from molgen.variables import CV
+from molgen.workflows.ensemble_run import finished_run
 from molgen.workflows.fes_identity import identity
-from molgen.workflows.fes_outcome import Progress, converged, outcome
+from molgen.workflows.fes_outcome import Progress, converged, judge, outcome
 from molgen.workflows.fes_output import CONTROLLER, write_results
 from molgen.workflows.fes_pretrained import save_pretrained
 from molgen.workflows.fes_problem import Prior, Problem, coordinates_of
 from molgen.workflows.fes_settings import FesSettings, default_settings, flattened
 from molgen.workflows.fes_system import System
-from molgen.workflows.peptide_output import finished_run
 
 
 def sample_cv(
@@ -133,7 +133,7 @@ def run_fes(
             for name in (STATE, BEST):
                 run.path(name)
         begin = time.monotonic()
-        sampler = problem.sampler(seed, log)
+        sampler = problem.sampler(seed, log, judge)
         seconds = {"start": time.monotonic() - begin}
         train_sampler(
             sampler, folder, learning_rate=settings.learning_rate, resume=run is not None and run.resumed,

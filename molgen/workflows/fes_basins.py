@@ -15,10 +15,10 @@ from molgen.reweight.free_energy import FES, bin_indices
 from molgen.reweight.importance import LEAST_DRAWS
 
 SHALLOW = 1.0  # kT: a basin with a lower way out belongs to its neighbour
-REDRAWS = 100  # of the bootstrap
+REDRAWS = 100  # resamplings of the bootstrap
 KNOTS = 2.0  # bins between knots of the smooth curve that barriers are read from
-LOW = 8.0  # kT: a surface that stops beside a bin lower than this may lack a region,
-SEEN, EXPECTED = 20, 10.0  # if bins of so many samples promise so many in the next one, which has none
+LOW = 8.0  # kT above the minimum: lower bins are compared between surfaces, and a surface should not stop beside one
+SEEN, EXPECTED = 20, 10.0  # samples: bins of `SEEN` that promise `EXPECTED` in the next, which has none, lack a region
 
 
 @dataclass(frozen=True)

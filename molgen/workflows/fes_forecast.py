@@ -16,8 +16,8 @@ from molgen.rng import generator
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import FesSettings
 
-STEPS_A_FRAME = 5  # energies that a starting frame costs, about
-ENERGIES, STEPS, TRAJECTORIES = 8, 8, 128  # measured
+STEPS_A_FRAME = 5  # energies, about, that a starting frame costs
+ENERGIES, STEPS, TRAJECTORIES = 8, 8, 128  # how many of each are measured
 
 
 def forecast(problem: Problem) -> str:

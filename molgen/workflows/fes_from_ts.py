@@ -39,8 +39,8 @@ from molgen.workflows.fes_outcome import Progress
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System
 
-IMAGES, BETWEEN = 13, 8  # frames of the path; energies a step of it
-TUBE, STIFFNESS = 0.4, 100.0  # Angstrom: walls begin at z = TUBE^2; eV/A^4
+IMAGES, BETWEEN = 13, 8  # frames of the path; energies for each step between two
+TUBE, STIFFNESS = 0.4, 100.0  # radius in Angstrom, the wall begins at z = TUBE^2; its force constant in eV/A^4
 ABOVE = 15.0  # kT by which the cap of the bias exceeds the energy barrier
 HILL = 0.02  # width of the hills in s
 PATH, SADDLE = "path.xyz", "ts.xyz"
@@ -71,6 +71,11 @@ class ReactionPath:
         return path_s(self.frames), path_z(self.frames)
 
     @property
+    def system(self) -> System:
+        """The molecule, starting from both ends."""
+        return System(self.potential, self.frames[[0, -1]])
+
+    @property
     def barrier(self) -> float:
         """eV, of the saddle above the lowest frame."""
         return float(self.energies[self.saddle] - self.energies.min())
@@ -92,7 +97,18 @@ class ReactionPath:
         """Keeps structures within about `tube` (RMSD in Angstrom) of the path."""
         return Wall(self.cvs[1], tube**2, True, STIFFNESS)
 
-    # what a run begins with and adds to its results, see `molgen.workflows.fes.Prior`
+    def arguments(self, settings: FesSettings, temperature: float, walls: Sequence[Wall | str] = ()) -> dict[str, Any]:
+        """What a run along the path is given: `cvs`, `ranges`, `walls` and `settings`, by name.
+
+        Args:
+            walls: further ones.
+        """
+        return {
+            "cvs": self.cvs[:1], "ranges": None, "walls": [self.wall(), *walls],
+            "settings": self.settings(settings, temperature),
+        }  # fmt: skip
+
+    # `fill` and `report`, with `frames`, make a `molgen.workflows.fes_problem.Prior`
 
     def fill(self, bias: WellTemperedBias) -> None:
         """Hills, one a node, that mirror the energies of the path: V(s) ~ (1 - 1/gamma) (E(saddle) - E(s))."""
@@ -276,11 +292,10 @@ def fes_from_ts(
     The basins are what the tube around the path holds: conformers of reactant or product outside of it do not count.
     """
     path = read_path(folder)
-    chosen = path.settings(settings or default_settings("cartesian"), temperature)
+    given = path.arguments(settings or default_settings("cartesian"), temperature, walls)
     ensemble, _ = run_fes(
-        System(path.potential, path.frames[[0, -1]]), path.cvs[:1], temperature, walls=[path.wall(), *walls],
-        settings=chosen, seed=seed, out=out, overwrite=overwrite, resume=resume, units=units, described=path.described,
-        log=log, progress=progress, prior=path,
+        path.system, temperature=temperature, **given, seed=seed, out=out, overwrite=overwrite, resume=resume,
+        units=units, described=path.described, log=log, progress=progress, prior=path,
     )  # fmt: skip
     return ensemble, barrier_of(ensemble, path)
 

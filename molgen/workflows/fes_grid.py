@@ -14,10 +14,10 @@ from molgen.errors import InputError, number_pair
 from molgen.geometry.bonds import radius_sums
 from molgen.variables import CV
 
-WIDTHS = {"A": 0.1, "rad": 0.2}  # of the hills; of a bare number, a share of its range:
-WIDTH_SHARE = 1 / 30
-SHORTEST = 0.7  # of the sum of covalent radii: where the grid of a distance begins
-BEYOND = 0.3  # Angstrom from a wall to the end of the grid
+WIDTHS = {"A": 0.1, "rad": 0.2}  # hill widths, in the unit of the variable
+WIDTH_SHARE = 1 / 30  # hill width of a variable without a unit, as a share of its range
+SHORTEST = 0.7  # where the grid of a distance begins, as a share of the sum of covalent radii
+BEYOND = 0.3  # distance, Angstrom, from a wall to the end of the grid
 CELLS = 4  # grid cells a hill width
 
 

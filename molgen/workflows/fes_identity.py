@@ -17,9 +17,9 @@ from molgen.run import MANIFEST
 from molgen.variables import CV, evaluate
 from molgen.workflows.fes_problem import Problem
 
-SAME = {"rel_tol": 1e-6, "abs_tol": 1e-4}  # eV and units of the variables: rounding, not another potential
-MANY, BESIDE = 4, 0.1  # structures beside the first start; Angstrom
-PLACES = 6  # of coordinates, Angstrom
+SAME = {"rel_tol": 1e-6, "abs_tol": 1e-4}  # tolerances, eV and units of the variables: rounding, not another potential
+MANY, BESIDE = 4, 0.1  # number of structures beside the first start; how far each coordinate is moved, Angstrom
+PLACES = 6  # decimals of coordinates in Angstrom
 
 
 def identity(problem: Problem, earlier: Path | None) -> dict[str, Any]:

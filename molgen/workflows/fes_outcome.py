@@ -27,7 +27,7 @@ from molgen.reweight.importance import (
     worst,
 )
 from molgen.rng import sample_seed
-from molgen.workflows.fes_basins import Basin, barriers, basins, unvisited
+from molgen.workflows.fes_basins import LOW, Basin, barriers, basins, unvisited
 from molgen.workflows.fes_repair import Chains, Repair, chains_from, moved
 
 if TYPE_CHECKING:
@@ -35,15 +35,14 @@ if TYPE_CHECKING:
 
 Progress = Callable[[dict[str, Any]], None]
 Kernels = tuple[Schedule, np.ndarray]  # times of the final trajectories, variances of their steps
-CHUNK = 500  # trajectories at a time
-PARTS = 4  # of the rounds under the resting bias, which count by their own effective sizes
+CHUNK = 500  # trajectories drawn at a time
+PARTS = 4  # groups of rounds under the resting bias, which count by their own effective sizes
 RESTS = 0.2  # kT: the surface rests when no bin below `LOW` moves by more between snapshots
-SNAPSHOTS = 20  # in a whole run
-LOW = 8.0  # kT above the minimum, where surfaces are compared
-DISAGREE = 0.3  # kT, root mean square between two estimates; spoilt controllers: docs/benchmarks.md
+SNAPSHOTS = 20  # snapshots of the surface in a whole run
+DISAGREE = 0.3  # root mean square between two estimates that passes, kT; see docs/benchmarks.md, a spoilt controller
 EVEN, DISAGREE_EVEN = 0.5, 1.0  # k-hat up to which weights have a variance (Vehtari et al. 2024), and may move more
 MEAN_EXISTS = 1.0  # k-hat above which the weights have no mean
-FEWEST_BINS = 4  # of two surfaces, to be compared
+FEWEST_BINS = 4  # bins that two surfaces must share to be compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,7 +320,7 @@ def converged(sampler: Sampler) -> bool:
     moves = [record["moved"] for record in sampler.records if record.get("moved") is not None]
     if len(moves) < 3 or sampler.records[-1]["moved"] is None or max(moves[-3:]) >= RESTS:
         return False
-    return bool(diagnose(sampler.target.log_weights(Batch.join(sampler.history))).khat < 0.7)
+    return bool(diagnose(sampler.target.log_weights(Batch.join(sampler.history))).khat < RELIABLE_KHAT)
 
 
 def _moved(sampler: Sampler) -> float | None:

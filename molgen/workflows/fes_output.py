@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from molgen.cvdiffusion.bias import WellTemperedBias
-from molgen.cvdiffusion.plumed import colvar_text, fes_text, field_name, hills_text
+from molgen.cvdiffusion.plumed import COLUMNS, colvar_text, fes_text, field_name, hills_text
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.io import write_extxyz
 from molgen.report import ensemble_plots, fes_plots
@@ -19,26 +18,13 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import RELIABLE_KHAT
 from molgen.run import Run
 from molgen.units import KJ_MOL, energy_unit
+from molgen.workflows.ensemble_run import ensemble_hash
 from molgen.workflows.fes_basins import Basin
 from molgen.workflows.fes_outcome import DISAGREE, Outcome, Surfaces
-from molgen.workflows.peptide_output import ensemble_hash
 
 CONTROLLER = "controller"
-MOST_FRAMES = 2000  # in samples.xyz, drawn by weight; all samples are in weights.npz
+MOST_FRAMES = 2000  # frames in samples.xyz, drawn by weight; all samples are in weights.npz
 LABELLED = 6  # basins named in the picture
-COLUMNS: tuple[str, ...] = ("bias", "energy", "logweight")  # of COLVAR, beside the collective variables
-
-
-def check_names(bias: WellTemperedBias) -> None:
-    """Refuse collective variables whose names clash in the files, before a run has cost anything.
-
-    Raises:
-        InputError: names the clash.
-    """
-    names, units, periods = zip(*((a.name, a.unit, a.period) for a in bias.axes), strict=True)
-    colvar_text(names, units, periods, np.zeros((0, len(names))), dict.fromkeys(COLUMNS, np.zeros(0)))
-    fes_text(names, units, periods, [np.zeros(1)] * len(names), *2 * [np.zeros([1] * len(names))])
-    hills_text(bias)
 
 
 def write_results(

@@ -23,14 +23,14 @@ from molgen.potentials.xtb import one_thread
 from molgen.reweight.ensemble import Ensemble
 from molgen.rng import generator, sample_seed
 from molgen.run import Run
+from molgen.workflows.ensemble_run import finished_run
 from molgen.workflows.fes_outcome import Kernels, outcome
 from molgen.workflows.fes_output import CONTROLLER, write_results
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import FesSettings, check_repair
-from molgen.workflows.fes_system import system_again
-from molgen.workflows.peptide_output import finished_run
+from molgen.workflows.fes_system import system_from_source
 
-PREFIX = "fes-"  # of shipped controllers among the weights
+PREFIX = "fes-"  # prefix of the names of shipped controllers among the weights
 PRETRAINED = 10_000_019  # stream of random numbers
 
 
@@ -83,7 +83,7 @@ def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, 
         **given, "sampler": SamplerSettings(**given["sampler"]), "schedule": Schedule(**given["schedule"]),
         "widths": tuple(given["widths"]) if given["widths"] else None,
     })  # fmt: skip
-    system = system_again(c["source"], tensors["numbers"].numpy(), tensors["starts"].numpy())
+    system = system_from_source(c["source"], tensors["numbers"].numpy(), tensors["starts"].numpy())
     ranges = [tuple(r) if r else None for r in c["ranges"]]
     references = {name: tensors[f"reference.{k}"].numpy() for k, name in enumerate(c.get("references", []))}
     problem = Problem.of(system, c["cvs"], c["temperature"], ranges, c["walls"], settings, references)
@@ -92,16 +92,17 @@ def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, 
         CartesianSpace(len(system.numbers), **c["space"]) if "space" in c
         else InternalSpace(problem.zmatrix(), tensors["space.mean"], tensors["space.unwhiten"])
     )  # fmt: skip
-    target, schedule = problem.target(space), Schedule(**c["schedule"])
-    target.floor = c["floor"] if c["floor"] is not None else -np.inf
+    floor = c["floor"] if c["floor"] is not None else -np.inf
     controller = build_controller(c["config"])
     controller.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("net.")})
-    frames = target.evaluate(space.points(system.starts, generator(seed)), np.zeros(len(system.starts)), 0)
+    points = space.points(system.starts, generator(seed))
+    frames = problem.target(space, floor).evaluate(points, np.zeros(len(points)), 0)
     # not the streams of the run: with its seed they would give its own samples again
-    fresh = sample_seed(seed, PRETRAINED)
-    sampler = Sampler(target, controller.eval(), schedule, settings.sampler, frames, seed=fresh)
-    target.rejections.clear()
-    sampler.calls_before = system.potential.calls
+    fresh, schedule = sample_seed(seed, PRETRAINED), Schedule(**c["schedule"])
+    sampler = Sampler(
+        problem.target(space, floor), controller.eval(), schedule, settings.sampler, frames, seed=fresh,
+        calls_before=system.potential.calls,
+    )  # fmt: skip
     return problem, sampler, (schedule, tensors["variances"].numpy()), stored.hash
 
 

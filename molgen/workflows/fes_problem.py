@@ -15,7 +15,8 @@ from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.controller import Controller, ControllerConfig, build_controller
 from molgen.cvdiffusion.internal import END, InternalSpace, tree_zmatrix
 from molgen.cvdiffusion.noising import Schedule
-from molgen.cvdiffusion.sampler import Sampler
+from molgen.cvdiffusion.plumed import check_names
+from molgen.cvdiffusion.sampler import Judge, Sampler
 from molgen.cvdiffusion.space import CartesianSpace, Space
 from molgen.cvdiffusion.start import starting_frames
 from molgen.cvdiffusion.target import Target, closest_allowed
@@ -30,16 +31,14 @@ from molgen.run import Run
 from molgen.units import KB
 from molgen.variables import CV, check_start, evaluate, parse_cv
 from molgen.workflows.fes_grid import axis_of
-from molgen.workflows.fes_outcome import judge
-from molgen.workflows.fes_output import check_names
 from molgen.workflows.fes_settings import FesSettings, check_settings
 from molgen.workflows.fes_system import System
 
 FRAMES, START, WOUND = 1, 2, 3  # streams of random numbers beside those of the sampler
-FLOOR = 6.0  # eV below the lowest starting frame: no product, but a hole of the potential
-MOST_NODES = 20_000_000  # of the grid of the bias
+FLOOR = 6.0  # depth below the lowest starting frame, eV, that is no product but a hole of the potential
+MOST_NODES = 20_000_000  # nodes of the grid of the bias
 REHEARSED = 200  # frames to whiten by, without energies
-LARGE = 30  # atoms from which the trunk is the default controller
+LARGE = 30  # number of atoms above which the trunk is the default controller
 
 
 class Prior(Protocol):
@@ -142,8 +141,8 @@ class Problem:
         texts = ([str(cv) for cv in cvs], [str(wall) for wall in walls]) if written else None
         return cls(system, variables, built + fences, bias, temperature, settings, [*system.notes], texts=texts)
 
-    def sampler(self, seed: int, log: Callable[[str], None]) -> Sampler:
-        """The sampler after its starting frames, which cost energies."""
+    def sampler(self, seed: int, log: Callable[[str], None], judge: Judge) -> Sampler:
+        """The sampler after its starting frames, which cost energies; `judge` gives the figures of a round."""
         system, s, spent = self.system, self.settings, self.system.potential.calls
         odd = self._odd()
         log("a short simulation of each starting structure")
@@ -155,14 +154,12 @@ class Problem:
             potential, self.walls, starts, self.temperature, s.frames, sample_seed(seed, FRAMES)
         )
         schedule, space = self._space(positions, mirror=not odd)
-        target = self.target(space)
         points = space.points(positions, generator(seed, WOUND))
-        frames = target.evaluate(points, np.zeros(len(points)), 0)
+        frames = self.target(space).evaluate(points, np.zeros(len(points)), 0)
         frames = frames.take(frames.accepted)
         if not len(frames):
             raise InputError("no frame of the short simulation can be used", where="starting structures")
-        target.rejections.clear()
-        target.floor = float(frames.energies.min()) - FLOOR
+        target = self.target(space, float(frames.energies.min()) - FLOOR)
         controller = self._controller(schedule, space, odd, sample_seed(seed, START))
         still = [cv.name for cv, values in zip(self.cvs, frames.cvs.T, strict=True) if np.ptp(values) < 1e-6]
         for name in still:
@@ -170,12 +167,10 @@ class Problem:
         self.notes.extend(self._unbonded())
         for note in self.notes:
             log(note)
-        sampler = Sampler(
+        return Sampler(
             target, controller, schedule, s.sampler, frames, seed=seed, fixed_kernels=s.fixed_kernels, judge=judge,
-            weigh=lambda log_weights: normalised(psis(log_weights)),
+            weigh=lambda log_weights: normalised(psis(log_weights)), calls_before=spent,
         )  # fmt: skip
-        sampler.calls_before = spent
-        return sampler
 
     def rehearsal(self) -> Sampler:
         """A sampler that has learned nothing, on a few frames beside the first start: to see what its steps cost."""
@@ -191,13 +186,13 @@ class Problem:
         controller = self._controller(schedule, space, odd, 0)
         return Sampler(target, controller, schedule, self.settings.sampler, frames, fixed_kernels=True)
 
-    def target(self, space: Space) -> Target:
-        """What is sampled, in the coordinates of `space`."""
+    def target(self, space: Space, floor: float = -np.inf) -> Target:
+        """What is sampled, in the coordinates of `space`; energies below `floor`, eV, are rejected."""
         system = self.system
         centres, hands = system.stereocentres()
         return Target(
             system.potential, self.cvs, self.walls, self.bias, self.temperature, closest_allowed(system.numbers),
-            centres, hands, space,
+            space, centres, hands, floor,
         )  # fmt: skip
 
     def _push(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,8 +23,8 @@ REPAIR = 10_000_003  # stream of random numbers
 PARTICLES = 400
 LEAPFROG = 4  # 8 left more noise on the double well of benchmarks/cv.py, and more particles more of the error
 LEAST_MOVES = 8
-FEWEST = 20  # chains
-STEP = 0.03  # Angstrom, of the first leapfrog; adapted
+FEWEST = 20  # chains that a repair needs
+STEP = 0.03  # length of the first leapfrog steps, Angstrom; adapted later
 
 
 @dataclass(frozen=True)

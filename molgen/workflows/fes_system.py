@@ -183,7 +183,7 @@ def system_from_pdb(
     return replace(_force_field(files[0].topology, starts, forcefield, solvent, platform), notes=notes)
 
 
-def system_again(source: Mapping[str, Any], numbers: np.ndarray, starts: np.ndarray) -> System:
+def system_from_source(source: Mapping[str, Any], numbers: np.ndarray, starts: np.ndarray) -> System:
     """The system that had this `source`, with other `starts` (S, N, 3), Angstrom."""
     if "calculator" in source:
         potential = calculator_from_spec(

@@ -31,7 +31,7 @@ from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
 from molgen.prose.training import spread_loss
 from molgen.prose.weights import Proposal, load_flow
-from molgen.reweight.importance import diagnose, khat, mixture_log_weights, normalised, truncate
+from molgen.reweight.importance import RELIABLE_KHAT, diagnose, khat, mixture_log_weights, normalised, truncate
 from molgen.rng import sample_seed
 from molgen.train.graphs import CapturedGradients
 from molgen.train.loop import Trainer, TrainSettings
@@ -64,7 +64,7 @@ class FinetuneSettings:
     huber: float = 4.0
     tilt: float = 0.5
     tempered: float = 1.0
-    tame: float = 0.7
+    tame: float = RELIABLE_KHAT
     patience: int = 1
 
 
@@ -159,7 +159,7 @@ def finetune_flow(
 
 def _score(ess: float, shape: float) -> float:
     """Larger is better: effective sample size, discounted where k-hat says that it cannot be trusted."""
-    return math.log(max(ess, 1e-12)) - 2 * max(min(shape, 10.0) - 0.7, 0.0)
+    return math.log(max(ess, 1e-12)) - 2 * max(min(shape, 10.0) - RELIABLE_KHAT, 0.0)
 
 
 def _placed(proposal: Proposal, device: torch.device | str) -> ProseFlow:

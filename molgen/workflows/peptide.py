@@ -27,15 +27,15 @@ from molgen.run import METHOD, Run
 from molgen.units import KB, energy_unit
 from molgen.variables import Molecule, parse_cv
 from molgen.workflows.draws import DRAWN, Draws, Energies, Progress, Store, draw
+from molgen.workflows.ensemble_run import finished_run
 from molgen.workflows.finetune import Round, finetune_flow
 from molgen.workflows.peptide_output import (
     Sampled,
     describe,
     ess_of_ancestors,
-    finished_run,
     observed,
-    observed_anew,
     status,
+    updated_summary,
     write_ensemble,
 )
 
@@ -156,7 +156,7 @@ def run_peptide(
         run = Run(out, "peptide", settings, **given) if out is not None else None
         if run is not None and (finished := finished_run(run)) is not None:
             log(f"{run.directory} is finished: its samples are read again")
-            return finished[0], observed_anew(run, *finished, observables, units)
+            return finished[0], updated_summary(run, *finished, observables, units)
         with run or nullcontext():
             if run is not None:
                 run.record(checkpoint_hash=proposal.hash, notes=notes)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,9 +15,10 @@ from molgen.report import ensemble_plots
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import diagnose, normalised, verdict
 from molgen.reweight.smc import Population
-from molgen.run import RUN_KEYS, SUMMARY, Run
+from molgen.run import RUN_KEYS, Run
 from molgen.units import energy_unit
 from molgen.workflows.draws import STATE, Draws
+from molgen.workflows.ensemble_run import ensemble_hash
 from molgen.workflows.finetune import Round
 
 ENERGY = "potential energy"
@@ -113,16 +112,7 @@ def write_ensemble(
     return summary
 
 
-def finished_run(run: Run) -> tuple[Ensemble, dict[str, Any]] | None:
-    """The ensemble and summary of a run that had finished before it was resumed; None of any other."""
-    path = run.directory / SUMMARY
-    if not run.resumed or not path.exists():
-        return None
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    return (Ensemble.load(run.directory), summary) if "ensemble_hash" in summary else None
-
-
-def observed_anew(
+def updated_summary(
     run: Run, ensemble: Ensemble, summary: dict[str, Any], observables: Sequence[str], units: str
 ) -> dict[str, Any]:
     """The summary of a finished run, written again if it had other observables or units."""
@@ -140,11 +130,3 @@ def ess_of_ancestors(ensemble: Ensemble) -> float:
     assert ensemble.groups is not None
     shares = np.bincount(ensemble.groups, normalised(ensemble.log_weights))
     return float(1 / (len(ensemble) * np.square(shares).sum()))
-
-
-def ensemble_hash(ensemble: Ensemble) -> str:
-    """SHA-256 of positions, log-weights and energies, to the bit."""
-    digest = hashlib.sha256()
-    for part in (ensemble.positions, ensemble.log_weights, ensemble.energies):
-        digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()
