@@ -40,7 +40,7 @@ from molgen.tsgen.correction import (
 from molgen.tsgen.correction_model import CorrectionModel, load_correction
 from molgen.tsgen.generate import generate
 from molgen.tsgen.surface import newton_step, surface_features
-from molgen.workflows import ts
+from molgen.workflows import ts_search
 from molgen.workflows.search_attempt import NEAR, Searches, SearchPlan
 from molgen.workflows.searches import search_all, search_plan
 from molgen.workflows.ts_correction import correct_guess, correct_saddle, fitting_correction
@@ -307,14 +307,14 @@ def test_trained_weights_serve_find_ts(searches, source, tmp_path):
 
 
 def test_without_a_saddle_the_guess_is_carried_over(tmp_path, monkeypatch):
-    real = ts.refine
-    monkeypatch.setattr(ts, "refine", lambda *a, **k: replace(real(*a, **k), converged=False))
+    real = ts_search.refine
+    monkeypatch.setattr(ts_search, "refine", lambda *a, **k: replace(real(*a, **k), converged=False))
     reactant, product = sides("claisen")
     found = find_ts(reactant[0], product[0], samples=1, out=tmp_path)
     assert not found.verified and found.corrected is not None and found.corrected.source == "guess"
     assert read(tmp_path / "ts_corrected.xyz").positions == pytest.approx(found.corrected.positions, abs=1e-6)
     assert json.loads((tmp_path / "summary.json").read_text())["corrected"]["source"] == "guess"
-    assert "not verified; from the guess, since no saddle was proven" in report(found, tmp_path)
+    assert "not verified; from the guess, since no saddle was proven" in report(found, tmp_path, "gfn2")
 
 
 @pytest.mark.parametrize(
