@@ -22,7 +22,7 @@ from molgen.train.graphs import GraphedNetwork
 from molgen.train.loop import Trainer, TrainSettings
 from molgen.tsgen.condition import ReactionBatch, prepare, refuse_unknown_elements
 from molgen.tsgen.ensemble import TSEnsemble, networks_of
-from molgen.tsgen.generate import flow_samples
+from molgen.tsgen.generate import SIGMA, flow_samples
 from molgen.tsgen.losses import aligned_rmsd_loss, log_variance_loss, pair_distance_loss
 from molgen.tsgen.model import CONFIGS, TSModel
 from molgen.tsgen.weights import load_model
@@ -41,7 +41,7 @@ class FlowSettings:
         batch_size: reactions a step.
     """
 
-    sigma: float = 0.1
+    sigma: float = SIGMA
     end_noise: float = 0.02
     batch_size: int = 64
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from ase import Atoms
 
+from molgen.data.duplicates import SAME_ENERGY, SAME_RMSD
 from molgen.data.reactions import Reaction
 from molgen.errors import CalculatorError
 from molgen.geometry.align import rmsd_of
@@ -28,8 +29,6 @@ from molgen.units import kcal
 from molgen.workflows.ts_result import OUT_OF_TIME, VERDICTS, Candidate, TSResult, ranked
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
-SAME_SADDLE = 0.05  # Angstrom RMSD, with energies within SAME_ENERGY: one saddle
-SAME_ENERGY = 2e-3  # eV
 END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls, for the wells the barriers are measured from
 Method = Literal["quick", "irc", "none"]
 
@@ -201,7 +200,7 @@ class TSSearch:
         """Whether an earlier guess led to this saddle; counted."""
         for known in self.candidates:
             same_energy = known.energy is not None and abs(known.energy - (candidate.energy or 0.0)) < SAME_ENERGY
-            if same_energy and rmsd_of(known.atoms.positions, candidate.atoms.positions) < SAME_SADDLE:
+            if same_energy and rmsd_of(known.atoms.positions, candidate.atoms.positions) < SAME_RMSD:
                 self.rejections["same saddle as an earlier guess"] += 1
                 return True
         return False
