@@ -19,14 +19,14 @@ from molgen.potentials.ase import level_name
 from molgen.run import Run
 from molgen.tsgen import load_model
 from molgen.workflows.journal import Journal, carry_out
-from molgen.workflows.reaction_attempt import VERIFIED, Attempts, Guess, Plan
+from molgen.workflows.reaction_attempt import VERIFIED, Attempts, GuessKind, Plan
 from molgen.workflows.reaction_set import ReactionSet
 from molgen.workflows.reaction_tools import Potentials, require_described
 
 JOURNAL, REACTIONS = "attempts.jsonl", "reactions.npz"
 WRITE_EVERY = 600.0  # seconds between two writings of the npz
 PATIENCE, PATIENCE_EACH = 200, 20  # attempts in a row without a new reaction: at least, and for each molecule
-GUESSES: dict[str, tuple[Guess, ...]] = {"tsgen": ("tsgen",), "sqrt": ("sqrt",), "both": ("tsgen", "sqrt")}
+GUESSES: dict[str, tuple[GuessKind, ...]] = {"tsgen": ("tsgen",), "sqrt": ("sqrt",), "both": ("tsgen", "sqrt")}
 
 
 def plan_of(
@@ -79,8 +79,8 @@ def find_reactions(
     seconds: float | None = None,
     workers: int | None = None,
     work: Callable[[Plan], Callable[[int], dict[str, Any]]] = Attempts,
-    progress: Callable[[Search], None] = lambda search: None,
-) -> Search:
+    progress: Callable[[ReactionSearch], None] = lambda search: None,
+) -> ReactionSearch:
     """Attempts 0, 1, 2, ... of `plan` until one of the limits; the reactions end up in `run.directory/reactions.npz`.
 
     Every finished attempt is in the journal (`attempts.jsonl`) before it counts, and counts in the order of its
@@ -102,7 +102,7 @@ def find_reactions(
         )
     pool = WorkerPool(partial(work, plan), workers, "--workers")
     patience = max(PATIENCE, PATIENCE_EACH * len(plan.molecules)) if attempts is None and seconds is None else None
-    search = Search(plan, run, count, patience)
+    search = ReactionSearch(plan, run, count, patience)
     search.journal.open()
     search.take()
 
@@ -145,7 +145,7 @@ def _lost(index: int) -> dict[str, Any]:
     return {"attempt": index, "outcome": "worker died"}
 
 
-class Search:
+class ReactionSearch:
     """Where a run stands: attempts finished (in the journal), and of these, taken in order, the reactions found.
 
     Args:
