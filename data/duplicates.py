@@ -11,7 +11,7 @@ import torch
 from molgen.geometry.align import rmsd
 from molgen.geometry.bonds import distance_matrix
 
-SAME_RMSD = 0.05  # Angstrom
+SAME_RMSD = 0.05  # Angstrom; two transition states are one within this and SAME_ENERGY
 SAME_ENERGY = 2e-3  # eV
 LABELLINGS = 500  # ways to exchange equivalent atoms that are tried
 

@@ -23,7 +23,7 @@ LISTS = {".smi", ".smiles", ".txt"}
 
 
 @dataclass(frozen=True, eq=False)
-class Molecule:
+class SourceMolecule:
     """A molecule, or several that may react: `numbers` (N,), `positions` (N, 3) Angstrom, charge in e, spin in unpaired
     electrons; `name` tells its source."""
 
@@ -34,7 +34,7 @@ class Molecule:
     name: str
 
 
-def read_molecules(path: str | os.PathLike, charge: int | None = None, spin: int | None = None) -> list[Molecule]:
+def read_molecules(path: str | os.PathLike, charge: int | None = None, spin: int | None = None) -> list[SourceMolecule]:
     """The molecules of a file, each connectivity once, in the file's order.
 
     Args:
@@ -61,7 +61,7 @@ def read_molecules(path: str | os.PathLike, charge: int | None = None, spin: int
         found = list(_from_molfile(path, spin))
     else:
         found = _from_frames(path, charge or 0, spin)
-    unique: dict[str, Molecule] = {}
+    unique: dict[str, SourceMolecule] = {}
     for molecule in found:
         unique.setdefault(key_of(molecule), molecule)
     if not unique:
@@ -69,7 +69,7 @@ def read_molecules(path: str | os.PathLike, charge: int | None = None, spin: int
     return list(unique.values())
 
 
-def key_of(molecule: Molecule) -> str:
+def key_of(molecule: SourceMolecule) -> str:
     """The molecule's connectivity as a text, see :func:`molgen.geometry.bonds.molecule_key`."""
     return molecule_key(molecule.numbers, bond_graph(molecule.numbers, molecule.positions), molecule.charge)
 
@@ -80,7 +80,7 @@ def training_split(path: str | os.PathLike) -> str | None:
     return "train" if len(names) > 1 and "train" in names else None
 
 
-def ends_of(reaction: Reaction, origin: str) -> Iterator[Molecule]:
+def ends_of(reaction: Reaction, origin: str) -> Iterator[SourceMolecule]:
     """Reactant and product; the fragments of a neutral side one by one, as their placement means nothing."""
     sides = (("r", reaction.reactant, reaction.reactant_fragments), ("p", reaction.product, reaction.product_fragments))
     for side, positions, part in sides:
@@ -92,10 +92,10 @@ def ends_of(reaction: Reaction, origin: str) -> Iterator[Molecule]:
             if not whole and (reaction.charge or reaction.spin or numbers.sum() % 2 or len(numbers) < SMALLEST):
                 continue
             name = f"{origin}:{reaction.name}:{side}" + ("" if whole else str(k + 1))
-            yield Molecule(numbers, np.array(positions[member]), reaction.charge, reaction.spin, name)
+            yield SourceMolecule(numbers, np.array(positions[member]), reaction.charge, reaction.spin, name)
 
 
-def _from_list(path: Path, spin: int | None) -> Iterator[Molecule]:
+def _from_list(path: Path, spin: int | None) -> Iterator[SourceMolecule]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -109,7 +109,7 @@ def _from_list(path: Path, spin: int | None) -> Iterator[Molecule]:
         yield _molecule(side.numbers, side.conformers[0], side.charge, spin, name)
 
 
-def _from_molfile(path: Path, spin: int | None) -> Iterator[Molecule]:
+def _from_molfile(path: Path, spin: int | None) -> Iterator[SourceMolecule]:
     """Molecules of an MDL file, with their formal charges."""
     records = read_mdl(path)
     for number, record in enumerate(records, start=1):
@@ -117,12 +117,12 @@ def _from_molfile(path: Path, spin: int | None) -> Iterator[Molecule]:
         yield _molecule(record.numbers, record.positions, record.charge or 0, spin, name)
 
 
-def _from_frames(path: Path, charge: int, spin: int | None) -> list[Molecule]:
+def _from_frames(path: Path, charge: int, spin: int | None) -> list[SourceMolecule]:
     """Molecules of another structure file; of a trajectory, in which one molecule moves, its last frame."""
     last = read_side(path, "molecule")
     if not last.notes:
         return [_molecule(last.numbers, last.positions, charge, spin, path.stem)]
-    found: dict[str, Molecule] = {}
+    found: dict[str, SourceMolecule] = {}
     for number, atoms in enumerate(_frames(path), start=1):
         side = read_side(atoms, f"{path}, molecule {number}")
         molecule = _molecule(side.numbers, side.positions, charge, spin, f"{path.name}:{number}")
@@ -137,15 +137,15 @@ def _frames(path: Path) -> list[Atoms]:
     return [Atoms(numbers, positions) for numbers, positions, _ in xyz_frames(path)]
 
 
-def _molecule(numbers: np.ndarray, positions: np.ndarray, charge: int, spin: int | None, name: str) -> Molecule:
+def _molecule(numbers: np.ndarray, positions: np.ndarray, charge: int, spin: int | None, name: str) -> SourceMolecule:
     if len(numbers) < 2:
         raise InputError("one atom cannot react", where=name, expected="a molecule of two atoms or more")
-    return Molecule(numbers, positions, charge, checked_spin(numbers, charge, spin), name)
+    return SourceMolecule(numbers, positions, charge, checked_spin(numbers, charge, spin), name)
 
 
 def all_molecules(
     paths: Sequence[str | os.PathLike], charge: int | None = None, spin: int | None = None
-) -> list[Molecule]:
+) -> list[SourceMolecule]:
     """The molecules of several files, each connectivity once.
 
     Raises:
@@ -165,7 +165,7 @@ def all_molecules(
                 expected="a structure file (.xyz, ...)" + (" or SMILES" if option == "--spin" else ""),
                 remedy="leave it out" + ("; write the charge into the SMILES: [O-]" if suffixes & LISTS else ""),
             )
-    unique: dict[str, Molecule] = {}
+    unique: dict[str, SourceMolecule] = {}
     for path in paths:
         for molecule in read_molecules(path, charge, spin):
             unique.setdefault(key_of(molecule), molecule)

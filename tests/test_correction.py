@@ -39,8 +39,8 @@ from molgen.tsgen.correction import (
 )
 from molgen.tsgen.correction_model import CorrectionModel, load_correction
 from molgen.tsgen.generate import generate
-from molgen.tsgen.surface import newton_step, surface_features
-from molgen.workflows import ts
+from molgen.tsgen.gradient_features import gradient_features, newton_step
+from molgen.workflows import ts_search
 from molgen.workflows.search_attempt import NEAR, Searches, SearchPlan
 from molgen.workflows.searches import search_all, search_plan
 from molgen.workflows.ts_correction import correct_guess, correct_saddle, fitting_correction
@@ -104,15 +104,15 @@ def test_step_is_newtons_on_the_stretches_of_lindhs_hessian():
 
 def test_features_turn_with_the_molecule_and_padding_changes_nothing(reactions):
     batch, x, gradient = surface_of(reactions)
-    vectors, scalars = surface_features(batch.numbers, x, gradient)
+    vectors, scalars = gradient_features(batch.numbers, x, gradient)
     q = orthogonal(3, improper=True)
-    turned, same = surface_features(batch.numbers, x @ q.T + 1.0, gradient @ q.T)
+    turned, same = gradient_features(batch.numbers, x @ q.T + 1.0, gradient @ q.T)
     assert torch.allclose(torch.einsum("ij,bnjk->bnik", q, vectors), turned, atol=1e-10)
     assert torch.allclose(scalars, same, atol=1e-10)
     small = batch.select(torch.tensor([0]))
     n = small.numbers.shape[1]
     assert n < batch.numbers.shape[1]
-    alone = surface_features(small.numbers, x[:1, :n], gradient[:1, :n])
+    alone = gradient_features(small.numbers, x[:1, :n], gradient[:1, :n])
     assert torch.allclose(alone[0], vectors[:1, :n], atol=1e-12)
     assert torch.equal(vectors[~batch.mask], torch.zeros_like(vectors[~batch.mask]))
     assert vectors.norm(dim=2).max() <= 1 + 1e-12
@@ -307,14 +307,14 @@ def test_trained_weights_serve_find_ts(searches, source, tmp_path):
 
 
 def test_without_a_saddle_the_guess_is_carried_over(tmp_path, monkeypatch):
-    real = ts.refine
-    monkeypatch.setattr(ts, "refine", lambda *a, **k: replace(real(*a, **k), converged=False))
+    real = ts_search.refine
+    monkeypatch.setattr(ts_search, "refine", lambda *a, **k: replace(real(*a, **k), converged=False))
     reactant, product = sides("claisen")
     found = find_ts(reactant[0], product[0], samples=1, out=tmp_path)
     assert not found.verified and found.corrected is not None and found.corrected.source == "guess"
     assert read(tmp_path / "ts_corrected.xyz").positions == pytest.approx(found.corrected.positions, abs=1e-6)
     assert json.loads((tmp_path / "summary.json").read_text())["corrected"]["source"] == "guess"
-    assert "not verified; from the guess, since no saddle was proven" in report(found, tmp_path)
+    assert "not verified; from the guess, since no saddle was proven" in report(found, tmp_path, "gfn2")
 
 
 @pytest.mark.parametrize(

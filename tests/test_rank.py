@@ -10,7 +10,7 @@ import pytest
 from ase import Atoms
 
 from molgen.tsgen.rank import confidence, fit_calibration, guess_features, refined_features, reliability
-from molgen.workflows.ts import VERDICTS, Candidate, ranked
+from molgen.workflows.ts_result import VERDICTS, Candidate, ranked
 
 TRUE = {"intercept": -0.7, "weights": {"log_deviation": -1.5, "log_moved": 0.4, "overlap": 2.0}}
 

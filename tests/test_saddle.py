@@ -212,15 +212,15 @@ def test_irc_leaves_along_the_mode_and_follows_the_gradient(saddle):
         assert tangent @ down / np.linalg.norm(tangent) / np.linalg.norm(down) > 0.95
 
 
-def test_calculator_failures_carry_the_calls_spent(saddle):
+def test_a_failing_calculator_ends_search_and_verification(saddle):
     failing = Scripted(XtbPotential(NUMBERS), after=5)
-    with pytest.raises(CalculatorError, match="non-finite") as caught:
+    with pytest.raises(CalculatorError, match="non-finite"):
         refine(failing, saddle.positions + 0.1 * np.eye(3), reactant=HCN, product=HNC, fmax=1e-6)
-    assert caught.value.gradient_calls == failing.calls >= 6
+    assert failing.calls >= 6
     failing = Scripted(XtbPotential(NUMBERS), after=6)
-    with pytest.raises(CalculatorError) as caught:
+    with pytest.raises(CalculatorError, match="non-finite"):
         verify(failing, saddle.positions, HCN, HNC)
-    assert caught.value.gradient_calls == failing.calls
+    assert failing.calls > 6
 
 
 def test_one_failed_step_is_tried_again_shorter(saddle):

@@ -109,11 +109,12 @@ def test_isotopes_of_a_given_hessian(water):
     assert again.frequencies_cm == pytest.approx(modes.frequencies_cm)
 
 
-def test_a_failing_calculator_reports_its_reason_and_the_calls_spent(water):
+def test_a_failing_calculator_reports_its_reason(water):
     potential, x = water
-    with pytest.raises(CalculatorError, match="non-finite") as caught:
-        normal_modes(Failing(potential, 2), x)
-    assert caught.value.gradient_calls == 3
+    failing = Failing(potential, 2)
+    with pytest.raises(CalculatorError, match="non-finite"):
+        normal_modes(failing, x)
+    assert failing.calls == 3
 
 
 def _numeric(function, points, step=1e-5):

@@ -21,7 +21,8 @@ from molgen.errors import CalculatorError, InputError
 from molgen.geometry.bonds import bond_graph
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import refine, verify
-from molgen.workflows.ts import TSResult, _Search, find_ts
+from molgen.workflows.ts import TSResult, find_ts
+from molgen.workflows.ts_search import TSSearch
 
 HCN = sides("hcn")
 
@@ -163,7 +164,7 @@ def test_guesses_that_lead_to_one_saddle_are_counted_once(hcn: Callable[..., TSR
 
 def test_equal_guesses_are_refined_once(hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch) -> None:
     once = hcn(samples=1).gradient_calls
-    monkeypatch.setattr("molgen.workflows.ts.SAME_GUESS", 10.0)
+    monkeypatch.setattr("molgen.workflows.ts_search.SAME_GUESS", 10.0)
     result = hcn(samples=4)
     assert result.rejections == {"same guess as an earlier one": 3}
     assert result.gradient_calls == once and len(result.candidates) == 1
@@ -257,7 +258,7 @@ def test_a_guess_with_overlapping_atoms_is_not_refined(
     def shrunk(*args: Any, **options: Any) -> list[Guesses]:
         return [Guesses(g.positions * 0.5, g.deviation) for g in generate(*args, **options)]
 
-    monkeypatch.setattr("molgen.workflows.ts.generate", shrunk)
+    monkeypatch.setattr("molgen.workflows.ts_search.generate", shrunk)
     result = hcn(samples=1)
     check(result, "hcn")
     worst = result.candidates[-1]
@@ -307,7 +308,7 @@ def test_a_saddle_of_higher_order_is_left_along_its_second_mode(rdb7_path: Path)
     """RDB7 10029: its sqrt-distance guess refines to two imaginary modes; a step along the second finds the saddle."""
     reaction = next(r for r in load_npz(rdb7_path) if r.name == "10029")
     potential = XtbPotential(reaction.numbers)
-    search = _Search(reaction, potential, "quick", lambda stage, done, total: None)
+    search = TSSearch(reaction, potential, "quick", lambda stage, done, total: None)
     search.propose_sqrt_distance(1, seed=0)
     plain = refine(potential, search.sqrt_guess, reactant=reaction.reactant, product=reaction.product)
     checked = verify(potential, plain.positions, reaction.reactant, reaction.product)

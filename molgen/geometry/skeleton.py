@@ -83,7 +83,7 @@ def skeleton_maps(
         most: mappings to stop at; ties are met in order of geometric resemblance.
         node_limit: partial mappings to look at before falling back on greedy placement and pair exchanges.
     """
-    search = _Search(r, p, pinned)
+    search = _SkeletonMatcher(r, p, pinned)
     free = np.ones(len(r.heavy), bool) if pinned is None else pinned[r.heavy] < 0
     greedy = _exchange(r, p, search.run(math.inf, 1, node_limit)[0], free)
     best = _cost(r, p, greedy)
@@ -130,7 +130,7 @@ def _exchange(r: Side, p: Side, mapping: np.ndarray, free: np.ndarray) -> np.nda
     return mapping
 
 
-class _Search:
+class _SkeletonMatcher:
     """Depth-first placement of R's skeleton atoms, neighbours after neighbours, within a budget of bond changes."""
 
     def __init__(self, r: Side, p: Side, pinned: np.ndarray | None):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,17 +59,6 @@ def gradient(potential: Potential, positions: np.ndarray) -> tuple[float, np.nda
         reason = potential.failures.get(0, "energy or forces are not finite")
         raise CalculatorError(f"the calculator failed: {reason}", where="gradient call")
     return float(energy[0]), -forces[0]
-
-
-@contextmanager
-def counted(potential: Potential) -> Iterator[None]:
-    """A CalculatorError raised inside carries the calls spent inside as its attribute `gradient_calls`."""
-    before = potential.calls
-    try:
-        yield
-    except CalculatorError as error:
-        error.gradient_calls = potential.calls - before
-        raise
 
 
 def finite_difference_hessian(
@@ -134,13 +121,12 @@ def normal_modes(potential: Potential, positions: np.ndarray, *, central: bool =
             but a first one below -50 1/cm are checked by central ones along them (two calls each).
 
     Raises:
-        CalculatorError: the calculator failed; `gradient_calls` of the error has the calls spent.
+        CalculatorError: the calculator failed.
     """
     before = potential.calls
-    with counted(potential):
-        hessian, energy = finite_difference_hessian(potential, positions, central=central)
-        if not central:
-            hessian = _soft_modes_checked(potential, positions, hessian)
+    hessian, energy = finite_difference_hessian(potential, positions, central=central)
+    if not central:
+        hessian = _soft_modes_checked(potential, positions, hessian)
     return modes_of(hessian, potential.numbers, positions, energy, potential.calls - before)
 
 

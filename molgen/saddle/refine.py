@@ -12,7 +12,7 @@ from molgen.geometry.align import superpose
 from molgen.geometry.bonds import bond_graph, bond_orders, distance_matrix, fragments
 from molgen.geometry.model_hessian import STIFFEN, lindh_hessian
 from molgen.potentials.base import Potential
-from molgen.saddle.modes import counted, gradient, internal_basis
+from molgen.saddle.modes import gradient, internal_basis
 from molgen.saddle.optimize import Search, bofill_update, stationary_point
 
 SOFTEN = 20.0  # eV/Angstrom^2 added to the model Hessian when the bonding change is turned into a motion
@@ -75,31 +75,30 @@ def refine(
         stop: further reason to stop, asked after every step; the geometry then has not converged.
 
     Raises:
-        CalculatorError: the calculator failed; `gradient_calls` of the error has the calls spent.
+        CalculatorError: the calculator failed.
     """
     before = potential.calls
-    with counted(potential):
-        x = np.array(positions, dtype=float)
-        start = gradient(potential, x)
-        if hessian is None:
-            model = lindh_hessian(potential.numbers, x)
-            if direction is None and reactant is not None and product is not None:
-                direction = reaction_direction(potential.numbers, x, reactant, product, model)
-            hessian = model + STIFFEN * np.eye(x.size)
-        if direction is not None and max_calls > 1:
-            probe = PROBE / np.abs(direction).max() * np.reshape(direction, x.shape)
-            change = gradient(potential, x + probe)[1] - start[1]
-            hessian = bofill_update(hessian, probe.ravel(), change.ravel())
-        search = stationary_point(
-            potential,
-            x,
-            hessian,
-            order=1,
-            fmax=fmax,
-            max_calls=max_calls - (potential.calls - before),
-            start=start,
-            stop=stop,
-        )
+    x = np.array(positions, dtype=float)
+    start = gradient(potential, x)
+    if hessian is None:
+        model = lindh_hessian(potential.numbers, x)
+        if direction is None and reactant is not None and product is not None:
+            direction = reaction_direction(potential.numbers, x, reactant, product, model)
+        hessian = model + STIFFEN * np.eye(x.size)
+    if direction is not None and max_calls > 1:
+        probe = PROBE / np.abs(direction).max() * np.reshape(direction, x.shape)
+        change = gradient(potential, x + probe)[1] - start[1]
+        hessian = bofill_update(hessian, probe.ravel(), change.ravel())
+    search = stationary_point(
+        potential,
+        x,
+        hessian,
+        order=1,
+        fmax=fmax,
+        max_calls=max_calls - (potential.calls - before),
+        start=start,
+        stop=stop,
+    )
     calls = potential.calls - before
     return Refinement(search.positions, search.energy, search.fmax, search.converged, calls, search.hessian)
 

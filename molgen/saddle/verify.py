@@ -13,7 +13,7 @@ from molgen.geometry.bonds import TOLERANCE, bond_graph, distance_matrix, molecu
 from molgen.geometry.shape import shape_distance
 from molgen.potentials.base import Potential
 from molgen.saddle.descent import irc, kick, relax
-from molgen.saddle.modes import IMAGINARY, Modes, counted, normal_modes
+from molgen.saddle.modes import IMAGINARY, Modes, normal_modes
 from molgen.saddle.refine import Refinement, refine
 
 Verdict = Literal["intended", "half", "unintended", "not_a_saddle"]
@@ -103,24 +103,23 @@ def verify(
 
     Raises:
         InputError: unknown method.
-        CalculatorError: the calculator failed; `gradient_calls` of the error has the calls spent.
+        CalculatorError: the calculator failed.
     """
     if method not in ("quick", "irc", "none"):
         raise InputError(f"unknown method {method!r}", where="verify", expected='"quick", "irc" or "none"')
     before = potential.calls
     x, reactant, product = (np.asarray(a, dtype=float) for a in (positions, reactant, product))
-    with counted(potential):
-        modes = normal_modes(potential, x) if modes is None else modes
-        if modes.imaginary != 1:
-            found = f"{modes.imaginary} imaginary modes" if modes.imaginary else "no imaginary mode"
-            return Verification("not_a_saddle", found, modes, gradient_calls=potential.calls - before)
-        if method == "none":
-            reason = "one imaginary mode; the wells on its sides were not looked for"
-            return Verification("half", reason, modes, gradient_calls=potential.calls - before)
-        least = fmax if bonding_differences(potential.numbers, reactant, product) else min(fmax, SHAPE_FMAX)
-        sides = [_descend(potential, x, modes, sign, method, least, max_calls) for sign in (1, -1)]
-        wells, drops = [side[-1][1] for side in sides], [modes.energy - side[-1][0] for side in sides]
-        verdict, swap, reason = judge_wells(potential, wells, drops, reactant, product, fmax=fmax, max_calls=max_calls)
+    modes = normal_modes(potential, x) if modes is None else modes
+    if modes.imaginary != 1:
+        found = f"{modes.imaginary} imaginary modes" if modes.imaginary else "no imaginary mode"
+        return Verification("not_a_saddle", found, modes, gradient_calls=potential.calls - before)
+    if method == "none":
+        reason = "one imaginary mode; the wells on its sides were not looked for"
+        return Verification("half", reason, modes, gradient_calls=potential.calls - before)
+    least = fmax if bonding_differences(potential.numbers, reactant, product) else min(fmax, SHAPE_FMAX)
+    sides = [_descend(potential, x, modes, sign, method, least, max_calls) for sign in (1, -1)]
+    wells, drops = [side[-1][1] for side in sides], [modes.energy - side[-1][0] for side in sides]
+    verdict, swap, reason = judge_wells(potential, wells, drops, reactant, product, fmax=fmax, max_calls=max_calls)
     down, up = (sides[1], sides[0]) if swap else (sides[0], sides[1])
     frames = [*reversed(down), (modes.energy, x), *up]
     return Verification(

@@ -1,1 +1,1 @@
-"""The one trainer and the losses."""
+"""The one trainer, and networks replayed as CUDA graphs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from ase.data import covalent_radii
 from torch import Tensor
 
 from molgen.data.reactions import Reaction
+from molgen.errors import InputError
 from molgen.geometry.align import superpose
 from molgen.geometry.embed import sqrt_distance_guess
 
@@ -99,6 +100,33 @@ class ReactionBatch:
         if self.ts is None:
             raise ValueError("these reactions have no transition state")
         return self.ts
+
+
+def pair_distances(x: Tensor) -> Tensor:
+    """Distances (B, N, N) among positions x (B, N, 3), Angstrom; 1e-6 in place of 0, so that gradients stay finite."""
+    return ((x[:, None] - x[:, :, None]).square().sum(-1) + 1e-12).sqrt()
+
+
+def refuse_unknown_elements(
+    numbers: Iterable[int], known: Sequence[int], *, where: str, known_to: str, remedy: str
+) -> None:
+    """See that a model knows all elements of its data.
+
+    Args:
+        numbers: atomic numbers in the data at `where`. known: those of the model. known_to: where these come from.
+        remedy: what may be done instead of removing the reactions.
+
+    Raises:
+        InputError: an element that is not known.
+    """
+    unknown = sorted(set(numbers) - set(known))
+    if unknown:
+        raise InputError(
+            f"atomic numbers {unknown} are not among those of {known_to}",
+            where=where,
+            expected=f"atomic numbers {known}",
+            remedy=f"remove these reactions, or {remedy}",
+        )
 
 
 def graph_hops(positions: Tensor, numbers: Tensor, fragments: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from molgen.files import sha256
 from molgen.geometry.align import rmsd, superpose
 from molgen.rng import sample_seed
 from molgen.train.loop import Trainer, TrainSettings
-from molgen.tsgen.condition import ReactionBatch, prepare
+from molgen.tsgen.condition import ReactionBatch, prepare, refuse_unknown_elements
 from molgen.tsgen.correction_model import KIND, SIZES, CorrectionModel, load_correction
-from molgen.tsgen.training import geometry_losses, seen_sizes
+from molgen.tsgen.training import geometry_losses, rows_by_size, seen_sizes
 
 KEYS = ("index", "kind", "start", "ptr", "x", "gradient", "level", "source_sha256")
 WEIGHTS = {"guess": 2.0, "path": 1.0, "saddle": 6.0, "near": 1.0}  # how often a kind of point is drawn, relatively
@@ -183,13 +183,10 @@ def correction_model(train: Points, val: Points, init: str | None = None, seed: 
             expected=f"{train.level}, as the searches",
             remedy="leave out --init, or make searches with that calculator",
         )
-    if unknown := sorted({z for elements in there for z in elements} - set(model.elements)):
-        raise InputError(
-            f"atomic numbers {unknown} are not among those of {init or 'the training split'}",
-            where="--data",
-            expected=f"atomic numbers {model.elements}",
-            remedy="remove these reactions, or " + ("leave out --init" if init else "train on some too"),
-        )
+    refuse_unknown_elements(
+        [*there[0], *there[1]], model.elements, where="--data", known_to=init or "the training split",
+        remedy="leave out --init" if init else "train on some too",
+    )  # fmt: skip
     return model
 
 
@@ -213,15 +210,13 @@ def correction_loss(model: nn.Module, item: Item, generator: torch.Generator) ->
 
 def epoch(points: Points, batch_size: int, generator: torch.Generator) -> Iterator[Item]:
     """One point of every reaction, kinds by `WEIGHTS`; batches of similar sizes in random order."""
-    sizes = points.reactions.mask.sum(1).cpu()
     # the point that rings first among exponential clocks with these rates
     rates = torch.tensor([WEIGHTS[kind] for kind in points.kind.tolist()])
     rings = -torch.rand(len(rates), generator=generator).clamp_min(1e-12).log() / rates
     bounds = points.offsets.tolist()
     chosen = torch.tensor([a + int(rings[a:b].argmin()) for a, b in pairwise(bounds)])
-    chunks = torch.argsort(sizes + 1.5 * torch.rand(len(sizes), generator=generator)).split(batch_size)
-    for k in torch.randperm(len(chunks), generator=generator).tolist():
-        yield points.at(chunks[k], chosen[chunks[k]])
+    for rows in rows_by_size(points.reactions, batch_size, generator):
+        yield points.at(rows, chosen[rows])
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from molgen.checkpoint import load_weights
 from molgen.geometry.align import superpose
 from molgen.nn.trunk import Trunk, TrunkConfig
 from molgen.tsgen.condition import MAX_HOPS, ReactionBatch
-from molgen.tsgen.surface import SURFACE_SCALARS, SURFACE_VECTORS, surface_features
+from molgen.tsgen.gradient_features import GRADIENT_SCALARS, GRADIENT_VECTORS, gradient_features
 
 KIND = "correction"
 SIZES = {"scalars": 96, "vectors": 32, "pair": 64, "layers": 4, "dropout": 0.1}
@@ -46,8 +46,8 @@ class CorrectionModel(nn.Module):
         self.register_buffer("lookup", lookup, persistent=False)
         c = TrunkConfig(
             geometries=2,
-            vector_inputs=SURFACE_VECTORS + 1,
-            node_inputs=len(self.elements) + 3 + SURFACE_SCALARS,
+            vector_inputs=GRADIENT_VECTORS + 1,
+            node_inputs=len(self.elements) + 3 + GRADIENT_SCALARS,
             pair_inputs=2 * (MAX_HOPS + 1) + 2,
             time=False,
             **trunk,
@@ -71,7 +71,7 @@ class CorrectionModel(nn.Module):
         mask = batch.mask
         real = mask[:, :, None] & mask[:, None, :]
         apart = (superpose(guess, x, mask.to(x.dtype)) - x) * (mask & has_guess[:, None])[..., None]
-        felt, strength = surface_features(batch.numbers, x, gradient)
+        felt, strength = gradient_features(batch.numbers, x, gradient)
         bonded = (batch.hops == 1).sum(2).to(x.dtype)
         changed = (bonded[..., 0] - bonded[..., 1]).abs()[..., None]
         element = F.one_hot(self.lookup[batch.numbers], len(self.elements) + 1)[..., :-1].to(x.dtype)

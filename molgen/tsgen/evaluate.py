@@ -18,7 +18,7 @@ from molgen.errors import InputError
 from molgen.geometry.align import rmsd, superpose_fragments
 from molgen.geometry.bonds import bond_graph
 from molgen.geometry.chirality import tetrahedral_quadruples, wrong_handedness
-from molgen.tsgen.condition import ReactionBatch, prepare
+from molgen.tsgen.condition import ReactionBatch, prepare, refuse_unknown_elements
 from molgen.tsgen.ensemble import TSEnsemble
 from molgen.tsgen.generate import STEPS, generate
 from molgen.tsgen.model import TSModel
@@ -99,14 +99,10 @@ def evaluate(
     for reaction in reactions:
         if reaction.ts is None:
             raise InputError("no transition state to compare with", where=f"reaction {reaction.name}")
-        unknown = sorted(set(reaction.numbers.tolist()) - set(model.elements))
-        if unknown:
-            raise InputError(
-                f"atomic numbers {unknown} are not among those of the weights",
-                where=f"reaction {reaction.name}",
-                expected=f"atomic numbers {model.elements}",
-                remedy="remove these reactions, or train on data that has them",
-            )
+        refuse_unknown_elements(
+            reaction.numbers.tolist(), model.elements, where=f"reaction {reaction.name}", known_to="the weights",
+            remedy="train on data that has them",
+        )  # fmt: skip
     begin = time.perf_counter()
     guesses = generate(model, reactions, steps=steps, batch_size=batch_size, seed=seed)
     seconds = (time.perf_counter() - begin) / len(reactions)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from molgen.nn.trunk import Trunk, TrunkConfig
-from molgen.tsgen.condition import MAX_HOPS, RADII, ReactionBatch
+from molgen.tsgen.condition import MAX_HOPS, RADII, ReactionBatch, pair_distances
 
 PAIR_FEATURES = 2 * (MAX_HOPS + 1) + 2 + 2 + 8
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -84,7 +84,7 @@ class TSModel(nn.Module):
 
     def pair_features(self, r: Tensor, p: Tensor, same_r: Tensor, same_p: Tensor, batch: ReactionBatch) -> Tensor:
         """(B, N, N, PAIR_FEATURES): hops, soft bond orders, one fragment or two, log(d_R / d_P)."""
-        d_r, d_p = _distance(r), _distance(p)
+        d_r, d_p = pair_distances(r), pair_distances(p)
         radii = self.radii[batch.numbers]
         contact = radii[:, :, None] + radii[:, None, :]
         bond_r = torch.sigmoid(12 * (1.3 - d_r / contact)) * same_r
@@ -97,7 +97,3 @@ class TSModel(nn.Module):
         hops = F.one_hot(batch.hops.long(), MAX_HOPS + 1).flatten(-2).to(r.dtype)
         flags = torch.stack([bond_r, bond_p, same_r.to(r.dtype), same_p.to(r.dtype)], dim=-1)
         return torch.cat([hops, flags, bumps], dim=-1)
-
-
-def _distance(x: Tensor) -> Tensor:
-    return ((x[:, None] - x[:, :, None]).square().sum(-1) + 1e-12).sqrt()

@@ -20,10 +20,10 @@ from molgen.geometry.bonds import TOO_CLOSE, distance_matrix
 from molgen.rng import generator, sample_seed
 from molgen.train.graphs import GraphedNetwork
 from molgen.train.loop import Trainer, TrainSettings
-from molgen.train.losses import aligned_rmsd_loss, log_variance_loss, pair_distance_loss
-from molgen.tsgen.condition import ReactionBatch, prepare
+from molgen.tsgen.condition import ReactionBatch, prepare, refuse_unknown_elements
 from molgen.tsgen.ensemble import TSEnsemble, networks_of
-from molgen.tsgen.generate import flow_samples
+from molgen.tsgen.generate import SIGMA, flow_samples
+from molgen.tsgen.losses import aligned_rmsd_loss, log_variance_loss, pair_distance_loss
 from molgen.tsgen.model import CONFIGS, TSModel
 from molgen.tsgen.weights import load_model
 
@@ -41,20 +41,18 @@ class FlowSettings:
         batch_size: reactions a step.
     """
 
-    sigma: float = 0.1
+    sigma: float = SIGMA
     end_noise: float = 0.02
     batch_size: int = 64
 
 
-def epoch(
-    data: ReactionBatch, batch_size: int, generator: torch.Generator, multiple: int = 1
-) -> Iterator[ReactionBatch]:
-    """Batches of similar molecule sizes (little padding) in random order; see `ReactionBatch.select` for `multiple`."""
+def rows_by_size(data: ReactionBatch, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """An epoch: rows (at most `batch_size`,) of reactions of similar sizes (little padding), in random order."""
     sizes = data.mask.sum(1).cpu()
     key = sizes + torch.rand(len(data), generator=generator) * 1.5
     chunks = torch.argsort(key).split(batch_size)
     for k in torch.randperm(len(chunks), generator=generator).tolist():
-        yield data.select(chunks[k], multiple)
+        yield chunks[k]
 
 
 class FlatNetwork(nn.Module):
@@ -258,14 +256,11 @@ def make_model(
     else:
         model = load_model(init).model
     for reaction in (*train, *val):
-        unknown = sorted(set(reaction.numbers.tolist()) - set(model.elements))
-        if unknown:
-            raise InputError(
-                f"atomic numbers {unknown} are not among those of {'the training split' if init is None else init}",
-                where=f"reaction {reaction.name}",
-                expected=f"atomic numbers {model.elements}",
-                remedy="remove these reactions, or " + ("train on some too" if init is None else "leave out --init"),
-            )
+        refuse_unknown_elements(
+            reaction.numbers.tolist(), model.elements, where=f"reaction {reaction.name}",
+            known_to="the training split" if init is None else init,
+            remedy="train on some too" if init is None else "leave out --init",
+        )  # fmt: skip
     return model
 
 
@@ -303,11 +298,12 @@ def train_tsgen(
     flow = FlowSettings(batch_size=batch_size)
     on_gpu = torch.device(device).type == "cuda"
     networks = [graphed(network) if on_gpu else network for network in networks_of(model)]
+    multiple = 2 if on_gpu else 1  # few shapes, few graphs
     settings = TrainSettings(budget_seconds, steps, learning_rate=learning_rate, seed=seed)
     trainer = Trainer(
         model,
         lambda _, batch, g: flow_loss(networks, batch, g, flow),
-        lambda g: epoch(batches, batch_size, g, 2 if on_gpu else 1),  # few shapes, few graphs
+        lambda g: (batches.select(rows, multiple) for rows in rows_by_size(batches, batch_size, g)),
         lambda _: validation_figures(model, held),
         settings,
         directory,

@@ -12,6 +12,9 @@ from molgen.errors import InputError
 from molgen.files import explained
 from molgen.pool import Died, WorkerPool
 
+JOURNAL = "attempts.jsonl"  # its name in the folder of a run
+PUBLISH_EVERY = 600.0  # seconds between two writings of the results
+
 
 class Journal:
     """The records of finished jobs, a JSON object a line, in the order of finishing.
@@ -61,30 +64,42 @@ def carry_out(
     journal: Journal,
     *,
     lost: Callable[[int], dict[str, Any]],
+    progress: Callable[[], None],
+    publish: Callable[[], None],
     seconds: float | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Have the jobs done that are not in the journal, and yield each record once it is there.
+) -> None:
+    """Have the jobs done that are not in the journal, and close it and the pool.
 
     A job is taken from `jobs` when a worker is free for it; none after `seconds`, though those begun are finished.
 
     Args:
         pool: its workers take a job's number and answer with a record. lost: record of a job its worker died on.
+        progress: called when the journal has another record.
+        publish: writes the results of what the journal holds; called every PUBLISH_EVERY seconds, and at the end,
+            whatever ended it.
     """
-    limit = time.monotonic() + seconds if seconds is not None else None
+    begin = published = time.monotonic()
     done = set(journal.finished)
 
     def waiting() -> Iterator[tuple[int]]:
         for index in jobs:
             if index in done:
                 continue
-            if limit is not None and time.monotonic() > limit:
+            if seconds is not None and time.monotonic() > begin + seconds:
                 return
             yield (index,)
 
-    for (index,), answer in pool.run(waiting()):
-        record = lost(index) if isinstance(answer, Died) else answer
-        journal.keep(record)
-        yield record
+    try:
+        for (index,), answer in pool.run(waiting()):
+            journal.keep(lost(index) if isinstance(answer, Died) else answer)
+            progress()
+            if time.monotonic() > published + PUBLISH_EVERY:
+                publish()
+                published = time.monotonic()
+    finally:
+        pool.close()
+        journal.close()
+        publish()
 
 
 def read_journal(path: Path, key: str = "attempt") -> dict[int, dict[str, Any]]:
@@ -102,9 +117,11 @@ def read_journal(path: Path, key: str = "attempt") -> dict[int, dict[str, Any]]:
     for number, line in enumerate(data[:whole].splitlines(), start=1):
         try:
             record = json.loads(line)
-            records[int(record[key])] = record
-            assert isinstance(record["outcome"], str)
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            index, outcome = int(record[key]), record["outcome"]
+            if not isinstance(outcome, str):
+                raise TypeError(f"outcome {outcome!r}")
+            records[index] = record
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 "not the record of an attempt",
                 where=f"{path}, line {number}",

@@ -13,7 +13,7 @@ import torch
 from molgen.data.elementary import applied, product_geometry, propose_step, step_kind, step_text
 from molgen.data.exclusion import reaction_key, reaction_keys
 from molgen.data.reactions import Reaction
-from molgen.data.sources import Molecule
+from molgen.data.sources import SourceMolecule
 from molgen.errors import InputError
 from molgen.geometry.bonds import BondChanges, bond_graph, compare_bonds, fragments, overlapping
 from molgen.potentials.base import Potential
@@ -28,7 +28,7 @@ from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import generate
 from molgen.workflows.reaction_tools import FAILURES, LOOSE_FMAX, Potentials, centred, failure, relaxed_end, stage
 
-Guess = Literal["tsgen", "sqrt"]
+GuessKind = Literal["tsgen", "sqrt"]
 VERIFIED = ("intended", "half", "unintended")
 BARRIER = 5.0  # eV over the source, at most; RDB7's highest percentile lies at 5.9
 TOO_HIGH = 4.5  # eV over the source, for a product
@@ -49,11 +49,11 @@ class Plan:
         seed: attempt k draws from generator (seed, k).
     """
 
-    molecules: Sequence[Molecule]
+    molecules: Sequence[SourceMolecule]
     excluded: frozenset[str]
     calculator: str = "gfn2"
     calculator_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    guesses: Sequence[Guess] = ("tsgen", "sqrt")
+    guesses: Sequence[GuessKind] = ("tsgen", "sqrt")
     weights: str = "tsgen"
     seed: int = 0
 
@@ -125,12 +125,12 @@ class Attempts:
             ends = [_descend(potential, ts, modes, sign) for sign in (1, -1)]
         return self._judged(reaction, step, ts, energy, float(modes.frequencies_cm[0]), ends)
 
-    def _guess_for(self, numbers: np.ndarray, drawn: Guess) -> Guess:
+    def _guess_for(self, numbers: np.ndarray, drawn: GuessKind) -> GuessKind:
         """The guess as drawn, or "sqrt" where the weights do not know an element."""
         known = self._model is None or set(numbers.tolist()) <= set(self._model.model.elements)
         return drawn if known else "sqrt"
 
-    def _product(self, potential: Potential, source: Molecule, start: np.ndarray, bottom: float) -> np.ndarray:
+    def _product(self, potential: Potential, source: SourceMolecule, start: np.ndarray, bottom: float) -> np.ndarray:
         """The relaxed product; whatever it became, if it is another molecule than the source."""
 
         def back(search: Search) -> bool:

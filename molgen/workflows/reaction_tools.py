@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from molgen.data.sources import Molecule
+from molgen.data.sources import SourceMolecule
 from molgen.errors import CalculatorError, InputError
 from molgen.geometry.bonds import bond_graph, fragments
 from molgen.potentials.ase import AsePotential, calculator_from_spec
@@ -53,7 +53,7 @@ class Potentials:
         return made
 
 
-def require_described(potentials: Potentials, molecules: Iterable[Molecule]) -> None:
+def require_described(potentials: Potentials, molecules: Iterable[SourceMolecule]) -> None:
     """See that the calculator can be built and, as far as it tells before it runs, describe every molecule.
 
     Raises:

@@ -18,15 +18,14 @@ from molgen.pool import WorkerPool
 from molgen.potentials.ase import level_name
 from molgen.run import Run
 from molgen.tsgen import load_model
-from molgen.workflows.journal import Journal, carry_out
-from molgen.workflows.reaction_attempt import VERIFIED, Attempts, Guess, Plan
+from molgen.workflows.journal import JOURNAL, Journal, carry_out
+from molgen.workflows.reaction_attempt import VERIFIED, Attempts, GuessKind, Plan
 from molgen.workflows.reaction_set import ReactionSet
 from molgen.workflows.reaction_tools import Potentials, require_described
 
-JOURNAL, REACTIONS = "attempts.jsonl", "reactions.npz"
-WRITE_EVERY = 600.0  # seconds between two writings of the npz
+REACTIONS = "reactions.npz"
 PATIENCE, PATIENCE_EACH = 200, 20  # attempts in a row without a new reaction: at least, and for each molecule
-GUESSES: dict[str, tuple[Guess, ...]] = {"tsgen": ("tsgen",), "sqrt": ("sqrt",), "both": ("tsgen", "sqrt")}
+GUESSES: dict[str, tuple[GuessKind, ...]] = {"tsgen": ("tsgen",), "sqrt": ("sqrt",), "both": ("tsgen", "sqrt")}
 
 
 def plan_of(
@@ -79,8 +78,8 @@ def find_reactions(
     seconds: float | None = None,
     workers: int | None = None,
     work: Callable[[Plan], Callable[[int], dict[str, Any]]] = Attempts,
-    progress: Callable[[Search], None] = lambda search: None,
-) -> Search:
+    progress: Callable[[ReactionSearch], None] = lambda search: None,
+) -> ReactionSearch:
     """Attempts 0, 1, 2, ... of `plan` until one of the limits; the reactions end up in `run.directory/reactions.npz`.
 
     Every finished attempt is in the journal (`attempts.jsonl`) before it counts, and counts in the order of its
@@ -102,7 +101,7 @@ def find_reactions(
         )
     pool = WorkerPool(partial(work, plan), workers, "--workers")
     patience = max(PATIENCE, PATIENCE_EACH * len(plan.molecules)) if attempts is None and seconds is None else None
-    search = Search(plan, run, count, patience)
+    search = ReactionSearch(plan, run, count, patience)
     search.journal.open()
     search.take()
 
@@ -112,16 +111,11 @@ def find_reactions(
             yield index
             index += 1
 
-    try:
-        for _ in carry_out(pool, waiting(), search.journal, lost=_lost, seconds=seconds):
-            search.take()
-            progress(search)
-            search.publish(WRITE_EVERY)
-    finally:
-        pool.close()
-        search.journal.close()
+    def one_more() -> None:
         search.take()
-        search.publish()
+        progress(search)
+
+    carry_out(pool, waiting(), search.journal, lost=_lost, progress=one_more, publish=search.publish, seconds=seconds)
     failed = search.found.outcomes["calculator failed"] + search.found.outcomes["worker died"]
     refuse_all_failed(failed, search.taken, plan.calculator)
     return search
@@ -145,7 +139,7 @@ def _lost(index: int) -> dict[str, Any]:
     return {"attempt": index, "outcome": "worker died"}
 
 
-class Search:
+class ReactionSearch:
     """Where a run stands: attempts finished (in the journal), and of these, taken in order, the reactions found.
 
     Args:
@@ -163,7 +157,7 @@ class Search:
         self.taken, self.idle, self.calls = 0, 0, Counter()
         self.busy_seconds = 0.0
         self.journal = Journal(run.path(JOURNAL), stamp={"seed": plan.seed})
-        self._begin = self._written = time.monotonic()
+        self._begin = time.monotonic()
 
     def take(self) -> None:
         """Let finished attempts count, in order, up to the first unfinished one or the end of the search."""
@@ -184,12 +178,10 @@ class Search:
         """Whether enough reactions are found, or no more are to be expected."""
         return self.exhausted or (self.count is not None and len(self.found) >= self.count)
 
-    def publish(self, every: float = 0.0) -> None:
-        """Write the npz, unless it was written in the last `every` seconds."""
-        if time.monotonic() - self._written < every:
-            return
+    def publish(self) -> None:
+        """Write the npz and the figures, of all attempts that count."""
+        self.take()
         self.found.write(self.run.path(REACTIONS))
-        self._written = time.monotonic()
         self.run.record(**self.figures())
 
     @property

@@ -38,8 +38,8 @@ from molgen.potentials.ase import calculator_from_spec, level_name
 from molgen.run import Run
 from molgen.saddle.verify import bonding_differences
 from molgen.units import KCAL_MOL
-from molgen.workflows.journal import Journal, carry_out
-from molgen.workflows.reactions import JOURNAL, REACTIONS, WRITE_EVERY, refuse_all_failed
+from molgen.workflows.journal import JOURNAL, Journal, carry_out
+from molgen.workflows.reactions import REACTIONS, refuse_all_failed
 from molgen.workflows.relevel_attempt import LEVEL_VERDICTS, SIDES, LevelPlan, Releveling, unfound
 
 DEFAULT_SPLITS = ("train", "val")
@@ -157,14 +157,10 @@ def relevel(
     def lost(row: int) -> dict[str, Any]:
         return unfound(row, plan.reactions[row], "worker died")
 
-    try:
-        for _ in carry_out(pool, plan.reactions, twin.journal, lost=lost, seconds=seconds):
-            progress(twin)
-            twin.publish(WRITE_EVERY)
-    finally:
-        pool.close()
-        twin.journal.close()
-        twin.publish()
+    carry_out(
+        pool, plan.reactions, twin.journal, lost=lost, progress=lambda: progress(twin), publish=twin.publish,
+        seconds=seconds,
+    )  # fmt: skip
     reasons = Counter(record["reason"] for record in twin.records)
     refuse_all_failed(reasons["calculator failed"] + reasons["worker died"], len(twin.records), plan.calculator)
     return twin
@@ -176,19 +172,16 @@ class Twin:
     def __init__(self, plan: LevelPlan, run: Run):
         self.plan, self.run = plan, run
         self.journal = Journal(run.path(JOURNAL), key="index")
-        self._begin = self._written = time.monotonic()
+        self._begin = time.monotonic()
 
     @property
     def records(self) -> list[dict[str, Any]]:
         """Of the reactions done."""
         return [self.journal.finished[row] for row in self.plan.reactions if row in self.journal.finished]
 
-    def publish(self, every: float = 0.0) -> None:
-        """Write the npz, unless it was written in the last `every` seconds."""
-        if time.monotonic() - self._written < every:
-            return
+    def publish(self) -> None:
+        """Write the npz and the figures."""
         self._write(self.run.path(REACTIONS))
-        self._written = time.monotonic()
         self.run.record(**self.figures())
 
     def figures(self) -> dict[str, Any]:

@@ -31,8 +31,8 @@ from molgen.potentials.ase import level_name
 from molgen.rng import generator
 from molgen.run import Run
 from molgen.tsgen import load_model
-from molgen.workflows.journal import Journal, carry_out
-from molgen.workflows.reactions import JOURNAL, WRITE_EVERY, refuse_all_failed
+from molgen.workflows.journal import JOURNAL, Journal, carry_out
+from molgen.workflows.reactions import refuse_all_failed
 from molgen.workflows.relevel import require_transition_states, rows_of
 from molgen.workflows.search_attempt import Searches, SearchPlan
 
@@ -102,8 +102,7 @@ def search_all(
     pool = WorkerPool(partial(work, plan), workers, "--workers")
     journal = Journal(run.path(JOURNAL), key="index")
     journal.open()
-    target, level = run.path(SEARCHES), level_name(plan.calculator, plan.calculator_kwargs)
-    written = begin = time.monotonic()
+    begin = time.monotonic()
 
     def records() -> list[dict[str, Any]]:
         return [journal.finished[row] for row in sorted(plan.reactions) if row in journal.finished]
@@ -111,17 +110,14 @@ def search_all(
     def lost(row: int) -> dict[str, Any]:
         return {**_LOST, "index": row, "split": plan.splits[row]}
 
-    try:
-        for _ in carry_out(pool, plan.reactions, journal, lost=lost, seconds=seconds):
-            done, rate = len(journal.finished), 3600 * journal.fresh / max(time.monotonic() - begin, 1e-6)
-            progress(f"{done} of {len(plan.reactions)} searches; {rate:.0f} an hour")
-            if time.monotonic() - written > WRITE_EVERY:
-                save_points(target, records(), level, digest)
-                written = time.monotonic()
-    finally:
-        pool.close()
-        journal.close()
-        save_points(target, records(), level, digest)
+    def say() -> None:
+        done, rate = len(journal.finished), 3600 * journal.fresh / max(time.monotonic() - begin, 1e-6)
+        progress(f"{done} of {len(plan.reactions)} searches; {rate:.0f} an hour")
+
+    def publish() -> None:
+        save_points(run.path(SEARCHES), records(), level_name(plan.calculator, plan.calculator_kwargs), digest)
+
+    carry_out(pool, plan.reactions, journal, lost=lost, progress=say, publish=publish, seconds=seconds)
     done = records()
     outcomes = Counter(record["outcome"] for record in done)
     refuse_all_failed(outcomes["calculator failed"] + outcomes["worker died"], len(done), plan.calculator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,14 @@ class Candidate:
             "gradient_calls", "refine_calls", "source", "sample", "energy", "reason",
         )  # fmt: skip
         return {key: getattr(self, key) for key in keys}
+
+
+def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Best first: by verdict, then confidence (unknown counts as one half), then order of drawing; never by energy."""
+    return sorted(
+        candidates,
+        key=lambda c: (VERDICTS.index(c.verdict), -(0.5 if c.confidence is None else c.confidence), c.sample),
+    )
 
 
 @dataclass(eq=False, repr=False)

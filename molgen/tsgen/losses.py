@@ -1,4 +1,4 @@
-"""Losses on geometries."""
+"""Losses of TS-GEN and its correction on predicted geometries."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from molgen.geometry.align import superpose
+from molgen.tsgen.condition import pair_distances
 
 
 def aligned_rmsd_loss(predicted: Tensor, true: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,7 +24,7 @@ def aligned_rmsd_loss(predicted: Tensor, true: Tensor, mask: Tensor) -> tuple[Te
 
 def pair_distance_loss(predicted: Tensor, true: Tensor, weight: Tensor, delta: float = 0.05) -> Tensor:
     """Weighted mean Huber loss (B,) of pair distances, Angstrom; `weight` (B, N, N) is zero off the real pairs."""
-    error = (_distance(predicted) - _distance(true)).abs()
+    error = (pair_distances(predicted) - pair_distances(true)).abs()
     huber = torch.where(error < delta, 0.5 * error.square() / delta, error - 0.5 * delta)
     return (huber * weight).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1e-6)
 
@@ -32,7 +33,3 @@ def log_variance_loss(square: Tensor, log_variance: Tensor, mask: Tensor) -> Ten
     """Mean Gaussian negative log-likelihood (B,) of per-atom errors (3 components); no gradient to the errors."""
     nll = 0.5 * (square.detach() * torch.exp(-log_variance) + 3 * log_variance)
     return (nll * mask).sum(1) / mask.sum(1)
-
-
-def _distance(x: Tensor) -> Tensor:
-    return ((x[:, None] - x[:, :, None]).square().sum(-1) + 1e-12).sqrt()

@@ -13,10 +13,10 @@ from molgen.geometry.model_hessian import STIFFEN, STRETCH, pair_strengths
 from molgen.units import BOHR, HARTREE
 
 LONGEST = 0.3  # Angstrom, of the step of one atom
-SURFACE_VECTORS, SURFACE_SCALARS = 2, 2
+GRADIENT_VECTORS, GRADIENT_SCALARS = 2, 2
 
 
-def surface_features(numbers: Tensor, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def gradient_features(numbers: Tensor, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors (B, N, 3, 2) and scalars (B, N, 2) of every atom: its gradient, squashed to below 1, and its step.
 
     Args:

@@ -1,0 +1,282 @@
+"""Guesses of a transition state and what becomes of each: refined, compared with the others, verified."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from molgen.data.duplicates import SAME_ENERGY, SAME_RMSD
+from molgen.data.reactions import Reaction
+from molgen.errors import CalculatorError
+from molgen.geometry.align import rmsd_of
+from molgen.geometry.bonds import overlapping
+from molgen.potentials.base import Potential
+from molgen.rng import generator
+from molgen.saddle import Verification, mode_overlap, refine
+from molgen.saddle.descent import relax
+from molgen.saddle.verify import LEAST_BARRIER, bonding_differences, judge_wells, settle
+from molgen.tsgen import Generator
+from molgen.tsgen.condition import prepare
+from molgen.tsgen.generate import SIGMA, generate
+from molgen.tsgen.rank import confidence, guess_features, refined_features
+from molgen.units import kcal
+from molgen.workflows.ts_result import OUT_OF_TIME, VERDICTS, Candidate, TSResult, ranked
+
+SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
+END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls, for the wells the barriers are measured from
+Method = Literal["quick", "irc", "none"]
+
+
+class Guess(NamedTuple):
+    """A geometry to refine.
+
+    Attributes:
+        positions: (N, 3) Angstrom, float64.
+        source: "TS-GEN" or "sqrt-distance". sample: index among the guesses.
+        features: what its confidence follows from, see :func:`molgen.tsgen.rank.guess_features`; None without a model.
+    """
+
+    positions: np.ndarray
+    source: str
+    sample: int
+    features: dict[str, float] | None
+
+
+class TSSearch:
+    """Guesses waiting to be refined, and the candidates they became.
+
+    Args:
+        potential: of the reaction's atoms. method: how saddles are verified; None: guesses are not even refined.
+        progress: called with (stage, done, total).
+        max_calls: gradient calls of one refinement, at most.
+        deadline: on the clock of `time.monotonic`, after which no guess but the first is begun.
+
+    Attributes:
+        guesses: in the order of drawing. candidates: what the distinct ones became, in that order.
+        rejections: reason -> count of guesses that came to nothing.
+        sqrt_guess: (N, 3) Angstrom, the sqrt-distance guess.
+    """
+
+    def __init__(
+        self,
+        reaction: Reaction,
+        potential: Potential,
+        method: Method | None,
+        progress: Callable[[str, int, int], None],
+        max_calls: int = 100,
+        deadline: float = math.inf,
+    ):
+        self.reaction, self.potential, self.progress = reaction, potential, progress
+        self.max_calls, self.deadline = max_calls, deadline
+        self.method: Method | None = method
+        self.guesses: list[Guess] = []
+        self.candidates: list[Candidate] = []
+        self.relaxed: list[Candidate] = []  # the ends of their paths
+        self.rejections: Counter = Counter()
+        self.calibration: Mapping[str, Any] = {}
+        self.done = 0  # guesses refined or rejected
+        self.calls_before = potential.calls  # the user's own Potential may have worked before
+        self.sqrt_guess = prepare([reaction]).guess[0].double().numpy()
+
+    @property
+    def verifies(self) -> bool:
+        """Whether saddles are verified, or at most refined."""
+        return self.method not in (None, "none")
+
+    def propose_tsgen(self, model: Generator, samples: int, steps: int, seed: int) -> None:
+        """Draw guesses from the model; the first is the deterministic one."""
+        self.calibration = model.config.get("confidence", {})
+        guesses = generate(model.model, [self.reaction], samples=samples, steps=steps, seed=seed)[0]
+        for k, (x, deviation) in enumerate(zip(guesses.positions.numpy(), guesses.deviation.numpy(), strict=True)):
+            features = guess_features(deviation, rmsd_of(x, self.sqrt_guess))
+            self.guesses.append(Guess(x, "TS-GEN", k, features))
+
+    def propose_sqrt_distance(self, samples: int, seed: int) -> None:
+        """The sqrt-distance guess, then noisy copies of it."""
+        for k in range(samples):
+            noise = SIGMA * generator(seed, k).normal(size=self.sqrt_guess.shape) if k else 0.0
+            self.guesses.append(Guess(self.sqrt_guess + noise, "sqrt-distance", len(self.guesses), None))
+
+    def advance(self) -> bool:
+        """Refine and verify the next distinct guess; False when none is left, or no time."""
+        total = len(self.guesses)
+        if self.done < total and self.out_of_time():
+            self.rejections[OUT_OF_TIME] += total - self.done
+            self.done = total
+        while self.done < total:
+            k = self.done
+            self.progress("refining guesses", k, total)
+            self.done += 1
+            guess, earlier = self.guesses[k], self.guesses[:k]
+            if any(rmsd_of(guess.positions, other.positions) < SAME_GUESS for other in earlier):
+                self.rejections["same guess as an earlier one"] += 1
+                continue
+            candidate = self._candidate(guess)
+            if candidate is not None:
+                self.candidates.append(candidate)
+            self.progress("refining guesses", self.done, total)
+            return True
+        return False
+
+    def out_of_time(self) -> bool:
+        """Whether no further guess may be begun."""
+        return bool(self.candidates) and time.monotonic() > self.deadline
+
+    def best_verdict(self) -> str:
+        """Of the candidates so far; "failed" without any."""
+        return min((c.verdict for c in self.candidates), key=VERDICTS.index, default="failed")
+
+    def report(self, result: TSResult) -> None:
+        """Put into `result` what has been found so far and what it cost."""
+        result.candidates = ranked(self.candidates)
+        result.guesses = [self._guess_atoms(guess) for guess in self.guesses]
+        result.gradient_calls, result.rejections = self.potential.calls - self.calls_before, self.rejections
+
+    def _guess_atoms(self, guess: Guess) -> Atoms:
+        """With source, sample and, where the weights are calibrated, confidence in `info`."""
+        atoms = Atoms(self.reaction.numbers, guess.positions)
+        atoms.info = {"source": guess.source, "sample": guess.sample}
+        value = confidence(guess.features, self.calibration.get("guess")) if guess.features else None
+        if value is not None:
+            atoms.info["confidence_guess"] = round(value, 4)
+        return atoms
+
+    def _candidate(self, guess: Guess) -> Candidate | None:
+        """The candidate a guess becomes; None when it is a saddle already known."""
+        before = self.potential.calls
+        candidate = Candidate(self._guess_atoms(guess), guess.source, guess.sample)
+        candidate.confidence = candidate.atoms.info.get("confidence_guess")
+        try:
+            is_new = self._refine_and_verify(candidate, guess)
+        except CalculatorError as error:
+            self.rejections["calculator failed"] += 1
+            candidate.verdict, candidate.reason, is_new = "failed", error.what, True
+        return self._finish(candidate, before) if is_new else None
+
+    def _refine_and_verify(self, candidate: Candidate, guess: Guess) -> bool:
+        """Carry a candidate from its guess to a verdict; whether it is none of the saddles already known.
+
+        Raises:
+            CalculatorError: it failed; the candidate keeps what was found before.
+        """
+        numbers, ends = self.reaction.numbers, (self.reaction.reactant, self.reaction.product)
+        if self.method is None:
+            candidate.reason = "not refined"
+            return True
+        if overlap := overlapping(numbers, guess.positions):
+            self.rejections["guess with overlapping atoms"] += 1
+            candidate.verdict, candidate.reason = "not_a_saddle", f"{overlap} in the guess, so it was not refined"
+            return True
+        saddle = refine(self.potential, guess.positions, reactant=ends[0], product=ends[1], max_calls=self.max_calls)
+        candidate.refine_calls = saddle.gradient_calls
+        candidate.atoms.positions, candidate.energy = saddle.positions, saddle.energy
+        if not saddle.converged:  # cut short, it says nothing yet of the confidence
+            self.rejections["refinement did not converge"] += 1
+            candidate.verdict = "not_a_saddle"
+            candidate.reason = f"forces still {saddle.fmax:.2f} eV/A after {saddle.gradient_calls} gradient calls"
+            return True
+        if guess.features is not None:
+            overlap = mode_overlap(saddle, numbers, *ends)
+            extra = refined_features(rmsd_of(saddle.positions, guess.positions), overlap, saddle.gradient_calls)
+            candidate.confidence = confidence({**guess.features, **extra}, self.calibration.get("refined"))
+        if self._known(candidate):
+            return False
+        if self.method == "none":
+            candidate.reason = "refined, not verified (--verify none)"
+            return True
+        settled, checked = settle(self.potential, saddle, *ends, method=self.method, max_calls=self.max_calls)
+        candidate.refine_calls = settled.gradient_calls
+        candidate.atoms.positions, candidate.energy = settled.positions, settled.energy
+        self._judge(candidate, checked)
+        return candidate.energy == saddle.energy or not self._known(candidate)
+
+    def _known(self, candidate: Candidate) -> bool:
+        """Whether an earlier guess led to this saddle; counted."""
+        for known in self.candidates:
+            same_energy = known.energy is not None and abs(known.energy - (candidate.energy or 0.0)) < SAME_ENERGY
+            if same_energy and rmsd_of(known.atoms.positions, candidate.atoms.positions) < SAME_RMSD:
+                self.rejections["same saddle as an earlier guess"] += 1
+                return True
+        return False
+
+    def _judge(self, candidate: Candidate, checked: Verification) -> None:
+        candidate.verdict, candidate.reason = checked.verdict, checked.reason
+        candidate.imaginary_frequency_cm = checked.imaginary_frequency_cm
+        candidate.path_positions, candidate.path_energies = checked.path_positions, checked.path_energies
+        candidate.ts_index = checked.ts_index
+        if checked.barriers is not None:
+            candidate.barrier_forward_kcal, candidate.barrier_reverse_kcal = map(kcal, checked.barriers)
+
+    def best_with_relaxed_ends(self) -> Candidate:
+        """The best candidate after the ends of its path were relaxed; another one if that showed it to be worse."""
+        while (best := ranked(self.candidates)[0]) not in self.relaxed:
+            self.relaxed.append(best)
+            self.relax_ends(best)
+        return best
+
+    def relax_ends(self, candidate: Candidate) -> None:
+        """Relax the ends of a candidate's path tightly: verification stops as soon as it knows which wells they are.
+
+        Where one goes on to another molecule, the candidate is judged anew by the ends it has now.
+        """
+        if candidate.path_positions is None or candidate.path_energies is None or candidate.ts_index is None:
+            return
+        before, changed = self.potential.calls, False
+        x, energy = list(candidate.path_positions), list(candidate.path_energies)
+        top = energy[candidate.ts_index]
+        for end, barrier in ((0, "barrier_forward_kcal"), (-1, "barrier_reverse_kcal")):
+            self.progress("relaxing the ends", -end, 2)
+            try:
+                well = relax(self.potential, x[end], fmax=END_FMAX, max_calls=END_CALLS)
+            except CalculatorError as error:
+                self.rejections["calculator failed"] += 1
+                candidate.reason += f"; relaxing an end failed ({error.what})"
+                continue
+            if well.energy >= energy[end]:
+                continue
+            changed |= bonding_differences(self.reaction.numbers, x[end], well.positions) > 0
+            downhill = well.path[1:]
+            if end == 0:
+                x, energy = [p for _, p in downhill[::-1]] + x, [e for e, _ in downhill[::-1]] + energy
+                candidate.ts_index += len(downhill)
+            else:
+                x, energy = x + [p for _, p in downhill], energy + [e for e, _ in downhill]
+            setattr(candidate, barrier, kcal(top - well.energy))
+        if changed:
+            x, energy = self._judge_again(candidate, x, energy)
+        candidate.path_positions, candidate.path_energies = np.array(x), np.array(energy)
+        if top - max(energy[0], energy[-1]) < LEAST_BARRIER:
+            candidate.reason += f"; less than {LEAST_BARRIER} eV above one of its wells, it is hardly a barrier"
+        self._finish(candidate, before - candidate.gradient_calls)
+
+    def _judge_again(
+        self, candidate: Candidate, x: list[np.ndarray], energy: list[float]
+    ) -> tuple[list[np.ndarray], list[float]]:
+        """The path, from reactant to product, of a candidate whose ends have become other molecules on relaxing."""
+        assert candidate.ts_index is not None
+        drops = [energy[candidate.ts_index] - energy[end] for end in (0, -1)]
+        failed = candidate.reason.partition("; relaxing an end failed")
+        candidate.verdict, swap, reason = judge_wells(
+            self.potential, [x[0], x[-1]], drops, self.reaction.reactant, self.reaction.product
+        )
+        candidate.reason = reason + failed[1] + failed[2]
+        candidate.barrier_forward_kcal, candidate.barrier_reverse_kcal = map(kcal, drops[::-1] if swap else drops)
+        if swap:
+            x, energy, candidate.ts_index = x[::-1], energy[::-1], len(x) - 1 - candidate.ts_index
+        return x, energy
+
+    def _finish(self, candidate: Candidate, calls_before: int) -> Candidate:
+        candidate.gradient_calls = self.potential.calls - calls_before
+        info = {"verdict": candidate.verdict, "energy": candidate.energy, "confidence": candidate.confidence}
+        info |= {
+            key: getattr(candidate, key)
+            for key in ("imaginary_frequency_cm", "barrier_forward_kcal", "barrier_reverse_kcal")
+        }
+        candidate.atoms.info.update({key: value for key, value in info.items() if value is not None})
+        return candidate
