@@ -115,7 +115,7 @@ def _canonical(molecule) -> str:
     bare = Chem.Mol(molecule)
     for atom in bare.GetAtoms():
         atom.SetAtomMapNum(0)
-    return Chem.MolToSmiles(Chem.RemoveHs(bare))
+    return Chem.MolToSmiles(_quietly(Chem.RemoveHs, bare))
 
 
 def _unwritten(molecule, where: str) -> list[str]:

@@ -1,15 +1,23 @@
-"""Handedness of a geometry: signed volumes of tetrahedral centres, and whether a prediction is the mirror image."""
+"""Handedness of a geometry: signed volumes of tetrahedral centres, mirror images, stereoisomers."""
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 
 from molgen.geometry.align import rmsd
+from molgen.geometry.bonds import atom_classes, bond_graph, distance_matrix, radius_sums
 
 # A tetrahedral carbon's normalised volume is 0.51 (unit vectors to the neighbours); below half of it a centre is too
 # flat, as in an umbrella inversion, for its handedness to mean anything.
 _FLAT = 0.25
+# Of the sum of covalent radii. C=C has 0.88, C=N 0.86, N=N 0.88; an amide's C-N 0.93, a diene's middle bond 0.95.
+_DOUBLE = 0.92
+_STRAIGHT = 0.25  # sine of the angle at a double bond below which there is no cis and trans
+_TURNED = 0.5  # cosine of a torsion; cis above it, trans below its negative
 
 
 def tetrahedral_quadruples(bonds: np.ndarray) -> np.ndarray:
@@ -73,6 +81,46 @@ def wrong_handedness(pred, true, quadruples=None) -> bool:
     if either < 0.5 * proper and proper - either > 0.1:
         return True
     return quadruples is not None and len(quadruples) > 0 and bool(inverted_centres(pred, true, quadruples).any())
+
+
+def stereo_differences(numbers, positions_a, positions_b) -> list[str]:
+    """Stereocentres ("C3") and double bonds ("C1=C2") that differ between two geometries (N, 3) of the same bonds.
+
+    Atoms are told apart by what they are bonded to, however far, but not by their number: a centre with two equal
+    neighbours has no handedness. Amide bonds and others that turn count as single.
+    """
+    a, b = (np.asarray(x, dtype=float) for x in (positions_a, positions_b))
+    bonds = bond_graph(numbers, a) & bond_graph(numbers, b)
+    colours = atom_classes(numbers, bonds)[-1]
+
+    def different(atoms: np.ndarray) -> bool:
+        return len({colours[k] for k in atoms}) == len(atoms)
+
+    def name(k: int) -> str:
+        return f"{chemical_symbols[int(numbers[k])]}{k}"
+
+    centres = [k for k in np.flatnonzero(bonds.sum(1) == 4) if different(np.flatnonzero(bonds[k]))]
+    corners = np.array([np.flatnonzero(bonds[k]) for k in centres], dtype=np.int64).reshape(-1, 4)
+    found = [name(k) for k, turned in zip(centres, inverted_centres(a, b, corners), strict=True) if turned]
+    short = _DOUBLE * radius_sums(numbers)
+    double = bonds & (distance_matrix(a) < short) & (distance_matrix(b) < short)
+    for i, j in combinations(np.flatnonzero(np.asarray(numbers) > 1), 2):
+        others = [np.setdiff1d(np.flatnonzero(bonds[k]), [i, j]) for k in (i, j)]
+        if double[i, j] and all(1 <= len(o) <= 2 and different(o) for o in others):
+            cosines = [_torsion_cosine(x, others[0][0], i, j, others[1][0]) for x in (a, b)]
+            if cosines[0] * cosines[1] < 0 and min(map(abs, cosines)) > _TURNED:
+                found.append(f"{name(i)}={name(j)}")
+    return found
+
+
+def _torsion_cosine(x: np.ndarray, i: int, j: int, k: int, m: int) -> float:
+    """Cosine of the torsion i-j-k-m; 0 where an angle is next to straight."""
+    axis = (x[k] - x[j]) / np.linalg.norm(x[k] - x[j])
+    arms = [v - (v @ axis) * axis for v in ((x[i] - x[j]), (x[m] - x[k]))]
+    lengths = [float(np.linalg.norm(arm)) for arm in arms]
+    if lengths[0] < _STRAIGHT * np.linalg.norm(x[i] - x[j]) or lengths[1] < _STRAIGHT * np.linalg.norm(x[m] - x[k]):
+        return 0.0
+    return float(arms[0] @ arms[1]) / (lengths[0] * lengths[1])
 
 
 def _normalised(positions, quadruples) -> np.ndarray:

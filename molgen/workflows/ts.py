@@ -175,6 +175,7 @@ def _stages(
             yield
     if search.verifies:
         best = search.best_with_relaxed_ends()
+        search.relax_other_ends()
         if corrector is not None:
             result.corrected = _corrected(corrector, search, best)
         yield

@@ -29,10 +29,12 @@ class Candidate:
             (nobody checked), failed (the calculator did). reason: in words.
         confidence: calibrated probability, before verification, that this is the intended saddle; None without weights.
         energy: eV, of the saddle. imaginary_frequency_cm: signed, negative.
-        barrier_forward_kcal, barrier_reverse_kcal: electronic energies above the two ends of the path, kcal/mol.
+        barrier_forward_kcal, barrier_reverse_kcal: electronic energies above the two ends of the path, relaxed,
+            kcal/mol; None where they were not, as those of candidates that are neither the best nor intended.
         path_positions: (M, N, 3) from the reactant's end to the product's; path_energies: (M,) eV; ts_index: the frame
             of the saddle.
         gradient_calls: calculator calls spent on this candidate; refine_calls: those until the saddle.
+        stereo: which end of the path is another stereoisomer than was given, in words; empty if none.
     """
 
     atoms: Atoms
@@ -50,22 +52,25 @@ class Candidate:
     ts_index: int | None = None
     gradient_calls: int = 0
     refine_calls: int = 0
+    stereo: str = ""
 
     def summary(self) -> dict[str, Any]:
         """The figures `summary.json` lists."""
         keys = (
             "verdict", "confidence", "barrier_forward_kcal", "barrier_reverse_kcal", "imaginary_frequency_cm",
-            "gradient_calls", "refine_calls", "source", "sample", "energy", "reason",
+            "gradient_calls", "refine_calls", "source", "sample", "energy", "stereo", "reason",
         )  # fmt: skip
         return {key: getattr(self, key) for key in keys}
 
 
 def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Best first: by verdict, then confidence (unknown counts as one half), then order of drawing; never by energy."""
-    return sorted(
-        candidates,
-        key=lambda c: (VERDICTS.index(c.verdict), -(0.5 if c.confidence is None else c.confidence), c.sample),
-    )
+    """Best first: by verdict, the stereoisomers given before others, confidence (unknown counts as one half), and order
+    of drawing; never by energy."""
+
+    def rank(c: Candidate) -> tuple[int, bool, float, int]:
+        return VERDICTS.index(c.verdict), bool(c.stereo), -(0.5 if c.confidence is None else c.confidence), c.sample
+
+    return sorted(candidates, key=rank)
 
 
 @dataclass(eq=False, repr=False)

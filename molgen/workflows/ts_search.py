@@ -206,12 +206,10 @@ class TSSearch:
         return False
 
     def _judge(self, candidate: Candidate, checked: Verification) -> None:
-        candidate.verdict, candidate.reason = checked.verdict, checked.reason
+        candidate.verdict, candidate.reason, candidate.stereo = checked.verdict, checked.reason, checked.stereo
         candidate.imaginary_frequency_cm = checked.imaginary_frequency_cm
         candidate.path_positions, candidate.path_energies = checked.path_positions, checked.path_energies
         candidate.ts_index = checked.ts_index
-        if checked.barriers is not None:
-            candidate.barrier_forward_kcal, candidate.barrier_reverse_kcal = map(kcal, checked.barriers)
 
     def best_with_relaxed_ends(self) -> Candidate:
         """The best candidate after the ends of its path were relaxed; another one if that showed it to be worse."""
@@ -220,8 +218,16 @@ class TSSearch:
             self.relax_ends(best)
         return best
 
+    def relax_other_ends(self) -> None:
+        """Those of the other intended candidates, while there is time: their barriers stand beside the best's."""
+        for candidate in ranked(self.candidates):
+            if candidate.verdict == "intended" and candidate not in self.relaxed and not self.out_of_time():
+                self.relaxed.append(candidate)
+                self.relax_ends(candidate)
+
     def relax_ends(self, candidate: Candidate) -> None:
-        """Relax the ends of a candidate's path tightly: verification stops as soon as it knows which wells they are.
+        """Relax the ends of a candidate's path tightly, and measure its barriers from there: verification stops as soon
+        as it knows which wells they are.
 
         Where one goes on to another molecule, the candidate is judged anew by the ends it has now.
         """
@@ -230,7 +236,7 @@ class TSSearch:
         before, changed = self.potential.calls, False
         x, energy = list(candidate.path_positions), list(candidate.path_energies)
         top = energy[candidate.ts_index]
-        for end, barrier in ((0, "barrier_forward_kcal"), (-1, "barrier_reverse_kcal")):
+        for end in (0, -1):
             self.progress("relaxing the ends", -end, 2)
             try:
                 well = relax(self.potential, x[end], fmax=END_FMAX, max_calls=END_CALLS)
@@ -247,9 +253,9 @@ class TSSearch:
                 candidate.ts_index += len(downhill)
             else:
                 x, energy = x + [p for _, p in downhill], energy + [e for e, _ in downhill]
-            setattr(candidate, barrier, kcal(top - well.energy))
         if changed:
             x, energy = self._judge_again(candidate, x, energy)
+        candidate.barrier_forward_kcal, candidate.barrier_reverse_kcal = (kcal(top - energy[end]) for end in (0, -1))
         candidate.path_positions, candidate.path_energies = np.array(x), np.array(energy)
         if top - max(energy[0], energy[-1]) < LEAST_BARRIER:
             candidate.reason += f"; less than {LEAST_BARRIER} eV above one of its wells, it is hardly a barrier"
@@ -262,12 +268,10 @@ class TSSearch:
         assert candidate.ts_index is not None
         drops = [energy[candidate.ts_index] - energy[end] for end in (0, -1)]
         failed = candidate.reason.partition("; relaxing an end failed")
-        candidate.verdict, swap, reason = judge_wells(
-            self.potential, [x[0], x[-1]], drops, self.reaction.reactant, self.reaction.product
-        )
-        candidate.reason = reason + failed[1] + failed[2]
-        candidate.barrier_forward_kcal, candidate.barrier_reverse_kcal = map(kcal, drops[::-1] if swap else drops)
-        if swap:
+        judged = judge_wells(self.potential, [x[0], x[-1]], drops, self.reaction.reactant, self.reaction.product)
+        candidate.verdict, candidate.stereo = judged.verdict, judged.stereo
+        candidate.reason = judged.reason + failed[1] + failed[2]
+        if judged.swapped:
             x, energy, candidate.ts_index = x[::-1], energy[::-1], len(x) - 1 - candidate.ts_index
         return x, energy
 

@@ -1,0 +1,87 @@
+"""Stereoisomers of one molecule, and verdicts that name them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase import Atoms
+from rdkit import Chem
+from rdkit.Chem import AllChem
+
+from molgen import find_ts
+from molgen.geometry.chirality import stereo_differences
+from molgen.potentials.xtb import XtbPotential
+from molgen.saddle import verify
+from molgen.saddle.modes import Modes
+from molgen.saddle.verify import bonding_differences
+from molgen.workflows.ts_result import Candidate, ranked
+
+
+def built(smiles: str, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    made = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    AllChem.EmbedMolecule(made, randomSeed=seed)
+    return np.array([atom.GetAtomicNum() for atom in made.GetAtoms()]), made.GetConformer().GetPositions()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "where"),
+    [
+        ("C/C=C/C", "C/C=C\\C", ["C1=C2"]),
+        ("C/N=C/C", "C/N=C\\C", ["N1=C2"]),
+        ("F[C@H](C)Cl", "F[C@@H](C)Cl", ["C1"]),
+        ("F[C@H](C)/C=C/C", "F[C@@H](C)/C=C\\C", ["C1", "C3=C4"]),
+        ("F[C@H](C)[C@H](F)C", "F[C@H](C)[C@@H](F)C", ["C3"]),
+    ],
+)
+def test_isomers_are_told_apart(one, other, where):
+    numbers, a = built(one)
+    _, b = built(other)
+    assert stereo_differences(numbers, a, b) == where
+    assert stereo_differences(numbers, a, a) == []
+
+
+@pytest.mark.parametrize(
+    "smiles", ["CC(=O)NC", "C=CC=C", "CCCC", "OC(=O)C=C", "C1CCCCC1", "c1ccccc1C", "C=C=CC", "CC(C)(C)O"]
+)
+def test_conformers_are_one_stereoisomer(smiles):
+    """Amide bonds, single bonds between double ones, methyl groups and mirror images of them."""
+    numbers, a = built(smiles)
+    for seed in range(2, 6):
+        assert stereo_differences(numbers, a, built(smiles, seed)[1]) == []
+    assert stereo_differences(numbers, a, a * [1, 1, -1]) == []
+
+
+def test_linear_h3_is_neither_hydrogen_and_atom():
+    chain, apart = np.zeros((3, 3)), np.zeros((3, 3))
+    chain[:, 0], apart[:, 0] = [0, 1.05, 2.10], [0, 0.78, 3.5]
+    assert bonding_differences([1, 1, 1], chain, apart) > 0
+    stretched = apart.copy()
+    stretched[1, 0] += 0.1
+    assert bonding_differences([1, 1, 1], stretched, apart) == 0
+
+
+def test_a_crossing_of_states_is_no_saddle():
+    numbers, x = built("C=C")
+    modes = Modes(np.array([-4091.0, 300.0]), np.zeros((2, 6, 3)), np.zeros((18, 18)), 0.0, 0)
+    found = verify(XtbPotential(numbers), x, x, x + 1, modes=modes)
+    assert found.verdict == "not_a_saddle" and "4091i cm-1 is no motion of nuclei" in found.reason
+
+
+def test_the_stereoisomers_given_come_first():
+    atoms = Atoms("H", [[0, 0, 0]])
+    other = Candidate(atoms, "TS-GEN", 0, verdict="intended", confidence=0.9, stereo="another stereoisomer")
+    given = Candidate(atoms, "TS-GEN", 1, verdict="intended", confidence=0.2)
+    half = Candidate(atoms, "TS-GEN", 2, verdict="half", confidence=0.99)
+    assert ranked([half, other, given]) == [given, other, half]
+
+
+def test_barriers_of_all_intended_candidates_are_from_relaxed_wells():
+    """Acetone and its enol: several saddles, by the turns of the methyl group."""
+    result = find_ts(smiles="CC(=O)C>>C=C(O)C", samples=6)
+    intended = [c for c in result.candidates if c.verdict == "intended"]
+    assert len(intended) > 1 and all(c.barrier_forward_kcal is not None for c in intended)
+    for c in intended:
+        ends = c.path_positions[[0, -1]]
+        forces = XtbPotential(result.reaction.numbers).energy_and_forces(ends)[1]
+        assert np.linalg.norm(forces, axis=-1).max() < 0.011
+    assert all(c.barrier_forward_kcal is None for c in result.candidates if c.verdict != "intended")
