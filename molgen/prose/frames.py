@@ -16,7 +16,7 @@ from molgen.prose.layout import Layout
 from molgen.prose.limits import within
 from molgen.prose.physics import local_quadratic, scan
 from molgen.prose.rows import Rows
-from molgen.prose.state import State
+from molgen.prose.state import CompleteState
 from molgen.prose.zmatrix import canonical
 
 _CHUNK, _GPU_CHUNK = 100, 1000
@@ -125,9 +125,9 @@ class Frames:
         """At most `count` of the frames `index`, by their shares, with replacement."""
         return index[torch.multinomial(self._kept[1][index], min(count, len(index)), True, generator=generator)]
 
-    def state(self, index: Tensor) -> State:
+    def state(self, index: Tensor) -> CompleteState:
         """The state of frames `index`, at their own temperatures."""
         index = index.to(self.x.device)
         parts = (self.x, self.q, self.gradient, self.hessian, self.scans, self.volume)
         x, q, gradient, hessian, scans, volume = (part[index].float() for part in parts)
-        return State.from_parts(self.layout, x, q, gradient, hessian, scans, volume, self.temperature[index])
+        return CompleteState.from_parts(self.layout, x, q, gradient, hessian, scans, volume, self.temperature[index])
