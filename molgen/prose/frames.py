@@ -27,6 +27,7 @@ class Frames:
     """M conformations of one peptide, by rank.
 
     Attributes:
+        given: (M,) which of the conformations it was made from each frame is; others were left out.
         temperature: (M,) K that a frame was sampled at. energies: (M,) eV.
         own: (M,) true for samples of a flow, which count in the energy spread but are no data to imitate.
         share: (M,) how often a frame is picked, relative to others of its temperature.
@@ -35,6 +36,7 @@ class Frames:
     """
 
     layout: Layout
+    given: Tensor
     temperature: Tensor
     energies: Tensor
     own: Tensor
@@ -83,8 +85,8 @@ class Frames:
         keep = torch.nonzero(usable & energies_.isfinite())[:, 0]
         own = torch.full((len(usable),), share is not None)
         share_ = torch.ones(len(usable)) if share is None else torch.from_numpy(np.asarray(share)).float()
-        given = (torch.as_tensor(np.asarray(temperature)).float(), energies_, own, share_)
-        return cls(there, *(t.to(device)[keep] for t in (*given, *joined)))
+        values = (torch.as_tensor(np.asarray(temperature)).float(), energies_, own, share_)
+        return cls(there, keep, *(t.to(device)[keep] for t in (*values, *joined)))
 
     @classmethod
     def of_md(cls, item: MDSet) -> Frames:
