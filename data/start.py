@@ -162,11 +162,13 @@ def _protonate(peptide: Peptide, molecule: Any) -> None:
 
 def _minimised(peptide: Peptide, positions: np.ndarray) -> np.ndarray:
     import openmm as mm
+    from openmm import unit
 
     context = mm.Context(peptide.system, mm.VerletIntegrator(0.001), mm.Platform.getPlatformByName("Reference"))
     context.setPositions(positions / NM)
     mm.LocalEnergyMinimizer.minimize(context, 10, 500)
-    return context.getState(getPositions=True).getPositions(asNumpy=True)._value * NM
+    minimised = context.getState(getPositions=True).getPositions(asNumpy=True)
+    return minimised.value_in_unit(unit.nanometer) * NM
 
 
 def _by_name(peptide: Peptide) -> list[dict[str, int]]:
