@@ -21,7 +21,8 @@ import numpy as np
 
 from molgen.data.md import TEMPERATURES, MDSet, save_md
 from molgen.data.peptide import Peptide, build_peptide
-from molgen.data.start import start_structure, wrong_handedness
+from molgen.data.start import start_structure
+from molgen.data.stereochemistry import wrong_chirality
 from molgen.errors import CalculatorError, InputError
 from molgen.files import write_atomic
 from molgen.potentials.openmm import SMALL
@@ -212,7 +213,7 @@ def generate_md(
         "atoms": len(peptide),
         "frames": frames,
         "acceptance": round(acceptance, 4),
-        "wrong_handedness": int(wrong_handedness(peptide, x).sum()),
+        "wrong_handedness": int(wrong_chirality(peptide, x).sum()),
         "platform": platform,
         "seconds": round(seconds, 1),
         "ns_per_day": round(run / max(seconds, 1e-9) * 86400),
