@@ -278,14 +278,16 @@ def _system(topology: Topology, templates: tuple[str, ...]) -> System:
 
 def _parameters(system: System, bonds: np.ndarray, types: tuple[str, ...]) -> Parameters:
     """Read the terms of the System's forces."""
+    from openmm import unit
+
     forces = {type(force).__name__: force for force in system.getForces()}
+
+    def plain(value: Any) -> float:
+        return value.value_in_unit_system(unit.md_unit_system) if unit.is_quantity(value) else value
 
     def terms(force: str, count: str, get: str) -> list[list[float]]:
         found = forces[force]
-        return [
-            [getattr(value, "_value", value) for value in getattr(found, get)(i)]
-            for i in range(getattr(found, count)())
-        ]
+        return [[plain(value) for value in getattr(found, get)(i)] for i in range(getattr(found, count)())]
 
     nonbonded = np.array(terms("NonbondedForce", "getNumParticles", "getParticleParameters"))
     springs = {

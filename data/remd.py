@@ -21,16 +21,17 @@ import numpy as np
 
 from molgen.data.md import TEMPERATURES, MDSet, save_md
 from molgen.data.peptide import Peptide, build_peptide
-from molgen.data.start import start_structure, wrong_handedness
+from molgen.data.start import start_structure
+from molgen.data.stereochemistry import wrong_chirality
 from molgen.errors import CalculatorError, InputError
 from molgen.files import write_atomic
+from molgen.potentials.openmm import SMALL
 from molgen.rng import generator, sample_seed
 from molgen.units import KB, KJ_MOL, NM
 
 STEP_PS, STEPS = 0.002, 500  # time step, and steps between frames: one ps
 HYDROGEN_MASS = 3.0
 HOT, SETTLE = 30, 10  # ps at the highest temperature, then at the own one, before recording
-SMALL = 60  # atoms up to which the Reference platform is the fastest on one core (with forces)
 SAVE_SECONDS = 10.0
 
 
@@ -103,12 +104,14 @@ class ReplicaExchange:
         Raises:
             CalculatorError: an energy is not finite.
         """
+        from openmm import unit
+
         states, energies = [], np.zeros(len(self.contexts))
         for k, context in enumerate(self.contexts):
             context.getIntegrator().setTemperature(self._temperature(k))
             context.getIntegrator().step(self.steps)
             states.append(context.getState(getPositions=True, getVelocities=True, getEnergy=True))
-            energies[k] = states[k].getPotentialEnergy()._value * KJ_MOL
+            energies[k] = states[k].getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) * KJ_MOL
         if not np.isfinite(energies).all():
             raise CalculatorError(
                 f"energies {energies} eV in cycle {self.cycle}", where="replica exchange", remedy="try another --seed"
@@ -124,7 +127,7 @@ class ReplicaExchange:
                 self.contexts[k].setPositions(state.getPositions(asNumpy=True))
                 self.contexts[k].setVelocities(state.getVelocities(asNumpy=True) * scale)
         self.cycle += 1
-        x = np.stack([states[k].getPositions(asNumpy=True)._value for k in order]) * NM
+        x = np.stack([states[k].getPositions(asNumpy=True).value_in_unit(unit.nanometer) for k in order]) * NM
         return x - x.mean(axis=1, keepdims=True), energies[order]
 
     def state(self) -> dict[str, np.ndarray]:
@@ -210,7 +213,7 @@ def generate_md(
         "atoms": len(peptide),
         "frames": frames,
         "acceptance": round(acceptance, 4),
-        "wrong_handedness": int(wrong_handedness(peptide, x).sum()),
+        "wrong_handedness": int(wrong_chirality(peptide, x).sum()),
         "platform": platform,
         "seconds": round(seconds, 1),
         "ns_per_day": round(run / max(seconds, 1e-9) * 86400),
@@ -220,14 +223,15 @@ def generate_md(
 def _heavy_hydrogens(peptide: Peptide) -> Any:
     """The peptide's System with hydrogens of 3 amu, taken from their heavy atoms, and its centre of mass at rest."""
     import openmm as mm
+    from openmm import unit
 
     system = mm.XmlSerializer.deserialize(mm.XmlSerializer.serialize(peptide.system))
     for i, j in peptide.bonds.tolist():
         for hydrogen, heavy in ((i, j), (j, i)):
             if peptide.numbers[hydrogen] == 1 and peptide.numbers[heavy] > 1:
-                gain = HYDROGEN_MASS - system.getParticleMass(hydrogen)._value
+                gain = HYDROGEN_MASS - system.getParticleMass(hydrogen).value_in_unit(unit.dalton)
                 system.setParticleMass(hydrogen, HYDROGEN_MASS)
-                system.setParticleMass(heavy, system.getParticleMass(heavy)._value - gain)
+                system.setParticleMass(heavy, system.getParticleMass(heavy).value_in_unit(unit.dalton) - gain)
     system.addForce(mm.CMMotionRemover())
     return system
 

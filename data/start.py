@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from molgen.data.peptide import RESIDUES, Peptide, tokens
+from molgen.data.stereochemistry import before_proline, cis_bonds, peptide_bonds, wrong_chirality
 from molgen.errors import CalculatorError
 from molgen.rng import sample_seed
 from molgen.units import NM
@@ -37,7 +37,7 @@ def start_structure(peptide: Peptide, seed: int = 0, cis: bool = False) -> np.nd
             turned = cis & before_proline(peptide)
             _turn(peptide, molecule, order, turned)
             x = _minimised(peptide, molecule.GetConformer().GetPositions()[order])
-            if not wrong_handedness(peptide, x) and ((np.abs(omega(peptide, x)) < np.pi / 2) == turned).all():
+            if not wrong_chirality(peptide, x) and (cis_bonds(peptide, x) == turned).all():
                 return x - x.mean(0)
     raise CalculatorError(
         f"no start structure in {ATTEMPTS} attempts",
@@ -47,46 +47,11 @@ def start_structure(peptide: Peptide, seed: int = 0, cis: bool = False) -> np.nd
     )
 
 
-def wrong_handedness(peptide: Peptide, positions: np.ndarray) -> np.ndarray:
-    """(...) whether any CA, or CB of ILE or THR, has the wrong hand in positions (..., N, 3)."""
-    near: dict[int, list[int]] = {}
-    for i, j in peptide.bonds.tolist():
-        near.setdefault(i, []).append(j)
-        near.setdefault(j, []).append(i)
-    wrong = np.zeros(np.shape(positions)[:-2], dtype=bool)
-    for residue, atoms in zip(peptide.residue_names, _by_name(peptide), strict=True):
-        centres = {"CA": -1} if "CA" in atoms and residue != "GLY" else {}
-        centres |= {"ILE": {"CB": -1}, "THR": {"CB": -1}}.get(residue, {})
-        for name, sign in centres.items():
-            corners = np.asarray(positions)[..., sorted(near[atoms[name]]), :]
-            wrong |= sign * np.linalg.det(corners[..., 1:, :] - corners[..., :1, :]) <= 0
-    return wrong
-
-
-def omega(peptide: Peptide, positions: np.ndarray) -> np.ndarray:
-    """(..., K) torsions CA-C-N-CA, radians, of the peptide bonds in order; CH3 stands for CA in caps."""
-    x = np.asarray(positions, dtype=np.float64)[..., np.array(_peptide_bonds(peptide)), :]
-    b0, b1, b2 = (x[..., k + 1, :] - x[..., k, :] for k in range(3))
-    n1, n2 = np.cross(b0, b1), np.cross(b1, b2)
-    along = np.sum(np.cross(n1, n2) * b1, axis=-1) / np.linalg.norm(b1, axis=-1)
-    return np.arctan2(along, np.sum(n1 * n2, axis=-1))
-
-
-def _peptide_bonds(peptide: Peptide) -> list[list[int]]:
-    ends = [{"CA": atoms.get("CA", atoms.get("CH3", -1))} | atoms for atoms in _by_name(peptide)]
-    return [[left["CA"], left["C"], right["N"], right["CA"]] for left, right in pairwise(ends)]
-
-
-def before_proline(peptide: Peptide) -> np.ndarray:
-    """(K,) whether the residue after each peptide bond is proline: the bond that is often cis."""
-    return np.array([name == "PRO" for name in peptide.residue_names[1:]], dtype=bool)
-
-
 def _turn(peptide: Peptide, molecule: Any, order: list[int], cis: np.ndarray) -> None:
     """Turn every peptide bond to trans, or to cis."""
     from rdkit.Chem import rdMolTransforms
 
-    for quadruple, to_cis in zip(_peptide_bonds(peptide), cis, strict=True):
+    for quadruple, to_cis in zip(peptide_bonds(peptide).tolist(), cis, strict=True):
         a, b, c, d = (order[i] for i in quadruple)
         rdMolTransforms.SetDihedralDeg(molecule.GetConformer(), a, b, c, d, 0.0 if to_cis else 180.0)
 
@@ -162,16 +127,10 @@ def _protonate(peptide: Peptide, molecule: Any) -> None:
 
 def _minimised(peptide: Peptide, positions: np.ndarray) -> np.ndarray:
     import openmm as mm
+    from openmm import unit
 
     context = mm.Context(peptide.system, mm.VerletIntegrator(0.001), mm.Platform.getPlatformByName("Reference"))
     context.setPositions(positions / NM)
     mm.LocalEnergyMinimizer.minimize(context, 10, 500)
-    return context.getState(getPositions=True).getPositions(asNumpy=True)._value * NM
-
-
-def _by_name(peptide: Peptide) -> list[dict[str, int]]:
-    """Index by name of the atoms of each residue."""
-    found: list[dict[str, int]] = [{} for _ in peptide.residue_names]
-    for i, (residue, name) in enumerate(zip(peptide.residue_index.tolist(), peptide.names, strict=True)):
-        found[residue][name] = i
-    return found
+    minimised = context.getState(getPositions=True).getPositions(asNumpy=True)
+    return minimised.value_in_unit(unit.nanometer) * NM

@@ -22,11 +22,25 @@ from molgen.errors import InputError
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
+def cores() -> int:
+    """CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Died:
     """The answer to a job whose worker died: how, in words."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """What a job said before its answer."""
+
+    content: Any
 
 
 class WorkerPool:
@@ -37,6 +51,8 @@ class WorkerPool:
         workers: processes; None: one a core this process may use. Each runs one OpenMP thread unless OMP_NUM_THREADS
             says otherwise.
         where: names the pool in messages.
+        on_progress: called with (job, content) each time a job calls `progress(content)`; with it jobs are given the
+            keyword `progress`. Where the parent is gone, that call ends the process.
 
     Attributes:
         members: the living workers. They start when there is work for them, and live until `close()`.
@@ -46,7 +62,11 @@ class WorkerPool:
     """
 
     def __init__(
-        self, factory: Callable[[], Callable[..., Any]], workers: int | None = None, where: str = "WorkerPool"
+        self,
+        factory: Callable[[], Callable[..., Any]],
+        workers: int | None = None,
+        where: str = "WorkerPool",
+        on_progress: Callable[[tuple, Any], None] | None = None,
     ):
         try:
             ForkingPickler.dumps(factory)
@@ -56,8 +76,8 @@ class WorkerPool:
                 where=where,
                 remedy="use functools.partial of a class or a function defined in a module",
             ) from error
-        self.factory = factory
-        self.workers = len(os.sched_getaffinity(0)) if workers is None else int(workers)
+        self.factory, self.on_progress = factory, on_progress
+        self.workers = cores() if workers is None else int(workers)
         if self.workers < 1:
             raise InputError(f"{workers} workers", where=where, expected="at least 1")
         self.members: list[Worker] = []
@@ -84,13 +104,18 @@ class WorkerPool:
                 if not busy:
                     return
                 for connection in wait(list(busy)):
-                    worker, job = busy.pop(connection)  # pyright: ignore[reportArgumentType]
+                    worker, job = busy[connection]  # pyright: ignore[reportArgumentType]
                     try:
                         answer = worker.connection.recv()
-                        idle.append(worker)
-                    except (EOFError, ConnectionResetError):
+                    except (EOFError, OSError):  # OSError: reset, or cut off within a message
                         self.members.remove(worker)
                         answer = Died(worker.end())
+                    else:
+                        if self.on_progress is not None and isinstance(answer, _Progress):
+                            self.on_progress(job, answer.content)
+                            continue
+                        idle.append(worker)
+                    del busy[connection]  # pyright: ignore[reportArgumentType]
                     yield job, answer
         except BaseException:
             for worker in self.members:
@@ -104,16 +129,16 @@ class WorkerPool:
             self.members.pop().end()
 
     def _new(self) -> Worker:
-        self.members.append(Worker(self.factory))
+        self.members.append(Worker(self.factory, reports=self.on_progress is not None))
         return self.members[-1]
 
 
 class Worker:
-    """A process that does jobs one after the other."""
+    """A process that does jobs one after the other; with `reports` jobs are given the keyword `progress`."""
 
-    def __init__(self, factory: Callable[[], Callable[..., Any]]):
+    def __init__(self, factory: Callable[[], Callable[..., Any]], reports: bool = False):
         self.connection, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_serve, args=(theirs, factory), daemon=True)
+        self.process = _CONTEXT.Process(target=_serve, args=(theirs, factory, reports), daemon=True)
         with _one_thread():
             self.process.start()
         theirs.close()  # ours alone would keep the pipe open after the worker's death
@@ -131,20 +156,24 @@ class Worker:
         return f"worker process died ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
 
 
-def _serve(connection: Connection, factory: Callable[[], Callable[..., Any]]) -> None:
-    """A worker's life: jobs in, answers out, until the pipe closes."""
+def _serve(connection: Connection, factory: Callable[[], Callable[..., Any]], reports: bool) -> None:
+    """A worker's life: jobs in, progress and answers out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+    def send(message: Any) -> None:
+        try:
+            connection.send(message)
+        except ConnectionError:  # the parent is gone
+            raise SystemExit from None  # passes a job that catches every Exception
+
     work = factory()
+    options = {"progress": lambda content: send(_Progress(content))} if reports else {}
     while True:
         try:
             job = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
-        answer = work(*job)
-        try:
-            connection.send(answer)
-        except BrokenPipeError:
-            return  # the parent is gone
+        send(work(*job, **options))
 
 
 @contextmanager

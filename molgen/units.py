@@ -13,6 +13,7 @@ HARTREE = _u.Hartree  # eV
 BOHR = _u.Bohr  # Angstrom
 NM = _u.nm  # Angstrom
 KB = _u.kB  # eV/K
+COULOMB = 14.3996454  # eV Angstrom / e^2
 PLANCK = _u._hplanck * _u.J * _u.s  # eV times the unit of time in which eV, Angstrom and amu cohere
 # sqrt(eV / (amu Angstrom^2)) as a wavenumber in cm^-1: nu = WAVENUMBER * sqrt(eigenvalue of the mass-weighted Hessian)
 WAVENUMBER = (_u._e / (_u._amu * 1e-20)) ** 0.5 / (2 * 3.141592653589793 * _u._c * 100)

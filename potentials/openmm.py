@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from functools import cache
 
 from molgen.errors import CalculatorError, DependencyError, InputError
 from molgen.potentials.base import SamplewisePotential
@@ -12,7 +13,7 @@ from molgen.units import KJ_MOL, NM
 
 # What "auto" tries, in this order. A dipeptide of 20 atoms (native GB) takes 0.08 ms on Reference, in double precision,
 # and 0.16 ms on CPU; 101 atoms take 0.78 and 0.54 ms.
-SMALL = 60
+SMALL = 60  # particles up to which Reference is the fastest
 SMALL_PLATFORMS, PLATFORMS = ("Reference", "CPU", "CUDA"), ("CUDA", "CPU", "Reference")
 COULOMB = 138.93545764438198  # kJ/mol nm/e^2, OpenMM's ONE_4PI_EPS0
 OBC2_OFFSET = 0.009  # nm, the dielectric offset of Onufriev, Bashford, Case, Proteins 2004, 55, 383
@@ -59,8 +60,11 @@ class OpenMMPotential(SamplewisePotential):
             self._context = self._start(self.platform)
         self._context.setPositions(positions / NM)
         state = self._context.getState(getEnergy=True, getForces=forces)
-        energy = state.getPotentialEnergy()._value * KJ_MOL
-        return energy, state.getForces(asNumpy=True)._value * (KJ_MOL / NM) if forces else None
+        energy_unit, force_unit = _units()
+        energy = state.getPotentialEnergy().value_in_unit(energy_unit) * KJ_MOL
+        if not forces:
+            return energy, None
+        return energy, state.getForces(asNumpy=True).value_in_unit(force_unit) * (KJ_MOL / NM)
 
     def _choose(self, wanted: str) -> str:
         require_platform(wanted)
@@ -168,6 +172,13 @@ def native_gbsa(system):
     swapped.removeForce(found[0])
     swapped.addForce(native)
     return swapped
+
+
+@cache  # to divide units takes longer than to read the forces
+def _units():
+    """OpenMM's units of energies and forces."""
+    unit = _openmm().unit
+    return unit.kilojoule_per_mole, unit.kilojoule_per_mole / unit.nanometer
 
 
 def _openmm():

@@ -9,13 +9,16 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from molgen.data.md import heldout, is_held_out, load_md, read_sequences, save_md
 from molgen.data.peptide import build_peptide
 from molgen.data.remd import ReplicaExchange, exchange, generate_md
-from molgen.data.start import before_proline, omega, start_structure, wrong_handedness
+from molgen.data.start import start_structure
+from molgen.data.stereochemistry import before_proline, cis_bonds, peptide_bonds, wrong_chirality
 from molgen.errors import InputError
+from molgen.geometry.internal import dihedral
 from molgen.units import KB, KJ_MOL
 
 mm = pytest.importorskip("openmm")
@@ -126,8 +129,9 @@ def test_list_of_sequences(tmp_path):
 def test_start_structures_are_l_and_trans(sequence, cap):
     peptide = build_peptide(sequence, cap)
     x = start_structure(peptide, 1)
-    assert not wrong_handedness(peptide, x) and wrong_handedness(peptide, -x)
-    assert (np.abs(omega(peptide, x)) > np.radians(140)).all()
+    assert not wrong_chirality(peptide, x) and wrong_chirality(peptide, -x)
+    omega = dihedral(*torch.from_numpy(x[peptide_bonds(peptide)]).unbind(1))
+    assert (omega.abs() > np.radians(140)).all()
     assert np.isfinite(x).all() and np.array_equal(x, start_structure(peptide, 1))
     lengths = np.linalg.norm(x[peptide.bonds[:, 0]] - x[peptide.bonds[:, 1]], axis=1)
     np.testing.assert_allclose(lengths, peptide.parameters.bond_length, atol=0.06)
@@ -136,17 +140,15 @@ def test_start_structures_are_l_and_trans(sequence, cap):
 def test_start_structures_are_cis_before_proline_alone():
     peptide = build_peptide("GPAP")
     x = start_structure(peptide, 1, cis=True)
-    turned = np.abs(omega(peptide, x)) < np.radians(40)
-    assert turned.tolist() == [True, False, True] == before_proline(peptide).tolist()
-    assert not wrong_handedness(peptide, x)
+    assert cis_bonds(peptide, x).tolist() == [True, False, True] == before_proline(peptide).tolist()
+    assert not wrong_chirality(peptide, x)
 
 
 def test_both_forms_of_proline_are_sampled(tmp_path):
     """Replicas start in turn trans and cis, and exchange."""
     generate_md("GP", tmp_path / "GP.npz", 2, temperatures=(310.0, 380.0), hot=1, settle=0)
     md = load_md(tmp_path / "GP.npz")
-    cis = np.abs(omega(md.peptide, md.positions)[..., 0]) < np.pi / 2
-    assert (cis.sum(0) == 1).all()
+    assert (cis_bonds(md.peptide, md.positions)[..., 0].sum(0) == 1).all()
 
 
 def test_handedness_is_that_of_rdkit():

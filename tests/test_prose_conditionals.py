@@ -18,7 +18,7 @@ from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
 from molgen.prose.physics import CHANNELS, KNOTS, scan
 from molgen.prose.rows import Rows
-from molgen.prose.state import State
+from molgen.prose.state import CompleteState
 from molgen.prose.validity import LONGEST, validate
 from molgen.prose.zmatrix import canonical
 
@@ -32,7 +32,7 @@ def test_no_conditional_sees_its_own_or_later_atoms(molecule: str) -> None:
     kelvin = torch.full((1,), KELVIN).double()
 
     def known(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        state = State.of(layout, x[:, torch.from_numpy(layout.z.rank)], kelvin, torch.float64)
+        state = CompleteState.of(layout, x[:, torch.from_numpy(layout.z.rank)], kelvin, torch.float64)
         h = flow.encode(layout)
         content = flow.content(layout, state, h)
         q = flow.queries(layout, state, h, content, Rows.of(layout, range(layout.atoms)), state.local)

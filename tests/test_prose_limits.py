@@ -30,7 +30,7 @@ def tight(layout: Layout, share: float = 0.25) -> Layout:
     middle, half = (limits.low + limits.high) / 2, (limits.high - limits.low) / 2 * share
     finite = limits.low.isfinite() & ~limits.closes[:, None]
     low, high = (torch.where(finite, middle + side * half, edge) for side, edge in ((-1, limits.low), (1, limits.high)))
-    return replace(layout, limits=replace(limits, low=low, high=high), plans={})
+    return replace(layout, limits=replace(limits, low=low, high=high))
 
 
 def span(layout: Layout, name: str) -> tuple[int, int, int]:

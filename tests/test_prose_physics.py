@@ -324,10 +324,10 @@ def test_the_branch_of_a_side_chain_is_what_hangs_on_it() -> None:
     assert rotors["HZ1"].beyond == (0.0, 0.0, 0)
 
 
-def test_plans_are_kept() -> None:
+def test_static_tensors_are_kept() -> None:
     """Training asks the same of every batch."""
     layout, x = layout_of("TP"), positions("TP")
     local_quadratic(layout, x, layout.narrow)
-    before = len(layout.plans)
+    before = len(layout.quadratics)
     local_quadratic(layout, x, layout.narrow)
-    assert len(layout.plans) == before
+    assert before and len(layout.quadratics) == before

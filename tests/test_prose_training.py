@@ -131,6 +131,7 @@ def test_inverted_and_broken_frames_are_left_out() -> None:
     whole, frames = (Frames.of_md(i) for i in (item, replace(item, positions=positions, energies=energies)))
     assert len(whole) == 12 and len(frames) == 9
     kept = [0, 2, 3, 4, 5, 6, 7, 9, 10]
+    assert frames.given.tolist() == kept
     for name in ("x", "q", "energies", "temperature", "gradient", "hessian", "scans", "volume"):
         assert torch.equal(getattr(frames, name), getattr(whole, name)[kept]), name
     assert frames.temperatures() == [310.0, 380.0] and len(frames.at(310.0)) == 5

@@ -14,7 +14,6 @@ from molgen.reweight.smc import (
     Population,
     between_temperatures,
     climb,
-    from_proposal,
     resampled_indices,
     restricted,
     spring_scale,
@@ -80,14 +79,6 @@ def test_double_well_from_a_wide_proposal_through_hot_temperatures():
     assert diagnose(top.log_weights).log_z == pytest.approx(WELL.log_partition(COLD), abs=0.1)
     assert right(top) == pytest.approx(exact_right(COLD), abs=0.03)
     assert exact_right(HOT) - exact_right(COLD) > 0.15  # the answer did change on the way
-
-
-def test_double_well_by_annealing_from_the_proposal():
-    q = Wide((1.2, 0.3, 0.3))
-    densities = from_proposal(q.log_density, WELL, COLD)
-    top = climb(start(densities, q.sample(6000, 5)), densities, 0.1, seed=3)
-    assert diagnose(top.log_weights).log_z == pytest.approx(WELL.log_partition(COLD), abs=0.1)
-    assert right(top) == pytest.approx(exact_right(COLD), abs=0.03)
 
 
 @pytest.mark.parametrize("leapfrog", [1, 4])

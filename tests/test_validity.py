@@ -13,8 +13,9 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from molgen.data.peptide import Peptide, build_peptide
+from molgen.data.stereochemistry import chiral_centres
 from molgen.errors import InputError
-from molgen.prose.validity import chiral_centres, validate
+from molgen.prose.validity import validate
 
 MIRROR = np.array([1.0, 1.0, -1.0])
 

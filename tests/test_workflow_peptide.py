@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +27,7 @@ from molgen.reweight.importance import normalised
 from molgen.units import KB, KJ_MOL, NM
 from molgen.workflows import draws, finetune
 from molgen.workflows import peptide as workflow
-from molgen.workflows.peptide import run_peptide, sample_peptide
+from molgen.workflows.peptide import sample_peptide
 
 sample = partial(sample_peptide, "GG", weights=tiny_flow())
 
@@ -82,14 +84,11 @@ def test_a_flow_that_is_exact_is_reliable(exact):
 
 
 def run(n, temperature, **options):
-    """`run_peptide` with everything at its default but `options`."""
-    plain = {
-        "cap": None, "weights": tiny_flow(), "finetune": 0, "smc": False, "observables": (), "prose_compat": False,
-        "platform": "auto", "workers": 1, "seed": 0, "device": "auto", "out": None, "overwrite": False,
-        "resume": False, "units": "kJ/mol", "save_float64": False, "log": lambda m: None,
-        "progress": lambda stage, done, total: None,
-    }  # fmt: skip
-    return run_peptide("GG", n, temperature, **{**plain, **options})
+    """An ensemble and the summary of its run, which are left in `out` if one is among `options`."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"weights": tiny_flow(), "out": Path(folder), **options}
+        ensemble = sample_peptide("GG", n, temperature, **options)
+        return ensemble, json.loads((options["out"] / "summary.json").read_text())
 
 
 def test_bad_weights_are_written_and_flagged(tmp_path):
@@ -159,10 +158,10 @@ def test_the_ladder_begins_at_the_coldest_temperature_that_is_nearly_the_best():
         noise = np.random.default_rng(0).standard_normal(1000)
         return [SimpleNamespace(temperature=k, log_weights=s * noise) for k, s in enumerate(spreads)]
 
-    assert workflow.begin_of_ladder(trials(3.0, 1.0, 0.9, 0.9)) == 1
-    assert workflow.begin_of_ladder(trials(1.5, 1.4, 0.5, 0.4)) == 2
-    assert workflow.begin_of_ladder(trials(6.0, 5.0, 4.0, 1.0)) == 3
-    assert workflow.begin_of_ladder(trials(9.0, 9.0, 9.0, 9.0)) == 3, "none can be trusted"
+    assert workflow.ladder_start(trials(3.0, 1.0, 0.9, 0.9)) == 1
+    assert workflow.ladder_start(trials(1.5, 1.4, 0.5, 0.4)) == 2
+    assert workflow.ladder_start(trials(6.0, 5.0, 4.0, 1.0)) == 3
+    assert workflow.ladder_start(trials(9.0, 9.0, 9.0, 9.0)) == 3, "none can be trusted"
 
 
 def test_trials_lie_between_the_temperature_and_the_hottest(monkeypatch):

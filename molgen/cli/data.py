@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from molgen.cli import common
 from molgen.errors import InputError
+from molgen.pool import cores
 
 app = typer.Typer(help="Make data sets.", no_args_is_help=True)
 Weights = Annotated[str, typer.Option("--weights", help="Of TS-GEN: shipped weights or checkpoint folder.")]
@@ -92,7 +92,7 @@ def md(
     wanted = [*(sequences or ()), *(read_sequences(file) if file else ())]
     chosen = check_sequences(wanted, capping, exclude)
     settings: dict[str, Any] = {"cap": cap, "frames": frames, "temperatures": kelvins, "platform": platform}
-    count = workers if workers is not None else len(os.sched_getaffinity(0))
+    count = workers if workers is not None else cores()
     if count < 1:
         raise InputError(f"{count} workers", where="--workers", expected="at least 1")
     stage = "ps a replica"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ import typer
 import molgen
 from molgen.cli import common
 from molgen.errors import CheckpointError, MolgenError
+from molgen.pool import cores
 
 if TYPE_CHECKING:
     from molgen.nn.trunk import Trunk
@@ -134,8 +134,7 @@ def _package(distribution: str, module: str, purpose: str, extra: str = "") -> C
 def _device() -> Iterator[Check]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Check("Device", "cpu", OK, f"{cores} cores, {torch.get_num_threads()} torch threads")
+    yield Check("Device", "cpu", OK, f"{cores()} cores, {torch.get_num_threads()} torch threads")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             memory = torch.cuda.get_device_properties(index).total_memory / 2**30

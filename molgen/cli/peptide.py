@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,15 +61,16 @@ def peptide(
     Writes topology.pdb, samples.xtc, weights.npz, ramachandran.png, weights.png and summary.json to OUT. Exit code 3
     when k-hat says that the weights cannot be trusted; the ensemble is written all the same.
     """
-    from molgen.workflows.peptide import run_peptide
+    from molgen.workflows.peptide import sample_peptide
 
     with common.stages("sampling") as progress:
-        _, summary = run_peptide(
+        sample_peptide(
             sequence, n, temperature, cap=cap, weights=weights, finetune=finetune, smc=smc,
             observables=observable or (), prose_compat=prose_compat, platform=platform, workers=_workers(workers),
             seed=seed, device=device, out=out, overwrite=overwrite, resume=resume, units=units,
             save_float64=save_float64, log=common.log, progress=progress,
         )  # fmt: skip
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     if as_json:
         common.print_json(summary)
     else:

@@ -16,7 +16,7 @@ from molgen.prose.layout import Layout
 from molgen.prose.limits import within
 from molgen.prose.physics import local_quadratic, scan
 from molgen.prose.rows import Rows
-from molgen.prose.state import State
+from molgen.prose.state import CompleteState
 from molgen.prose.zmatrix import canonical
 
 _CHUNK, _GPU_CHUNK = 100, 1000
@@ -27,6 +27,7 @@ class Frames:
     """M conformations of one peptide, by rank.
 
     Attributes:
+        given: (M,) which of the conformations it was made from each frame is; others were left out.
         temperature: (M,) K that a frame was sampled at. energies: (M,) eV.
         own: (M,) true for samples of a flow, which count in the energy spread but are no data to imitate.
         share: (M,) how often a frame is picked, relative to others of its temperature.
@@ -35,6 +36,7 @@ class Frames:
     """
 
     layout: Layout
+    given: Tensor
     temperature: Tensor
     energies: Tensor
     own: Tensor
@@ -83,8 +85,8 @@ class Frames:
         keep = torch.nonzero(usable & energies_.isfinite())[:, 0]
         own = torch.full((len(usable),), share is not None)
         share_ = torch.ones(len(usable)) if share is None else torch.from_numpy(np.asarray(share)).float()
-        given = (torch.as_tensor(np.asarray(temperature)).float(), energies_, own, share_)
-        return cls(there, *(t.to(device)[keep] for t in (*given, *joined)))
+        values = (torch.as_tensor(np.asarray(temperature)).float(), energies_, own, share_)
+        return cls(there, keep, *(t.to(device)[keep] for t in (*values, *joined)))
 
     @classmethod
     def of_md(cls, item: MDSet) -> Frames:
@@ -125,9 +127,9 @@ class Frames:
         """At most `count` of the frames `index`, by their shares, with replacement."""
         return index[torch.multinomial(self._kept[1][index], min(count, len(index)), True, generator=generator)]
 
-    def state(self, index: Tensor) -> State:
+    def state(self, index: Tensor) -> CompleteState:
         """The state of frames `index`, at their own temperatures."""
         index = index.to(self.x.device)
         parts = (self.x, self.q, self.gradient, self.hessian, self.scans, self.volume)
         x, q, gradient, hessian, scans, volume = (part[index].float() for part in parts)
-        return State.from_parts(self.layout, x, q, gradient, hessian, scans, volume, self.temperature[index])
+        return CompleteState.from_parts(self.layout, x, q, gradient, hessian, scans, volume, self.temperature[index])

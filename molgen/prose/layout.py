@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
@@ -15,6 +16,10 @@ from molgen.geometry.internal import ZMatrix
 from molgen.prose.limits import Limits
 from molgen.prose.rotors import Bends, Rotor, Terms, build_rotor
 from molgen.prose.zmatrix import build_zmatrix
+from molgen.units import COULOMB
+
+if TYPE_CHECKING:
+    from molgen.prose.rows import Rows
 
 ELEMENTS = (1, 6, 7, 8, 16)
 # ff14SB's atom types for proteins; the flow knows atoms by type, charge and bonds, never by residue or position.
@@ -23,7 +28,6 @@ TYPES = tuple(
 )
 NODE_FEATURES = len(ELEMENTS) + len(TYPES) + 4 + 4 + 5 + 6
 NEIGHBOURS = 10
-COULOMB = 14.3996454  # eV Angstrom / e^2
 PHI_SCALE = 0.6  # radians per sqrt(eV): the unit of narrow dihedrals
 
 
@@ -43,7 +47,8 @@ class Layout:
         narrow: (K,) ranks described by a local quadratic. rotors: the broad dihedrals.
         lj, coulomb: (N, N) scale of the non-bonded terms (0, 1/2 or 1; 0, 5/6 or 1). sigma, epsilon: (N, N) mixed by
             Lorentz and Berthelot; charges: (N, N) products in eV Angstrom.
-        angles, torsions: bonded terms. plans: what :mod:`molgen.prose.physics` keeps for reuse.
+        angles, torsions: bonded terms.
+        copies, rows, quadratics: kept for reuse; a copy by `dataclasses.replace` begins with none.
     """
 
     peptide: Peptide
@@ -67,7 +72,14 @@ class Layout:
     charges: Tensor
     angles: Terms
     torsions: Terms
-    plans: dict = field(default_factory=dict)
+    # by device: what `to` returned
+    copies: dict[torch.device, Layout] = field(default_factory=dict, init=False, repr=False)
+    # by consecutive ranks, or "narrow": see `Rows.of` and `Rows.narrow`
+    rows: dict[range | str, Rows] = field(default_factory=dict, init=False, repr=False)
+    # by ranks and precision: the static tensors of `molgen.prose.physics.local_quadratic`
+    quadratics: dict[tuple[tuple[int, ...], torch.dtype], dict[str, Any]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @cached_property
     def order(self) -> Tensor:
@@ -139,11 +151,12 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         """The same, its tensors on another device."""
-        if torch.device(device) == self.device:
+        device = torch.device(device)
+        if device == self.device:
             return self
-        if device not in self.plans:
-            self.plans[device] = _moved(replace(self, plans={}), device)
-        return self.plans[device]
+        if device not in self.copies:
+            self.copies[device] = _moved(self, device)
+        return self.copies[device]
 
     @property
     def noise(self) -> int:
@@ -200,13 +213,13 @@ def _build(peptide: Peptide) -> Layout:
     )
 
 
-def _moved(value, device):
+def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, tuple):
         return tuple(_moved(item, device) for item in value)
     if is_dataclass(value) and not isinstance(value, Peptide | ZMatrix):
-        return replace(value, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})  # type: ignore[type-var]
+        return replace(value, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value) if f.init})  # type: ignore[type-var]
     return value
 
 

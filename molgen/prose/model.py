@@ -25,7 +25,7 @@ from molgen.prose.layout import NODE_FEATURES, Layout
 from molgen.prose.limits import windows, within
 from molgen.prose.physics import CHANNELS, KNOTS
 from molgen.prose.rows import Rows
-from molgen.prose.state import Local, State, broad_positions
+from molgen.prose.state import CompleteState, Local, State, broad_positions
 
 OWN = 7  # own coordinates of a placed atom: r, theta, narrow phi; cos and sin of phi and 2 phi
 FOURIER = 8
@@ -239,7 +239,7 @@ class ProseFlow(nn.Module):
         heights = mixed + x
         return FLOOR * torch.tanh((heights - heights.amax(-1, keepdim=True)) / FLOOR)
 
-    def log_density(self, layout: Layout, state: State, content: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def log_density(self, layout: Layout, state: CompleteState, content: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(B,) log-density of all internal coordinates of a complete state, without the volume element.
 
         `content`: what :meth:`content` gave for all of its atoms, where that is known.
@@ -276,7 +276,7 @@ class ProseFlow(nn.Module):
         wrong side; the density is that of the canonical naming. -inf beyond `layout.limits`: a mirror image, any wrong
         stereocentre, a bond torn.
         """
-        state = State.of(layout, x, temperature, self.waves.dtype)
+        state = CompleteState.of(layout, x, temperature, self.waves.dtype)
         value = self.log_density(layout, state).double() - state.log_volume
         return torch.where(within(Rows.of(layout, range(layout.atoms)), state.x, state.q), value, -torch.inf)
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from molgen.geometry.internal import closing_angle, dihedral, place
-from molgen.prose.layout import COULOMB, Layout
+from molgen.prose.layout import Layout
 from molgen.prose.rotors import Rotor, Terms
+from molgen.units import COULOMB
 
 KNOTS = 64
 CHANNELS = 7
@@ -213,8 +214,8 @@ def _bonded(plan: dict, x: Tensor, points: Tensor) -> Tensor:
 def _plan(layout: Layout, ranks: Tensor, dtype: torch.dtype) -> dict:
     """The static tensors of :func:`local_quadratic` for these ranks."""
     key = (tuple(ranks.tolist()), dtype)
-    if key in layout.plans:
-        return layout.plans[key]
+    if key in layout.quadratics:
+        return layout.quadratics[key]
     device = layout.device
     position = torch.full((layout.atoms,), -1, device=device)
     position[ranks] = torch.arange(len(ranks), device=device)
@@ -246,5 +247,5 @@ def _plan(layout: Layout, ranks: Tensor, dtype: torch.dtype) -> dict:
         "angles": terms(layout.angles),
         "torsions": terms(layout.torsions),
     }
-    layout.plans[key] = plan
+    layout.quadratics[key] = plan
     return plan

@@ -55,17 +55,16 @@ class Rows:
     @staticmethod
     def of(layout: Layout, ranks: range) -> Rows:
         """The rows of consecutive ranks, made once a layout."""
-        key = ("rows", ranks)
-        if key not in layout.plans:
-            layout.plans[key] = Rows.at(layout, torch.arange(ranks.start, ranks.stop, device=layout.device))
-        return layout.plans[key]
+        if ranks not in layout.rows:
+            layout.rows[ranks] = Rows.at(layout, torch.arange(ranks.start, ranks.stop, device=layout.device))
+        return layout.rows[ranks]
 
     @staticmethod
     def narrow(layout: Layout) -> Rows:
         """Those of all narrow dihedrals."""
-        if ("rows", "narrow") not in layout.plans:
-            layout.plans["rows", "narrow"] = Rows.at(layout, layout.narrow)
-        return layout.plans["rows", "narrow"]
+        if "narrow" not in layout.rows:
+            layout.rows["narrow"] = Rows.at(layout, layout.narrow)
+        return layout.rows["narrow"]
 
     @staticmethod
     def at(layout: Layout, ranks: Tensor) -> Rows:

@@ -76,7 +76,6 @@ class State:
         x: (B, N, 3) Angstrom. q: (B, N, 3) internal coordinates. delta: (B, N, 3) steps from the ideal r, theta and
             narrow phi in units of `Layout.scale` (0 for a broad phi). own: (B, N, OWN) what other atoms see of it.
         kt: (B,) eV. condition: (B, 2) of the temperature.
-        local: of all atoms. scan: (B, R, CHANNELS, KNOTS) eV. log_volume: (B,). These three are None while placing.
     """
 
     x: Tensor
@@ -85,12 +84,30 @@ class State:
     own: Tensor
     kt: Tensor
     condition: Tensor
-    local: Local = None  # type: ignore[assignment]
-    scan: Tensor = None  # type: ignore[assignment]
-    log_volume: Tensor = None  # type: ignore[assignment]
+
+    def frames(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Axes (B, K, 3, 3: rows) of the reference frames of `rows`, zero where undefined; origins (B, K, 3)."""
+        a, b, c = (self.x[:, index] for index in (rows.a, rows.b, rows.c))
+        axis = _unit(c - b)
+        normal = _unit(torch.linalg.cross(b - a, axis))
+        frame = torch.stack([axis, torch.linalg.cross(normal, axis), normal], 2)
+        return frame * (rows.ranks > 2).to(self.x.dtype)[:, None, None], c
+
+
+@dataclass(frozen=True, eq=False)
+class CompleteState(State):
+    """A state of which every rank is placed, with all that its density is made of.
+
+    Attributes:
+        local: of all atoms. scan: (B, R, CHANNELS, KNOTS) eV. log_volume: (B,).
+    """
+
+    local: Local
+    scan: Tensor
+    log_volume: Tensor
 
     @classmethod
-    def of(cls, layout: Layout, x: Tensor, temperature: Tensor, dtype: torch.dtype) -> State:
+    def of(cls, layout: Layout, x: Tensor, temperature: Tensor, dtype: torch.dtype) -> CompleteState:
         """From positions (B, N, 3) in the peptide's atom order and temperatures (B,); computed in double precision."""
         x = canonical(layout.z, x.double()[:, layout.order])
         q = to_internal(layout.z, x)
@@ -111,7 +128,7 @@ class State:
         scans: Tensor,
         volume: Tensor,
         temperature: Tensor,
-    ) -> State:
+    ) -> CompleteState:
         """From what :meth:`of` computes and a training set keeps: gradient (B, K, 3), hessian (B, K, 6)."""
         delta, own = coordinates(layout, q)
         b, n = q.shape[:2]
@@ -120,14 +137,6 @@ class State:
         hessian = unit.index_copy(1, layout.narrow, hessian)
         kt, condition = thermal(temperature, x.dtype)
         return cls(x, q, delta, own, kt, condition, Local.of(full, hessian), scans.to(x.dtype), volume)
-
-    def frames(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Axes (B, K, 3, 3: rows) of the reference frames of `rows`, zero where undefined; origins (B, K, 3)."""
-        a, b, c = (self.x[:, index] for index in (rows.a, rows.b, rows.c))
-        axis = _unit(c - b)
-        normal = _unit(torch.linalg.cross(b - a, axis))
-        frame = torch.stack([axis, torch.linalg.cross(normal, axis), normal], 2)
-        return frame * (rows.ranks > 2).to(self.x.dtype)[:, None, None], c
 
 
 def coordinates(layout: Layout, q: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from molgen.data.peptide import Peptide
+from molgen.data.stereochemistry import before_proline, cis_bonds, wrong_chirality
 from molgen.errors import InputError
 from molgen.geometry.bonds import TOLERANCE, radius_sums
-from molgen.geometry.chirality import signed_volumes
 
 # Times the force field's length. T-REMD of 129 peptides at 310 to 600 K (103,200 frames) spans 0.837 to 1.211; its
 # closest pair without a bond is 0.45 A above the sum of the covalent radii, and bond_graph draws a bond below 0.3.
 SHORTEST, LONGEST = 0.75, 1.25
-# Seen from H, the other three turn clockwise: L residues at CA (2S; 2R for CYS), and (3S)-ILE, (3R)-THR at CB.
-_CENTRES = {("CA", None): ("N", "C", "CB"), ("CB", "ILE"): ("CA", "CG1", "CG2"), ("CB", "THR"): ("CA", "OG1", "CG2")}
 _CHUNK = 200_000  # pair distances at once: what fits a cache
 
 
@@ -105,31 +103,13 @@ def validate(peptide: Peptide, positions: ArrayLike) -> Validity:
     lost = np.logical_not(np.isfinite(x).all((1, 2)))
     x = np.where(lost[:, None, None], 0.0, x)
     bad_bond, contact = _topology(peptide, x)
-    cis, proline = _cis(peptide, x)
     return Validity(
-        wrong_chirality=_wrong_chirality(peptide, x) & ~lost,
+        wrong_chirality=wrong_chirality(peptide, x) & ~lost,
         bad_bond=bad_bond | lost,
         contact=contact & ~lost,
-        cis=cis & ~lost[:, None],
-        proline=proline,
+        cis=cis_bonds(peptide, x) & ~lost[:, None],
+        proline=before_proline(peptide),
     )
-
-
-def chiral_centres(peptide: Peptide) -> np.ndarray:
-    """(C, 5) atoms: the centre, its hydrogen, and its other neighbours clockwise as seen from the hydrogen."""
-    rows = []
-    for place, residue in zip(_by_name(peptide), peptide.residue_names, strict=True):
-        for (centre, kind), (a, b, c) in _CENTRES.items():
-            if {centre, a, b, c} <= place.keys() and kind in (None, residue):
-                rows.append([place[name] for name in (centre, f"H{centre[1:]}", a, b, c)])
-    return np.array(rows, dtype=np.int64).reshape(-1, 5)
-
-
-def _wrong_chirality(peptide: Peptide, x: np.ndarray) -> np.ndarray:
-    """(n,) whether centre or hydrogen stands on the wrong side of the plane of the other three, at any centre."""
-    centres = chiral_centres(peptide)
-    quadruples = np.concatenate([centres[:, [0, 2, 3, 4]], centres[:, [1, 2, 3, 4]]])
-    return np.any(signed_volumes(x, quadruples) <= 0, axis=-1)
 
 
 def _topology(peptide: Peptide, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -152,25 +132,3 @@ def _topology(peptide: Peptide, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             square += np.square(gap, out=gap)
         contact[rows] = (square < least).any((1, 2))
     return bad, contact
-
-
-def _cis(peptide: Peptide, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, K) cis peptide bonds and (K,) whether each precedes a proline; caps count."""
-    atoms, proline = [], []
-    names = _by_name(peptide)
-    for r, (before, after) in enumerate(zip(names, names[1:], strict=False), start=1):
-        first, last = (place.get("CA", place.get("CH3")) for place in (before, after))
-        atoms.append([first, before["C"], after["N"], last])
-        proline.append(peptide.residue_names[r] == "PRO")
-    a, b, c, d = np.moveaxis(x[:, np.array(atoms)], 2, 0)
-    axis = c - b  # |omega| < 90 degrees: both ends on one side of the bond
-    left, right = np.cross(a - b, axis), np.cross(d - c, axis)
-    return (left * right).sum(-1) > 0, np.array(proline)
-
-
-def _by_name(peptide: Peptide) -> list[dict[str, int]]:
-    """Atom index by name, one dictionary a residue."""
-    places: list[dict[str, int]] = [{} for _ in peptide.residue_names]
-    for index, (residue, name) in enumerate(zip(peptide.residue_index.tolist(), peptide.names, strict=True)):
-        places[residue][name] = index
-    return places

@@ -1,14 +1,13 @@
 """Sequential Monte Carlo from weighted samples of one density to another, through a ladder of densities between them.
 
 The ladder is geometric, ln p_b = (1 - b) ln start + b ln target, 0 <= b <= 1. With both ends Boltzmann densities of
-one energy it is a ladder of inverse temperatures (`between_temperatures`); with a proposal as start it is the annealing
-of Neal, Stat. Comput. 11 (2001) 125 (`from_proposal`). Each stage chooses the next b by the conditional effective
-sample size (Zhou, Johansen, Aston, J. Comput. Graph. Stat. 25 (2016) 701), multiplies the weights by p_b'/p_b,
-resamples systematically when their ESS is low, and moves every particle by a Markov chain that leaves p_b' invariant
-(Del Moral, Doucet, Jasra, J. R. Stat. Soc. B 68 (2006) 411). The chain is Hamiltonian Monte Carlo, with a single
-leapfrog step the Metropolis-adjusted Langevin algorithm (MALA; Roberts and Tweedie, Bernoulli 2 (1996) 341). Estimates
-are consistent in the number of particles; with a fixed ladder and step the mean weight is unbiased for the ratio of
-partition functions.
+one energy it is a ladder of inverse temperatures (`between_temperatures`), the annealing of Neal, Stat. Comput. 11
+(2001) 125. Each stage chooses the next b by the conditional effective sample size (Zhou, Johansen, Aston, J. Comput.
+Graph. Stat. 25 (2016) 701), multiplies the weights by p_b'/p_b, resamples systematically when their ESS is low, and
+moves every particle by a Markov chain that leaves p_b' invariant (Del Moral, Doucet, Jasra, J. R. Stat. Soc. B 68
+(2006) 411). The chain is Hamiltonian Monte Carlo, with a single leapfrog step the Metropolis-adjusted Langevin
+algorithm (MALA; Roberts and Tweedie, Bernoulli 2 (1996) 341). Estimates are consistent in the number of particles; with
+a fixed ladder and step the mean weight is unbiased for the ratio of partition functions.
 """
 
 from __future__ import annotations
@@ -56,23 +55,6 @@ def between_temperatures(potential: Potential, hot: float, cold: float) -> Densi
         energy, gradient = _energy(potential, positions)
         a, b = KB * hot, KB * cold
         return Ends(-energy / a, -energy / b, -gradient / a, -gradient / b)
-
-    return densities
-
-
-def from_proposal(
-    log_density: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], potential: Potential, temperature: float
-) -> Densities:
-    """Ladder from a proposal, given as positions -> (ln q (n,), gradient (n, N, 3)), to exp(-E / k temperature)."""
-
-    def densities(positions: np.ndarray) -> Ends:
-        log_q, slope = log_density(positions)
-        usable = np.isfinite(log_q) & np.isfinite(slope).all((1, 2))
-        energy, gradient = _energy(potential, positions)
-        kt = KB * temperature
-        return Ends(
-            np.where(usable, log_q, -np.inf), -energy / kt, np.where(usable[:, None, None], slope, 0.0), -gradient / kt
-        )
 
     return densities
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ import numpy as np
 from molgen.data.peptide import Peptide
 from molgen.errors import CalculatorError
 from molgen.files import write_atomic
+from molgen.pool import cores
 from molgen.potentials.base import Potential
 from molgen.potentials.parallel import ParallelPotential
 from molgen.prose.generate import propose
@@ -110,10 +110,10 @@ class Energies:
     def plan(self, remaining: int) -> Potential:
         """The potential for `remaining` more evaluations; a pool if one was left to choose and pays."""
         if self.workers == "auto" and self._timed:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            if pool_pays(self._seconds / self._timed, remaining, cores):
-                self.workers = cores
-                self.potential = self.peptide.potential(self.platform, cores)
+            workers = cores()
+            if pool_pays(self._seconds / self._timed, remaining, workers):
+                self.workers = workers
+                self.potential = self.peptide.potential(self.platform, workers)
         return self.potential
 
 

@@ -17,6 +17,7 @@ from molgen.io import checked_spin
 from molgen.potentials.ase import calculator_from_spec
 from molgen.potentials.base import Potential
 from molgen.structures import check_positions, read_side, total_charge
+from molgen.units import NM
 from molgen.variables import Molecule
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def system_from_pdb(
     Raises:
         InputError: a file is missing or unreadable, atoms differ, or the force field does not know a residue.
     """
-    from openmm import app
+    from openmm import app, unit
 
     if solvent not in SOLVENTS:
         raise InputError(f"unknown solvent {solvent!r}", where="--solvent", expected=" or ".join(SOLVENTS))
@@ -175,7 +176,7 @@ def system_from_pdb(
                 f"atom {other} is {here}, in {paths[0]} it is {there}", where=str(path),
                 expected="the same atoms, in the same order",
             )  # fmt: skip
-    starts = np.stack([np.array(file.getPositions(asNumpy=True)._value) * 10 for file in files])
+    starts = np.stack([file.getPositions(asNumpy=True).value_in_unit(unit.nanometer) * NM for file in files])
     for path, start in zip(paths, starts, strict=True):
         check_positions(start, str(path))
     several = [(path, file.getNumFrames()) for path, file in zip(paths, files, strict=True) if file.getNumFrames() > 1]

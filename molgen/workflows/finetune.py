@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -235,11 +235,9 @@ class _Part:
     @torch.no_grad()
     def of(cls, model: ProseFlow, layout: Layout, fresh: Draws, device: torch.device | str) -> _Part:
         usable = np.flatnonzero(np.isfinite(fresh.log_weights))
-        # the index travels in place of the temperature, because frames may be left out
-        given = fresh.positions[usable], fresh.energies[usable], np.arange(len(usable))
-        frames = Frames.of(layout, *given, device=device)
-        kept = usable[frames.temperature.long().cpu().numpy()]
-        frames = replace(frames, temperature=torch.full_like(frames.temperature, fresh.temperature))
+        temperature = np.full(len(usable), fresh.temperature)
+        frames = Frames.of(layout, fresh.positions[usable], fresh.energies[usable], temperature, device=device)
+        kept = usable[frames.given.cpu().numpy()]
         h = model.encode(frames.layout)
         chunks = torch.arange(len(frames)).split(_CHUNK)
         parts = [model.content(frames.layout, frames.state(index), h) for index in chunks]

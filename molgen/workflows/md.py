@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-from collections import deque
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from molgen.data.md import TEMPERATURES, is_held_out, load_md, read_sequences
 from molgen.data.peptide import build_peptide, plain_sequence
 from molgen.data.remd import HOT, SETTLE, generate_md
 from molgen.errors import CalculatorError, InputError, MolgenError
+from molgen.pool import Died, WorkerPool
 from molgen.run import Run
-
-_SPAWN = multiprocessing.get_context("spawn")  # a fork would copy locks of OpenMM's and torch's threads
 
 
 def check_sequences(sequences: Sequence[str], cap: str | None = None, exclude: str | Path | None = None) -> list[str]:
@@ -59,7 +57,7 @@ def simulate(
 ) -> list[dict[str, Any]]:
     """T-REMD of every sequence, `run.directory/SEQ.npz` each; those that are there already are kept.
 
-    A sequence that fails, or whose worker dies, costs nothing but itself.
+    A sequence that fails, or whose worker dies, costs nothing but itself. On Ctrl-C the last states stay on disk.
 
     Args:
         sequences: see `check_sequences`. run: its seed is the seed; each sequence has a stream of its own, so neither
@@ -72,10 +70,16 @@ def simulate(
     Raises:
         InputError: no worker. CalculatorError: every sequence failed.
     """
-    if workers < 1:
-        raise InputError(f"{workers} workers", where="--workers", expected="at least 1")
-    results: dict[str, dict[str, Any]] = {}
     done = dict.fromkeys(sequences, 0)
+
+    def count(job: tuple[str], ps: int) -> None:
+        done[job[0]] = ps
+        progress(sum(done.values()), len(done) * (frames + HOT + SETTLE))
+
+    options = {"frames": frames, "cap": cap, "temperatures": tuple(temperatures), "seed": run.seed}
+    options["platform"] = platform
+    pool = WorkerPool(partial(_Simulation, run.directory, options), workers, "--workers", on_progress=count)
+    results: dict[str, dict[str, Any]] = {}
     for sequence in sequences:
         path = run.path(f"{sequence}.npz")
         if path.exists():
@@ -87,33 +91,13 @@ def simulate(
             done[sequence] = frames + HOT + SETTLE
         else:
             run.path(f"{sequence}.state.npz")
-    options = {"frames": frames, "cap": cap, "temperatures": tuple(temperatures), "seed": run.seed}
-    options["platform"] = platform
-    waiting = deque(sequence for sequence in sequences if sequence not in results)
-    busy: dict[Connection, tuple[_Worker, str]] = {}
-    try:
-        while waiting or busy:
-            while waiting and len(busy) < workers:
-                worker, sequence = _Worker(), waiting.popleft()
-                worker.connection.send((sequence, str(run.directory / f"{sequence}.npz"), options))
-                busy[worker.connection] = worker, sequence
-            for connection in wait(list(busy)):
-                worker, sequence = busy[connection]  # pyright: ignore[reportArgumentType]
-                kind, content = worker.receive()
-                if kind == "progress":
-                    done[sequence] = content
-                    progress(sum(done.values()), len(done) * (frames + HOT + SETTLE))
-                    continue
-                del busy[connection]  # pyright: ignore[reportArgumentType]
-                worker.end()
-                results[sequence] = content if kind == "done" else {"sequence": sequence, "error": content}
-                run.results[:] = [results[s] for s in sequences if s in results]
-                if kind == "failed":
-                    log(f"{sequence}: {content}")
-    finally:  # on Ctrl-C the workers' last states stay on disk
-        for worker, _ in busy.values():
-            worker.process.kill()
-            worker.end()
+    waiting = [(sequence,) for sequence in sequences if sequence not in results]
+    with closing(pool):
+        for (sequence,), answer in pool.run(waiting):
+            results[sequence] = {"sequence": sequence, "error": answer.reason} if isinstance(answer, Died) else answer
+            run.results[:] = [results[s] for s in sequences if s in results]
+            if "error" in results[sequence]:
+                log(f"{sequence}: {results[sequence]['error']}")
     run.results[:] = [results[s] for s in sequences]
     if all("error" in result for result in run.results):
         raise CalculatorError(
@@ -124,46 +108,19 @@ def simulate(
     return run.results
 
 
-class _Worker:
-    """A process for one sequence."""
+@dataclass(frozen=True)
+class _Simulation:
+    """A worker's job: the figures of one sequence, or the reason of its failure."""
 
-    def __init__(self) -> None:
-        self.connection, theirs = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_serve, args=(theirs,), daemon=True)
-        self.process.start()
-        theirs.close()  # ours alone would keep the pipe open after the worker's death
+    directory: Path
+    options: dict[str, Any]
 
-    def receive(self) -> tuple[str, Any]:
-        """What it says; a dead worker has failed."""
+    def __call__(self, sequence: str, progress: Callable[[int], None]) -> dict[str, Any]:
+        path = self.directory / f"{sequence}.npz"
         try:
-            return self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-            code = self.process.exitcode or 0
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            return "failed", f"worker process died ({how})"
-
-    def end(self) -> None:
-        self.connection.close()
-        self.process.join()
-
-
-def _serve(connection: Connection) -> None:
-    """A worker's life: one job in, progress and the figures (or the reason of a failure) out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    try:
-        sequence, path, options = connection.recv()
-        try:
-            figures = generate_md(
-                sequence, path, progress=lambda done, total: connection.send(("progress", done)), **options
-            )
+            return generate_md(sequence, path, progress=lambda done, total: progress(done), **self.options)
         except MolgenError as error:
-            connection.send(("failed", str(error)))
-        except (BrokenPipeError, KeyboardInterrupt):
-            raise
+            reason = str(error)
         except Exception as error:  # OpenMM's own, such as "Particle coordinate is NaN"
-            connection.send(("failed", f"{type(error).__name__}: {error}"))
-        else:
-            connection.send(("done", figures))
-    except (EOFError, BrokenPipeError):
-        return  # the parent is gone; the last state is on disk
+            reason = f"{type(error).__name__}: {error}"
+        return {"sequence": sequence, "error": reason}

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +34,7 @@ from molgen.workflows.peptide_output import (
     describe,
     ess_of_ancestors,
     observed,
-    status,
-    updated_summary,
+    update_summary,
     write_ensemble,
 )
 
@@ -45,7 +44,6 @@ MOVES, LEAPFROG = 10, 4  # of the chain at each rung of the temperature ladder
 # whose smoothed ESS is nearly the best. A colder start saves rungs, each of MOVES * LEAPFROG gradients a particle.
 TRIAL, TRIALS, NEARLY = 1000, 4, 0.75
 FEW_ANCESTORS = 100  # effective ones, below which errors by ancestor are rough
-STAGES = {"round": "finetuning: sampling", "trial": "trying temperatures"}  # what the user reads, by name of the draws
 FINETUNING, TEMPERING, TRYING = 1, 2, 3  # streams of random numbers under one seed, beside that of the samples
 
 
@@ -104,37 +102,6 @@ def sample_peptide(
             folder cannot be used, or the disk is full (finished pieces are kept for `resume`).
         CheckpointError: no such weights. CalculatorError: hardly a proposal is the molecule, or none has an energy.
     """
-    return run_peptide(
-        sequence, n, temperature, cap=cap, weights=weights, finetune=finetune, smc=smc, observables=observables,
-        prose_compat=prose_compat, platform=platform, workers=workers, seed=seed, device=device, out=out,
-        overwrite=overwrite, resume=resume, units=units, save_float64=save_float64, log=log, progress=progress,
-    )[0]  # fmt: skip
-
-
-def run_peptide(
-    sequence: str,
-    n: int,
-    temperature: float,
-    *,
-    cap: str | None,
-    weights: str | Path | Proposal,
-    finetune: int,
-    smc: bool,
-    observables: Iterable[str],
-    prose_compat: bool,
-    platform: str,
-    workers: int | str,
-    seed: int,
-    device: str,
-    out: str | Path | None,
-    overwrite: bool,
-    resume: bool,
-    units: str,
-    save_float64: bool,
-    log: Callable[[str], None],
-    progress: Progress,
-) -> tuple[Ensemble, dict[str, Any]]:
-    """`sample_peptide`, and the summary of the run."""
     observables = (observables,) if isinstance(observables, str) else tuple(observables)
     _check(n, finetune, workers, units, temperature)
     peptide = build_peptide(sequence, cap)
@@ -156,7 +123,8 @@ def run_peptide(
         run = Run(out, "peptide", settings, **given) if out is not None else None
         if run is not None and (finished := finished_run(run)) is not None:
             log(f"{run.directory} is finished: its samples are read again")
-            return finished[0], updated_summary(run, *finished, observables, units)
+            update_summary(run, *finished, observables, units)
+            return finished[0]
         with run or nullcontext():
             if run is not None:
                 run.record(checkpoint_hash=proposal.hash, notes=notes)
@@ -164,25 +132,24 @@ def run_peptide(
             rounds: list[Round] = []
             if finetune:
                 folder = Path(scratch, "adapter") if run is None else run.path("adapter")
+                draws = partial(work.draws, stage="finetuning: sampling")
                 proposal, rounds = finetune_flow(
-                    proposal, Layout.of(peptide), work.draws, temperature, finetune, work.store, folder,
+                    proposal, Layout.of(peptide), draws, temperature, finetune, work.store, folder,
                     seed=sample_seed(seed, FINETUNING), scratch=Path(scratch), device=torch_device, log=log,
                     progress=progress,
                 )  # fmt: skip
             sampled = work.cooled(proposal, n) if smc else work.weighted(proposal, n)
             if prose_compat:
                 sampled.ensemble = sampled.ensemble.without_top()
-            summary = {
-                **describe(sampled, peptide, proposal.hash, rounds),
-                "prose_compat": prose_compat,
-                "notes": notes,
-            }
-            results = observed(sampled.ensemble, observables, units)
-            if run is None:
-                return sampled.ensemble, {"status": status(sampled.ensemble), **summary, "results": results}
-            return sampled.ensemble, write_ensemble(
-                run, sampled.ensemble, summary, results, peptide, units, save_float64
-            )
+            if run is not None:
+                summary = {
+                    **describe(sampled, peptide, proposal.hash, rounds),
+                    "prose_compat": prose_compat,
+                    "notes": notes,
+                }
+                results = observed(sampled.ensemble, observables, units)
+                write_ensemble(run, sampled.ensemble, summary, results, peptide, units, save_float64)
+            return sampled.ensemble
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,13 +165,21 @@ class _Work:
     log: Callable[[str], None]
     progress: Progress
 
-    def draws(self, proposal: Proposal, n: int, seed: int, name: str, temperature: float | None = None) -> Draws:
-        """n draws from a flow, stored as `name`."""
+    def draws(
+        self,
+        proposal: Proposal,
+        n: int,
+        seed: int,
+        name: str,
+        temperature: float | None = None,
+        stage: str = "sampling",
+    ) -> Draws:
+        """n draws from a flow, stored as `name`; `stage` is what `progress` is told."""
         flow = proposal.model if self.device.type == "cpu" else copy.deepcopy(proposal.model).to(self.device)
         return draw(
             flow, Layout.of(self.peptide), self.energies, n,
             self.temperature if temperature is None else temperature, seed, self.store, name,
-            stage=STAGES.get(name[:5], "sampling"), progress=self.progress,
+            stage=stage, progress=self.progress,
         )  # fmt: skip
 
     def weighted(self, proposal: Proposal, n: int) -> Sampled:
@@ -219,7 +194,7 @@ class _Work:
     def cooled(self, proposal: Proposal, n: int) -> Sampled:
         """Sequential Monte Carlo from where the flow's weights can be trusted."""
         trials = self.trials(proposal, min(n, TRIAL))
-        hot = begin_of_ladder(trials)
+        hot = ladder_start(trials)
         draws = self.draws(proposal, n, self.seed, "draws", hot)
         ladder = between_temperatures(self.energies.plan(n * MOVES * LEAPFROG), hot, self.temperature)
         densities = restricted(ladder, lambda positions: validate(self.peptide, positions).valid)
@@ -254,10 +229,10 @@ class _Work:
         between = np.geomspace(self.temperature, hot, TRIALS + 1)[1:-1].round().tolist()
         kelvins = sorted({kelvin for kelvin in between if self.temperature < kelvin < hot} | {hot})
         seed = sample_seed(self.seed, TRYING)
-        return [self.draws(proposal, n, seed, f"trial-{kelvin:g}", kelvin) for kelvin in kelvins]
+        return [self.draws(proposal, n, seed, f"trial-{kelvin:g}", kelvin, "trying temperatures") for kelvin in kelvins]
 
 
-def begin_of_ladder(trials: Sequence[Draws]) -> float:
+def ladder_start(trials: Sequence[Draws]) -> float:
     """The coldest temperature (K) of `trials`, coldest first, that is nearly worth the best; the hottest if none is."""
     judged = [diagnose(trial.log_weights) for trial in trials]
     trusted = [found.ess_psis if verdict(found) == "reliable" else 0.0 for found in judged]

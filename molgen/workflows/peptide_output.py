@@ -101,28 +101,26 @@ def write_ensemble(
     peptide: Peptide,
     units: str,
     save_float64: bool,
-) -> dict[str, Any]:
-    """Write the ensemble, the pictures and the summary, which is returned; then drop the work they were made of."""
+) -> None:
+    """Write the ensemble, the pictures and the summary; then drop the work they were made of."""
     title = f"{peptide.sequence}, {ensemble.temperature:g} K"
     ensemble.save(run, positions=save_float64)
     run.write_bytes("weights.png", ensemble_plots.weights(ensemble.log_weights, title=title, judged=ensemble.verdict))
     run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, title=title))
-    summary = run.finish(status(ensemble), results=results, **figures)
+    run.finish(status(ensemble), results=results, **figures)
     shutil.rmtree(run.directory / STATE, ignore_errors=True)
-    return summary
 
 
-def updated_summary(
+def update_summary(
     run: Run, ensemble: Ensemble, summary: dict[str, Any], observables: Sequence[str], units: str
-) -> dict[str, Any]:
-    """The summary of a finished run, written again if it had other observables or units."""
+) -> None:
+    """Write the summary of a finished run again if it had other observables or units."""
     rows = summary["results"]
     if [row.get("text") for row in rows] != [ENERGY, *observables] or rows[0]["unit"] != units:
         figures = {key: value for key, value in summary.items() if key not in RUN_KEYS}
         title = f"{summary['sequence']}, {ensemble.temperature:g} K"
         run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, title=title))
-        summary = run.finish(summary["status"], results=observed(ensemble, observables, units), **figures)
-    return summary
+        run.finish(summary["status"], results=observed(ensemble, observables, units), **figures)
 
 
 def ess_of_ancestors(ensemble: Ensemble) -> float:
