@@ -71,7 +71,8 @@ def test_weights_are_boltzmann_factor_over_density():
 
 def test_sample_depends_on_seed_and_index_alone(small_pieces, exact):
     few, many, other = sample(5, 400.0), sample(20, 400.0), sample(5, 400.0, seed=1)
-    assert many.positions[:5] == pytest.approx(few.positions, abs=1e-5)
+    # single precision: batches of another size are summed in another order, 2e-5 Angstrom on some processors
+    assert many.positions[:5] == pytest.approx(few.positions, abs=2e-4)
     assert np.abs(other.positions - few.positions).max() > 0.1
 
 
