@@ -99,12 +99,12 @@ def stereo_differences(numbers, positions_a, positions_b) -> list[str]:
     def name(k: int) -> str:
         return f"{chemical_symbols[int(numbers[k])]}{k}"
 
-    centres = [k for k in np.flatnonzero(bonds.sum(1) == 4) if different(np.flatnonzero(bonds[k]))]
+    centres = [k for k in np.flatnonzero(bonds.sum(1) == 4).tolist() if different(np.flatnonzero(bonds[k]))]
     corners = np.array([np.flatnonzero(bonds[k]) for k in centres], dtype=np.int64).reshape(-1, 4)
     found = [name(k) for k, turned in zip(centres, inverted_centres(a, b, corners), strict=True) if turned]
     short = _DOUBLE * radius_sums(numbers)
     double = bonds & (distance_matrix(a) < short) & (distance_matrix(b) < short)
-    for i, j in combinations(np.flatnonzero(np.asarray(numbers) > 1), 2):
+    for i, j in combinations(np.flatnonzero(np.asarray(numbers) > 1).tolist(), 2):
         others = [np.setdiff1d(np.flatnonzero(bonds[k]), [i, j]) for k in (i, j)]
         if double[i, j] and all(1 <= len(o) <= 2 and different(o) for o in others):
             cosines = [_torsion_cosine(x, others[0][0], i, j, others[1][0]) for x in (a, b)]
