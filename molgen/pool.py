@@ -10,13 +10,13 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from molgen.errors import InputError
+from molgen.threads import one_thread_each
 
 # Fresh interpreters: a fork would copy the threads' locks of torch, OpenMM and tblite without their threads.
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -139,7 +139,7 @@ class Worker:
     def __init__(self, factory: Callable[[], Callable[..., Any]], reports: bool = False):
         self.connection, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(target=_serve, args=(theirs, factory, reports), daemon=True)
-        with _one_thread():
+        with one_thread_each():
             self.process.start()
         theirs.close()  # ours alone would keep the pipe open after the worker's death
 
@@ -174,15 +174,3 @@ def _serve(connection: Connection, factory: Callable[[], Callable[..., Any]], re
         except (EOFError, ConnectionError):
             return
         send(work(*job, **options))
-
-
-@contextmanager
-def _one_thread():
-    """Processes started inside get OMP_NUM_THREADS=1 unless it is set: one thread a worker, not cores a worker."""
-    given = os.environ.get("OMP_NUM_THREADS")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    try:
-        yield
-    finally:
-        if given is None:
-            del os.environ["OMP_NUM_THREADS"]

@@ -8,20 +8,16 @@ along an optimisation, but makes a result depend on the samples before it and su
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import os
-
 import numpy as np
 
 from molgen.errors import InputError
 from molgen.potentials.base import SamplewisePotential, check_electrons
+from molgen.threads import one_thread
 from molgen.units import BOHR, HARTREE
 
 METHODS = ("GFN2-xTB", "GFN1-xTB")
 HEAVIEST = 86  # Rn, the last element of both parametrisations
 ACCURACY = 0.01
-SERIAL = 60  # atoms up to which a second OpenMP thread does not pay
 
 
 class XtbPotential(SamplewisePotential):
@@ -75,23 +71,3 @@ class XtbPotential(SamplewisePotential):
 
     def __getstate__(self):
         return self.__dict__ | {"_calculator": None}  # tblite's handle lives in this process only
-
-
-def one_thread(atoms: int = 0):
-    """One thread for OpenMP and linear algebra inside, for small molecules, unless the user has set their number.
-
-    A gradient of 14 atoms takes 5 ms on one thread; on two that share a busy machine, waiting for each other, 450 ms
-    and more were measured; a step of finetuning a flow takes ten times as long. On an idle machine, too, matrices of
-    such molecules, and small networks, are slower on two.
-    """
-    if atoms > SERIAL or "OMP_NUM_THREADS" in os.environ:
-        return contextlib.nullcontext()
-    return _pools().limit(limits=1)
-
-
-@functools.cache
-def _pools():
-    import tblite.interface  # noqa: F401  # its OpenMP runtime must be loaded to be found
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()

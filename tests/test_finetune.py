@@ -12,13 +12,13 @@ from peptide_cases import FlowPotential, tiny_flow
 
 from molgen.data.peptide import Peptide, build_peptide
 from molgen.errors import CalculatorError
-from molgen.potentials.xtb import one_thread
 from molgen.prose.evaluate import log_densities
 from molgen.prose.layout import Layout
 from molgen.prose.training import spread_loss
 from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.importance import diagnose
 from molgen.rng import sample_seed
+from molgen.threads import one_thread
 from molgen.units import KB
 from molgen.variables import torsion, values
 from molgen.workflows.draws import Draws, Energies, Store, draw

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "molgen"
 ROWS = (
-    {"__init__", "units", "errors", "rng", "files", "pool", "device"},
+    {"__init__", "units", "errors", "rng", "files", "pool", "device", "threads"},
     {"geometry", "nn", "potentials", "data", "io", "structures", "smiles", "checkpoint", "batch"},
     {"flow", "train", "variables"},
     {"tsgen", "prose", "cvdiffusion"},

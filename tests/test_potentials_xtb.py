@@ -11,8 +11,8 @@ from ase.calculators.calculator import Calculator, CalculatorError
 from ase.calculators.emt import EMT
 from ase.optimize import BFGS
 
-from molgen import errors
-from molgen.potentials import check_potential, xtb
+from molgen import errors, threads
+from molgen.potentials import check_potential
 from molgen.potentials.ase import AsePotential, PotentialCalculator, calculator_from_spec
 from molgen.potentials.xtb import XtbPotential
 
@@ -239,8 +239,8 @@ def test_small_molecules_use_one_openmp_thread(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if set_by_user:
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    pools = xtb._pools().select(user_api="openmp")
-    with pools.limit(limits=2), xtb.one_thread(atoms):
+    pools = threads.pools().select(user_api="openmp")
+    with pools.limit(limits=2), threads.one_thread(atoms):
         counts = {pool["num_threads"] for pool in ThreadpoolController().select(user_api="openmp").info()}
     assert counts == ({1} if one else {2})
 

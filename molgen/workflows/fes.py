@@ -19,10 +19,10 @@ from molgen.cvdiffusion.train import train_sampler
 from molgen.cvdiffusion.walls import Wall
 from molgen.errors import InputError
 from molgen.potentials.base import Potential
-from molgen.potentials.xtb import one_thread
 from molgen.reweight.ensemble import Ensemble
 from molgen.run import Run
 from molgen.structures import check_positions
+from molgen.threads import one_thread
 from molgen.train.loop import BEST, STATE
 from molgen.units import energy_unit
 from molgen.variables import CV

@@ -11,8 +11,8 @@ from molgen.cvdiffusion.bias import Axis
 from molgen.cvdiffusion.noising import simulate
 from molgen.cvdiffusion.sampler import FITTED, Sampler, lesson_loss
 from molgen.errors import CalculatorError
-from molgen.potentials.xtb import one_thread
 from molgen.rng import generator
+from molgen.threads import one_thread
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import FesSettings
 

@@ -19,10 +19,10 @@ from molgen.cvdiffusion.noising import Schedule
 from molgen.cvdiffusion.sampler import Sampler, SamplerSettings
 from molgen.cvdiffusion.space import CartesianSpace
 from molgen.errors import InputError, check_counts
-from molgen.potentials.xtb import one_thread
 from molgen.reweight.ensemble import Ensemble
 from molgen.rng import generator, sample_seed
 from molgen.run import Run
+from molgen.threads import one_thread
 from molgen.workflows.ensemble_run import finished_run
 from molgen.workflows.fes_outcome import Kernels, outcome
 from molgen.workflows.fes_output import CONTROLLER, write_results

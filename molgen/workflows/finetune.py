@@ -25,7 +25,6 @@ from torch import Tensor
 
 from molgen.checkpoint import save_checkpoint
 from molgen.errors import CalculatorError, InputError, TrainingError
-from molgen.potentials.xtb import one_thread
 from molgen.prose.frames import Frames
 from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
@@ -33,6 +32,7 @@ from molgen.prose.training import spread_loss
 from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.importance import RELIABLE_KHAT, diagnose, khat, mixture_log_weights, normalised, truncate
 from molgen.rng import sample_seed
+from molgen.threads import one_thread
 from molgen.train.graphs import CapturedGradients
 from molgen.train.loop import Trainer, TrainSettings
 from molgen.units import KB

@@ -13,8 +13,8 @@ import torch
 from molgen.device import resolve_device
 from molgen.errors import CalculatorError, InputError, check_counts
 from molgen.io import load_reaction
-from molgen.potentials.xtb import one_thread
 from molgen.saddle import calls_allowed
+from molgen.threads import one_thread
 from molgen.tsgen import Generator
 from molgen.tsgen.correction_model import Correction
 from molgen.workflows.ts_correction import (
