@@ -14,9 +14,8 @@ from ase.io import iread
 from molgen.data.reactions import Reaction, load_npz, read_column, refuse_published
 from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, molecule_key
-from molgen.io import checked_spin
 from molgen.smiles import embed_molecule
-from molgen.structures import MOLFILES, read_mdl, read_side, xyz_frames
+from molgen.structures import MOLFILES, checked_spin, read_mdl, read_side, xyz_frames
 
 SMALLEST = 4  # atoms; smaller fragments of a reaction have next to no reactions of their own
 LISTS = {".smi", ".smiles", ".txt"}

@@ -20,9 +20,8 @@ from molgen.files import write_atomic
 from molgen.geometry.bonds import bond_graph, compare_bonds, distance_matrix, fragments
 from molgen.geometry.mapping import Mapping, given_mapping
 from molgen.geometry.mapping import map_atoms as find_mapping
-from molgen.potentials.base import check_electrons
 from molgen.smiles import SmilesSide, embed_reaction
-from molgen.structures import MAX_ATOMS, Structure, formula, read_side, total_charge
+from molgen.structures import MAX_ATOMS, Structure, checked_spin, formula, read_side, total_charge
 
 _DEGENERATE = 0.2  # Angstrom; sides closer than this after re-ordering are one molecule: the order tells what reacts
 _MOST_CHANGES = 6  # bonds that one step changes; an order that changes more is not meant, but scrambled
@@ -138,17 +137,6 @@ def _check_pair(r: Structure, p: Structure) -> None:
         )
     if len(r.numbers) < 2:
         raise InputError("one atom cannot react", where=r.where, expected=f"2 to {MAX_ATOMS} atoms")
-
-
-def checked_spin(numbers: np.ndarray, charge: int, spin: int | None) -> int:
-    """Unpaired electrons: as asked if possible; the fewest if None.
-
-    Raises:
-        InputError: no electrons left, or a number that this many electrons cannot have.
-    """
-    asked = (int(numbers.sum()) - charge) % 2 if spin is None else spin
-    check_electrons(numbers, charge, asked)
-    return int(asked)
 
 
 def _choose_mapping(r: Structure, p: Structure, search: bool) -> Mapping:

@@ -46,6 +46,37 @@ def formula(numbers: Iterable[int]) -> str:
     return Formula.from_list([chemical_symbols[int(z)] for z in numbers]).format("hill")
 
 
+def check_electrons(numbers: Sequence[int] | np.ndarray, charge: int, spin: int) -> None:
+    """Refuse a charge that leaves no electron, or a number of unpaired electrons that the others cannot have.
+
+    Raises:
+        InputError: names `--charge` or `--spin`.
+    """
+    electrons = int(np.sum(numbers)) - charge
+    if electrons < 1:
+        raise InputError(
+            f"charge {charge} leaves {electrons} electrons", where="--charge", expected="a possible charge"
+        )
+    if not possible_spin(electrons, spin):
+        raise InputError(
+            f"{electrons} electrons ({formula(numbers)}, charge {charge}) cannot have {spin} unpaired",
+            where="--spin",
+            expected=f"an {'odd' if electrons % 2 else 'even'} number of unpaired electrons",
+            remedy="correct --charge or --spin (unpaired electrons, not the multiplicity)",
+        )
+
+
+def checked_spin(numbers: np.ndarray, charge: int, spin: int | None) -> int:
+    """Unpaired electrons: as asked if possible; the fewest if None.
+
+    Raises:
+        InputError: no electrons left, or a number that this many electrons cannot have.
+    """
+    asked = (int(numbers.sum()) - charge) % 2 if spin is None else spin
+    check_electrons(numbers, charge, asked)
+    return int(asked)
+
+
 @dataclass(frozen=True, eq=False)
 class Structure:
     """`numbers` (N,) and `positions` (N, 3), Angstrom, of one side; `where` names its source; `notes` are for users;

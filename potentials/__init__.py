@@ -3,7 +3,7 @@
 Each kind is in the module of its name: xtb, ase, openmm, analytic, composite, parallel.
 """
 
-from molgen.potentials.base import Potential, SamplewisePotential, check_electrons
+from molgen.potentials.base import Potential, SamplewisePotential
 from molgen.potentials.conformance import Conformance, check_potential
 
-__all__ = ["Conformance", "Potential", "SamplewisePotential", "check_electrons", "check_potential"]
+__all__ = ["Conformance", "Potential", "SamplewisePotential", "check_potential"]

@@ -7,12 +7,11 @@ as NaN with its reason in `failures`; it never raises for the whole batch and is
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import numpy as np
 
 from molgen.errors import InputError
-from molgen.structures import checked_numbers, formula, possible_spin
+from molgen.structures import checked_numbers
 
 COINCIDENT = 1e-3  # Angstrom; two atoms this close are one atom written twice, not chemistry
 
@@ -102,26 +101,6 @@ class SamplewisePotential(Potential):
             if force is not None:
                 force[i] = given
         return energy, force
-
-
-def check_electrons(numbers: Sequence[int] | np.ndarray, charge: int, spin: int) -> None:
-    """Refuse a charge that leaves no electron, or a number of unpaired electrons that the others cannot have.
-
-    Raises:
-        InputError: names `--charge` or `--spin`.
-    """
-    electrons = int(np.sum(numbers)) - charge
-    if electrons < 1:
-        raise InputError(
-            f"charge {charge} leaves {electrons} electrons", where="--charge", expected="a possible charge"
-        )
-    if not possible_spin(electrons, spin):
-        raise InputError(
-            f"{electrons} electrons ({formula(numbers)}, charge {charge}) cannot have {spin} unpaired",
-            where="--spin",
-            expected=f"an {'odd' if electrons % 2 else 'even'} number of unpaired electrons",
-            remedy="correct --charge or --spin (unpaired electrons, not the multiplicity)",
-        )
 
 
 def _batch_of(positions, atoms: int, where: str) -> np.ndarray:

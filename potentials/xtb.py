@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from molgen.errors import InputError
-from molgen.potentials.base import SamplewisePotential, check_electrons
+from molgen.potentials.base import SamplewisePotential
+from molgen.structures import check_electrons
 from molgen.threads import one_thread
 from molgen.units import BOHR, HARTREE
 

@@ -10,7 +10,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "molgen"
 ROWS = (
     {"__init__", "units", "errors", "rng", "files", "pool", "device", "threads"},
-    {"geometry", "nn", "potentials", "data", "io", "structures", "smiles", "checkpoint", "batch"},
+    {"geometry", "nn", "smiles", "checkpoint", "batch"},
+    {"structures"},
+    {"potentials"},
+    {"data"},
+    {"io"},
     {"flow", "train", "variables"},
     {"tsgen", "prose", "cvdiffusion"},
     {"saddle", "reweight"},

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from molgen.errors import CalculatorError, InputError
-from molgen.potentials import Potential, SamplewisePotential, check_electrons, check_potential
+from molgen.potentials import Potential, SamplewisePotential, check_potential
 from molgen.potentials.analytic import Harmonic
+from molgen.structures import check_electrons
 
 CENTRE = np.array([[0.0, 0.0, 0.0], [1.1, 0.0, 0.2], [0.3, 1.4, -0.5]])
 POSITIONS = CENTRE + np.random.default_rng(0).normal(size=(4, 3, 3)) * 0.2

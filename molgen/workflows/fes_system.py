@@ -13,10 +13,9 @@ import numpy as np
 from molgen.errors import InputError
 from molgen.geometry.bonds import atom_classes, bond_graph
 from molgen.geometry.chirality import signed_volumes, tetrahedral_quadruples
-from molgen.io import checked_spin
 from molgen.potentials.ase import calculator_from_spec
 from molgen.potentials.base import Potential
-from molgen.structures import check_positions, read_side, total_charge
+from molgen.structures import check_positions, checked_spin, read_side, total_charge
 from molgen.units import NM
 from molgen.variables import Molecule
 
