@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import count
 
 import numpy as np
 import pytest
 
 from molgen.errors import InputError
+from molgen.reweight import barrier
 from molgen.reweight.barrier import Barrier, profile_barrier
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import normalised
@@ -215,3 +217,17 @@ def test_a_barrier_that_finer_knots_still_move_is_not_reliable(monkeypatch: pyte
     x, log_w = biased_draws(bond_and_bowl(-0.85), 12_000, 0)
     found = read(x, log_w, limits=(-2, 2), width=0.25, between=(-0.85, 0.8), replicas=30)
     assert not found.forward.reliable and found.reaction.error > 0.25 * KT
+
+
+def test_redraws_without_a_top_say_nothing_of_the_minima(monkeypatch: pytest.MonkeyPatch):
+    x, log_w = draws(4000, 0, noise=0.5)
+    plain, figures, calls = read(x, log_w), barrier._profile_figures, count()
+
+    def torn(*given) -> np.ndarray:
+        found = figures(*given)
+        return np.array([np.inf, 500.0, -300.0, found[3]]) if next(calls) % 10 == 9 else found
+
+    monkeypatch.setattr(barrier, "_profile_figures", torn)
+    found = read(x, log_w)
+    assert found.reaction.value == pytest.approx(plain.reaction.value, abs=0.1 * KT)
+    assert found.reaction.error < 0.2 * KT

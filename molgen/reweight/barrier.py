@@ -188,8 +188,12 @@ def _settled(
             with np.errstate(invalid="ignore"):
                 return np.array([*rows, rows[-1] - rows[0]])
 
+        def whole(w: np.ndarray) -> np.ndarray:
+            drawn = statistic(w)  # beside a gap at the top the minima mean nothing either
+            return np.where(np.isfinite(drawn).all(1, keepdims=True), drawn, np.nan)
+
         found = statistic(weights)
-        mean, error = bootstrap_mean(statistic, weights, groups, replicas=replicas, seed=seed)
+        mean, error = bootstrap_mean(whole, weights, groups, replicas=replicas, seed=seed)
         return found, mean - found, error
 
     for step in range(FINER + 1):
