@@ -10,7 +10,7 @@ import numpy as np
 
 from molgen.cvdiffusion.bias import Axis
 from molgen.cvdiffusion.noising import Schedule, averaged, fit_variances, simulate
-from molgen.cvdiffusion.sampler import FINAL, PATHS, Sampler, tempered
+from molgen.cvdiffusion.sampler import FINAL, NAMES, PATHS, Sampler, tempered
 from molgen.cvdiffusion.target import Batch
 from molgen.reweight.barrier import Barrier
 from molgen.reweight.ensemble import Ensemble
@@ -26,7 +26,7 @@ from molgen.reweight.importance import (
     verdict,
     worst,
 )
-from molgen.rng import sample_seed
+from molgen.rng import generator, sample_seed
 from molgen.workflows.fes_basins import LOW, Basin, barriers, basins, unvisited
 from molgen.workflows.fes_repair import Chains, Repair, chains_from, moved
 
@@ -174,7 +174,7 @@ def _ensemble(
     target, good = sampler.target, batch.accepted
     centre = batch.positions.mean(1, keepdims=True) if batch.positions.shape[1] > 1 else 0.0
     return Ensemble(
-        positions=batch.positions - centre,
+        positions=target.space.relabelled(batch.positions - centre, generator(sampler.seed, NAMES)),
         log_weights=target.log_weights(batch, biased=False) + factors,
         energies=batch.energies,
         temperature=target.temperature,
