@@ -202,7 +202,7 @@ def _settled(
         moved, noise = found[-1] - bias[-1], error[-1]
         known = finer is not None and bool(np.isfinite([found[1], error[1], noise]).all())
         agree = not known or bool((np.abs(moved) <= APART * noise).all())
-        if agree or step == FINER:
+        if finer is None or agree or step == FINER:
             break
         curve = finer
     # of what the finer curve moves, the noise is in the error already
