@@ -15,7 +15,7 @@ from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.profile import SmoothDensity
 from molgen.units import KB
 from molgen.workflows import fes_output
-from molgen.workflows.fes_basins import barriers, basins, unvisited
+from molgen.workflows.fes_basins import barriers, basins, untold, unvisited
 from molgen.workflows.fes_outcome import _apart
 
 T = 300.0
@@ -141,3 +141,20 @@ def test_a_redraw_that_leaves_no_sample_within_the_limits():
     values = np.linspace(0.0, 1.0, 50)
     density = SmoothDensity.of(values, np.where(values < 0.9, 1 / 45, 0.0), (0.0, 0.9), 6)
     assert np.isneginf(density.log_density((values >= 0.95) / 3)).all()
+
+
+def test_basins_of_a_few_samples_are_not_told_and_said_to_be_there():
+    rng = np.random.default_rng(6)
+    a = np.concatenate([rng.normal(-2.1, 0.2, 2000), rng.normal(0.0, 0.05, 8), rng.normal(2.0, 0.05, 6)])
+    ensemble = ensemble_of(a[:, None], np.zeros(len(a)), 2 * np.pi)
+    fes = ensemble.fes("a", bins=[EDGES])
+    found = basins(ensemble, fes)
+    assert len(found) == 1 and found[0].free_energy.reliable
+    assert untold(ensemble, fes) == [
+        "2 basins with 0.7% of the weight have too few samples to be told (fewer than 25 each)"
+    ]
+    few = ensemble_of(a[2000:, None], np.zeros(14), 2 * np.pi)
+    fes = few.fes("a", bins=[EDGES])
+    assert [basin.free_energy.reliable for basin in basins(few, fes)] == [False]
+    assert "100.0% of the weight" in untold(few, fes)[0]
+    assert untold(*on_circle(three_wells, 2 * np.pi)[:2]) == []

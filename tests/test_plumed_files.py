@@ -64,6 +64,20 @@ def test_hills_file():
     assert empty.shape == (0, 5)
 
 
+def test_hills_of_a_torsion_in_another_range_are_in_the_domain_of_plumed():
+    """METAD refuses to restart from hills in 0 to 2 pi: the domain of TORSION is -pi to pi."""
+    whole = WellTemperedBias([Axis("phi 1", "rad", 0.0, 2 * np.pi, 40, 2 * np.pi)], [0.35], 6.0, 300.0)
+    whole.add(np.linspace(0.1, 6.2, 30)[:, None], 2.0)
+    text = hills_text(whole)
+    _, sets, rows = read_table(text)
+    assert (sets["min_phi_1"], sets["max_phi_1"]) == ("-pi", "pi")
+    assert (rows[:, 1] >= -np.pi).all() and (rows[:, 1] < np.pi).all()
+    turns = (rows[:, 1] - whole.hills.centres[:, 0]) / (2 * np.pi)
+    assert np.abs(turns - np.round(turns)).max() < 1e-9 and turns.min() < -0.5
+    free = sum_hills(text, [whole.axes[0].nodes]) * KJ_MOL
+    assert free - free.min() == pytest.approx(whole.free_energy(), abs=1e-9)
+
+
 def test_colvar_round_trip(tmp_path):
     values = np.random.default_rng(1).normal(0, 3, (20, 2))
     values[0] = [np.pi, np.nan]

@@ -222,6 +222,23 @@ def test_what_people_write(text, expected, name, unit, folder):
     assert found.bends == expected.bends
 
 
+def test_a_sign_in_the_name_of_a_folder(folder):
+    (folder / "my - dir").mkdir()
+    (folder / "my - dir" / "ref + 1.xyz").write_bytes((folder / "ref.xyz").read_bytes())
+    name = "rmsd my - dir/ref + 1.xyz"
+    for text, expected in (
+        (name, KINDS["rmsd"]),
+        (f"{name} [0,2,5,6]", KINDS["rmsd of some"]),
+        (f"distance 0 4 - 2*{name} + distance 0 5", None),
+    ):
+        found = values(parse_cv(text, Molecule(HYDROGENS)), SAMPLES)
+        if expected is None:
+            parts = [values(cv, SAMPLES) for cv in (distance(0, 4), KINDS["rmsd"], distance(0, 5))]
+            assert found == pytest.approx(parts[0] - 2 * parts[1] + parts[2], abs=1e-6)
+        else:
+            assert found == pytest.approx(values(expected, SAMPLES), abs=1e-6)
+
+
 def test_names_of_sums():
     assert KINDS["linear"].name == "0.5*distance 0 4 - distance 1 5 + 2*angle 0 1 2"
     assert parse_cv("angle 0 1 2 - angle 2 3 4", BARE).unit == "rad"

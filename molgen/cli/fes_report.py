@@ -11,14 +11,20 @@ from molgen.cli import common
 
 def report(summary: dict[str, Any], out: Path) -> str:
     """A run in words: basins with their free energies, how good the weights are, what it cost, where it is."""
+    from molgen.reweight.estimate import doubt
+    from molgen.reweight.importance import LEAST_DRAWS
+
     gate, weights = summary["gate"], summary["weights"]
+    few = (
+        "" if weights["ess"] * weights["n"] >= LEAST_DRAWS else f": fewer than {LEAST_DRAWS} effective ones, draw more"
+    )
     rows = [
         ("verdict", f"{summary['verdict']}; k-hat {common.number(gate['khat_biased'])} under the bias (fine up to "
                     f"{gate['limit']})"),
         ("without bias", f"{summary['verdict_unbiased']}; k-hat {common.number(weights['khat'])}, of averages over all "
                          "samples"),
         ("ESS", f"{summary['weights_biased']['ess']:.1%} under the bias, {weights['ess']:.1%} without it, of "
-                f"{weights['n']} samples"),
+                f"{weights['n']} samples{few}"),
         ("without weights", _without(summary["disagreement_kt"])),
     ]  # fmt: skip
     if repair := summary.get("repair"):
@@ -34,7 +40,8 @@ def report(summary: dict[str, Any], out: Path) -> str:
     for row in summary["results"]:
         place = ", ".join(_place(value, axis) for value, axis in zip(row["minimum"], summary["axes"], strict=True))
         if row["error"] == 0 and row["value"] == 0:
-            rows.append((row["name"], f"0, the deepest, at ({place})"))
+            said = "" if row["reliable"] else f" ({doubt(row['khat'])})"
+            rows.append((row["name"], f"0, the deepest, at ({place}){said}"))
             continue
         rows.append((row["name"], f"{_estimated(row)} at ({place})"))
     for row in summary.get("barriers", []):

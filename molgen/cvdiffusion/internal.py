@@ -7,8 +7,10 @@ Dihedrals about bonds are broad and stay in radians, on the real line: a dihedra
     p(phi mod P) w(phi),   sum over k of w(phi + k P) = 1,   w ~ exp(-phi^2 / 2 s^2), s = P/2,
 
 so that every winding means the same geometry, averages are those of p, and the process needs no torus. Where a centre
-carries m equal terminal atoms, evenly spaced about the bond, P = 2 pi / m: averages of what does not tell these atoms
-apart are unchanged. (Those of a methyl group or NO2 are; the two hydrogens of an amine are not.)
+carries m equal terminal atoms, about evenly spaced about the bond, P = 2 pi / m, and w is divided by its sum over the
+dihedrals of all of them and whole turns: each geometry counts once, under whichever of its m names. `relabelled` then
+gives every sample one of these at random, for averages that tell the atoms apart. (Those of a methyl group or NO2 are
+so spaced; the two hydrogens of an amine are not, and half of its names would hardly be drawn.)
 Rings are cut at one bond; the closing bond is then a correlation like any other, which the whitening sees.
 """
 
@@ -95,6 +97,7 @@ class InternalSpace(Space):
 
     Attributes:
         periods: (M,) radians of each broad dihedral, 0 for what is narrow.
+        equal: ranks of the equal atoms of each rotor of several, in the order in which they follow about the bond.
     """
 
     width = WIDTH
@@ -106,6 +109,9 @@ class InternalSpace(Space):
         fold = torch.from_numpy(z.fold)[self.rows]
         self.broad = (self.columns == 2) & (fold > 0)
         self.periods = torch.where(self.broad, 2 * math.pi / fold.clamp(min=1).double(), 0.0).numpy()
+        groups = [_equal(z, int(r)) for r in self.rows[self.broad]]
+        self.equal = [sorted(group, key=lambda r: z.center[r] % (2 * math.pi)) for group in groups if len(group) > 1]
+        self._mates = [group[1:] for group in groups]
         self.whiten = torch.linalg.inv(unwhiten)
         self.log_scale = float(torch.linalg.slogdet(unwhiten)[1])
 
@@ -163,6 +169,18 @@ class InternalSpace(Space):
     def moved(self, points: np.ndarray, slopes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return points, slopes
 
+    def relabelled(self, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Geometries (n, N, 3) with the names of equal atoms turned about their bond at random, each by itself.
+
+        Turned only, not exchanged: that would be the other hand.
+        """
+        given, rows = positions.copy(), np.arange(len(positions))[:, None]
+        for ranks in self.equal:
+            atoms, m = self.z.order[ranks], len(ranks)
+            turned = (np.arange(m) + rng.integers(m, size=len(rows))[:, None]) % m
+            given[:, atoms] = positions[rows, atoms[turned]]
+        return given
+
     def _internal(self, positions: np.ndarray) -> Tensor:
         """(n, M) in Angstrom and radians."""
         x = torch.from_numpy(np.asarray(positions, dtype=np.float64)[:, self.z.order])
@@ -178,10 +196,17 @@ class InternalSpace(Space):
         return x[:, torch.from_numpy(self.z.rank)].numpy()
 
     def _log_winding(self, y: Tensor) -> Tensor:
-        """(n,) log of the product of all w."""
-        turns = y[:, self.broad] / torch.from_numpy(self.periods)[self.broad]
-        others = (turns - turns.detach().round())[..., None] + torch.arange(-WINDINGS, WINDINGS + 1)
-        return (torch.logsumexp(-2 * others.square(), -1) * -1 - 2 * turns.square()).sum(1)
+        """(n,) log of the product of all w, each over its sum over the dihedrals of equal atoms and whole turns."""
+        turns = 2 * math.pi * torch.arange(-WINDINGS, WINDINGS + 1, dtype=y.dtype)
+        q, total = y.new_zeros(len(y), self.atoms, 3), y.new_zeros(len(y))
+        q[:, self.rows, self.columns] = y @ self.unwhiten + self.mean
+        for own, period, mates in zip(y[:, self.broad].T, self.periods[self.broad], self._mates, strict=True):
+            around = own[:, None] + torch.cat([y.new_zeros(len(y), 1), q[:, mates, 2]], 1)
+            around = around + torch.from_numpy(np.append(0.0, self.z.center[mates]))
+            others = around - 2 * math.pi * (around.detach() / (2 * math.pi)).round()
+            logs = -2 * ((others[..., None] + turns) / period).square()
+            total = total - 2 * (own / period).square() - torch.logsumexp(logs, (1, 2))
+        return total
 
     def _inside(self, q: Tensor) -> np.ndarray:
         """(n,) positive lengths, angles between 0 and pi, narrow dihedrals within a turn."""
@@ -199,6 +224,14 @@ def _ends(graph: nx.Graph, numbers: np.ndarray) -> list[int]:
     if len(longest) < 3:
         longest = max((p for _, f in nx.all_pairs_shortest_path(graph) for p in f.values()), key=len)
     return longest[:3]
+
+
+def _equal(z: ZMatrix, rank: int) -> list[int]:
+    """Ranks of the atoms that the broad dihedral of `rank` takes for equal, itself first."""
+    if z.fold[rank] < 2:
+        return [rank]
+    _, b, c = z.references[rank]
+    return [rank, *map(int, np.flatnonzero((z.references == (rank, b, c)).all(1)))]
 
 
 def _dihedral(x: np.ndarray, *atoms: int) -> float:

@@ -33,18 +33,19 @@ def field_name(name: str) -> str:
 
 
 def hills_text(bias: WellTemperedBias) -> str:
-    """HILLS: one hill a line, time its number; heights times gamma / (gamma - 1), which sum_hills turns into -F."""
+    """HILLS: one hill a line, time its number; heights times gamma / (gamma - 1), which sum_hills turns into -F.
+
+    Periodic variables are moved into [-period/2, period/2), the domain that PLUMED's TORSION has: a METAD that restarts
+    refuses another, whatever the range of the axis.
+    """
     names = _field_names([axis.name for axis in bias.axes])
-    sets = []
-    for name, axis in zip(names, bias.axes, strict=True):
-        if axis.period is not None:
-            sets += [(f"min_{name}", _end(axis.low)), (f"max_{name}", _end(axis.high))]
     hills = bias.hills
     count = len(hills.heights)
+    centres, sets = _periodic(names, [axis.period for axis in bias.axes], hills.centres)
     table = np.column_stack(
         [
             np.arange(count),
-            hills.centres,
+            centres,
             np.broadcast_to(bias.widths, hills.centres.shape),
             hills.heights * bias.gamma / (bias.gamma - 1) / KJ_MOL,
             np.full(count, bias.gamma),
@@ -74,18 +75,14 @@ def colvar_text(
     """
     columns = {field_name(name): np.asarray(column, dtype=float) for name, column in (extra or {}).items()}
     fields = _field_names(names)
-    table = np.array(values, dtype=float)
+    table = np.asarray(values, dtype=float)
     _check_count(fields, units, periods)
     if table.ndim != 2 or table.shape[1] != len(fields):
         raise InputError(f"values of shape {table.shape}", where="COLVAR", expected=f"(n, {len(fields)})")
     for name, column in columns.items():
         if column.shape != (len(table),):
             raise InputError(f"column of shape {column.shape}", where=f"COLVAR, {name}", expected=f"({len(table)},)")
-    sets = []
-    for d, (name, period) in enumerate(zip(fields, periods, strict=True)):
-        if period is not None:
-            sets += [(f"min_{name}", _end(-period / 2)), (f"max_{name}", _end(period / 2))]
-            table[:, d] -= period * np.floor(table[:, d] / period + 0.5)
+    table, sets = _periodic(fields, periods, table)
     every = np.column_stack([np.arange(len(table)), table, *columns.values()])
     return _header(["time", *fields, *columns], sets, fields, units) + _rows(every)
 
@@ -172,6 +169,18 @@ def read_table(source: str | Path) -> tuple[list[str], dict[str, str], np.ndarra
     if fields is None:
         raise InputError("no header", where=where, expected='"#! FIELDS ..." in the first line')
     return fields, sets, np.array(rows, dtype=float).reshape(len(rows), len(fields))
+
+
+def _periodic(
+    fields: Sequence[str], periods: Sequence[float | None], values: np.ndarray
+) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """Values (n, D), periodic ones moved into [-period/2, period/2), and the header that says so."""
+    moved, sets = np.array(values, dtype=float), []
+    for d, (name, period) in enumerate(zip(fields, periods, strict=True)):
+        if period is not None:
+            sets += [(f"min_{name}", _end(-period / 2)), (f"max_{name}", _end(period / 2))]
+            moved[:, d] -= period * np.floor(moved[:, d] / period + 0.5)
+    return moved, sets
 
 
 def _text(source: str | Path) -> tuple[str, str]:

@@ -29,7 +29,7 @@ from molgen.cvdiffusion.target import Batch, Target
 from molgen.errors import CalculatorError
 from molgen.rng import generator, sample_seed
 
-TRAJECTORIES, KERNELS, REPLAY, FINAL, PATHS = 0, 1, 2, 3, 4  # streams of random numbers
+TRAJECTORIES, KERNELS, REPLAY, FINAL, PATHS, NAMES = 0, 1, 2, 3, 4, 5  # streams of random numbers
 FITTED = 2000  # samples that kernel variances are fitted on
 FREE = ("no geometry", "atoms too close", "other handedness")  # reasons of rejection that cost no energy
 LEAST_ACCEPTED = 0.1  # share of a round

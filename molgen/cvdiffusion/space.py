@@ -81,6 +81,11 @@ class Space(ABC):
     def moved(self, points: np.ndarray, slopes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Points and slopes (B, M, c) after random symmetries of the target."""
 
+    def relabelled(self, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Geometries (n, N, 3) under names of equal atoms as likely as any: as they are where the process is blind to
+        names."""
+        return positions
+
     def log_normal(self, shift: Tensor, variance: Tensor) -> Tensor:
         """Log-density (B,) of displacements (B, M, c) under N(0, variance), a number or (M, c)."""
         count = self.dimensions / variance.numel()

@@ -13,7 +13,8 @@ minus kT ln of the density on the surface, made a bare number by the thermal wav
 function of the basin (Dietschreit, Diestler, Hulm, Ochsenfeld, Gomez-Bombarelli, J. Chem. Phys. 157 (2022) 084113). s*
 is where A is largest (variational). Nuclei are classical; recrossing and tunnelling are left out.
 
-`profile_barrier` gives what is read off a profile F(x) = -kT ln p(x): its top above its two minima.
+`profile_barrier` gives what is read off a profile F(x) = -kT ln p(x): its top above its two minima, which tell nothing
+of how wide the wells are; how much of the weight each holds, `Ensemble.free_energy` tells.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from molgen.errors import InputError, number_pair
-from molgen.reweight.estimate import Estimate, bootstrap
+from molgen.reweight.estimate import Estimate, bootstrap, bootstrap_mean
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import cleaned, khat, khat_threshold
 from molgen.reweight.profile import FINE, SmoothDensity
@@ -33,6 +34,7 @@ from molgen.units import KB, PLANCK
 SIDES = ("forward", "reverse", "reaction", "mean")
 STRAYS = 1e-3  # of the samples at each end: one far away would spread the knots over the emptiness between
 KNOTS = 20  # intervals of the spline in `limits`, by default 0 to 1
+FINER, APART = 2, 3.0  # halvings of all knot intervals; errors of what they change by which it is more than noise
 WINDOW = 1.5  # intervals on each side of the top, in which redraws look for it and its k-hat is that of the samples
 
 
@@ -103,8 +105,10 @@ def find_barrier(
             return np.array([height, *-np.log([w[s < place].sum(), w[s >= place].sum()]), place])
 
     place = figures(weights)[-1]
-    top = np.abs(s - place) <= WINDOW * FINE * density.step
-    return _barrier(figures, [top, s < place, s >= place], log_weights, weights, kt, groups, replicas, seed)
+    top = np.abs(s - place) <= WINDOW * FINE * density.step[0]
+    heights = _heights(figures, kt)
+    errors = bootstrap(heights, weights, groups, replicas=replicas, seed=seed)
+    return _barrier(heights(weights), errors, place, [top, s < place, s >= place], log_weights, weights)
 
 
 def profile_barrier(
@@ -122,15 +126,18 @@ def profile_barrier(
 ) -> Barrier:
     """The top of the profile F(x) = -kT ln p(x) between two places, above its lowest points on both sides.
 
-    Depends on the scale of the variable, unlike `find_barrier`. Errors are those of a bootstrap of everything; k-hat is
-    the largest of those of the samples around the top and the minima; values are inf where nothing lies on the top.
+    Depends on the scale of the variable, unlike `find_barrier`. The curve is refined where a well is narrow, and
+    everywhere while that moves a height by more than `APART` errors. Errors are those of a bootstrap of everything, and
+    of what finer knots still change; not reliable where they change too much. Heights are those of the curve less the
+    bias that the bootstrap finds: of a noisy curve the highest point is too high. k-hat is the largest of those of the
+    samples around the top and the minima; values are inf where nothing lies on the top.
 
     Args:
         variable: of n samples. log_weights: (n,) raw. weights: (n,) normalised.
         between: a place in each basin, low < high, in the unit of the variable.
         limits: of the curve: the two basins and nothing else; None: a whole period around the middle, or the range of
             the samples with a weight, a thousandth left out at each end.
-        width: between knots of the spline; details narrower than that are not resolved; None: a fifteenth of `limits`.
+        width: between knots of the spline to begin with; None: a fifteenth of `limits`.
         groups: (n,) labels of samples that depend on each other.
 
     Raises:
@@ -151,23 +158,68 @@ def profile_barrier(
             f"between {a:g} and {b:g} on {low:g} to {high:g}, {width:g} wide", where=where,
             expected="low <= first < second <= high, a width above 0",
         )  # fmt: skip
-    x = variable.wrapped(low)
-    density = SmoothDensity.of(x, weights, (low, high), max(4, round((high - low) / width)))
-    inner = (density.centres >= a) & (density.centres <= b)
-    if not inner.any():
+    x, intervals = variable.wrapped(low), max(4, round((high - low) / width))
+    density = SmoothDensity.of(x, weights, (low, high), intervals)
+    if not ((density.centres >= a) & (density.centres <= b)).any():
         raise InputError(f"{a:g} and {b:g} are less than a step apart", where=where, expected="a place in each basin")
-    centres = density.centres
+    density = density.refined(x, groups)
+    values, errors, places, settled = _settled(density, x, (a, b), weights, KB * temperature, groups, replicas, seed)
+    parts = [np.abs(x - spot) <= WINDOW * (high - low) / intervals for spot in places]
+    return _barrier(values, errors, places[0], parts, log_weights, weights, settled)
 
-    def figures(w: np.ndarray) -> np.ndarray:
-        free = -density.log_density(w)
-        place, height = _summit(centres[inner], free[inner])
-        return np.array([height, free[centres < place].min(), free[centres >= place].min(), place])
 
-    place = figures(weights)[-1]
-    free = -density.log_density()
-    spots = [place, *(centres[side][free[side].argmin()] for side in (centres < place, centres >= place))]
-    parts = [np.abs(x - spot) <= WINDOW * FINE * density.step for spot in spots]
-    return _barrier(figures, parts, log_weights, weights, KB * temperature, groups, replicas, seed)
+def _settled(
+    curve: SmoothDensity,
+    x: np.ndarray,
+    between: tuple[float, float],
+    weights: np.ndarray,
+    kt: float,
+    groups: np.ndarray | None,
+    replicas: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, list[float], bool]:
+    """Heights (4,) of a curve so fine that a finer one agrees, their errors, its top and minima, whether one agrees."""
+
+    def drawn(parts: list[SmoothDensity]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Heights (P, 4) and, of these and the last less the first (P + 1, 4), bias and error."""
+
+        def statistic(w: np.ndarray) -> np.ndarray:
+            rows = [_heights(lambda v, part=part: _profile_figures(part, between, v), kt)(w) for part in parts]
+            with np.errstate(invalid="ignore"):
+                return np.array([*rows, rows[-1] - rows[0]])
+
+        def whole(w: np.ndarray) -> np.ndarray:
+            drawn = statistic(w)  # beside a gap at the top the minima mean nothing either
+            return np.where(np.isfinite(drawn).all(1, keepdims=True), drawn, np.nan)
+
+        found = statistic(weights)
+        mean, error = bootstrap_mean(whole, weights, groups, replicas=replicas, seed=seed)
+        return found, mean - found, error
+
+    for step in range(FINER + 1):
+        finer = curve.halved(x)
+        found, bias, error = drawn([curve] if finer is None else [curve, finer])
+        moved, noise = found[-1] - bias[-1], error[-1]
+        known = finer is not None and bool(np.isfinite([found[1], error[1], noise]).all())
+        agree = not known or bool((np.abs(moved) <= APART * noise).all())
+        if finer is None or agree or step == FINER:
+            break
+        curve = finer
+    # of what the finer curve moves, the noise is in the error already
+    more = np.maximum(moved**2 - noise**2, 0.0) if known else np.zeros(4)
+    place = _profile_figures(curve, between, weights)[-1]
+    free, centres = -curve.log_density(), curve.centres
+    wells = [float(centres[side][free[side].argmin()]) for side in (centres < place, centres >= place)]
+    values = found[0] - np.where(np.isfinite(bias[0]), bias[0], 0.0)
+    return values, np.sqrt(error[0] ** 2 + more), [place, *wells], agree
+
+
+def _profile_figures(curve: SmoothDensity, between: tuple[float, float], weights: np.ndarray) -> np.ndarray:
+    """Of a profile: top, left and right minimum, kT, and the place of the top."""
+    free, centres = -curve.log_density(weights), curve.centres
+    inner = (centres >= between[0]) & (centres <= between[1])
+    place, height = _summit(centres[inner], free[inner])
+    return np.array([height, free[centres < place].min(), free[centres >= place].min(), place])
 
 
 def _limits(variable: CollectiveVariable, weights: np.ndarray, a: float, b: float) -> tuple[float, float]:
@@ -182,26 +234,29 @@ def _limits(variable: CollectiveVariable, weights: np.ndarray, a: float, b: floa
     return float(max(seen.min(), min(low, a))), float(min(seen.max(), max(high, b)))
 
 
-def _barrier(
-    figures: Callable[[np.ndarray], np.ndarray],
-    parts: list[np.ndarray],
-    log_weights: np.ndarray,
-    weights: np.ndarray,
-    kt: float,
-    groups: np.ndarray | None,
-    replicas: int,
-    seed: int,
-) -> Barrier:
-    """Heights from `figures`: top, left, right in kT, and s*; `parts` (n,): whose k-hats count, the top's first."""
+def _heights(figures: Callable[[np.ndarray], np.ndarray], kt: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Of weights, forward, reverse, reaction and mean (4,), eV, from `figures`: top, left, right in kT, and s*."""
 
     def heights(w: np.ndarray) -> np.ndarray:
         top, left, right, _ = figures(w)
         with np.errstate(invalid="ignore"):
             return kt * np.array([top - left, top - right, right - left, top - (left + right) / 2])
 
-    values, errors = heights(weights), bootstrap(heights, weights, groups, replicas=replicas, seed=seed)
+    return heights
+
+
+def _barrier(
+    values: np.ndarray,
+    errors: np.ndarray,
+    place: float,
+    parts: list[np.ndarray],
+    log_weights: np.ndarray,
+    weights: np.ndarray,
+    settled: bool = True,
+) -> Barrier:
+    """Of heights (4,), eV; `parts` (n,): samples whose k-hats count, the top's first."""
     log_w, used = cleaned(log_weights), weights > 0
-    shapes, good = [], bool(np.isfinite(values[0]))
+    shapes, good = [], settled and bool(np.isfinite(values[0]))
     for part in parts:
         tail = log_w[part & used]
         shapes.append(khat(tail) if len(tail) else np.inf)
@@ -210,7 +265,7 @@ def _barrier(
         Estimate(float(value), float(error), float(max(shapes)), bool(good and np.isfinite(error)), "eV")
         for value, error in zip(values, errors, strict=True)
     ]
-    return Barrier(*estimates, place=float(figures(weights)[-1]), samples=int((parts[0] & used).sum()))
+    return Barrier(*estimates, place=float(place), samples=int((parts[0] & used).sum()))
 
 
 def _summit(centres: np.ndarray, free: np.ndarray) -> tuple[float, float]:
@@ -220,7 +275,6 @@ def _summit(centres: np.ndarray, free: np.ndarray) -> tuple[float, float]:
     at = int(np.argmax(free))
     if not 0 < at < len(free) - 1:
         return float(centres[at]), float(free[at])
-    before, here, after = free[at - 1 : at + 2]
-    curve = before - 2 * here + after
-    shift = (before - after) / (2 * curve) if curve < 0 else 0.0
-    return float(centres[at] + shift * (centres[1] - centres[0])), float(here - (before - after) * shift / 4)
+    curve, slope, height = np.polyfit(centres[at - 1 : at + 2] - centres[at], free[at - 1 : at + 2], 2)
+    shift = -slope / (2 * curve) if curve < 0 else 0.0
+    return float(centres[at] + shift), float(height + slope * shift / 2)

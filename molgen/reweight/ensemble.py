@@ -250,7 +250,7 @@ class Ensemble:
             between: a place in each basin, low < high, in its unit.
             limits: of the profile, the two basins and nothing else; None: a whole period around the middle, or the
                 range of the samples with a weight but for the outermost thousandth.
-            width: of what the smooth curve resolves; None: a fifteenth of the limits.
+            width: between knots of the smooth curve to begin with; None: a fifteenth of the limits.
             replicas: redraws for the bootstrap errors.
 
         Raises:

@@ -162,6 +162,18 @@ def bootstrap(
     is not repeated. Redraws where the statistic is not finite (an emptied region) are left out; NaN if more than half
     are, or for a single group. Of G groups redraws have (G-1)/G of the variance, which is made good.
     """
+    return bootstrap_mean(statistic, weights, groups, replicas=replicas, seed=seed)[1]
+
+
+def bootstrap_mean(
+    statistic: Callable[[np.ndarray], ArrayLike],
+    weights: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    replicas: int = 200,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the redraws of `bootstrap`, which lies as far from the statistic as this from the truth, and error."""
     check_counts(replicas=(replicas, 2))
     index = np.arange(len(weights)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(index.max()) + 1
@@ -171,7 +183,8 @@ def bootstrap(
         if redrawn.sum() > 0:
             results.append(np.asarray(statistic(redrawn / redrawn.sum()), dtype=float))
     if len(results) < 2 or count < 2:
-        return np.full(np.shape(statistic(weights)), np.nan)[()]
+        unknown = np.full(np.shape(statistic(weights)), np.nan)[()]
+        return unknown, unknown
     table = np.stack(results)
     finite = np.isfinite(table)
     enough = finite.sum(0) >= replicas / 2
@@ -179,7 +192,7 @@ def bootstrap(
     filled = np.where(finite, table, 0.0)
     mean = filled.sum(0) / kept
     spread = np.sqrt((np.where(finite, table - mean, 0.0) ** 2).sum(0) / (kept - 1) * count / (count - 1))
-    return np.where(enough, spread, np.nan)[()]
+    return np.where(enough, mean, np.nan)[()], np.where(enough, spread, np.nan)[()]
 
 
 def autocorrelation_time(series: ArrayLike, angle: bool = False) -> float:

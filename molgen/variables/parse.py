@@ -42,11 +42,10 @@ def parse_cv(text: str, molecule: Molecule, called: str = "collective variable")
     if re.fullmatch(r"[A-Za-z-]+(_\d+)+", body) and body.split("_")[0].lower() in KINDS:
         body = body.replace("_", " ")
     lead = body[0] if body[:1] in ("+", "-") else ""
-    first, *others = re.split(r"\s([-+])\s", body.removeprefix(lead).strip())
     terms, factors = [], []
-    for sign, piece in zip([lead, *others[0::2]], [first, *others[1::2]], strict=True):
+    for sign, piece in _pieces(lead, body.removeprefix(lead).strip()):
         match = _TERM.fullmatch(piece)
-        kind = match["kind"].lower() if match else ""
+        kind = _kind(piece)
         if not match or kind not in KINDS:
             raise InputError(
                 f"no kind of variable {kind!r}" if kind else "a variable is missing",
@@ -67,6 +66,24 @@ def parse_cv(text: str, molecule: Molecule, called: str = "collective variable")
     except InputError as error:
         raise InputError(error.what, where=where, expected=error.expected, remedy=error.remedy) from error
     return replace(cv, name=label[1] if label else body, definition=cv.name)
+
+
+def _pieces(lead: str, body: str) -> list[tuple[str, str]]:
+    """Sign and text of each term; a " - " in the name of a file, before what is no kind, is no sign."""
+    first, *others = re.split(r"\s([-+])\s", body)
+    pieces = [(lead, first)]
+    for sign, piece in zip(others[0::2], others[1::2], strict=True):
+        if _kind(pieces[-1][1]) in FROM_FILES and _kind(piece) not in KINDS:
+            pieces[-1] = pieces[-1][0], f"{pieces[-1][1]} {sign} {piece}"
+        else:
+            pieces.append((sign, piece))
+    return pieces
+
+
+def _kind(piece: str) -> str:
+    """The kind that a term is of, or would be; "" where there is none."""
+    match = _TERM.fullmatch(piece)
+    return match["kind"].lower() if match else ""
 
 
 def _of_atoms(build: Callable[..., CV], count: int) -> Build:
@@ -159,3 +176,4 @@ KINDS: dict[str, tuple[str, Build]] = {
     "path-s": ("path-s FILE [I,J,...]", _from_file(path_s)),
     "path-z": ("path-z FILE [I,J,...]", _from_file(path_z)),
 }
+FROM_FILES = ("rmsd", "path-s", "path-z")

@@ -14,6 +14,7 @@ from molgen.reweight.estimate import Estimate
 from molgen.reweight.free_energy import FES, bin_indices
 from molgen.reweight.importance import LEAST_DRAWS
 
+WORTH = 1e-3  # of the weight: basins with too few samples that hold less are strays
 SHALLOW = 1.0  # kT: a basin with a lower way out belongs to its neighbour
 REDRAWS = 100  # resamplings of the bootstrap
 KNOTS = 2.0  # bins between knots of the smooth curve that barriers are read from
@@ -37,29 +38,53 @@ class Basin:
 
 
 def basins(ensemble: Ensemble, fes: FES) -> list[Basin]:
-    """Where the surface drains to, bin by bin; basins less than 1 kT deep are merged, with < 25 samples left out."""
-    label = _drained(fes)
-    flat = bin_indices(list(ensemble.cvs.values()), fes.edges)
-    owner = np.where(flat >= 0, label.reshape(-1)[flat], -1)
+    """Where the surface drains to, bin by bin; basins less than 1 kT deep are merged, with < 25 samples left out.
+
+    The first stays whatever it holds, as the zero of the others; with < 25 samples it is not reliable.
+    """
+    label, owner, found = _owners(ensemble, fes)
     free = fes.free_energy.reshape(-1)
-    found = sorted((at for at in np.unique(label) if at >= 0), key=lambda at: -ensemble.weights[owner == at].sum())
     centres = np.stack(np.meshgrid(*fes.centers, indexing="ij"), -1).reshape(-1, len(fes.edges))
     rows = []
     for at in found:
         inside = owner == at
-        if (inside & (ensemble.weights > 0)).sum() < LEAST_DRAWS and rows:
-            continue  # a handful of strays is no basin
+        samples = int((inside & (ensemble.weights > 0)).sum())
+        if samples < LEAST_DRAWS and rows:
+            continue  # `untold`
         lowest = np.where(label.reshape(-1) == at, free, np.inf).argmin()
+        enough = samples >= LEAST_DRAWS
         rows.append(
             Basin(
                 minimum=tuple(map(float, centres[lowest])),
-                free_energy=Estimate(0.0, 0.0, 0.0, True, "eV") if at == found[0]
+                free_energy=Estimate(0.0, 0.0, 0.0 if enough else np.inf, enough, "eV") if at == found[0]
                 else ensemble.free_energy(owner == found[0], inside, replicas=REDRAWS),
                 share=float(ensemble.weights[inside].sum()),
-                samples=int((inside & (ensemble.weights > 0)).sum()),
+                samples=samples,
             )
         )  # fmt: skip
     return rows
+
+
+def untold(ensemble: Ensemble, fes: FES) -> list[str]:
+    """How much of the weight lies in basins with too few samples to be told, in words, where it is `WORTH` or more."""
+    _, owner, found = _owners(ensemble, fes)
+    parts = [(owner == at) & (ensemble.weights > 0) for at in found]
+    few = [float(ensemble.weights[part].sum()) for part in parts if part.sum() < LEAST_DRAWS]
+    if sum(few) < WORTH:
+        return []
+    count = "a basin with" if len(few) == 1 else f"{len(few)} basins with"
+    have = "has" if len(few) == 1 else "have"
+    return [f"{count} {sum(few):.1%} of the weight {have} too few samples to be told (fewer than {LEAST_DRAWS} each)"]
+
+
+def _owners(ensemble: Ensemble, fes: FES) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Basin of each bin, and of each sample (n,), by the flat index of the minimum; these, of most weight first."""
+    label = _drained(fes)
+    flat = bin_indices(list(ensemble.cvs.values()), fes.edges)
+    owner = np.where(flat >= 0, label.reshape(-1)[flat], -1)
+    return label, owner, sorted(
+        (int(at) for at in np.unique(label) if at >= 0), key=lambda at: -ensemble.weights[owner == at].sum()
+    )  # fmt: skip
 
 
 def barriers(ensemble: Ensemble, fes: FES, found: Sequence[Basin]) -> list[tuple[int, int, Barrier]]:

@@ -10,24 +10,26 @@ import numpy as np
 
 from molgen.cvdiffusion.bias import Axis
 from molgen.cvdiffusion.noising import Schedule, averaged, fit_variances, simulate
-from molgen.cvdiffusion.sampler import FINAL, PATHS, Sampler, tempered
+from molgen.cvdiffusion.sampler import FINAL, NAMES, PATHS, Sampler, tempered
 from molgen.cvdiffusion.target import Batch
 from molgen.reweight.barrier import Barrier
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
 from molgen.reweight.importance import (
+    LEAST_DRAWS,
     RELIABLE_KHAT,
     Verdict,
     WeightDiagnostics,
     diagnose,
     group_factors,
+    kish,
     normalised,
     psis,
     verdict,
     worst,
 )
-from molgen.rng import sample_seed
-from molgen.workflows.fes_basins import LOW, Basin, barriers, basins, unvisited
+from molgen.rng import generator, sample_seed
+from molgen.workflows.fes_basins import LOW, Basin, barriers, basins, untold, unvisited
 from molgen.workflows.fes_repair import Chains, Repair, chains_from, moved
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class Surfaces:
         path: with path weights, the one to use. histogram: samples taken to be those of the biased target, reweighted
             by the bias alone. bias: (shape of the bins) eV, from the bias itself; minimum 0.
         biased: diagnostics of the weights for the biased target, which decide whether to believe `path`.
+        effective: samples without the bias, as Kish counts them.
         disagreement: root mean square difference to `path` where it is below 8 kT, kT, by name.
         basins: deepest first; none for three variables.
         barriers: between neighbouring basins, by their places; of one variable only.
@@ -65,6 +68,7 @@ class Surfaces:
     histogram: FES
     bias: np.ndarray
     biased: WeightDiagnostics
+    effective: float
     disagreement: dict[str, float]
     basins: list[Basin]
     barriers: list[tuple[int, int, Barrier]]
@@ -83,6 +87,11 @@ class Surfaces:
         return self.disagreement["histogram"] <= self.limit
 
     @property
+    def enough(self) -> bool:
+        """Whether what the molecule does without the bias rests on `LEAST_DRAWS` effective samples."""
+        return self.effective >= LEAST_DRAWS
+
+    @property
     def passed(self) -> bool:
         """The gate: k-hat of the weights for the biased target is at most 0.7; or their mean exists, and chains that
         began from many different samples came to rest not far from where the weights had them."""
@@ -96,8 +105,9 @@ class Surfaces:
         """See `molgen.reweight.importance.verdict`; "warn" at best where the weights alone did not do."""
         if self.repair is not None:
             return "warn" if self.passed else "biased" if self.biased.khat < MEAN_EXISTS else "failed"
-        # k-hat sees no region that samples reach too rarely; a histogram that the weights must move far hints at it
-        return worst(verdict(self.biased), "reliable" if self.agree else "warn")
+        # k-hat sees no region that samples reach too rarely; a histogram that the weights must move far hints at it,
+        # and too few samples can show neither
+        return worst(verdict(self.biased), "reliable" if self.agree and self.enough else "warn")
 
 
 def judge(sampler: Sampler, batch: Batch) -> dict[str, Any]:
@@ -174,7 +184,7 @@ def _ensemble(
     target, good = sampler.target, batch.accepted
     centre = batch.positions.mean(1, keepdims=True) if batch.positions.shape[1] > 1 else 0.0
     return Ensemble(
-        positions=batch.positions - centre,
+        positions=target.space.relabelled(batch.positions - centre, generator(sampler.seed, NAMES)),
         log_weights=target.log_weights(batch, biased=False) + factors,
         energies=batch.energies,
         temperature=target.temperature,
@@ -299,10 +309,11 @@ def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:
         histogram=histogram,
         bias=depth - depth.min(),
         biased=diagnose(biased),
+        effective=kish(ensemble.log_weights) * len(ensemble),
         disagreement={name: _apart(path.free_energy, other, low) / target.kt for name, other in others.items()},
         basins=found,
         barriers=barriers(ensemble, path, found),
-        missing=unvisited(path),
+        missing=unvisited(path) + (untold(ensemble, path) if len(edges) < 3 else []),
     )
 
 
