@@ -77,7 +77,8 @@ def test_the_advice_is_what_was_not_tried_or_still_gains(tmp_path: Path) -> None
         ([], None, "try --finetune 4 or --smc"),
         (rising, None, f"try --weights {tmp_path / 'adapter'} --finetune 4 --out NEW or --smc"),
         (falling, None, "try --smc"),
-        (falling, {"hot_temperature": 600.0}, "neither finetuning nor --smc"),
+        (falling, {"ess_of_ancestors": 0.2}, "neither finetuning nor --smc"),
+        (falling, {"ess_of_ancestors": 0.011}, "try -n 5000"),
     ):
         assert command._advice({**told, "finetuning": finetuning, "smc": smc}, tmp_path).endswith(
             expected + (" has repaired that" if "neither" in expected else "")
@@ -90,7 +91,7 @@ def test_smc_is_reported(tmp_path: Path) -> None:
     weights = {"n": 9, "ess": 0.5, "ess_psis": 0.5, "khat": None, "threshold": 0.2, "max_weight": 0.2}
     summary = {
         "sequence": "AG", "cap": "ace-nme", "atoms": 30, "temperature": 310.0, "prose_compat": True,
-        "verdict": "biased",
+        "verdict": "biased", "why": ["k-hat 0.9, fine up to 0.7", "descends from 3 effective ancestors of 9"],
         "weights": weights, "smc": {
             "hot_temperature": 600.0, "hot_weights": {"khat": 0.61}, "unique_ancestors": 7, "ess_of_ancestors": 0.3,
         },
@@ -100,6 +101,7 @@ def test_smc_is_reported(tmp_path: Path) -> None:
     }  # fmt: skip
     lines = command.report(summary, tmp_path).splitlines()
     assert "AG, ace-nme, 30 atoms" in lines[0] and "the largest weights were dropped" in lines[1]
+    assert lines[1].endswith("): k-hat 0.9, fine up to 0.7; descends from 3 effective ancestors of 9")
     assert "none, too few weights" in lines[4] and "600 K, k-hat 0.61 there" in lines[5]
     assert "30.00% by ancestor" in lines[3] and "7 of 9 proposals" in lines[6]
     assert "after 1 rounds" in lines[8] and "20.00%, k-hat 0.4" in lines[8]

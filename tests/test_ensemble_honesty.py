@@ -9,7 +9,7 @@ import pytest
 
 from molgen import Ensemble
 from molgen.errors import InputError
-from molgen.reweight.estimate import Estimate
+from molgen.reweight.estimate import Estimate, effective_groups
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import VERDICTS
 from molgen.variables import custom
@@ -43,7 +43,11 @@ def test_a_few_samples_drawn_by_weight_keep_the_verdict() -> None:
 
 
 def test_why_an_estimate_is_not_reliable() -> None:
-    khats = {0.82: "k-hat 0.82, fine up to 0.7", 0.41: "too few samples, or .*k-hat 0.41", np.inf: "too few samples to"}
+    khats = {
+        0.82: "k-hat 0.82, fine up to 0.7",
+        0.41: "too few independent samples, or .*k-hat 0.41",
+        np.inf: "too few samples to",
+    }
     for khat, reason in khats.items():
         assert re.search(f"not reliable: {reason}", str(Estimate(1.0, 0.1, khat, False)))
 
@@ -126,3 +130,41 @@ def test_a_limit_outside_the_turn_is_refused(text: str) -> None:
 def test_what_is_no_number_is_bad_input(ask, text: str) -> None:
     with pytest.raises(InputError, match=f"(?s){text}"):
         ask()
+
+
+def test_descendants_of_a_handful_are_a_handful() -> None:
+    """1000 samples of equal weight from 6 ancestors: neither a mean, nor a surface, nor a difference is reliable."""
+    few, many = (ensemble(np.zeros(1000), groups=np.arange(1000) % count) for count in (6, 200))
+    for part, reliable in ((few, False), (many, True), (ensemble(np.zeros(1000)), True)):
+        found = (
+            part.expectation("distance 0 1"),
+            part.fes("distance 0 1", bins=4),
+            part.free_energy("distance 0 1 < 1.5", "distance 0 1 > 1.5"),
+        )
+        assert [estimate.reliable for estimate in found] == [reliable] * 3
+    assert "too few independent samples" in str(few.expectation("distance 0 1"))
+
+
+def test_a_region_that_few_ancestors_reached_is_not_reliable() -> None:
+    """500 samples, of 5 ancestors; the rest have one each."""
+    groups = np.where(np.arange(1000) < 500, np.arange(1000) % 5, np.arange(1000))
+    part, here = ensemble(np.zeros(1000), groups=groups), np.arange(1000) < 500
+    assert not part.free_energy(~here, here).reliable and not part.free_energy(here, ~here).reliable
+    assert ensemble(np.zeros(1000)).free_energy(~here, here).reliable
+    assert not part.expectation(here.astype(float)).reliable
+
+
+def test_a_mean_that_one_ancestor_moves_is_not_reliable() -> None:
+    """Of 500 ancestors alike, the share of one and of a hundred."""
+    groups = np.arange(1000) % 500
+    for count, reliable in ((1, False), (100, True)):
+        assert ensemble(np.zeros(1000), groups=groups).expectation((groups < count) * 1.0).reliable == reliable
+    assert ensemble(np.zeros(1000), groups=groups).expectation(np.ones(1000)).reliable, "a constant has no error"
+
+
+def test_a_group_that_weighs_all_leaves_one() -> None:
+    groups, weights = np.arange(1000) % 200, np.zeros(1000)
+    assert effective_groups(np.exp(weights), groups) == pytest.approx(200)
+    assert effective_groups(np.where(groups == 7, 1.0, 1e-9), groups) == pytest.approx(1)
+    assert effective_groups(np.ones(30), None) == pytest.approx(30)
+    assert not ensemble(np.where(groups == 7, 0.0, -30.0), groups=groups).expectation("distance 0 1").reliable

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from molgen.errors import InputError, number_pair
-from molgen.reweight.estimate import Estimate, bootstrap, delta_error
+from molgen.reweight.estimate import Estimate, bootstrap, delta_error, few_groups
 from molgen.reweight.importance import cleaned, khat, khat_threshold
 from molgen.units import KB
 
@@ -57,7 +57,7 @@ class FES:
         probability: share of all weight in each bin; the sum is below 1 by what lies outside the grid.
         counts: samples with a weight above zero in each bin.
         temperature: K.
-        khat, reliable: of the weights.
+        khat, reliable: of the weights; with fewer than 25 groups of samples that count it is not reliable.
     """
 
     names: tuple[str, ...]
@@ -145,7 +145,9 @@ def histogram_fes(
         counts=np.bincount(flat, minlength=size).reshape(shape),
         temperature=temperature,
         khat=k,
-        reliable=bool(k <= khat_threshold(int(np.isfinite(cleaned(log_weights)).sum()))),
+        reliable=bool(
+            k <= khat_threshold(int(np.isfinite(cleaned(log_weights)).sum())) and not few_groups(weights, groups)
+        ),
     )
 
 
@@ -175,7 +177,7 @@ def free_energy_difference(
     """F(b) - F(a) = -kT ln(P(b)/P(a)) in eV, with the standard error of the ratio (the two vary together).
 
     k-hat is the largest of those of all weights and of the weights inside each region: a region with fewer than 25
-    samples has no k-hat and is not reliable.
+    samples has no k-hat and is not reliable, nor is one with fewer than 25 groups of samples that count.
 
     Args:
         in_a, in_b: boolean (n,), which samples lie in each region.
@@ -188,6 +190,7 @@ def free_energy_difference(
         k = khat(part) if len(part) else np.inf
         shapes.append(k)
         reliable &= k <= khat_threshold(int(np.isfinite(part).sum()))
+    reliable &= not any(few_groups(np.where(part, weights, 0.0), groups) for part in (in_a, in_b))
     if not share_a or not share_b:
         value = np.nan if share_a == share_b else (np.inf if share_a else -np.inf)
         return Estimate(value, np.inf, np.inf, False, "eV")

@@ -32,9 +32,9 @@ from molgen.workflows.finetune import Round, finetune_flow
 from molgen.workflows.peptide_output import (
     Sampled,
     describe,
-    ess_of_ancestors,
     observed,
     update_summary,
+    verdict_by_ancestors,
     write_ensemble,
 )
 
@@ -43,7 +43,6 @@ MOVES, LEAPFROG = 10, 4  # of the chain at each rung of the temperature ladder
 # Where the ladder begins: TRIALS temperatures are tried with TRIAL draws, and the coldest taken that k-hat accepts and
 # whose smoothed ESS is nearly the best. A colder start saves rungs, each of MOVES * LEAPFROG gradients a particle.
 TRIAL, TRIALS, NEARLY = 1000, 4, 0.75
-FEW_ANCESTORS = 100  # effective ones, below which errors by ancestor are rough
 FINETUNING, TEMPERING, TRYING = 1, 2, 3  # streams of random numbers under one seed, beside that of the samples
 
 
@@ -219,8 +218,7 @@ class _Work:
             groups=population.ancestors, validity=draws.rejections,
         )  # fmt: skip
         # weights that were just resampled are alike: what they began with, and how many survive, say more
-        few = ess_of_ancestors(ensemble) * len(ensemble) < FEW_ANCESTORS
-        at_best = worst(verdict(diagnose(draws.log_weights)), "warn" if few else "reliable")
+        at_best = worst(verdict(diagnose(draws.log_weights)), verdict_by_ancestors(ensemble))
         return Sampled(replace(ensemble, at_best=at_best), draws, population, tuple(trials))
 
     def trials(self, proposal: Proposal, n: int) -> list[Draws]:
