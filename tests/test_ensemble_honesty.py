@@ -9,7 +9,7 @@ import pytest
 
 from molgen import Ensemble
 from molgen.errors import InputError
-from molgen.reweight.estimate import Estimate, effective_groups
+from molgen.reweight.estimate import Estimate, doubt, effective_groups
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import VERDICTS
 from molgen.variables import custom
@@ -50,6 +50,19 @@ def test_why_an_estimate_is_not_reliable() -> None:
     }
     for khat, reason in khats.items():
         assert re.search(f"not reliable: {reason}", str(Estimate(1.0, 0.1, khat, False)))
+
+
+def test_an_error_without_a_variance_is_a_lower_bound() -> None:
+    """N(0, 0.65^2) proposals for N(0, 1): the tail of the weights has a shape of 1 - 0.65^2 = 0.58."""
+    u = 0.65 * np.random.default_rng(2).standard_normal(4000)
+    narrow = ensemble(u**2 / (2 * 0.65**2) - u**2 / 2)
+    found = narrow.expectation(u**2)
+    assert 0.5 < found.khat < 0.7 and found.reliable
+    assert str(found).endswith(f"(error a lower bound: k-hat {found.khat:.2f})")
+    assert "lower bound" in str(narrow.expectation(np.stack([u, u**2], 1))), "of an array too"
+    assert [doubt(khat, True) for khat in (0.5, -np.inf, None)] == ["", "", ""] and "lower" not in str(
+        EVEN.expectation(u[:400])
+    )
 
 
 def test_variables_that_are_functions() -> None:

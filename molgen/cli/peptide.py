@@ -105,9 +105,9 @@ def report(summary: dict[str, Any], out: Path) -> str:
     for number, row in enumerate(summary["finetuning"]):
         rows.append((f"after {number} rounds", f"ESS {row['ess']:.2%}, k-hat {common.number(row['khat'])}"))
     for row in summary["results"]:
-        said = "" if row["reliable"] else f"   ({doubt(row['khat'])})"
+        said = doubt(row["khat"], row["reliable"])
         value = f"{common.number(row['value'], 5)} +- {common.number(row['error'])} {row['unit']}".rstrip()
-        rows.append((row["name"], value + said))
+        rows.append((row["name"], f"{value}   ({said})" if said else value))
     rows.append(("drawn again", common.redrawn(summary["redrawn"], summary["proposals"])))
     rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
     rates = [

@@ -6,7 +6,8 @@ Standard errors are those of the delta method for self-normalised weights,
 
 where draws of one group g (a block of MD frames, one seed, one resampled ancestor) may depend on each other and groups
 do not; without groups each draw is its own (Owen, Monte Carlo theory, methods and examples, ch. 9). `bootstrap` redraws
-the groups and needs no derivative. Neither knows of tails that were never drawn: k-hat does. k-hat in turn knows
+the groups and needs no derivative. Neither knows of tails that were never drawn: k-hat does. Above a k-hat of 0.5 the
+variance is infinite and both are lower bounds of the error; above 0.7 they say nothing. k-hat in turn knows
 nothing of groups (after a resampling all weights are alike), so that these are counted: `few_groups`.
 """
 
@@ -20,7 +21,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from molgen.errors import InputError, check_counts
-from molgen.reweight.importance import LEAST_DRAWS, RELIABLE_KHAT, cleaned, function_khat, khat_threshold
+from molgen.reweight.importance import (
+    FINITE_VARIANCE,
+    LEAST_DRAWS,
+    RELIABLE_KHAT,
+    cleaned,
+    function_khat,
+    khat_threshold,
+)
 from molgen.rng import generator
 
 
@@ -31,7 +39,8 @@ class Estimate:
     Attributes:
         value: the estimate.
         error: its standard error (68 % for a normal distribution); inf or NaN where there is none.
-        khat: k-hat of the weights behind it; `error` means little above 0.7.
+        khat: k-hat of the weights behind it: above 0.5, where their variance is infinite, `error` is a lower bound
+            (several times too small at worst), above 0.7 it says nothing.
         reliable: k-hat is within the threshold for the number of draws, and the ensemble may be believed.
         unit: "eV", "A", "rad" or "" for a bare number.
     """
@@ -54,11 +63,15 @@ class Estimate:
             if 1e-6 < self.error < np.inf:  # two digits of the error, and as many decimals of the value
                 shape = f".{int(max(1 - np.floor(np.log10(self.error)), 0))}f"
             text = f"{self.value:{shape}} ± {self.error:{shape}} {self.unit}".rstrip()
-        return text if self.reliable else f"{text} ({doubt(float(np.max(self.khat)))})"
+        said = doubt(float(np.max(self.khat)), self.reliable)
+        return f"{text} ({said})" if said else text
 
 
-def doubt(khat: float | None) -> str:
-    """Why an estimate is not reliable, in words; `khat` is None or inf where it cannot be told."""
+def doubt(khat: float | None, reliable: bool) -> str:
+    """What an estimate lacks, in words; nothing of one that lacks nothing; `khat` is None or inf where unknown."""
+    if reliable:
+        found = khat is not None and khat > FINITE_VARIANCE
+        return f"error a lower bound: k-hat {khat:.2f}" if found else ""
     if khat is None or not np.isfinite(khat):
         return "not reliable: too few samples to tell k-hat"
     if khat > RELIABLE_KHAT:

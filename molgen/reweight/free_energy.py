@@ -52,8 +52,9 @@ class FES:
         names, units, periods: of each collective variable.
         edges: bin edges of each, in its unit.
         free_energy: eV, shape of the grid; lowest bin 0, inf where no sample fell.
-        error: standard error in eV of -kT ln(share) of each bin, by itself; inf where no sample fell. For the
-            difference of two regions ask `Ensemble.free_energy`, which knows how they vary together.
+        error: standard error in eV of -kT ln(share) of each bin, by itself; inf where no sample fell; above a k-hat of
+            0.5 a lower bound, above 0.7 without meaning. For the difference of two regions ask `Ensemble.free_energy`,
+            which knows how they vary together.
         probability: share of all weight in each bin; the sum is below 1 by what lies outside the grid.
         counts: samples with a weight above zero in each bin.
         temperature: K.
