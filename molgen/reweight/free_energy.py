@@ -18,6 +18,8 @@ from molgen.reweight.estimate import Estimate, bootstrap, delta_error, few_group
 from molgen.reweight.importance import cleaned, khat, khat_threshold
 from molgen.units import KB
 
+FEW = 5  # samples (groups) of a bin, with fewer of which its error would come out two to three times too small
+
 
 @dataclass(frozen=True, eq=False)
 class CollectiveVariable:
@@ -52,9 +54,9 @@ class FES:
         names, units, periods: of each collective variable.
         edges: bin edges of each, in its unit.
         free_energy: eV, shape of the grid; lowest bin 0, inf where no sample fell.
-        error: standard error in eV of -kT ln(share) of each bin, by itself; inf where no sample fell; above a k-hat of
-            0.5 a lower bound, above 0.7 without meaning. For the difference of two regions ask `Ensemble.free_energy`,
-            which knows how they vary together.
+        error: standard error in eV of -kT ln(share) of each bin, by itself; inf with fewer than 5 samples (groups of
+            them); above a k-hat of 0.5 a lower bound, above 0.7 without meaning. For the difference of two regions ask
+            `Ensemble.free_energy`, which knows how they vary together.
         probability: share of all weight in each bin; the sum is below 1 by what lies outside the grid.
         counts: samples with a weight above zero in each bin.
         temperature: K.
@@ -126,7 +128,8 @@ def histogram_fes(
     else:
         with np.errstate(divide="ignore", invalid="ignore"):
             spread = _share_error(flat, kept, share, labels[inside], weights, labels) / share
-    spread = np.where((spread == 0) & (share < 0.5), np.inf, spread)  # a weight so small that its square is none
+    independent = np.bincount(np.unique(labels[inside] * size + flat) % size, minlength=size)
+    known = (independent >= FEW) & ((spread > 0) | (share >= 0.5))  # a weight may be so small that its square is none
     volume = np.ones(shape)
     for axis, e in enumerate(edges):
         volume = volume * np.diff(e).reshape([-1 if a == axis else 1 for a in range(len(edges))])
@@ -141,7 +144,7 @@ def histogram_fes(
         periods=tuple(v.period for v in variables),
         edges=edges,
         free_energy=free,
-        error=np.where(share > 0, kt * spread, np.inf).reshape(shape),
+        error=np.where(known, kt * spread, np.inf).reshape(shape),
         probability=share.reshape(shape),
         counts=np.bincount(flat, minlength=size).reshape(shape),
         temperature=temperature,
