@@ -174,6 +174,19 @@ def test_no_energy_weighs_nothing(proposals: Any) -> None:
     ]
 
 
+def test_a_resumed_run_times_an_energy_before_it_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All draws were read from files: what an energy costs is not known, and a pool may pay all the same."""
+    asked: list[tuple[float, int]] = []
+    monkeypatch.setattr(workflow, "pool_pays", lambda each, remaining, cores: asked.append((each, remaining)) or False)
+    energies, x = Energies(PEPTIDE, "Reference", "auto"), generator(0).standard_normal((5, len(PEPTIDE), 3))
+    assert energies.plan(1000, x) is energies.potential
+    assert len(asked) == 1 and asked[0][0] > 0 and asked[0][1] == 1000 and energies.potential.calls == 2
+    energies.plan(10, x)
+    assert energies.potential.calls == 2 and Energies(PEPTIDE, "Reference", "auto").plan(10) and len(asked) == 2
+    alone = Energies(PEPTIDE, "Reference", 1)
+    assert alone.plan(1000, x).calls == 0
+
+
 def test_nothing_but_other_molecules(potential: Recording, proposals: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mirror images: it ends, said by reason, and not one energy was asked."""
     mirrored, log_q = proposals[0][CLASHING:] * [1, 1, -1], proposals[1][CLASHING:]

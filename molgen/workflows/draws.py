@@ -107,8 +107,17 @@ class Energies:
         self.plan(remaining)
         return energies
 
-    def plan(self, remaining: int) -> Potential:
-        """The potential for `remaining` more evaluations; a pool if one was left to choose and pays."""
+    def plan(self, remaining: int, positions: np.ndarray | None = None) -> Potential:
+        """The potential for `remaining` more evaluations; a pool if one was left to choose and pays.
+
+        Args:
+            positions: (n, N, 3), of which one is timed where nothing was, as in a resumed run.
+        """
+        if self.workers == "auto" and remaining and not self._timed and positions is not None:
+            self.potential.energy(positions[:1])  # the first starts the context
+            begin = time.perf_counter()
+            self.potential.energy(positions[:1])
+            self._seconds, self._timed = time.perf_counter() - begin, 1
         if self.workers == "auto" and self._timed:
             workers = cores()
             if pool_pays(self._seconds / self._timed, remaining, workers):

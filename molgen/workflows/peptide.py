@@ -195,7 +195,7 @@ class _Work:
         trials = self.trials(proposal, min(n, TRIAL))
         hot = ladder_start(trials)
         draws = self.draws(proposal, n, self.seed, "draws", hot)
-        ladder = between_temperatures(self.energies.plan(n * MOVES * LEAPFROG), hot, self.temperature)
+        ladder = between_temperatures(self.energies.plan(n * MOVES * LEAPFROG, draws.positions), hot, self.temperature)
         densities = restricted(ladder, lambda positions: validate(self.peptide, positions).valid)
         bonds, stiffness = self.peptide.bonds, self.peptide.parameters.bond_k
         scale = spring_scale(len(self.peptide), bonds, stiffness, self.temperature)
