@@ -18,6 +18,8 @@ from typing import Any
 
 from molgen.errors import InputError
 
+THREADS = ("OMP_NUM_THREADS", "OPENMM_CPU_THREADS")  # OpenMM's CPU platform takes all cores, whatever OpenMP is told
+
 # Fresh interpreters: a fork would copy the threads' locks of torch, OpenMM and tblite without their threads.
 _CONTEXT = multiprocessing.get_context("spawn")
 
@@ -48,8 +50,8 @@ class WorkerPool:
 
     Args:
         factory: picklable, makes in each worker the callable that does a job.
-        workers: processes; None: one a core this process may use. Each runs one OpenMP thread unless OMP_NUM_THREADS
-            says otherwise.
+        workers: processes; None: one a core this process may use. Each runs one thread of OpenMP and of OpenMM's CPU
+            platform unless OMP_NUM_THREADS and OPENMM_CPU_THREADS say otherwise.
         where: names the pool in messages.
         on_progress: called with (job, content) each time a job calls `progress(content)`; with it jobs are given the
             keyword `progress`. Where the parent is gone, that call ends the process.
@@ -178,11 +180,11 @@ def _serve(connection: Connection, factory: Callable[[], Callable[..., Any]], re
 
 @contextmanager
 def _one_thread():
-    """Processes started inside get OMP_NUM_THREADS=1 unless it is set: one thread a worker, not cores a worker."""
-    given = os.environ.get("OMP_NUM_THREADS")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    """Processes started inside get one thread each unless it is set: one a worker, not cores a worker."""
+    absent = [name for name in THREADS if name not in os.environ]
+    os.environ.update(dict.fromkeys(absent, "1"))
     try:
         yield
     finally:
-        if given is None:
-            del os.environ["OMP_NUM_THREADS"]
+        for name in absent:
+            del os.environ[name]
