@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,39 @@ def test_an_error_without_a_variance_is_a_lower_bound() -> None:
     assert [doubt(khat, True) for khat in (0.5, -np.inf, None)] == ["", "", ""] and "lower" not in str(
         EVEN.expectation(u[:400])
     )
+
+
+def scattered(n: int, seed: int, **options) -> Ensemble:
+    """Four atoms anywhere within some Angstrom, of uneven weights."""
+    rng = np.random.default_rng(seed)
+    x, energies = 2 * rng.standard_normal((n, 4, 3)), rng.standard_normal(n)
+    return Ensemble(x, rng.standard_normal(n), energies, 300.0, [1] * 4, **options)
+
+
+def test_one_draw_in_two_ensembles_is_one_group() -> None:
+    """The first hundred of three hundred, as after a run with -n 100 and one with -n 300 under one seed: batches of
+    another shape, and the rounding of an xtc, move them a little."""
+    whole, other = scattered(300, 0), scattered(50, 1)
+    again = replace(whole[:100], positions=whole.positions[:100] + 0.004, energies=whole.energies[:100] + 1e-4)
+    both = Ensemble.merge([whole, other, again])
+    assert both.groups is not None and len(np.unique(both.groups)) == 350
+    assert np.array_equal(both.groups[:100], both.groups[350:])
+    assert Ensemble.merge([whole, other]).groups is None
+    twice, once = Ensemble.merge([whole, whole]), whole.expectation("distance 0 1")
+    assert twice.expectation("distance 0 1").error == pytest.approx(once.error, rel=0.05)
+    elsewhere = replace(again, energies=again.energies + 1.0)
+    assert Ensemble.merge([whole, elsewhere]).groups is None, "of another energy"
+
+
+def test_groups_that_have_a_draw_in_common_are_joined() -> None:
+    parts = [scattered(60, 0, groups=np.arange(60) // 2), scattered(60, 1, groups=np.arange(60) // 3)]
+    first, second = parts
+    positions, energies = second.positions.copy(), second.energies.copy()
+    positions[0], energies[0] = first.positions[5], first.energies[5]
+    positions[9] = np.nan
+    groups = Ensemble.merge([first, replace(second, positions=positions, energies=energies)]).groups
+    assert groups is not None and len(np.unique(groups)) == 30 + 20 - 1
+    assert len({*groups[4:6].tolist(), *groups[60:63].tolist()}) == 1 and groups[6] != groups[63]
 
 
 def test_variables_that_are_functions() -> None:

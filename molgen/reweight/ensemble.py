@@ -27,6 +27,7 @@ from molgen.reweight.importance import (
     verdict,
     worst,
 )
+from molgen.reweight.merging import merged
 from molgen.reweight.regions import boxed_region, written_region
 from molgen.rng import generator
 from molgen.structures import checked_numbers
@@ -296,49 +297,17 @@ class Ensemble:
         )
 
     @classmethod
-    def merge(cls, ensembles: Iterable[Ensemble]) -> Ensemble:
+    def merge(cls, ensembles: Iterable[Ensemble]) -> Self:
         """All samples in one ensemble, log-weights as they are: right when each is ln w = -E/kT - ln q of normalised q.
 
         For draws of proposals whose densities are known at each other's draws, `mixture_log_weights` is better. Groups
-        of different ensembles are different; collective variables stay where all have them.
+        of different ensembles are different, but one draw that several have (of one flow under one seed) is one group;
+        collective variables stay where all have them.
 
         Raises:
             InputError: no ensemble, or molecules or temperatures differ.
         """
-        parts = list(ensembles)
-        if not parts:
-            raise InputError("no ensemble to merge", where="Ensemble.merge", expected="one or more")
-        first = parts[0]
-        for at, part in enumerate(parts[1:], 1):
-            if not np.array_equal(part.numbers, first.numbers) or part.temperature != first.temperature:
-                raise InputError(
-                    f"{len(part.numbers)} atoms at {part.temperature} K, the first has {len(first.numbers)} at "
-                    f"{first.temperature} K",
-                    where=f"Ensemble.merge, ensemble {at}",
-                    expected="the same molecule and temperature",
-                )
-
-        def joined(name: str) -> np.ndarray | None:
-            columns = [getattr(part, name) for part in parts]
-            return None if any(column is None for column in columns) else np.concatenate(columns)
-
-        groups = None
-        if any(part.groups is not None for part in parts):
-            labels = [_labels(part) for part in parts]
-            starts = np.cumsum([0, *(label.max() + 1 for label in labels)])
-            groups = np.concatenate([label + start for label, start in zip(labels, starts, strict=False)])
-        verdicts: list[Verdict] = [part.at_best for part in parts]
-        common = [name for name in first.cvs if all(name in part.cvs for part in parts)]
-        reasons = list(dict.fromkeys(reason for part in parts for reason in part.validity))
-        return replace(
-            first,
-            **{name: joined(name) for name in ("positions", "log_weights", "energies", "log_q")},
-            groups=groups,
-            cvs={c: replace(first.cvs[c], values=np.concatenate([p.cvs[c].values for p in parts])) for c in common},
-            validity={reason: sum(part.validity.get(reason, 0) for part in parts) for reason in reasons},
-            at_best=worst(*verdicts),
-            smoothed=all(part.smoothed for part in parts),
-        )
+        return cast(Self, merged(ensembles))
 
     def save(self, to: str | Path | storage.Paths, *, positions: bool = False) -> list[Path]:
         """Write `topology.pdb`, `samples.xtc` and `weights.npz`, each whole or not at all; returns their paths.
@@ -392,9 +361,3 @@ class Ensemble:
                 f"{type(error).__name__}: {error}", where="the function of the samples",
                 expected=f"one that takes {given}",
             ) from error  # fmt: skip
-
-
-def _labels(ensemble: Ensemble) -> np.ndarray:
-    """Group of each sample (n,), numbered from 0."""
-    groups = ensemble.groups
-    return np.arange(len(ensemble)) if groups is None else np.unique(groups, return_inverse=True)[1]
