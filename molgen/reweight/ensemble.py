@@ -305,7 +305,8 @@ class Ensemble:
         collective variables stay where all have them.
 
         Raises:
-            InputError: no ensemble, or molecules or temperatures differ.
+            InputError: no ensemble, molecules or temperatures differ, or weighted samples beside those that count alike
+                (of molecular dynamics, or resampled): their log-weights, zeros, are on a scale of their own.
         """
         return cast(Self, merged(ensembles))
 

@@ -37,6 +37,16 @@ def merged(ensembles: Iterable[Ensemble]) -> Ensemble:
                 expected="the same molecule and temperature",
             )
 
+    weighted = [bool(part.log_weights[np.isfinite(part.log_weights)].any()) for part in parts]
+    alike = [np.isfinite(part.log_weights).any() and not uneven for part, uneven in zip(parts, weighted, strict=True)]
+    if any(weighted) and any(alike):
+        raise InputError(
+            "its log-weights are zeros, as of molecular dynamics or after `resample`, and those of others are not",
+            where=f"Ensemble.merge, ensemble {alike.index(True)}",
+            expected="log-weights of all on one scale",
+            remedy="merge the weighted ensembles, and resample what they give together",
+        )
+
     def joined(name: str) -> np.ndarray | None:
         columns = [getattr(part, name) for part in parts]
         return None if any(column is None for column in columns) else np.concatenate(columns)
