@@ -43,6 +43,26 @@ def test_a_few_samples_drawn_by_weight_keep_the_verdict() -> None:
         EVEN.resample(0)
 
 
+def test_estimates_of_redrawn_samples_are_no_more_reliable(tmp_path) -> None:
+    """k-hat between what 150 draws allow and 0.7: a `warn`, whose estimates are not reliable before or after."""
+    seeds = (np.random.default_rng(seed).pareto(1 / 0.6, 150) for seed in range(100))
+    part = next(e for e in (ensemble(np.log(w)) for w in seeds) if e.verdict == "warn")
+    drawn = part.resample(2000)
+    drawn.save(tmp_path)
+    for again in (drawn, Ensemble.load(tmp_path), drawn.resample(500), Ensemble.merge([EVEN, drawn])):
+        found = (
+            again.expectation("distance 0 1"),
+            again.fes("distance 0 1", bins=2),
+            again.free_energy("distance 0 1 < 1.5", "distance 0 1 > 1.5"),
+            again.barrier("distance 0 1", (1.1, 1.9)).forward,
+        )
+        assert not any(estimate.reliable for estimate in found)
+        assert all(estimate.khat >= part.diagnostics.khat for estimate in found)
+    assert f"k-hat {part.diagnostics.khat:.2f}" in str(drawn.expectation("distance 0 1"))
+    assert EVEN.resample(1000).expectation("distance 0 1").reliable
+    assert Ensemble.load(tmp_path).redrawn_by == drawn.redrawn_by == part.diagnostics
+
+
 def test_why_an_estimate_is_not_reliable() -> None:
     khats = {
         0.82: "k-hat 0.82, fine up to 0.7",

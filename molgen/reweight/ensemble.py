@@ -26,6 +26,7 @@ from molgen.reweight.importance import (
     psis,
     verdict,
     worst,
+    worst_weights,
 )
 from molgen.reweight.merging import merged
 from molgen.reweight.regions import boxed_region, written_region
@@ -65,6 +66,8 @@ class Ensemble:
         at_best: the verdict is never better: of what k-hat of these weights cannot see, such as weights dropped or
             proposals refused on the way. Of a "biased" or "failed" ensemble no estimate is reliable.
         smoothed: whether estimates use Pareto-smoothed weights.
+        redrawn_by: diagnostics of the weights by which samples were redrawn, None if they were not: no estimate is
+            better than these allow, although the samples themselves weigh alike.
 
     Raises:
         InputError: shapes that do not agree, no sample, or a temperature that is not positive.
@@ -82,6 +85,7 @@ class Ensemble:
     validity: Mapping[str, int] = field(default_factory=dict)
     at_best: Verdict = "reliable"
     smoothed: bool = True
+    redrawn_by: WeightDiagnostics | None = None
 
     def __post_init__(self):
         def keep(name: str, value: Any) -> None:
@@ -265,8 +269,8 @@ class Ensemble:
     def resample(self, count: int, seed: int = 0) -> Ensemble:
         """`count` samples of equal weight, drawn with replacement by weight.
 
-        Copies of one sample share a group, so errors stay honest, and the verdict is never better than that of the
-        weights drawn by. Adds noise: never estimate from these what the weighted samples can give.
+        Copies of one sample share a group, so errors stay honest, and neither the verdict nor k-hat is ever better than
+        that of the weights drawn by. Adds noise: never estimate from these what the weighted samples can give.
 
         Raises:
             InputError: no sample has a weight, or count < 1.
@@ -277,7 +281,8 @@ class Ensemble:
         chosen = np.sort(generator(seed).choice(len(self), size=count, p=self.weights))
         drawn = self[chosen]
         groups = chosen if self.groups is None else self.groups[chosen]
-        return replace(drawn, log_weights=np.zeros(count), groups=groups, at_best=self.verdict)
+        by = worst_weights(self.diagnostics, self.redrawn_by)
+        return replace(drawn, log_weights=np.zeros(count), groups=groups, at_best=self.verdict, redrawn_by=by)
 
     def without_top(self, share: float = 0.002) -> Ensemble:
         """The ensemble with the largest weights dropped and the rest not smoothed, as Prose reports. Biased."""
@@ -347,11 +352,13 @@ class Ensemble:
 
     def doubted(self, found: _Doubtful) -> _Doubtful:
         """An estimate from these samples, which is not reliable if the ensemble cannot be."""
-        if self.at_best in ("reliable", "warn"):
-            return found
         if isinstance(found, Barrier):
             return replace(found, **{side: self.doubted(getattr(found, side)) for side in SIDES})
-        return replace(found, reliable=False)
+        believed, by = self.at_best in ("reliable", "warn"), self.redrawn_by
+        if by is not None:
+            believed &= by.khat <= by.threshold
+            found = replace(found, khat=np.maximum(found.khat, by.khat)[()])
+        return found if believed else replace(found, reliable=False)
 
     def _call(self, function: Callable[[Any], ArrayLike]) -> np.ndarray:
         given = "positions (n, N, 3), Angstrom" if self.topology is None else "an mdtraj trajectory, nm"

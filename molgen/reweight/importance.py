@@ -172,6 +172,11 @@ def worst(*verdicts: Verdict) -> Verdict:
     return max(verdicts, key=VERDICTS.index)
 
 
+def worst_weights(*found: WeightDiagnostics | None) -> WeightDiagnostics | None:
+    """Of several the diagnostics whose k-hat is furthest above, or least below, its threshold; None if all are."""
+    return max((one for one in found if one is not None), key=lambda one: one.khat - one.threshold, default=None)
+
+
 def truncate(log_weights: ArrayLike) -> np.ndarray:
     """Log-weights with every weight cut at mean * sqrt(n) (Ionides, J. Comput. Graph. Stat. 17 (2008) 295).
 

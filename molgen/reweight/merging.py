@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from molgen.errors import InputError
-from molgen.reweight.importance import worst
+from molgen.reweight.importance import worst, worst_weights
 
 if TYPE_CHECKING:
     from molgen.reweight.ensemble import Ensemble
@@ -61,6 +61,7 @@ def merged(ensembles: Iterable[Ensemble]) -> Ensemble:
         validity={reason: sum(part.validity.get(reason, 0) for part in parts) for reason in reasons},
         at_best=worst(*(part.at_best for part in parts)),
         smoothed=all(part.smoothed for part in parts),
+        redrawn_by=worst_weights(*(part.redrawn_by for part in parts)),
     )
 
 
