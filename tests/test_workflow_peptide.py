@@ -181,6 +181,25 @@ def test_trials_lie_between_the_temperature_and_the_hottest(monkeypatch):
     assert [t["temperature"] for t in run(20, 600.0, smc=True)[1]["smc"]["trials"]] == [600.0]
 
 
+def test_a_trial_that_cannot_be_drawn_is_passed_over(monkeypatch):
+    """If all cannot, that is the error."""
+    monkeypatch.setattr(workflow, "MOVES", 1)
+    real, bad, said = workflow.draw, {490.0, 600.0}, []
+
+    def draw(flow, layout, energies, n, temperature, *rest, **options):
+        if temperature in bad:
+            raise CalculatorError(f"hardly a proposal at {temperature:g} K")
+        return real(flow, layout, energies, n, temperature, *rest, **options)
+
+    monkeypatch.setattr(workflow, "draw", draw)
+    summary = run(20, 400.0, smc=True, log=said.append)[1]
+    assert [trial["temperature"] for trial in summary["smc"]["trials"]] == [443.0, 542.0]
+    assert said[:2] == [f"no trial at {kelvin} K: hardly a proposal at {kelvin} K" for kelvin in (490, 600)]
+    bad |= {443.0, 542.0}
+    with pytest.raises(CalculatorError, match="hardly a proposal at 600 K"):
+        run(20, 400.0, smc=True)
+
+
 class Killed(BaseException):
     pass
 

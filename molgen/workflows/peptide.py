@@ -15,7 +15,7 @@ import torch
 
 from molgen.data.peptide import Peptide, build_peptide, residues_of
 from molgen.device import resolve_device
-from molgen.errors import InputError, check_counts, check_temperature
+from molgen.errors import CalculatorError, InputError, check_counts, check_temperature
 from molgen.prose.layout import Layout
 from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
@@ -222,12 +222,24 @@ class _Work:
         return Sampled(replace(ensemble, at_best=at_best), draws, population, tuple(trials))
 
     def trials(self, proposal: Proposal, n: int) -> list[Draws]:
-        """n draws at each of a few temperatures up to the highest the flow knows, coldest first."""
+        """n draws at each of a few temperatures up to the highest the flow knows, coldest first.
+
+        Raises:
+            CalculatorError: hardly a proposal is the molecule, or none has an energy, at any of them.
+        """
         hot = max(float(proposal.config.get("temperatures", [self.temperature])[-1]), self.temperature)
         between = np.geomspace(self.temperature, hot, TRIALS + 1)[1:-1].round().tolist()
         kelvins = sorted({kelvin for kelvin in between if self.temperature < kelvin < hot} | {hot})
         seed = sample_seed(self.seed, TRYING)
-        return [self.draws(proposal, n, seed, f"trial-{kelvin:g}", kelvin, "trying temperatures") for kelvin in kelvins]
+        found: list[Draws] = []
+        for kelvin in kelvins:
+            try:
+                found.append(self.draws(proposal, n, seed, f"trial-{kelvin:g}", kelvin, "trying temperatures"))
+            except CalculatorError as error:  # a temperature that is worth nothing
+                if not found and kelvin == kelvins[-1]:
+                    raise
+                self.log(f"no trial at {kelvin:g} K: {error.what}")
+        return found
 
 
 def ladder_start(trials: Sequence[Draws]) -> float:
