@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from molgen.errors import InputError
-from molgen.reweight.importance import worst, worst_weights
+from molgen.reweight.importance import Verdict, worst, worst_weights
 
 if TYPE_CHECKING:
     from molgen.reweight.ensemble import Ensemble
@@ -51,6 +51,7 @@ def merged(ensembles: Iterable[Ensemble]) -> Ensemble:
         columns = [getattr(part, name) for part in parts]
         return None if any(column is None for column in columns) else np.concatenate(columns)
 
+    verdicts: list[Verdict] = [part.at_best for part in parts]
     common = [name for name in first.cvs if all(name in part.cvs for part in parts)]
     reasons = list(dict.fromkeys(reason for part in parts for reason in part.validity))
     return replace(
@@ -59,7 +60,7 @@ def merged(ensembles: Iterable[Ensemble]) -> Ensemble:
         groups=_groups(parts),
         cvs={c: replace(first.cvs[c], values=np.concatenate([p.cvs[c].values for p in parts])) for c in common},
         validity={reason: sum(part.validity.get(reason, 0) for part in parts) for reason in reasons},
-        at_best=worst(*(part.at_best for part in parts)),
+        at_best=worst(*verdicts),
         smoothed=all(part.smoothed for part in parts),
         redrawn_by=worst_weights(*(part.redrawn_by for part in parts)),
     )
