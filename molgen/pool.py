@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from molgen.errors import InputError
+from molgen.errors import CalculatorError, InputError
 from molgen.threads import one_thread_each
 
 # Fresh interpreters: a fork would copy the threads' locks of torch, OpenMM and tblite without their threads.
@@ -43,13 +43,20 @@ class _Progress:
     content: Any
 
 
+@dataclass(frozen=True)
+class _Started:
+    """The first word of a worker; `fault`: why it has nothing to work with, in words."""
+
+    fault: str = ""
+
+
 class WorkerPool:
     """Hands jobs to `workers` processes.
 
     Args:
         factory: picklable, makes in each worker the callable that does a job.
-        workers: processes; None: one a core this process may use. Each runs one OpenMP thread unless OMP_NUM_THREADS
-            says otherwise.
+        workers: processes; None: one a core this process may use. Each runs one thread of OpenMP and of OpenMM's CPU
+            platform unless OMP_NUM_THREADS and OPENMM_CPU_THREADS say otherwise.
         where: names the pool in messages.
         on_progress: called with (job, content) each time a job calls `progress(content)`; with it jobs are given the
             keyword `progress`. Where the parent is gone, that call ends the process.
@@ -76,17 +83,21 @@ class WorkerPool:
                 where=where,
                 remedy="use functools.partial of a class or a function defined in a module",
             ) from error
-        self.factory, self.on_progress = factory, on_progress
+        self.factory, self.on_progress, self.where = factory, on_progress, where
         self.workers = cores() if workers is None else int(workers)
         if self.workers < 1:
             raise InputError(f"{workers} workers", where=where, expected="at least 1")
         self.members: list[Worker] = []
+        self._started = False  # whether a worker ever has
 
     def run(self, jobs: Iterable[tuple]) -> Iterator[tuple[tuple, Any]]:
         """(job, answer) of every job, in the order of finishing; the answer is `Died` where the worker died.
 
         A job is taken from `jobs` only when a worker is free for it. Ending early, Ctrl-C included, kills the workers:
         none may keep an answer that the next call would read.
+
+        Raises:
+            CalculatorError: the factory fails in a worker, or workers die before they have started and none ever has.
         """
         waiting = iter(jobs)
         busy: dict[Connection, tuple[Worker, tuple]] = {}
@@ -110,7 +121,16 @@ class WorkerPool:
                     except (EOFError, OSError):  # OSError: reset, or cut off within a message
                         self.members.remove(worker)
                         answer = Died(worker.end())
+                        if not self._started:  # nor will the next
+                            raise self._cannot_start(
+                                answer.reason, 'a script that starts workers needs `if __name__ == "__main__":`'
+                            ) from None
                     else:
+                        if isinstance(answer, _Started):
+                            if answer.fault:
+                                raise self._cannot_start(answer.fault)
+                            self._started = True
+                            continue
                         if self.on_progress is not None and isinstance(answer, _Progress):
                             self.on_progress(job, answer.content)
                             continue
@@ -127,6 +147,9 @@ class WorkerPool:
         """End the workers. A later `run` starts new ones."""
         while self.members:
             self.members.pop().end()
+
+    def _cannot_start(self, reason: str, remedy: str | None = None) -> CalculatorError:
+        return CalculatorError(f"a worker cannot start: {reason}", where=self.where, remedy=remedy)
 
     def _new(self) -> Worker:
         self.members.append(Worker(self.factory, reports=self.on_progress is not None))
@@ -166,7 +189,12 @@ def _serve(connection: Connection, factory: Callable[[], Callable[..., Any]], re
         except ConnectionError:  # the parent is gone
             raise SystemExit from None  # passes a job that catches every Exception
 
-    work = factory()
+    try:
+        work = factory()
+    except Exception as error:
+        send(_Started(f"{type(error).__name__}: {error}"))
+        return
+    send(_Started())
     options = {"progress": lambda content: send(_Progress(content))} if reports else {}
     while True:
         try:

@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator
 
 SERIAL = 60  # atoms up to which a second OpenMP thread does not pay
-_VARIABLE = "OMP_NUM_THREADS"
+# OpenMM's CPU platform takes all cores, whatever OpenMP is told
+VARIABLES = ("OMP_NUM_THREADS", "OPENMM_CPU_THREADS")
 
 
 def one_thread(atoms: int = 0) -> contextlib.AbstractContextManager:
@@ -18,7 +19,7 @@ def one_thread(atoms: int = 0) -> contextlib.AbstractContextManager:
     and more were measured; a step of finetuning a flow takes ten times as long. On an idle machine, too, matrices of
     such molecules, and small networks, are slower on two.
     """
-    if atoms > SERIAL or _VARIABLE in os.environ:
+    if atoms > SERIAL or VARIABLES[0] in os.environ:
         return contextlib.nullcontext()
     return pools().limit(limits=1)
 
@@ -26,13 +27,13 @@ def one_thread(atoms: int = 0) -> contextlib.AbstractContextManager:
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
     """Processes started inside compute on one thread unless the user has set their number: not cores a worker."""
-    given = os.environ.get(_VARIABLE)
-    os.environ.setdefault(_VARIABLE, "1")
+    absent = [name for name in VARIABLES if name not in os.environ]
+    os.environ.update(dict.fromkeys(absent, "1"))
     try:
         yield
     finally:
-        if given is None:
-            del os.environ[_VARIABLE]
+        for name in absent:
+            del os.environ[name]
 
 
 @functools.cache

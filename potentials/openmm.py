@@ -30,7 +30,8 @@ class OpenMMPotential(SamplewisePotential):
         platform: "auto" or the name of a platform OpenMM has here. "auto" takes the first that starts of CUDA, CPU,
             Reference; up to 60 particles of Reference, CPU, CUDA, since Reference is then the fastest (with
             implicit solvent: after `native_gbsa`).
-        properties: platform properties, e.g. {"Threads": "4"}; by default CUDA runs in mixed precision.
+        properties: platform properties, e.g. {"Threads": "4"}, read when the context is created; by default CUDA runs
+            in mixed precision.
 
     The Reference platform is in double precision; CPU and CUDA sum pair terms in single precision, so their energies
     carry an error of about 1e-3 kJ/mol for a peptide.

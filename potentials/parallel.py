@@ -16,8 +16,8 @@ class ParallelPotential(Potential):
 
     Args:
         factory: picklable, makes the potential in each worker: `functools.partial(XtbPotential, numbers)`.
-        workers: processes; by default one a core this process may use. Each runs one OpenMP thread unless
-            OMP_NUM_THREADS says otherwise.
+        workers: processes; by default one a core this process may use. Each runs one thread of OpenMP and of OpenMM's
+            CPU platform unless OMP_NUM_THREADS and OPENMM_CPU_THREADS say otherwise.
 
     Workers start at the first evaluation and live until `close()` or the end of a `with` block. As with all spawned
     processes, a script that uses this needs `if __name__ == "__main__":`.

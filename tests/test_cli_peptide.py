@@ -13,7 +13,7 @@ from peptide_cases import FlowPotential, tiny_weights
 from typer.testing import CliRunner, Result
 
 from molgen.checkpoint import SHIPPED, TENSORS_FILE
-from molgen.cli import main
+from molgen.cli import fes_report, main
 from molgen.cli import peptide as command
 from molgen.data.peptide import Peptide
 
@@ -77,7 +77,8 @@ def test_the_advice_is_what_was_not_tried_or_still_gains(tmp_path: Path) -> None
         ([], None, "try --finetune 4 or --smc"),
         (rising, None, f"try --weights {tmp_path / 'adapter'} --finetune 4 --out NEW or --smc"),
         (falling, None, "try --smc"),
-        (falling, {"hot_temperature": 600.0}, "neither finetuning nor --smc"),
+        (falling, {"ess_of_ancestors": 0.2}, "neither finetuning nor --smc"),
+        (falling, {"ess_of_ancestors": 0.011}, "try -n 5000"),
     ):
         assert command._advice({**told, "finetuning": finetuning, "smc": smc}, tmp_path).endswith(
             expected + (" has repaired that" if "neither" in expected else "")
@@ -90,7 +91,7 @@ def test_smc_is_reported(tmp_path: Path) -> None:
     weights = {"n": 9, "ess": 0.5, "ess_psis": 0.5, "khat": None, "threshold": 0.2, "max_weight": 0.2}
     summary = {
         "sequence": "AG", "cap": "ace-nme", "atoms": 30, "temperature": 310.0, "prose_compat": True,
-        "verdict": "biased",
+        "verdict": "biased", "why": ["k-hat 0.9, fine up to 0.7", "descends from 3 effective ancestors of 9"],
         "weights": weights, "smc": {
             "hot_temperature": 600.0, "hot_weights": {"khat": 0.61}, "unique_ancestors": 7, "ess_of_ancestors": 0.3,
         },
@@ -100,11 +101,29 @@ def test_smc_is_reported(tmp_path: Path) -> None:
     }  # fmt: skip
     lines = command.report(summary, tmp_path).splitlines()
     assert "AG, ace-nme, 30 atoms" in lines[0] and "the largest weights were dropped" in lines[1]
+    assert lines[1].endswith("): k-hat 0.9, fine up to 0.7; descends from 3 effective ancestors of 9")
     assert "none, too few weights" in lines[4] and "600 K, k-hat 0.61 there" in lines[5]
     assert "30.00% by ancestor" in lines[3] and "7 of 9 proposals" in lines[6]
     assert "after 1 rounds" in lines[8] and "20.00%, k-hat 0.4" in lines[8]
     assert "3 x contact (25.00% of 12)" in lines[9] and "2 x non-finite energy" in lines[10]
     assert lines[11].endswith("77 energies")
+
+
+def test_an_error_that_is_a_lower_bound_is_reported_as_one(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"files": []}')
+    weights = {"n": 900, "ess": 0.5, "ess_psis": 0.5, "khat": 0.4, "threshold": 0.66, "max_weight": 0.2}
+    row = {"name": "rg", "value": 4.5, "error": 0.01, "unit": "A", "reliable": True}
+    summary = {
+        "sequence": "AG", "cap": None, "atoms": 30, "temperature": 310.0, "prose_compat": False, "weights": weights,
+        "verdict": "reliable", "smc": None, "finetuning": [], "proposals": 12, "redrawn": {}, "rejections": {},
+        "samples_per_second": None, "energies_per_second": None, "energy_calls": 77,
+    }  # fmt: skip
+    for khat, said in ((0.58, "4.5 +- 0.01 A   (error a lower bound: k-hat 0.58)"), (0.4, "4.5 +- 0.01 A")):
+        report = command.report({**summary, "results": [{**row, "khat": khat}]}, tmp_path)
+        assert report.splitlines()[5].endswith(said)
+    surface = {"value": 4.5, "error": 0.01, "unit": "kJ/mol", "khat": 0.58, "reliable": True}
+    assert fes_report._estimated(surface) == "4.5 +- 0.01 kJ/mol (error a lower bound: k-hat 0.58)"
+    assert fes_report._estimated({**surface, "khat": 0.3}) == "4.5 +- 0.01 kJ/mol"
 
 
 def test_an_earlier_run_is_not_overwritten_unasked(molgen: Callable[..., Result], tmp_path: Path, exact: None) -> None:

@@ -12,6 +12,7 @@ from peptide_cases import FlowPotential, Wrong, tiny_flow
 
 from molgen.data.peptide import Peptide, build_peptide
 from molgen.errors import CalculatorError
+from molgen.potentials.openmm import OpenMMPotential
 from molgen.prose.evaluate import log_densities
 from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
@@ -172,6 +173,32 @@ def test_no_energy_weighs_nothing(proposals: Any) -> None:
         False,
         True,
     ]
+
+
+def test_a_resumed_run_times_an_energy_before_it_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All draws were read from files: what an energy costs is not known, and a pool may pay all the same."""
+    asked: list[tuple[float, int]] = []
+    monkeypatch.setattr(workflow, "pool_pays", lambda each, remaining, cores: asked.append((each, remaining)) or False)
+    energies, x = Energies(PEPTIDE, "Reference", "auto"), generator(0).standard_normal((5, len(PEPTIDE), 3))
+    assert energies.plan(1000, x) is energies.potential
+    assert len(asked) == 1 and asked[0][0] > 0 and asked[0][1] == 1000 and energies.potential.calls == 2
+    energies.plan(10, x)
+    assert energies.potential.calls == 2 and Energies(PEPTIDE, "Reference", "auto").plan(10) and len(asked) == 2
+    alone = Energies(PEPTIDE, "Reference", 1)
+    assert alone.plan(1000, x).calls == 0
+
+
+def test_the_energy_that_decides_on_a_pool_is_timed_on_one_thread() -> None:
+    """As in the pool's workers; a single process that was asked for may take all cores."""
+    x = generator(0).standard_normal((1, len(PEPTIDE), 3))
+    for platform, workers, properties in (
+        ("CPU", "auto", {"Threads": "1"}),
+        ("Reference", "auto", None),
+        ("CPU", 1, None),
+    ):
+        potential = Energies(PEPTIDE, platform, workers).plan(100, x)
+        assert isinstance(potential, OpenMMPotential) and potential.properties == properties
+        assert np.isfinite(potential.energy(x)).all()
 
 
 def test_nothing_but_other_molecules(potential: Recording, proposals: Any, monkeypatch: pytest.MonkeyPatch) -> None:

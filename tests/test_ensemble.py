@@ -224,9 +224,13 @@ def test_merge():
     z = [np.exp(part.diagnostics.log_z) for part in parts]
     assert both.diagnostics.log_z == pytest.approx(np.log(np.mean(z)), abs=1e-12)
     drawn = parts[1].resample(10, seed=0)
-    grouped = Ensemble.merge([parts[0], drawn])
+    grouped = Ensemble.merge([parts[0].resample(20), drawn])
     assert grouped.groups is not None and drawn.groups is not None and grouped.log_q is not None
-    assert len(np.unique(grouped.groups)) == 1000 + len(np.unique(drawn.groups))
+    assert len(np.unique(grouped.groups[20:])) == len(np.unique(drawn.groups)) and grouped.groups[:20].max() < 20
+    with pytest.raises(InputError, match="(?s)ensemble 1: its log-weights are zeros.*on one scale"):
+        Ensemble.merge([parts[0], drawn])
+    dead = Ensemble(**{**vars_of(parts[1]), "log_weights": np.full(1000, -np.inf)})
+    assert len(Ensemble.merge([parts[0], dead])) == 2000 == len(Ensemble.merge([dead, dead]))
     with pytest.raises(InputError, match="(?s)ensemble 1.*the same molecule and temperature"):
         Ensemble.merge([parts[0], Ensemble(**{**vars_of(parts[1]), "temperature": 310.0})])
     with pytest.raises(InputError, match="no ensemble"):

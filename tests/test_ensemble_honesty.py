@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from molgen import Ensemble
 from molgen.errors import InputError
-from molgen.reweight.estimate import Estimate
+from molgen.reweight.estimate import Estimate, doubt, effective_groups
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import VERDICTS
 from molgen.variables import custom
@@ -42,10 +43,80 @@ def test_a_few_samples_drawn_by_weight_keep_the_verdict() -> None:
         EVEN.resample(0)
 
 
+def test_estimates_of_redrawn_samples_are_no_more_reliable(tmp_path) -> None:
+    """k-hat between what 150 draws allow and 0.7: a `warn`, whose estimates are not reliable before or after."""
+    seeds = (np.random.default_rng(seed).pareto(1 / 0.6, 150) for seed in range(100))
+    part = next(e for e in (ensemble(np.log(w)) for w in seeds) if e.verdict == "warn")
+    drawn = part.resample(2000)
+    drawn.save(tmp_path)
+    for again in (drawn, Ensemble.load(tmp_path), drawn.resample(500), Ensemble.merge([EVEN, drawn])):
+        found = (
+            again.expectation("distance 0 1"),
+            again.fes("distance 0 1", bins=2),
+            again.free_energy("distance 0 1 < 1.5", "distance 0 1 > 1.5"),
+            again.barrier("distance 0 1", (1.1, 1.9)).forward,
+        )
+        assert not any(estimate.reliable for estimate in found)
+        assert all(estimate.khat >= part.diagnostics.khat for estimate in found)
+    assert f"k-hat {part.diagnostics.khat:.2f}" in str(drawn.expectation("distance 0 1"))
+    assert EVEN.resample(1000).expectation("distance 0 1").reliable
+    assert Ensemble.load(tmp_path).redrawn_by == drawn.redrawn_by == part.diagnostics
+
+
 def test_why_an_estimate_is_not_reliable() -> None:
-    khats = {0.82: "k-hat 0.82, fine up to 0.7", 0.41: "too few samples, or .*k-hat 0.41", np.inf: "too few samples to"}
+    khats = {
+        0.82: "k-hat 0.82, fine up to 0.7",
+        0.41: "too few independent samples, or .*k-hat 0.41",
+        np.inf: "too few samples to",
+    }
     for khat, reason in khats.items():
         assert re.search(f"not reliable: {reason}", str(Estimate(1.0, 0.1, khat, False)))
+
+
+def test_an_error_without_a_variance_is_a_lower_bound() -> None:
+    """N(0, 0.65^2) proposals for N(0, 1): the tail of the weights has a shape of 1 - 0.65^2 = 0.58."""
+    u = 0.65 * np.random.default_rng(2).standard_normal(4000)
+    narrow = ensemble(u**2 / (2 * 0.65**2) - u**2 / 2)
+    found = narrow.expectation(u**2)
+    assert 0.5 < found.khat < 0.7 and found.reliable
+    assert str(found).endswith(f"(error a lower bound: k-hat {found.khat:.2f})")
+    assert "lower bound" in str(narrow.expectation(np.stack([u, u**2], 1))), "of an array too"
+    assert [doubt(khat, True) for khat in (0.5, -np.inf, None)] == ["", "", ""] and "lower" not in str(
+        EVEN.expectation(u[:400])
+    )
+
+
+def scattered(n: int, seed: int, **options) -> Ensemble:
+    """Four atoms anywhere within some Angstrom, of uneven weights."""
+    rng = np.random.default_rng(seed)
+    x, energies = 2 * rng.standard_normal((n, 4, 3)), rng.standard_normal(n)
+    return Ensemble(x, rng.standard_normal(n), energies, 300.0, [1] * 4, **options)
+
+
+def test_one_draw_in_two_ensembles_is_one_group() -> None:
+    """The first hundred of three hundred, as after a run with -n 100 and one with -n 300 under one seed: batches of
+    another shape, and the rounding of an xtc, move them a little."""
+    whole, other = scattered(300, 0), scattered(50, 1)
+    again = replace(whole[:100], positions=whole.positions[:100] + 0.004, energies=whole.energies[:100] + 1e-4)
+    both = Ensemble.merge([whole, other, again])
+    assert both.groups is not None and len(np.unique(both.groups)) == 350
+    assert np.array_equal(both.groups[:100], both.groups[350:])
+    assert Ensemble.merge([whole, other]).groups is None
+    twice, once = Ensemble.merge([whole, whole]), whole.expectation("distance 0 1")
+    assert twice.expectation("distance 0 1").error == pytest.approx(once.error, rel=0.05)
+    elsewhere = replace(again, energies=again.energies + 1.0)
+    assert Ensemble.merge([whole, elsewhere]).groups is None, "of another energy"
+
+
+def test_groups_that_have_a_draw_in_common_are_joined() -> None:
+    parts = [scattered(60, 0, groups=np.arange(60) // 2), scattered(60, 1, groups=np.arange(60) // 3)]
+    first, second = parts
+    positions, energies = second.positions.copy(), second.energies.copy()
+    positions[0], energies[0] = first.positions[5], first.energies[5]
+    positions[9] = np.nan
+    groups = Ensemble.merge([first, replace(second, positions=positions, energies=energies)]).groups
+    assert groups is not None and len(np.unique(groups)) == 30 + 20 - 1
+    assert len({*groups[4:6].tolist(), *groups[60:63].tolist()}) == 1 and groups[6] != groups[63]
 
 
 def test_variables_that_are_functions() -> None:
@@ -126,3 +197,41 @@ def test_a_limit_outside_the_turn_is_refused(text: str) -> None:
 def test_what_is_no_number_is_bad_input(ask, text: str) -> None:
     with pytest.raises(InputError, match=f"(?s){text}"):
         ask()
+
+
+def test_descendants_of_a_handful_are_a_handful() -> None:
+    """1000 samples of equal weight from 6 ancestors: neither a mean, nor a surface, nor a difference is reliable."""
+    few, many = (ensemble(np.zeros(1000), groups=np.arange(1000) % count) for count in (6, 200))
+    for part, reliable in ((few, False), (many, True), (ensemble(np.zeros(1000)), True)):
+        found = (
+            part.expectation("distance 0 1"),
+            part.fes("distance 0 1", bins=4),
+            part.free_energy("distance 0 1 < 1.5", "distance 0 1 > 1.5"),
+        )
+        assert [estimate.reliable for estimate in found] == [reliable] * 3
+    assert "too few independent samples" in str(few.expectation("distance 0 1"))
+
+
+def test_a_region_that_few_ancestors_reached_is_not_reliable() -> None:
+    """500 samples, of 5 ancestors; the rest have one each."""
+    groups = np.where(np.arange(1000) < 500, np.arange(1000) % 5, np.arange(1000))
+    part, here = ensemble(np.zeros(1000), groups=groups), np.arange(1000) < 500
+    assert not part.free_energy(~here, here).reliable and not part.free_energy(here, ~here).reliable
+    assert ensemble(np.zeros(1000)).free_energy(~here, here).reliable
+    assert not part.expectation(here.astype(float)).reliable
+
+
+def test_a_mean_that_one_ancestor_moves_is_not_reliable() -> None:
+    """Of 500 ancestors alike, the share of one and of a hundred."""
+    groups = np.arange(1000) % 500
+    for count, reliable in ((1, False), (100, True)):
+        assert ensemble(np.zeros(1000), groups=groups).expectation((groups < count) * 1.0).reliable == reliable
+    assert ensemble(np.zeros(1000), groups=groups).expectation(np.ones(1000)).reliable, "a constant has no error"
+
+
+def test_a_group_that_weighs_all_leaves_one() -> None:
+    groups, weights = np.arange(1000) % 200, np.zeros(1000)
+    assert effective_groups(np.exp(weights), groups) == pytest.approx(200)
+    assert effective_groups(np.where(groups == 7, 1.0, 1e-9), groups) == pytest.approx(1)
+    assert effective_groups(np.ones(30), None) == pytest.approx(30)
+    assert not ensemble(np.where(groups == 7, 0.0, -30.0), groups=groups).expectation("distance 0 1").reliable

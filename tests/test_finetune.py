@@ -17,7 +17,6 @@ from molgen.prose.layout import Layout
 from molgen.prose.training import spread_loss
 from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.importance import diagnose
-from molgen.rng import sample_seed
 from molgen.threads import one_thread
 from molgen.units import KB
 from molgen.variables import torsion, values
@@ -55,9 +54,9 @@ class Bench:
         self.names.append(name)
         return draw(proposal.model, LAYOUT, self.energies, n, T, seed, self.store, name)
 
-    def finetune(self, rounds: int, log=lambda line: None, **settings):
+    def finetune(self, rounds: int, log=lambda line: None, given: Proposal | None = None, **settings):
         return finetune_flow(
-            tiny_flow(), LAYOUT, self.draws, T, rounds, self.store, self.tmp_path / "adapter", seed=5,
+            given or tiny_flow(), LAYOUT, self.draws, T, rounds, self.store, self.tmp_path / "adapter", seed=5,
             scratch=self.tmp_path / "scratch", settings=FinetuneSettings(**settings), log=log,
         )  # fmt: skip
 
@@ -99,7 +98,7 @@ def test_the_flow_given_is_not_changed(bench):
 
 def test_without_progress_the_given_flow_stays(bench, monkeypatch):
     """Training that ruins the flow: it ends early, with the weights it began with."""
-    flow, rounds = bench.finetune(5, samples=64, passes=10, batch=16, learning_rate=0.5, patience=0)
+    flow, rounds = bench.finetune(5, samples=64, passes=10, batch=16, learning_rate=0.8, patience=0)
     assert len(rounds) == 2 and rounds[1].ess < rounds[0].ess and flow.config["finetuned"]["rounds"] == 0
     for name, value in tiny_flow().model.state_dict().items():
         assert torch.equal(flow.model.state_dict()[name], value), name
@@ -165,7 +164,19 @@ def test_each_round_draws_afresh(bench):
     real = bench.draws
     bench.draws = lambda proposal, n, seed, name: (seeds.append(seed), real(proposal, n, seed, name))[1]
     bench.finetune(2, samples=32, passes=0.5, batch=8, patience=9)
-    assert seeds == [sample_seed(5, number) for number in range(3)]
+    assert len(set(seeds)) == 3
+
+
+def test_a_second_finetuning_draws_other_noise_than_the_first(bench):
+    """Under the same seed: the flow knows the noise of its first rounds by heart."""
+    seeds, real = [], bench.draws
+    bench.draws = lambda proposal, n, seed, name: (seeds.append(seed), real(proposal, n, seed, name))[1]
+    settings = {"samples": 32, "passes": 0.5, "batch": 8, "patience": 9}
+    first, folder = bench.finetune(1, **settings)[0], bench.tmp_path
+    for run, given in (("second", first), ("again", tiny_flow())):
+        bench.tmp_path = folder / run
+        bench.finetune(1, given=given, **settings)
+    assert len(set(seeds[:4])) == 4 and seeds[4:] == seeds[:2]
 
 
 def test_a_flow_that_training_broke_ends_it_and_loses_nothing(bench):

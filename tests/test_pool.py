@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
+from molgen.errors import CalculatorError
 from molgen.pool import Died, WorkerPool, cores
 
 
@@ -34,6 +36,42 @@ def test_progress_comes_with_its_job_and_before_its_answer(monkeypatch):
     pool.close()
     assert answers == {3: -3, 2: -2, 5: Died("worker process died (exit code 7)")}
     assert [content for job, content in heard if job == (5,)] == [(k, "1") for k in range(4)]
+
+
+class Unable:
+    """Fails wherever it is made; `how`: with an error, or by the end of its process."""
+
+    def __init__(self, how: str):
+        if how == "error":
+            raise RuntimeError("no licence on this machine")
+        os._exit(9)
+
+
+class DiesOnce:
+    """Does what it is given, and dies of 0, the first of its pool."""
+
+    def __call__(self, number):
+        if number == 0:
+            os._exit(7)
+        return number
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"), [("error", "RuntimeError: no licence on this machine"), ("exit", "exit code 9")]
+)
+def test_workers_that_cannot_start_end_it(how, reason):
+    """With the reason, and not a new process for every job."""
+    pool, taken = WorkerPool(partial(Unable, how), 2, "energies"), []
+    with pytest.raises(CalculatorError, match=f"energies: a worker cannot start: .*{reason}"):
+        list(pool.run((taken.append(k) or k,) for k in range(100)))
+    assert pool.members == [] and len(taken) == 2
+
+
+def test_a_first_job_that_kills_its_worker_costs_itself_alone():
+    with_pool = WorkerPool(DiesOnce, 1)
+    answers = dict(with_pool.run([(0,), (1,)]))
+    with_pool.close()
+    assert answers == {(0,): Died("worker process died (exit code 7)"), (1,): 1}
 
 
 def test_an_error_in_the_parent_ends_the_workers():

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from molgen.errors import CalculatorError, InputError
 from molgen.potentials import check_potential
 from molgen.potentials import openmm as adapter
 from molgen.potentials.openmm import OpenMMPotential, native_gbsa, platforms
+from molgen.potentials.parallel import ParallelPotential
 from molgen.units import KJ_MOL
 
 mm = pytest.importorskip("openmm")
@@ -151,3 +153,24 @@ def test_a_copy_makes_its_own_context(dipeptide):
     energy = potential.energy(positions[None])
     twin = copy.copy(potential)
     assert twin._context is None and twin.energy(positions[None]) == energy
+
+
+class Threads(OpenMMPotential):
+    """Its energy is the number of threads of its context."""
+
+    def _evaluate_one(self, positions, forces):
+        super()._evaluate_one(positions, forces)
+        assert self._context is not None
+        return float(self._context.getPlatform().getPropertyValue(self._context, "Threads")), None
+
+
+def test_a_worker_of_a_pool_runs_one_thread(dipeptide, monkeypatch):
+    """OpenMM's CPU platform takes all cores by itself, in each worker."""
+    monkeypatch.delenv("OPENMM_CPU_THREADS", raising=False)
+    system, topology, positions = dipeptide
+    factory = partial(Threads, native_gbsa(system), topology, "CPU")
+    for given, threads in ((None, 1), ("3", 3)):
+        if given is not None:
+            monkeypatch.setenv("OPENMM_CPU_THREADS", given)
+        with ParallelPotential(factory, 1) as pool:
+            assert pool.energy(positions[None]).tolist() == [threads]

@@ -21,6 +21,7 @@ from molgen.data.md import MDSet
 from molgen.errors import CheckpointError, InputError
 from molgen.prose.evaluate import log_densities
 from molgen.prose.frames import Frames
+from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
 from molgen.prose.training import (
     CAP,
@@ -163,6 +164,15 @@ def test_own_frames_carry_energies_and_are_marked() -> None:
     tilted = np.exp(0.5 * (log_w - log_w.max()))
     ratio = frames.share.numpy() / tilted
     assert np.ptp(np.log(ratio[np.argsort(log_w)[:-3]])) < 0.05, "the root of the weights"
+
+
+def test_own_frames_are_not_what_is_sampled_under_the_same_seed() -> None:
+    """A flow judged by the noise it was trained on looks better than it is."""
+    layout = gly().layout
+    frames = own_frames(small_flow(), layout.peptide, 20, 310.0, 1)
+    x = torch.from_numpy(propose(small_flow(), layout, 20, 310.0, 1)[0])[:, torch.from_numpy(layout.z.order)]
+    apart = (frames.x[:, None].double() - x[None]).abs().amax((2, 3))
+    assert apart.min() > 0.05
 
 
 def test_frames_are_picked_by_their_shares() -> None:

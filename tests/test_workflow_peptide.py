@@ -28,6 +28,7 @@ from molgen.units import KB, KJ_MOL, NM
 from molgen.workflows import draws, finetune
 from molgen.workflows import peptide as workflow
 from molgen.workflows.peptide import sample_peptide
+from molgen.workflows.peptide_output import verdict_by_ancestors
 
 sample = partial(sample_peptide, "GG", weights=tiny_flow())
 
@@ -148,9 +149,19 @@ def test_smc_carries_its_ancestors_and_energies(monkeypatch):
     assert ensemble.groups is not None and smc["unique_ancestors"] == len(set(ensemble.groups.tolist())) < 60
     assert smc["ess_of_ancestors"] < ensemble.diagnostics.ess
     assert ensemble.energies == pytest.approx(openmm_energies(build_peptide("GG"), ensemble.positions), abs=1e-9)
-    assert ensemble.verdict != "reliable", "60 particles leave too few ancestors"
+    effective = smc["ess_of_ancestors"] * 60
+    assert effective < 25 and summary["verdict"] == "biased" and summary["status"] == "gate_failed"
+    assert f"descends from {effective:.0f} effective ancestors of 60, fine from 100" in summary["why"]
+    assert not any(row["reliable"] for row in summary["results"])
     each = 2 + workflow.TRIALS + workflow.MOVES * workflow.LEAPFROG * len(smc["stages"])
     assert summary["energy_calls"] == 60 * each
+
+
+@pytest.mark.parametrize(("ancestors", "verdict"), [(24, "biased"), (26, "warn"), (99, "warn"), (101, "reliable")])
+def test_the_verdict_by_ancestors(ancestors, verdict):
+    n = ancestors * 20
+    ensemble = molgen.Ensemble(np.zeros((n, 1, 3)), np.zeros(n), np.zeros(n), 300.0, [1], groups=np.arange(n) // 20)
+    assert verdict_by_ancestors(ensemble) == verdict
 
 
 def test_the_ladder_begins_at_the_coldest_temperature_that_is_nearly_the_best():
@@ -169,6 +180,25 @@ def test_trials_lie_between_the_temperature_and_the_hottest(monkeypatch):
     monkeypatch.setattr(workflow, "MOVES", 1)
     assert [t["temperature"] for t in run(20, 599.0, smc=True)[1]["smc"]["trials"]] == [600.0]
     assert [t["temperature"] for t in run(20, 600.0, smc=True)[1]["smc"]["trials"]] == [600.0]
+
+
+def test_a_trial_that_cannot_be_drawn_is_passed_over(monkeypatch):
+    """If all cannot, that is the error."""
+    monkeypatch.setattr(workflow, "MOVES", 1)
+    real, bad, said = workflow.draw, {490.0, 600.0}, []
+
+    def draw(flow, layout, energies, n, temperature, *rest, **options):
+        if temperature in bad:
+            raise CalculatorError(f"hardly a proposal at {temperature:g} K")
+        return real(flow, layout, energies, n, temperature, *rest, **options)
+
+    monkeypatch.setattr(workflow, "draw", draw)
+    summary = run(20, 400.0, smc=True, log=said.append)[1]
+    assert [trial["temperature"] for trial in summary["smc"]["trials"]] == [443.0, 542.0]
+    assert said[:2] == [f"no trial at {kelvin} K: hardly a proposal at {kelvin} K" for kelvin in (490, 600)]
+    bad |= {443.0, 542.0}
+    with pytest.raises(CalculatorError, match="hardly a proposal at 600 K"):
+        run(20, 400.0, smc=True)
 
 
 class Killed(BaseException):

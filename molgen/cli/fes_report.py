@@ -66,11 +66,14 @@ def _place(value: float, unit: str) -> str:
 
 
 def _estimated(row: dict[str, Any]) -> str:
-    """An estimate with its error, and a word where k-hat forbids it."""
+    """An estimate with its error, and what it lacks."""
     from molgen.reweight.estimate import doubt
 
-    said = "" if row["reliable"] else f" ({doubt(row['khat'])})"
-    return f"{common.number(row['value'], 4)} +- {common.number(row['error'])} {row['unit']}{said}"
+    said, text = (
+        doubt(row["khat"], row["reliable"]),
+        f"{common.number(row['value'], 4)} +- {common.number(row['error'])}",
+    )
+    return f"{text} {row['unit']}" + (f" ({said})" if said else "")
 
 
 def _without(apart: dict[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from molgen.cli import common
 from molgen.errors import InputError
 
-FEW = 25  # samples; with fewer there is no k-hat, and its absence says nothing about the weights
+FEW = 25  # samples; with fewer there is no k-hat, whose absence says nothing of the weights; likewise of ancestors
 
 
 def register(app: typer.Typer) -> None:
@@ -87,9 +88,10 @@ def report(summary: dict[str, Any], out: Path) -> str:
     weights, smc = summary["weights"], summary["smc"]
     cap = f", {summary['cap']}" if summary["cap"] else ""
     compat = " (the largest weights were dropped)" if summary["prose_compat"] else ""
+    why = "; ".join(summary.get("why", []))  # absent from runs of earlier versions
     rows = [
         ("peptide", f"{summary['sequence']}{cap}, {summary['atoms']} atoms, {summary['temperature']:g} K"),
-        ("verdict", summary["verdict"] + compat),
+        ("verdict", summary["verdict"] + compat + (f": {why}" if why else "")),
         ("samples", str(weights["n"])),
         ("ESS", f"{smc['ess_of_ancestors']:.2%} by ancestor, {weights['ess']:.2%} of the weights alone" if smc else
                 f"{weights['ess']:.2%} raw, {weights['ess_psis']:.2%} with smoothed weights"),
@@ -103,9 +105,9 @@ def report(summary: dict[str, Any], out: Path) -> str:
     for number, row in enumerate(summary["finetuning"]):
         rows.append((f"after {number} rounds", f"ESS {row['ess']:.2%}, k-hat {common.number(row['khat'])}"))
     for row in summary["results"]:
-        said = "" if row["reliable"] else f"   ({doubt(row['khat'])})"
+        said = doubt(row["khat"], row["reliable"])
         value = f"{common.number(row['value'], 5)} +- {common.number(row['error'])} {row['unit']}".rstrip()
-        rows.append((row["name"], value + said))
+        rows.append((row["name"], f"{value}   ({said})" if said else value))
     rows.append(("drawn again", common.redrawn(summary["redrawn"], summary["proposals"])))
     rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
     rates = [
@@ -129,15 +131,17 @@ def _judged(weights: dict[str, Any]) -> str:
 def _advice(summary: dict[str, Any], out: Path) -> str:
     if summary["prose_compat"]:
         return "the largest weights were dropped (--prose-compat): averages are biased by construction"
-    tuned = [row["ess"] for row in summary["finetuning"]]
+    tuned, smc, n = [row["ess"] for row in summary["finetuning"]], summary["smc"], summary["weights"]["n"]
     ways = [] if tuned else ["--finetune 4"]
     if tuned and tuned[-1] == max(tuned):  # still gaining
         ways.append(f"--weights {out / 'adapter'} --finetune 4 --out NEW")
-    if not summary["smc"]:
+    if not smc:
         ways.append("--smc")
+    elif (effective := smc["ess_of_ancestors"] * n) < FEW:
+        ways.append(f"-n {math.ceil(2 * FEW * n / effective / 1000) * 1000}")  # about twice as many as are needed
     remedy = f"try {' or '.join(ways)}" if ways else "neither finetuning nor --smc has repaired that"
-    if summary["weights"]["khat"] is None and summary["weights"]["n"] < FEW:
-        return f"{summary['weights']['n']} samples are too few to judge the weights: give -n 1000 or more"
+    if summary["weights"]["khat"] is None and n < FEW:
+        return f"{n} samples are too few to judge the weights: give -n 1000 or more"
     return f"{summary['verdict']}: averages over this ensemble are not Boltzmann averages; {remedy}"
 
 

@@ -213,14 +213,14 @@ def _curve(axes: Axes, fes: FES, energy: float, unit: str) -> None:
     x, values, error = fes.centers[0] * scale, fes.free_energy / energy, fes.error / energy
     known = np.isfinite(values)
     shown = np.where(known, values, np.nan)
-    bars = np.where(known & np.isfinite(error), error, 0.0)
+    bars = np.where(known & np.isfinite(error), error, np.nan)  # no band where it is unknown
     axes.fill_between(x, shown - bars, shown + bars, color=CURVE, alpha=0.25, lw=0, label="± standard error")
     axes.plot(x, shown, color=CURVE, lw=1.6, marker="o", ms=2.5)
     lonely = known & ~np.r_[False, known[:-1]] & ~np.r_[known[1:], False]  # the band has no width there
     axes.errorbar(x[lonely], shown[lonely], bars[lonely], fmt="none", ecolor=CURVE, alpha=0.4, lw=1.2)
     axes.set_ylabel(f"free energy, {unit}")
     axes.set_xlim(fes.edges[0][0] * scale, fes.edges[0][-1] * scale)
-    axes.set_ylim(bottom=min(0.0, float(np.nanmin(shown - bars)) if known.any() else 0.0))
+    axes.set_ylim(bottom=float(np.nanmin(shown - bars, initial=0.0)))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
 

@@ -9,13 +9,12 @@ import numpy as np
 
 from molgen.report.ensemble_plots import EMPTY, MAP, TOPS, axis_scale
 from molgen.report.plots import ACCENT, CURVE, INK, QUIET, figure_png, heading
-from molgen.reweight.free_energy import FES
+from molgen.reweight.free_energy import FES, FEW
 from molgen.reweight.importance import RELIABLE_KHAT
 from molgen.units import energy_unit
 
 MOST_POINTS = 1500  # samples shown
 Basins = Sequence[tuple[tuple[float, ...], str]]  # (minimum, label)
-FEW = 5  # samples; bins with fewer, or with an error above kT, are drawn, but say little
 
 
 def surface(
@@ -53,7 +52,7 @@ def _profile(axes: Any, fes: FES, others: Mapping[str, np.ndarray], basins: Basi
     energy, x = energy_unit(unit), fes.centers[0] * axis_scale(axes.xaxis, fes, 0)
     known = np.isfinite(fes.free_energy)
     values = np.where(known, fes.free_energy / energy, np.nan)
-    error = np.where(known & np.isfinite(fes.error), fes.error / energy, 0.0)
+    error = np.where(known & np.isfinite(fes.error), fes.error / energy, np.nan)  # no band where it is unknown
     axes.fill_between(x, values - error, values + error, color=CURVE, alpha=0.25, lw=0)
     axes.plot(x, values, color=CURVE, lw=1.8, marker="o", ms=2.5, label="path weights ± standard error")
     for (name, other), style in zip(others.items(), ("--", ":"), strict=False):
@@ -76,7 +75,8 @@ def _map(figure: Any, axes: Any, fes: FES, basins: Basins, samples: np.ndarray, 
     x, y = (centres * scale for centres, scale in zip(fes.centers, scales, strict=True))
     edges = [e * scale for e, scale in zip(fes.edges, scales, strict=True)]
     values = np.ma.masked_invalid(fes.free_energy / energy)
-    sure = np.ma.masked_where((fes.counts < FEW) | ~(fes.error < fes.kt), values)  # the rest sets no scale
+    # bins of few samples, or with an error above kT, are drawn, but say little, and set no scale
+    sure = np.ma.masked_where((fes.counts < FEW) | ~(fes.error < fes.kt), values)
     high = min(float(sure.max()), 4 * top) if sure.count() > 1 else top
     axes.set_facecolor(EMPTY)
     picture = axes.pcolormesh(*edges, values.T, cmap=MAP, vmin=0, vmax=high, rasterized=True)

@@ -26,7 +26,9 @@ from molgen.reweight.importance import (
     psis,
     verdict,
     worst,
+    worst_weights,
 )
+from molgen.reweight.merging import merged
 from molgen.reweight.regions import boxed_region, written_region
 from molgen.rng import generator
 from molgen.structures import checked_numbers
@@ -64,6 +66,8 @@ class Ensemble:
         at_best: the verdict is never better: of what k-hat of these weights cannot see, such as weights dropped or
             proposals refused on the way. Of a "biased" or "failed" ensemble no estimate is reliable.
         smoothed: whether estimates use Pareto-smoothed weights.
+        redrawn_by: diagnostics of the weights by which samples were redrawn, None if they were not: no estimate is
+            better than these allow, although the samples themselves weigh alike.
 
     Raises:
         InputError: shapes that do not agree, no sample, or a temperature that is not positive.
@@ -81,6 +85,7 @@ class Ensemble:
     validity: Mapping[str, int] = field(default_factory=dict)
     at_best: Verdict = "reliable"
     smoothed: bool = True
+    redrawn_by: WeightDiagnostics | None = None
 
     def __post_init__(self):
         def keep(name: str, value: Any) -> None:
@@ -264,8 +269,8 @@ class Ensemble:
     def resample(self, count: int, seed: int = 0) -> Ensemble:
         """`count` samples of equal weight, drawn with replacement by weight.
 
-        Copies of one sample share a group, so errors stay honest, and the verdict is never better than that of the
-        weights drawn by. Adds noise: never estimate from these what the weighted samples can give.
+        Copies of one sample share a group, so errors stay honest, and neither the verdict nor k-hat is ever better than
+        that of the weights drawn by. Adds noise: never estimate from these what the weighted samples can give.
 
         Raises:
             InputError: no sample has a weight, or count < 1.
@@ -276,7 +281,8 @@ class Ensemble:
         chosen = np.sort(generator(seed).choice(len(self), size=count, p=self.weights))
         drawn = self[chosen]
         groups = chosen if self.groups is None else self.groups[chosen]
-        return replace(drawn, log_weights=np.zeros(count), groups=groups, at_best=self.verdict)
+        by = worst_weights(self.diagnostics, self.redrawn_by)
+        return replace(drawn, log_weights=np.zeros(count), groups=groups, at_best=self.verdict, redrawn_by=by)
 
     def without_top(self, share: float = 0.002) -> Ensemble:
         """The ensemble with the largest weights dropped and the rest not smoothed, as Prose reports. Biased."""
@@ -296,49 +302,18 @@ class Ensemble:
         )
 
     @classmethod
-    def merge(cls, ensembles: Iterable[Ensemble]) -> Ensemble:
+    def merge(cls, ensembles: Iterable[Ensemble]) -> Self:
         """All samples in one ensemble, log-weights as they are: right when each is ln w = -E/kT - ln q of normalised q.
 
         For draws of proposals whose densities are known at each other's draws, `mixture_log_weights` is better. Groups
-        of different ensembles are different; collective variables stay where all have them.
+        of different ensembles are different, but one draw that several have (of one flow under one seed) is one group;
+        collective variables stay where all have them.
 
         Raises:
-            InputError: no ensemble, or molecules or temperatures differ.
+            InputError: no ensemble, molecules or temperatures differ, or weighted samples beside those that count alike
+                (of molecular dynamics, or resampled): their log-weights, zeros, are on a scale of their own.
         """
-        parts = list(ensembles)
-        if not parts:
-            raise InputError("no ensemble to merge", where="Ensemble.merge", expected="one or more")
-        first = parts[0]
-        for at, part in enumerate(parts[1:], 1):
-            if not np.array_equal(part.numbers, first.numbers) or part.temperature != first.temperature:
-                raise InputError(
-                    f"{len(part.numbers)} atoms at {part.temperature} K, the first has {len(first.numbers)} at "
-                    f"{first.temperature} K",
-                    where=f"Ensemble.merge, ensemble {at}",
-                    expected="the same molecule and temperature",
-                )
-
-        def joined(name: str) -> np.ndarray | None:
-            columns = [getattr(part, name) for part in parts]
-            return None if any(column is None for column in columns) else np.concatenate(columns)
-
-        groups = None
-        if any(part.groups is not None for part in parts):
-            labels = [_labels(part) for part in parts]
-            starts = np.cumsum([0, *(label.max() + 1 for label in labels)])
-            groups = np.concatenate([label + start for label, start in zip(labels, starts, strict=False)])
-        verdicts: list[Verdict] = [part.at_best for part in parts]
-        common = [name for name in first.cvs if all(name in part.cvs for part in parts)]
-        reasons = list(dict.fromkeys(reason for part in parts for reason in part.validity))
-        return replace(
-            first,
-            **{name: joined(name) for name in ("positions", "log_weights", "energies", "log_q")},
-            groups=groups,
-            cvs={c: replace(first.cvs[c], values=np.concatenate([p.cvs[c].values for p in parts])) for c in common},
-            validity={reason: sum(part.validity.get(reason, 0) for part in parts) for reason in reasons},
-            at_best=worst(*verdicts),
-            smoothed=all(part.smoothed for part in parts),
-        )
+        return cast(Self, merged(ensembles))
 
     def save(self, to: str | Path | storage.Paths, *, positions: bool = False) -> list[Path]:
         """Write `topology.pdb`, `samples.xtc` and `weights.npz`, each whole or not at all; returns their paths.
@@ -377,11 +352,13 @@ class Ensemble:
 
     def doubted(self, found: _Doubtful) -> _Doubtful:
         """An estimate from these samples, which is not reliable if the ensemble cannot be."""
-        if self.at_best in ("reliable", "warn"):
-            return found
         if isinstance(found, Barrier):
             return replace(found, **{side: self.doubted(getattr(found, side)) for side in SIDES})
-        return replace(found, reliable=False)
+        believed, by = self.at_best in ("reliable", "warn"), self.redrawn_by
+        if by is not None:
+            believed &= by.khat <= by.threshold
+            found = replace(found, khat=np.maximum(found.khat, by.khat)[()])
+        return found if believed else replace(found, reliable=False)
 
     def _call(self, function: Callable[[Any], ArrayLike]) -> np.ndarray:
         given = "positions (n, N, 3), Angstrom" if self.topology is None else "an mdtraj trajectory, nm"
@@ -392,9 +369,3 @@ class Ensemble:
                 f"{type(error).__name__}: {error}", where="the function of the samples",
                 expected=f"one that takes {given}",
             ) from error  # fmt: skip
-
-
-def _labels(ensemble: Ensemble) -> np.ndarray:
-    """Group of each sample (n,), numbered from 0."""
-    groups = ensemble.groups
-    return np.arange(len(ensemble)) if groups is None else np.unique(groups, return_inverse=True)[1]

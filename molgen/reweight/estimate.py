@@ -6,7 +6,9 @@ Standard errors are those of the delta method for self-normalised weights,
 
 where draws of one group g (a block of MD frames, one seed, one resampled ancestor) may depend on each other and groups
 do not; without groups each draw is its own (Owen, Monte Carlo theory, methods and examples, ch. 9). `bootstrap` redraws
-the groups and needs no derivative. Neither knows of tails that were never drawn: k-hat does.
+the groups and needs no derivative. Neither knows of tails that were never drawn: k-hat does. Above a k-hat of 0.5 the
+variance is infinite and both are lower bounds of the error; above 0.7 they say nothing. k-hat in turn knows
+nothing of groups (after a resampling all weights are alike), so that these are counted: `few_groups`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from molgen.errors import InputError, check_counts
-from molgen.reweight.importance import RELIABLE_KHAT, cleaned, function_khat, khat_threshold
+from molgen.reweight.importance import (
+    FINITE_VARIANCE,
+    LEAST_DRAWS,
+    RELIABLE_KHAT,
+    cleaned,
+    function_khat,
+    khat_threshold,
+)
 from molgen.rng import generator
 
 
@@ -30,7 +39,8 @@ class Estimate:
     Attributes:
         value: the estimate.
         error: its standard error (68 % for a normal distribution); inf or NaN where there is none.
-        khat: k-hat of the weights behind it; `error` means little above 0.7.
+        khat: k-hat of the weights behind it: above 0.5, where their variance is infinite, `error` is a lower bound
+            (several times too small at worst), above 0.7 it says nothing.
         reliable: k-hat is within the threshold for the number of draws, and the ensemble may be believed.
         unit: "eV", "A", "rad" or "" for a bare number.
     """
@@ -53,16 +63,20 @@ class Estimate:
             if 1e-6 < self.error < np.inf:  # two digits of the error, and as many decimals of the value
                 shape = f".{int(max(1 - np.floor(np.log10(self.error)), 0))}f"
             text = f"{self.value:{shape}} ± {self.error:{shape}} {self.unit}".rstrip()
-        return text if self.reliable else f"{text} ({doubt(float(np.max(self.khat)))})"
+        said = doubt(float(np.max(self.khat)), self.reliable)
+        return f"{text} ({said})" if said else text
 
 
-def doubt(khat: float | None) -> str:
-    """Why an estimate is not reliable, in words; `khat` is None or inf where it cannot be told."""
+def doubt(khat: float | None, reliable: bool) -> str:
+    """What an estimate lacks, in words; nothing of one that lacks nothing; `khat` is None or inf where unknown."""
+    if reliable:
+        found = khat is not None and khat > FINITE_VARIANCE
+        return f"error a lower bound: k-hat {khat:.2f}" if found else ""
     if khat is None or not np.isfinite(khat):
         return "not reliable: too few samples to tell k-hat"
     if khat > RELIABLE_KHAT:
         return f"not reliable: k-hat {khat:.2f}, fine up to {RELIABLE_KHAT:g}"
-    return f"not reliable: too few samples, or refused with the whole run; k-hat {khat:.2f}"
+    return f"not reliable: too few independent samples, or refused with the whole run; k-hat {khat:.2f}"
 
 
 def check_values(values: ArrayLike, weights: np.ndarray, name: str = "values") -> np.ndarray:
@@ -98,6 +112,25 @@ def group_sums(terms: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     return sums
 
 
+def effective_groups(terms: np.ndarray, groups: np.ndarray | None) -> float:
+    """Kish's effective number of groups, (sum |t|)^2 / sum t^2 with t the sum of a group's terms; 0 if all are zero.
+
+    Args:
+        terms: (n,), weights or influences on an estimate, on any scale. groups: labels (n,).
+    """
+    sums = np.abs(group_sums(terms, groups))
+    squares = float((sums**2).sum())
+    return float(sums.sum()) ** 2 / squares if squares else 0.0
+
+
+def few_groups(terms: np.ndarray, groups: np.ndarray | None) -> bool:
+    """Whether fewer than 25 groups of draws hold all of the weight, or of the influence on an estimate.
+
+    Copies and descendants of a few draws have neither a tail nor a spread that could tell what the few missed.
+    """
+    return groups is not None and 0 < effective_groups(terms, groups) < LEAST_DRAWS
+
+
 def delta_error(influence: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     """Standard error (...) of an estimate from the influence (n, ...) of each draw on it; NaN for a single group."""
     sums = group_sums(np.asarray(influence, dtype=float), groups)
@@ -122,7 +155,7 @@ def weighted_mean(
         values: may be anything, also NaN, where the weight is zero.
         log_weights: raw log-weights (n,), for k-hat.
         weights: the normalised (n,) weights to average with, raw or smoothed.
-        groups: labels (n,) of draws that depend on each other.
+        groups: labels (n,) of draws that depend on each other; a mean that fewer than 25 make up is not reliable.
         circular: `values` are angles in radians; the mean direction, in (-pi, pi].
 
     Raises:
@@ -139,10 +172,11 @@ def weighted_mean(
         mean = weights @ table
         linear = table
     centre = weights @ linear
-    error = delta_error(weights[:, None] * (linear - centre), groups)
+    influence = weights[:, None] * (linear - centre)
+    error, few = delta_error(influence, groups), any(few_groups(terms, groups) for terms in (weights, *influence.T))
     shape = np.array([function_khat(log_weights, column) for column in linear.T])
     threshold = khat_threshold(int(np.isfinite(cleaned(log_weights)).sum()))
-    reliable = bool((shape <= threshold).all() and np.isfinite(error).all())
+    reliable = bool((shape <= threshold).all() and np.isfinite(error).all() and not few)
     if values.ndim == 1:
         return Estimate(float(mean[0]), float(error[0]), float(shape[0]), reliable, unit)
     return Estimate(mean, error, shape, reliable, unit)

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from molgen.errors import InputError, number_pair
-from molgen.reweight.estimate import Estimate, bootstrap, delta_error
+from molgen.reweight.estimate import Estimate, bootstrap, delta_error, few_groups
 from molgen.reweight.importance import cleaned, khat, khat_threshold
 from molgen.units import KB
+
+FEW = 5  # samples (groups) of a bin, with fewer of which its error would come out two to three times too small
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +54,13 @@ class FES:
         names, units, periods: of each collective variable.
         edges: bin edges of each, in its unit.
         free_energy: eV, shape of the grid; lowest bin 0, inf where no sample fell.
-        error: standard error in eV of -kT ln(share) of each bin, by itself; inf where no sample fell. For the
-            difference of two regions ask `Ensemble.free_energy`, which knows how they vary together.
+        error: standard error in eV of -kT ln(share) of each bin, by itself; inf with fewer than 5 samples (groups of
+            them); above a k-hat of 0.5 a lower bound, above 0.7 without meaning. For the difference of two regions ask
+            `Ensemble.free_energy`, which knows how they vary together.
         probability: share of all weight in each bin; the sum is below 1 by what lies outside the grid.
         counts: samples with a weight above zero in each bin.
         temperature: K.
-        khat, reliable: of the weights.
+        khat, reliable: of the weights; with fewer than 25 groups of samples that count it is not reliable.
     """
 
     names: tuple[str, ...]
@@ -125,7 +128,8 @@ def histogram_fes(
     else:
         with np.errstate(divide="ignore", invalid="ignore"):
             spread = _share_error(flat, kept, share, labels[inside], weights, labels) / share
-    spread = np.where((spread == 0) & (share < 0.5), np.inf, spread)  # a weight so small that its square is none
+    independent = np.bincount(np.unique(labels[inside] * size + flat) % size, minlength=size)
+    known = (independent >= FEW) & ((spread > 0) | (share >= 0.5))  # a weight may be so small that its square is none
     volume = np.ones(shape)
     for axis, e in enumerate(edges):
         volume = volume * np.diff(e).reshape([-1 if a == axis else 1 for a in range(len(edges))])
@@ -140,12 +144,14 @@ def histogram_fes(
         periods=tuple(v.period for v in variables),
         edges=edges,
         free_energy=free,
-        error=np.where(share > 0, kt * spread, np.inf).reshape(shape),
+        error=np.where(known, kt * spread, np.inf).reshape(shape),
         probability=share.reshape(shape),
         counts=np.bincount(flat, minlength=size).reshape(shape),
         temperature=temperature,
         khat=k,
-        reliable=bool(k <= khat_threshold(int(np.isfinite(cleaned(log_weights)).sum()))),
+        reliable=bool(
+            k <= khat_threshold(int(np.isfinite(cleaned(log_weights)).sum())) and not few_groups(weights, groups)
+        ),
     )
 
 
@@ -175,7 +181,7 @@ def free_energy_difference(
     """F(b) - F(a) = -kT ln(P(b)/P(a)) in eV, with the standard error of the ratio (the two vary together).
 
     k-hat is the largest of those of all weights and of the weights inside each region: a region with fewer than 25
-    samples has no k-hat and is not reliable.
+    samples has no k-hat and is not reliable, nor is one with fewer than 25 groups of samples that count.
 
     Args:
         in_a, in_b: boolean (n,), which samples lie in each region.
@@ -188,6 +194,7 @@ def free_energy_difference(
         k = khat(part) if len(part) else np.inf
         shapes.append(k)
         reliable &= k <= khat_threshold(int(np.isfinite(part).sum()))
+    reliable &= not any(few_groups(np.where(part, weights, 0.0), groups) for part in (in_a, in_b))
     if not share_a or not share_b:
         value = np.nan if share_a == share_b else (np.inf if share_a else -np.inf)
         return Estimate(value, np.inf, np.inf, False, "eV")

@@ -6,7 +6,8 @@ energy that overflowed, a proposal density of zero) is a weight of zero: it coun
 Pareto-smoothed importance sampling (PSIS) and k-hat: Vehtari, Simpson, Gelman, Yao, Gabry, J. Mach. Learn. Res. 25
 (2024) 72, arXiv 1507.02646. k-hat is the shape of a generalised Pareto distribution fitted to the largest weights:
 moments of the weights exist up to order 1/k, so the variance is infinite above 0.5 and the mean above 1; smoothed
-estimates are usable up to 0.7. Neither k-hat nor the effective sample size (ESS) can see a mode that q never visits.
+estimates are usable up to 0.7, their standard errors lower bounds above 0.5. Neither k-hat nor the effective sample
+size (ESS) can see a mode that q never visits.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import ArrayLike
 from molgen.errors import InputError
 
 LEAST_DRAWS = 25  # fewer positive weights have no tail to fit (PSIS takes a fifth of them, and needs 5)
+FINITE_VARIANCE = 0.5  # k-hat up to which weights have a variance; above it a standard error is a lower bound
 RELIABLE_KHAT = 0.7  # Vehtari et al. 2024: above it no practical number of samples helps
 UNDERFLOW = 700.0  # exp(-700) is the least a double can hold; log-weights that far below the largest are zero
 EQUAL = 1e-2  # spread of ln w of weights above zero below which they are equal but for single precision: no tail
@@ -42,7 +44,8 @@ class WeightDiagnostics:
         khat: shape of the generalised Pareto tail; inf where it cannot be estimated, 0 where the tail is one value.
         max_weight: largest normalised weight.
         log_z: ln of the mean weight, the ratio of partition functions; -inf when no weight is above zero.
-        log_z_error: its standard error by the delta method, sqrt((1/ess - 1) / (n - 1)).
+        log_z_error: its standard error by the delta method, sqrt((1/ess - 1) / (n - 1)); above a k-hat of 0.5 a lower
+            bound, above 0.7 it says nothing.
         threshold: min(1 - 1/log10(finite), 0.7), the k-hat up to which `finite` draws suffice.
     """
 
@@ -167,6 +170,11 @@ def verdict(diagnostics: WeightDiagnostics) -> Verdict:
 def worst(*verdicts: Verdict) -> Verdict:
     """The worst of several verdicts, which is what they come to together."""
     return max(verdicts, key=VERDICTS.index)
+
+
+def worst_weights(*found: WeightDiagnostics | None) -> WeightDiagnostics | None:
+    """Of several the diagnostics whose k-hat is furthest above, or least below, its threshold; None if all are."""
+    return max((one for one in found if one is not None), key=lambda one: one.khat - one.threshold, default=None)
 
 
 def truncate(log_weights: ArrayLike) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +14,7 @@ import numpy as np
 from molgen.errors import InputError
 from molgen.files import explained, write_atomic
 from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.importance import WeightDiagnostics
 
 if TYPE_CHECKING:
     from molgen.reweight.ensemble import Ensemble
@@ -81,6 +83,7 @@ def load(folder: str | Path) -> dict[str, Any]:
         "validity": dict(zip(map(str, stored["validity_reasons"]), map(int, stored["validity_counts"]), strict=True)),
         "at_best": str(stored["at_best"]),
         "smoothed": bool(stored["smoothed"]),
+        "redrawn_by": _diagnostics(stored.get("redrawn_by")),
     }
 
 
@@ -105,8 +108,16 @@ def _arrays(ensemble: Ensemble, positions: bool) -> dict[str, Any]:
     }
     if positions:
         arrays["positions"] = ensemble.positions
-    optional = {"log_q": ensemble.log_q, "groups": ensemble.groups}
-    return arrays | {name: value for name, value in optional.items() if value is not None}
+    by = ensemble.redrawn_by
+    optional = {"log_q": ensemble.log_q, "groups": ensemble.groups, "redrawn_by": None if by is None else astuple(by)}
+    return arrays | {name: np.asarray(value) for name, value in optional.items() if value is not None}
+
+
+def _diagnostics(stored: np.ndarray | None) -> WeightDiagnostics | None:
+    if stored is None:
+        return None
+    n, finite, *rest = map(float, stored)
+    return WeightDiagnostics(int(n), int(finite), *rest)
 
 
 def _trajectory_files(ensemble: Ensemble) -> dict[str, bytes]:

@@ -23,6 +23,7 @@ from molgen.errors import CalculatorError
 from molgen.files import write_atomic
 from molgen.pool import cores
 from molgen.potentials.base import Potential
+from molgen.potentials.openmm import OpenMMPotential
 from molgen.potentials.parallel import ParallelPotential
 from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
@@ -81,7 +82,8 @@ class Energies:
     """Energies of a peptide: one process, or a pool once it is known to pay.
 
     Args:
-        workers: processes; "auto" measures an energy and starts a pool of all cores where that saves time.
+        workers: processes; "auto" measures an energy, on one thread, and starts a pool of all cores, a thread each,
+            where that saves time.
 
     Attributes:
         potential: computes them now.
@@ -90,6 +92,8 @@ class Energies:
     def __init__(self, peptide: Peptide, platform: str, workers: int | str):
         self.peptide, self.platform, self.workers = peptide, platform, workers
         self.potential = peptide.potential(platform, workers if isinstance(workers, int) else 1)
+        if workers == "auto" and isinstance(self.potential, OpenMMPotential) and self.potential.platform == "CPU":
+            self.potential.properties = {"Threads": "1"}  # all cores would be measured against all cores
         self._seconds, self._timed = 0.0, 0
 
     def __enter__(self) -> Energies:
@@ -107,8 +111,17 @@ class Energies:
         self.plan(remaining)
         return energies
 
-    def plan(self, remaining: int) -> Potential:
-        """The potential for `remaining` more evaluations; a pool if one was left to choose and pays."""
+    def plan(self, remaining: int, positions: np.ndarray | None = None) -> Potential:
+        """The potential for `remaining` more evaluations; a pool if one was left to choose and pays.
+
+        Args:
+            positions: (n, N, 3), of which one is timed where nothing was, as in a resumed run.
+        """
+        if self.workers == "auto" and remaining and not self._timed and positions is not None:
+            self.potential.energy(positions[:1])  # the first starts the context
+            begin = time.perf_counter()
+            self.potential.energy(positions[:1])
+            self._seconds, self._timed = time.perf_counter() - begin, 1
         if self.workers == "auto" and self._timed:
             workers = cores()
             if pool_pays(self._seconds / self._timed, remaining, workers):
@@ -118,7 +131,7 @@ class Energies:
 
 
 def pool_pays(seconds_each: float, remaining: int, cores: int) -> bool:
-    """Whether a pool of `cores` processes finishes sooner, its start included."""
+    """Whether a pool of `cores` processes finishes sooner, its start included; `seconds_each`: of one thread."""
     pooled = POOL_START + remaining * max(seconds_each / cores, POOL_EACH)
     return cores > 1 and pooled < remaining * seconds_each
 

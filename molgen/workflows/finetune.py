@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -102,7 +103,8 @@ def finetune_flow(
     Args:
         proposal: the flow to start from; not changed. draws: see `Draw`.
         rounds: at most this many. store: draws, densities and training states are kept there for a resume.
-        folder: receives the finetuned flow, a checkpoint that `load_flow` reads. scratch: for training states when
+        folder: receives the finetuned flow, a checkpoint that `load_flow` reads. seed: of the noise, with the hash of
+            the given flow. scratch: for training states when
             the store keeps nothing. device: of the training, "cpu" or a CUDA device.
 
     Returns:
@@ -112,11 +114,13 @@ def finetune_flow(
         CalculatorError: hardly a proposal of the given flow is the molecule, or none of its draws has a finite energy.
     """
     s = settings or FinetuneSettings()
+    # Another checkpoint gets other noise: one that was finetuned before has learned that of its first rounds by heart
+    stream = sample_seed(seed, crc32(proposal.hash.encode()))
     flows, pool, record = [proposal], _Pool(layout, temperature, device), []
     best, best_score, waited = 0, -math.inf, 0
     for number in range(rounds + 1):
         try:
-            fresh = draws(flows[-1], s.samples, sample_seed(seed, number), f"round{number}")
+            fresh = draws(flows[-1], s.samples, sample_seed(stream, number), f"round{number}")
         except CalculatorError as error:
             if number == 0:
                 raise
@@ -142,7 +146,7 @@ def finetune_flow(
                         flows[-1], pool.joined(), truncate(exponent * log_weights), pool.log_z(truncate(log_weights)),
                         temperature, s,
                         (store.path(f"training{number}") or scratch / f"training{number}"),
-                        sample_seed(seed, number, 1),
+                        sample_seed(stream, number, 1),
                         lambda step, steps, at=number + 1: progress(f"finetuning: training, round {at}", step, steps),
                     )  # fmt: skip
                 flows.append(trained)

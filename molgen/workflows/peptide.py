@@ -15,7 +15,7 @@ import torch
 
 from molgen.data.peptide import Peptide, build_peptide, residues_of
 from molgen.device import resolve_device
-from molgen.errors import InputError, check_counts, check_temperature
+from molgen.errors import CalculatorError, InputError, check_counts, check_temperature
 from molgen.prose.layout import Layout
 from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
@@ -32,9 +32,9 @@ from molgen.workflows.finetune import Round, finetune_flow
 from molgen.workflows.peptide_output import (
     Sampled,
     describe,
-    ess_of_ancestors,
     observed,
     update_summary,
+    verdict_by_ancestors,
     write_ensemble,
 )
 
@@ -43,7 +43,6 @@ MOVES, LEAPFROG = 10, 4  # of the chain at each rung of the temperature ladder
 # Where the ladder begins: TRIALS temperatures are tried with TRIAL draws, and the coldest taken that k-hat accepts and
 # whose smoothed ESS is nearly the best. A colder start saves rungs, each of MOVES * LEAPFROG gradients a particle.
 TRIAL, TRIALS, NEARLY = 1000, 4, 0.75
-FEW_ANCESTORS = 100  # effective ones, below which errors by ancestor are rough
 FINETUNING, TEMPERING, TRYING = 1, 2, 3  # streams of random numbers under one seed, beside that of the samples
 
 
@@ -196,7 +195,7 @@ class _Work:
         trials = self.trials(proposal, min(n, TRIAL))
         hot = ladder_start(trials)
         draws = self.draws(proposal, n, self.seed, "draws", hot)
-        ladder = between_temperatures(self.energies.plan(n * MOVES * LEAPFROG), hot, self.temperature)
+        ladder = between_temperatures(self.energies.plan(n * MOVES * LEAPFROG, draws.positions), hot, self.temperature)
         densities = restricted(ladder, lambda positions: validate(self.peptide, positions).valid)
         bonds, stiffness = self.peptide.bonds, self.peptide.parameters.bond_k
         scale = spring_scale(len(self.peptide), bonds, stiffness, self.temperature)
@@ -219,17 +218,28 @@ class _Work:
             groups=population.ancestors, validity=draws.rejections,
         )  # fmt: skip
         # weights that were just resampled are alike: what they began with, and how many survive, say more
-        few = ess_of_ancestors(ensemble) * len(ensemble) < FEW_ANCESTORS
-        at_best = worst(verdict(diagnose(draws.log_weights)), "warn" if few else "reliable")
+        at_best = worst(verdict(diagnose(draws.log_weights)), verdict_by_ancestors(ensemble))
         return Sampled(replace(ensemble, at_best=at_best), draws, population, tuple(trials))
 
     def trials(self, proposal: Proposal, n: int) -> list[Draws]:
-        """n draws at each of a few temperatures up to the highest the flow knows, coldest first."""
+        """n draws at each of a few temperatures up to the highest the flow knows, coldest first.
+
+        Raises:
+            CalculatorError: hardly a proposal is the molecule, or none has an energy, at any of them.
+        """
         hot = max(float(proposal.config.get("temperatures", [self.temperature])[-1]), self.temperature)
         between = np.geomspace(self.temperature, hot, TRIALS + 1)[1:-1].round().tolist()
         kelvins = sorted({kelvin for kelvin in between if self.temperature < kelvin < hot} | {hot})
         seed = sample_seed(self.seed, TRYING)
-        return [self.draws(proposal, n, seed, f"trial-{kelvin:g}", kelvin, "trying temperatures") for kelvin in kelvins]
+        found: list[Draws] = []
+        for kelvin in kelvins:
+            try:
+                found.append(self.draws(proposal, n, seed, f"trial-{kelvin:g}", kelvin, "trying temperatures"))
+            except CalculatorError as error:  # a temperature that is worth nothing
+                if not found and kelvin == kelvins[-1]:
+                    raise
+                self.log(f"no trial at {kelvin:g} K: {error.what}")
+        return found
 
 
 def ladder_start(trials: Sequence[Draws]) -> float:

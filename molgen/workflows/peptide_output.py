@@ -13,7 +13,8 @@ from molgen.data.peptide import Peptide
 from molgen.prose.validity import validate
 from molgen.report import ensemble_plots
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.importance import diagnose, normalised, verdict
+from molgen.reweight.estimate import effective_groups
+from molgen.reweight.importance import LEAST_DRAWS, Verdict, WeightDiagnostics, diagnose, normalised, verdict
 from molgen.reweight.smc import Population
 from molgen.run import RUN_KEYS, Run
 from molgen.units import energy_unit
@@ -22,6 +23,7 @@ from molgen.workflows.ensemble_run import ensemble_hash
 from molgen.workflows.finetune import Round
 
 ENERGY = "potential energy"
+FEW_ANCESTORS = 100  # effective ones, below which errors by ancestor are rough; below LEAST_DRAWS they mean nothing
 
 
 @dataclass(eq=False)
@@ -40,7 +42,7 @@ def status(ensemble: Ensemble) -> str:
 
 
 def describe(sampled: Sampled, peptide: Peptide, checkpoint: str, rounds: Sequence[Round]) -> dict[str, Any]:
-    """Entries of the summary: verdict, weights, validity, proposals, cost, finetuning, the ladder, the hash."""
+    """Entries of the summary: verdict and why, weights, validity, proposals, cost, finetuning, the ladder, the hash."""
     ensemble, draws, population = sampled.ensemble, sampled.draws, sampled.population
     validity = validate(peptide, ensemble.positions) if population else draws.validity
     parts = [draws, *sampled.trials, *([population] if population else [])]
@@ -52,6 +54,7 @@ def describe(sampled: Sampled, peptide: Peptide, checkpoint: str, rounds: Sequen
         "temperature": ensemble.temperature,
         "checkpoint_hash": checkpoint,
         "verdict": ensemble.verdict,
+        "why": reasons(sampled),
         "weights": asdict(ensemble.diagnostics),
         "validity": validity.summary(ensemble.weights if ensemble.weights.any() else None),
         "proposals": draws.proposals,
@@ -75,6 +78,27 @@ def describe(sampled: Sampled, peptide: Peptide, checkpoint: str, rounds: Sequen
             "stages": [asdict(stage) for stage in population.stages],
         }
     return figures
+
+
+def reasons(sampled: Sampled) -> list[str]:
+    """Why the verdict is not better, in words; nothing of weights that were dropped."""
+    found, hot, texts = sampled.ensemble.diagnostics, diagnose(sampled.draws.log_weights), []
+    if verdict(found) != "reliable":
+        texts.append(_refused(found))
+    if sampled.population is not None:
+        if verdict(hot) != "reliable":
+            texts.append(f"{_refused(hot)}, at {sampled.draws.temperature:g} K")
+        if verdict_by_ancestors(sampled.ensemble) != "reliable":
+            n = len(sampled.ensemble)
+            effective = ess_of_ancestors(sampled.ensemble) * n
+            texts.append(f"descends from {effective:.0f} effective ancestors of {n}, fine from {FEW_ANCESTORS}")
+    return texts
+
+
+def _refused(found: WeightDiagnostics) -> str:
+    if not np.isfinite(found.khat):
+        return "too few weights for a k-hat"
+    return f"k-hat {found.khat:.2f}, fine up to {found.threshold:.2f}"
 
 
 def observed(ensemble: Ensemble, observables: Iterable[str], units: str) -> list[dict[str, Any]]:
@@ -126,5 +150,15 @@ def update_summary(
 def ess_of_ancestors(ensemble: Ensemble) -> float:
     """Kish's effective sample size of the ancestors, each with the weight of all its descendants; a share of n."""
     assert ensemble.groups is not None
-    shares = np.bincount(ensemble.groups, normalised(ensemble.log_weights))
-    return float(1 / (len(ensemble) * np.square(shares).sum()))
+    return effective_groups(normalised(ensemble.log_weights), ensemble.groups) / len(ensemble)
+
+
+def verdict_by_ancestors(ensemble: Ensemble) -> Verdict:
+    """What the number of ancestors allows: a handful of them, however many their descendants, is a handful of samples.
+
+    k-hat cannot see that: weights that were just resampled are alike.
+    """
+    effective = ess_of_ancestors(ensemble) * len(ensemble)
+    if effective < LEAST_DRAWS:
+        return "biased"
+    return "warn" if effective < FEW_ANCESTORS else "reliable"

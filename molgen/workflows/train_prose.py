@@ -16,10 +16,11 @@ from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
 from molgen.reweight.importance import normalised, truncate
-from molgen.rng import generator
+from molgen.rng import generator, sample_seed
 from molgen.units import KB
 from molgen.workflows.finetune import FinetuneSettings
 
+OWN = 4  # stream of random numbers beside those of molgen.workflows.peptide: what is sampled later must be new noise
 LEAST_SHARE = 1e-3  # of the mean share: what is picked more rarely is left out
 
 
@@ -134,7 +135,7 @@ def own_frames(flow: ProseFlow, peptide: Peptide, n: int, temperature: float, se
     """
     flow.eval()
     layout = Layout.of(peptide)
-    x, log_q = propose(flow, layout, n, temperature, seed)
+    x, log_q = propose(flow, layout, n, temperature, sample_seed(seed, OWN))
     energies = peptide.potential().energy(x)
     with np.errstate(invalid="ignore"):
         log_w = -energies / (KB * temperature) - log_q
