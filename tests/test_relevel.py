@@ -196,10 +196,10 @@ def test_what_a_resume_refuses(source, twin):
 
 def test_splits_asked_for(source):
     def rows(split):
-        return list(level_plan([source], split=split)[0].reactions)
+        return list(level_plan([source], split=split)[0].rows)
 
     assert rows("test") == [1] and rows("train, test") == [0, 1, 2, 4, 5] and rows("all") == list(range(6))
-    assert list(level_plan([source], count=2)[0].reactions) == [0, 2]
+    assert list(level_plan([source], count=2)[0].rows) == [0, 2]
 
 
 def test_a_calculator_that_always_fails_is_an_error(source, tmp_path):

@@ -275,7 +275,7 @@ def _relevel(plan: Any, settings: dict[str, Any], out: Path, *, seconds, workers
     from molgen.run import Run
     from molgen.workflows.relevel import relevel
 
-    common.log(f"{len(plan.reactions)} reactions to re-optimise")
+    common.log(f"{len(plan.rows)} reactions to re-optimise")
     with Run(out, "data reactions --relevel", settings, **options) as run:
         with common.live_line() as say:
             twin = relevel(plan, run, seconds=seconds, workers=workers, progress=lambda twin: say(twin.line()))

@@ -126,7 +126,8 @@ def train_correction(
 
     budget = _seconds(steps, time_budget, "1h")
     torch_device = common.resolve_device(device)
-    train, val = (load_training_points(data, searches, split) for split in (train_split, val_split))
+    splits = train_split, val_split
+    train, val = (load_training_points(data, searches, split, splits) for split in splits)
     settings: dict[str, Any] = {
         "data": str(data), "searches": str(searches), "data_sha256": digest([data, searches]), "init": init,
         "level": level, "train_split": train_split, "val_split": val_split, "batch_size": batch_size,

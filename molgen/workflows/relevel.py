@@ -77,9 +77,10 @@ def level_plan(
     rows = rows_of(path, splits, split)[:count]
     reactions = load_npz(path)
     require_transition_states(path, rows, reactions)
+    # all rows: an earlier part of the run may have done others than are asked for now
     plan = LevelPlan(
-        {row: reactions[row] for row in rows}, {row: splits[row] for row in rows},
-        {row: smiles[row] for row in rows if smiles}, calculator, dict(calculator_kwargs or {}),
+        dict(enumerate(reactions)), dict(enumerate(splits)), dict(enumerate(smiles)), calculator,
+        dict(calculator_kwargs or {}), rows,
     )  # fmt: skip
     first = reactions[rows[0]]
     calculator_from_spec(calculator, dict(plan.calculator_kwargs), first.numbers, first.charge, first.spin)
@@ -158,7 +159,7 @@ def relevel(
         return unfound(row, plan.reactions[row], "worker died")
 
     carry_out(
-        pool, plan.reactions, twin.journal, lost=lost, progress=lambda: progress(twin), publish=twin.publish,
+        pool, plan.rows, twin.journal, lost=lost, progress=lambda: progress(twin), publish=twin.publish,
         seconds=seconds,
     )  # fmt: skip
     reasons = Counter(record["reason"] for record in twin.records)
@@ -167,7 +168,7 @@ def relevel(
 
 
 class Twin:
-    """Where a run stands: the reactions of the plan that are done, in the source's order."""
+    """Where a run stands: the reactions done, now or in an earlier part of it, in the source's order."""
 
     def __init__(self, plan: LevelPlan, run: Run):
         self.plan, self.run = plan, run
@@ -177,7 +178,12 @@ class Twin:
     @property
     def records(self) -> list[dict[str, Any]]:
         """Of the reactions done."""
-        return [self.journal.finished[row] for row in self.plan.reactions if row in self.journal.finished]
+        return [self.journal.finished[row] for row in sorted(self.journal.finished)]
+
+    @property
+    def asked(self) -> int:
+        """How many reactions are done or to be done."""
+        return len({*self.plan.rows, *self.journal.finished})
 
     def publish(self) -> None:
         """Write the npz and the figures."""
@@ -193,7 +199,7 @@ class Twin:
             calls.update(record.get("calls", {}))
         return {
             "reactions": len(records),
-            "asked": len(self.plan.reactions),
+            "asked": self.asked,
             "verdicts": self._verdicts(),
             "verified": len(moved),
             "rmsd_median": round(float(np.median(moved)), 4) if moved else None,
@@ -209,12 +215,10 @@ class Twin:
         done = max(sum(verdicts.values()), 1)
         shares = ", ".join(f"{number / done:.0%} {name}" for name, number in verdicts.items())
         rate = 3600 * self.journal.fresh / max(time.monotonic() - self._begin, 1e-6)
-        return f"{done} of {len(self.plan.reactions)} reactions, {shares}; {rate:.0f} an hour"
+        return f"{done} of {self.asked} reactions, {shares}; {rate:.0f} an hour"
 
     def _verdicts(self) -> dict[str, int]:
-        found = Counter(
-            record["outcome"] for row, record in self.journal.finished.items() if row in self.plan.reactions
-        )
+        found = Counter(record["outcome"] for record in self.journal.finished.values())
         return {name: found[name] for name in LEVEL_VERDICTS}
 
     def _write(self, path: Path) -> None:

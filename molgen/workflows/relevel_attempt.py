@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +27,9 @@ class LevelPlan:
     """What all reactions of a run share; sent to every worker.
 
     Attributes:
-        reactions: by their row in the source set, each with its transition state. splits, smiles: likewise; smiles are
-            empty where the source has none.
-        calculator, calculator_kwargs: as of `molgen ts`.
+        reactions: by their row in the source set, those to be done with a transition state each. splits, smiles:
+            likewise; smiles are empty where the source has none.
+        calculator, calculator_kwargs: as of `molgen ts`. rows: to be done, rising.
     """
 
     reactions: Mapping[int, Reaction]
@@ -37,6 +37,7 @@ class LevelPlan:
     smiles: Mapping[int, str] = field(default_factory=dict)
     calculator: str = "gfn2"
     calculator_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[int] = ()
 
 
 class Releveling:

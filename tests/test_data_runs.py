@@ -1,0 +1,70 @@
+"""Runs of `molgen data` that go on with less, meet a broken calculator, or tell what of them can be used."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_tsmodel import built_in
+from typer.testing import CliRunner
+
+from molgen.cli import main
+from molgen.data.reactions import read_column, save_npz
+
+runner = CliRunner()
+
+
+def invoke(*arguments):
+    return runner.invoke(main.app, [*map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """H2CO -> H2 + CO three times, with a rough transition state; two to learn from, one to validate by."""
+    path = tmp_path_factory.mktemp("set") / "set.npz"
+    save_npz(path, [replace(built_in()[0], name=str(k)) for k in range(3)], ["train", "val", "train"])
+    return path
+
+
+def test_a_run_resumed_with_less_keeps_what_is_done(source, tmp_path):
+    command = ("data", "searches", source, "--workers", 1, "--out", tmp_path / "searches")
+    assert invoke(*command).exit_code == 0
+    before = (tmp_path / "searches" / "searches.npz").read_bytes()
+    result = invoke(*command, "--resume", "--count", 1)
+    assert result.exit_code == 0 and "3 of 3 searches" in result.stdout
+    assert (tmp_path / "searches" / "searches.npz").read_bytes() == before
+
+    command = ("data", "reactions", source, "--relevel", "--workers", 1, "--out", tmp_path / "twin")
+    assert invoke(*command, "--split", "val").exit_code == 0
+    assert read_column(tmp_path / "twin" / "reactions.npz", "index").tolist() == [1]
+    result = invoke(*command, "--resume", "--count", 1, "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["asked"] == 2
+    assert read_column(tmp_path / "twin" / "reactions.npz", "index").tolist() == [0, 1]
+
+
+def test_the_remedy_for_a_split_without_searches_makes_one(source, tmp_path):
+    out = tmp_path / "searches"
+    made = invoke("data", "searches", source, "--split", "val", "--calculator", "gfn1", "--workers", 1, "--out", out)
+    assert made.exit_code == 0, made.stderr
+    training = ("train", "correction", "--data", source, "--searches", out / "searches.npz", "--steps", 1)
+    refused = invoke(*training, "--out", tmp_path / "trained")
+    assert refused.exit_code == 2 and "no point of split 'train'" in refused.stderr
+    remedy = shlex.split(refused.stderr.partition("remedy: molgen ")[2])
+    assert invoke(*remedy).exit_code == 0
+    assert invoke(*training, "--out", tmp_path / "trained").exit_code == 0
+    (out / "manifest.json").unlink()  # nothing but the file is known: its level names the calculator
+    with np.load(out / "searches.npz") as data:
+        arrays = dict(data)
+    of_val = {"index": np.ones_like(arrays["index"]), "row": np.ones(1, int), "outcome": np.array(["converged"])}
+    np.savez(out / "searches.npz", **{**arrays, **of_val})
+    refused = invoke(*training, "--out", tmp_path / "again")
+    expected = f"molgen data searches {source} --split train,val --calculator gfn1 --out searches-of-all"
+    assert expected in refused.stderr
+    lost = {"row": np.arange(3), "outcome": np.array(["guess with overlapping atoms"] * 3)}
+    np.savez(out / "searches.npz", **{**arrays, **of_val, **lost})
+    refused = invoke(*training, "--out", tmp_path / "again")
+    assert "guess with overlapping atoms in all its searches" in refused.stderr and "--resume" not in refused.stderr
