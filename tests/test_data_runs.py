@@ -24,7 +24,7 @@ def invoke(*arguments):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """H2CO -> H2 + CO three times, with a rough transition state; two to learn from, one to validate by."""
+    """HCN -> HNC three times, with a rough transition state; two to learn from, one to validate by."""
     path = tmp_path_factory.mktemp("set") / "set.npz"
     save_npz(path, [replace(built_in()[0], name=str(k)) for k in range(3)], ["train", "val", "train"])
     return path
@@ -68,3 +68,18 @@ def test_the_remedy_for_a_split_without_searches_makes_one(source, tmp_path):
     np.savez(out / "searches.npz", **{**arrays, **of_val, **lost})
     refused = invoke(*training, "--out", tmp_path / "again")
     assert "guess with overlapping atoms in all its searches" in refused.stderr and "--resume" not in refused.stderr
+
+
+def test_a_twin_tells_how_many_rows_can_be_used(source, tmp_path):
+    """One product has an atom so far off that it falls to another molecule: intended, and of no use."""
+    reaction = built_in()[0]
+    loose = replace(reaction, product=reaction.product + [[0, 0, 0], [0, 0, 0], [0.9, 0, 0]])
+    save_npz(tmp_path / "set.npz", [reaction, loose], ["train", "val"])
+    out = tmp_path / "twin"
+    result = invoke("data", "reactions", tmp_path / "set.npz", "--relevel", "--workers", 1, "--out", out)
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert "50.0% verified: 1 rows to train and to judge by" in lines and "100.0% intended" in lines
+    assert "of these 1 not verified: the product is another molecule than in the source" in lines
+    refused = invoke("train", "ts", "--data", out / "reactions.npz", "--train-split", "val", "--out", tmp_path / "t")
+    assert "none of 1 reactions of split 'val' is verified" in refused.stderr
+    assert "remedy: choose another split: 'train' (1)" in refused.stderr

@@ -162,7 +162,7 @@ def test_training_uses_the_verified_rows_only(twin, tmp_path):
     with np.load(path) as data:
         arrays = {**data, "verified": np.zeros(5, dtype=bool)}
     np.savez(tmp_path / "none.npz", **arrays)
-    with pytest.raises(InputError, match="none of 4 reactions is verified"):
+    with pytest.raises(InputError, match="none of 4 reactions of split 'train' is verified"):
         load_training_data(tmp_path / "none.npz")
 
 

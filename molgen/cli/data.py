@@ -285,8 +285,14 @@ def _relevel(plan: Any, settings: dict[str, Any], out: Path, *, seconds, workers
 def _verdicts(summary: dict[str, Any], out: Path) -> str:
     """A run of --relevel in words."""
     done = max(summary["reactions"], 1)
-    lines = [f"{summary['reactions']} of {summary['asked']} reactions, {summary['seconds_per_reaction']:.2f} s each"]
-    lines += [f"{number / done:6.1%}  {verdict}" for verdict, number in summary["verdicts"].items()]
+    lines = [
+        f"{summary['reactions']} of {summary['asked']} reactions, {summary['seconds_per_reaction']:.2f} s each",
+        f"{summary['verified'] / done:6.1%}  verified: {summary['verified']} rows to train and to judge by",
+    ]
+    for verdict, number in summary["verdicts"].items():
+        lines.append(f"{number / done:6.1%}  {verdict}")
+        unusable = summary["intended_not_verified"].items() if verdict == "intended" else ()
+        lines += [f"{'':8}of these {count} not verified: {reason}" for reason, count in unusable]
     if summary["rmsd_median"] is not None:
         lines.append(f"median RMSD of verified transition states to the set's: {summary['rmsd_median']:.3f} A")
     return "\n".join([*lines, *_training(out)])

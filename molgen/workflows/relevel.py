@@ -194,6 +194,7 @@ class Twin:
         """What the summary says: verdicts, their reasons, the change of geometry, costs."""
         records = self.records
         moved = [record["rmsd"] for record in records if record["verified"]]
+        unusable = (r["reason"] for r in records if r["outcome"] == "intended" and not r["verified"])
         calls: Counter[str] = Counter()
         for record in records:
             calls.update(record.get("calls", {}))
@@ -202,6 +203,7 @@ class Twin:
             "asked": self.asked,
             "verdicts": self._verdicts(),
             "verified": len(moved),
+            "intended_not_verified": dict(Counter(unusable).most_common()),
             "rmsd_median": round(float(np.median(moved)), 4) if moved else None,
             "seconds_per_reaction": round(sum(r.get("seconds", 0.0) for r in records) / max(len(records), 1), 3),
             "energy_calls": calls.total(),
@@ -215,7 +217,8 @@ class Twin:
         done = max(sum(verdicts.values()), 1)
         shares = ", ".join(f"{number / done:.0%} {name}" for name, number in verdicts.items())
         rate = 3600 * self.journal.fresh / max(time.monotonic() - self._begin, 1e-6)
-        return f"{done} of {self.asked} reactions, {shares}; {rate:.0f} an hour"
+        verified = sum(record["verified"] for record in self.journal.finished.values())
+        return f"{done} of {self.asked} reactions, {verified} verified ({shares}); {rate:.0f} an hour"
 
     def _verdicts(self) -> dict[str, int]:
         found = Counter(record["outcome"] for record in self.journal.finished.values())
