@@ -111,9 +111,15 @@ def load_npz(path: str | os.PathLike, split: str | None = None, *, verified: boo
     if verified and "verified" in arrays:
         kept = chosen[arrays["verified"].astype(bool)[chosen]]
         if len(chosen) and not len(kept):
+            of = f" of split '{split}'" if split else ""
+            there = zip(*np.unique(splits[arrays["verified"].astype(bool)], return_counts=True), strict=True)
+            names = ", ".join(f"'{s}' ({n})" for s, n in there)
             raise InputError(
-                f"none of {len(chosen)} reactions is verified", where=where, expected="rows with `verified` true"
-            )
+                f"none of {len(chosen)} reactions{of} is verified", where=where,
+                expected=f"rows with `verified` true, as in {names}" if names else "rows with `verified` true",
+                remedy=f"choose another split: {names}" if names else
+                "train and judge by the set it was made from, or make it with another --calculator",
+            )  # fmt: skip
         chosen = kept
     z = _frozen(arrays["z"], np.int64)
     r, ts, p = (_frozen(arrays[key], np.float64) for key in ("r", "ts", "p"))

@@ -48,6 +48,7 @@ def _group() -> None:
 
 @app.command("ts")
 def train_ts(
+    context: typer.Context,
     data: Annotated[
         list[Path],
         typer.Option(
@@ -64,6 +65,13 @@ def train_ts(
     init: Init = None,
     train_split: TrainSplit = "train",
     val_split: ValSplit = "val",
+    val_share: Annotated[
+        float | None,
+        typer.Option(
+            "--val-share",
+            help="Instead of --val-split: a share of the training reactions, at random (published: 0.05).",
+        ),
+    ] = None,
     batch_size: BatchSize = 64,
     dropout: Annotated[
         float | None, typer.Option("--dropout", min=0.0, max=0.9, help="Of a new network; default 0.05.")
@@ -81,11 +89,16 @@ def train_ts(
 
     budget = _seconds(steps, time_budget, "2h")
     torch_device = common.resolve_device(device)
-    train, val = load_training_data(data[0], train_split, val_split, seed, data[1:], common.warn)
+    if val_share is not None and common.options_given(context, ("val_split",)):
+        raise InputError("given beside --val-split", where="--val-share", remedy="leave one of them out")
+    if val_share is not None and not 0 < val_share < 1:
+        raise InputError(f"{val_share:g} given", where="--val-share", expected="a share between 0 and 1, such as 0.1")
+    train, val = load_training_data(data[0], train_split, val_split, seed, data[1:], common.warn, val_share)
     settings: dict[str, Any] = {
         "data": [str(path) for path in data], "data_sha256": digest(data), "init": init,
         "config": None if init else config or "small", "train_split": train_split, "val_split": val_split,
         "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps, "dropout": dropout,
+        **({} if val_share is None else {"val_share": val_share}),
     }  # fmt: skip
     model = make_model(train, val, config=config, init=init, dropout=dropout, seed=seed)
 
