@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from ase.calculators.calculator import Calculator, all_changes
 from test_tsmodel import built_in
 from typer.testing import CliRunner
 
@@ -83,3 +86,44 @@ def test_a_twin_tells_how_many_rows_can_be_used(source, tmp_path):
     refused = invoke("train", "ts", "--data", out / "reactions.npz", "--train-split", "val", "--out", tmp_path / "t")
     assert "none of 1 reactions of split 'val' is verified" in refused.stderr
     assert "remedy: choose another split: 'train' (1)" in refused.stderr
+
+
+class Dead(Calculator):
+    """Answers nothing; with `die` it takes its process along."""
+
+    implemented_properties: ClassVar = ["energy", "forces"]
+
+    def __init__(self, die: bool = False):
+        super().__init__()
+        self.die = die
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        if self.die:
+            os._exit(7)
+        raise RuntimeError("no license\nfor this machine")
+
+
+@pytest.mark.parametrize(("die", "cause"), [(False, "no license for this machine"), (True, "exit code 7")])
+def test_a_calculator_broken_from_the_start_ends_the_run_with_its_message(source, die, cause, tmp_path):
+    (tmp_path / "m.smi").write_text("C=CO\nCC=O\n")
+    broken = ("--calculator", "test_data_runs:Dead", "--calculator-kwargs", json.dumps({"die": die}), "--workers", 1)
+    runs = [("reactions", tmp_path / "m.smi", "--guess", "sqrt", "--attempts", 50), ("searches", source)]
+    for k, command in enumerate([*runs, ("reactions", source, "--relevel")]):
+        out = tmp_path / str(k)
+        result = invoke("data", *command, *broken, "--out", out)
+        assert result.exit_code == 2, result.stderr
+        assert "'test_data_runs:Dead': failed on every attempt, " in result.stderr and cause in result.stderr
+        records = [json.loads(line) for line in (out / "attempts.jsonl").read_text().splitlines()]
+        assert len(records) < 10 and cause in records[-1]["cause"]
+
+
+def test_a_calculator_that_fails_later_is_not_broken(tmp_path):
+    (tmp_path / "m.smi").write_text("C=CO\n")
+    options = json.dumps({"fail_at": list(range(2, 10_000, 2))})  # every molecule, no product
+    result = invoke(
+        "data", "reactions", tmp_path / "m.smi", "--guess", "sqrt", "--attempts", 12, "--workers", 1,
+        "--calculator", "ts_cases:Unreliable", "--calculator-kwargs", options, "--out", tmp_path / "out",
+    )  # fmt: skip
+    records = (tmp_path / "out" / "attempts.jsonl").read_text().splitlines()
+    assert result.exit_code in (2, 3) and len(records) == 12
+    assert any("RuntimeError: SCF not converged" in record for record in records)

@@ -91,7 +91,7 @@ def carry_out(
 
     try:
         for (index,), answer in pool.run(waiting()):
-            journal.keep(lost(index) if isinstance(answer, Died) else answer)
+            journal.keep({**lost(index), "cause": answer.reason} if isinstance(answer, Died) else answer)
             progress()
             if time.monotonic() > published + PUBLISH_EVERY:
                 publish()

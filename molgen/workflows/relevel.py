@@ -39,7 +39,8 @@ from molgen.run import Run
 from molgen.saddle.verify import bonding_differences
 from molgen.units import KCAL_MOL
 from molgen.workflows.journal import JOURNAL, Journal, carry_out
-from molgen.workflows.reactions import REACTIONS, refuse_all_failed
+from molgen.workflows.reaction_tools import BROKEN, NO_ANSWER, WORKER_DIED, refuse_all_failed
+from molgen.workflows.reactions import REACTIONS
 from molgen.workflows.relevel_attempt import LEVEL_VERDICTS, SIDES, LevelPlan, Releveling, unfound
 
 DEFAULT_SPLITS = ("train", "val")
@@ -156,14 +157,16 @@ def relevel(
     twin.journal.open()
 
     def lost(row: int) -> dict[str, Any]:
-        return unfound(row, plan.reactions[row], "worker died")
+        return unfound(row, plan.reactions[row], WORKER_DIED)
+
+    def one_more() -> None:
+        twin.refuse_broken(least=min(BROKEN, twin.asked))
+        progress(twin)
 
     carry_out(
-        pool, plan.rows, twin.journal, lost=lost, progress=lambda: progress(twin), publish=twin.publish,
-        seconds=seconds,
+        pool, plan.rows, twin.journal, lost=lost, progress=one_more, publish=twin.publish, seconds=seconds,
     )  # fmt: skip
-    reasons = Counter(record["reason"] for record in twin.records)
-    refuse_all_failed(reasons["calculator failed"] + reasons["worker died"], len(twin.records), plan.calculator)
+    twin.refuse_broken(least=1)
     return twin
 
 
@@ -184,6 +187,16 @@ class Twin:
     def asked(self) -> int:
         """How many reactions are done or to be done."""
         return len({*self.plan.rows, *self.journal.finished})
+
+    def refuse_broken(self, least: int) -> None:
+        """See that the calculator has found anything at all.
+
+        Raises:
+            CalculatorError: it failed on all reactions done, `least` or more.
+        """
+        found = self.journal.finished.values()
+        failed = [r for r in found if r["reason"] in NO_ANSWER and r["energies"] == [None] * 3]
+        refuse_all_failed(failed, len(found), self.plan.calculator, least)
 
     def publish(self) -> None:
         """Write the npz and the figures."""

@@ -33,12 +33,12 @@ from molgen.rng import generator
 from molgen.run import Run
 from molgen.tsgen import load_model
 from molgen.workflows.journal import JOURNAL, Journal, carry_out
-from molgen.workflows.reactions import refuse_all_failed
+from molgen.workflows.reaction_tools import BROKEN, WORKER_DIED, refuse_all_failed
 from molgen.workflows.relevel import require_transition_states, rows_of
-from molgen.workflows.search_attempt import Searches, SearchPlan
+from molgen.workflows.search_attempt import OVERLAPPING, Searches, SearchPlan
 
 SEARCHES = "searches.npz"
-_LOST = {"outcome": "worker died", "points": [], "near_lost": 0, "calls": {}, "seconds": 0.0}
+_LOST = {"outcome": WORKER_DIED, "points": [], "near_lost": 0, "calls": {}, "seconds": 0.0}
 
 
 def search_plan(
@@ -114,8 +114,14 @@ def search_all(
     def lost(row: int) -> dict[str, Any]:
         return {**_LOST, "index": row, "split": plan.splits[row]}
 
+    def refuse_broken(least: int) -> None:
+        asked_it = [r for r in journal.finished.values() if r["calls"] or r["outcome"] != OVERLAPPING]
+        failed = [r for r in asked_it if "cause" in r and not r["points"]]
+        refuse_all_failed(failed, len(asked_it), plan.calculator, least)
+
     def say() -> None:
         done, rate = len(journal.finished), 3600 * journal.fresh / max(time.monotonic() - begin, 1e-6)
+        refuse_broken(least=min(BROKEN, asked))
         progress(f"{done} of {asked} searches; {rate:.0f} an hour")
 
     def publish() -> None:
@@ -124,7 +130,7 @@ def search_all(
     carry_out(pool, plan.reactions, journal, lost=lost, progress=say, publish=publish, seconds=seconds)
     done = records()
     outcomes = Counter(record["outcome"] for record in done)
-    refuse_all_failed(outcomes["calculator failed"] + outcomes["worker died"], len(done), plan.calculator)
+    refuse_broken(least=1)
     calls: Counter[str] = Counter()
     for record in done:
         calls.update(record["calls"])
