@@ -219,6 +219,7 @@ def refuse_published(path: Path) -> None:
     Raises:
         InputError: `path` is a folder or an HDF5 file.
     """
+    refuse_run_folder(path, "reactions.npz")
     if path.is_dir() or path.suffix.lower() in HDF5:
         raise InputError(
             "is a folder" if path.is_dir() else "is an HDF5 file",
@@ -226,6 +227,18 @@ def refuse_published(path: Path) -> None:
             expected="a file; published sets as such are for molgen train ts alone",
             remedy="make an npz of it in Python: from molgen.data import save_npz; from molgen.data.importers import "
             f"import_reactions; save_npz('set.npz', list(import_reactions('{path}')), 'train')",
+        )
+
+
+def refuse_run_folder(path: Path, name: str) -> None:
+    """Name the file where the folder of a run is given in its place; else do nothing.
+
+    Raises:
+        InputError: `path` is a folder that holds a file `name`.
+    """
+    if (path / name).is_file():
+        raise InputError(
+            "is the folder of a run", where=str(path), expected=f"its {name}", remedy=f"give {path / name}"
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molgen.data.reactions import Reaction, load_npz, read_column
+from molgen.data.reactions import Reaction, load_npz, read_column, refuse_run_folder
 from molgen.errors import InputError
 from molgen.files import sha256
 from molgen.geometry.align import rmsd, superpose
@@ -178,6 +178,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
+    refuse_run_folder(path, "searches.npz")
     try:
         with np.load(path, allow_pickle=False) as data:
             ends = {key: data[key] if key in data else np.zeros(0, int) for key in ("row", "outcome")}
