@@ -127,3 +127,17 @@ def test_a_calculator_that_fails_later_is_not_broken(tmp_path):
     records = (tmp_path / "out" / "attempts.jsonl").read_text().splitlines()
     assert result.exit_code in (2, 3) and len(records) == 12
     assert any("RuntimeError: SCF not converged" in record for record in records)
+
+
+def test_a_refused_option_costs_no_earlier_run(source, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    manifest = {"command": "data searches", "seed": 0, "settings": {}, "files": ["searches.npz"]}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    (out / "searches.npz").write_text("hours of work")
+    result = invoke("data", "searches", source, "--workers", 0, "--overwrite", "--out", out)
+    assert result.exit_code == 2 and "--workers: 0 workers" in result.stderr
+    assert (out / "searches.npz").read_text() == "hours of work"
+    for command in (("reactions", source, "--attempts", 1), ("reactions", source, "--relevel")):
+        assert invoke("data", *command, "--workers", 0, "--out", tmp_path / "new").exit_code == 2
+        assert not (tmp_path / "new").exists()

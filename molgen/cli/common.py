@@ -115,6 +115,16 @@ def calculator_kwargs(text: str | None) -> dict[str, Any]:
     return value
 
 
+def check_workers(workers: int | None) -> None:
+    """Refuse a number of workers below one, before the run has a folder.
+
+    Raises:
+        InputError: names `--workers`.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"{workers} workers", where="--workers", expected="at least 1")
+
+
 def options_given(context: typer.Context, names: Collection[str], values: Mapping[str, Any] | None = None) -> list[str]:
     """Those of the parameters `names` that the user gave, as "--hill-width", in the order of the command.
 

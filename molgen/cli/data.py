@@ -92,17 +92,15 @@ def md(
     wanted = [*(sequences or ()), *(read_sequences(file) if file else ())]
     chosen = check_sequences(wanted, capping, exclude)
     settings: dict[str, Any] = {"cap": cap, "frames": frames, "temperatures": kelvins, "platform": platform}
-    count = workers if workers is not None else cores()
-    if count < 1:
-        raise InputError(f"{count} workers", where="--workers", expected="at least 1")
+    common.check_workers(workers)
     stage = "ps a replica"
     with (
         Run(out, "data md", settings, seed=seed, overwrite=overwrite, resume=resume) as run,
         common.stages(stage) as progress,
     ):
         results = simulate(
-            chosen, run, frames=frames, cap=capping, temperatures=kelvins, platform=platform, workers=count,
-            log=common.warn, progress=lambda done, total: progress(stage, done, total),
+            chosen, run, frames=frames, cap=capping, temperatures=kelvins, platform=platform,
+            workers=workers or cores(), log=common.warn, progress=lambda done, total: progress(stage, done, total),
         )  # fmt: skip
         failed = [result for result in results if "error" in result]
         wrong = sum(result.get("wrong_handedness", 0) for result in results)
@@ -171,6 +169,7 @@ def reactions(
 
     seconds = common.seconds_of(time_budget) if time_budget else None
     kwargs = common.calculator_kwargs(calculator_kwargs)
+    common.check_workers(workers)
     _refuse_options(context, relevel)
     if relevel:
         from molgen.workflows.relevel import level_plan
@@ -239,6 +238,7 @@ def searches(
 
     seconds = common.seconds_of(time_budget) if time_budget else None
     kwargs = common.calculator_kwargs(calculator_kwargs)
+    common.check_workers(workers)
     plan, settings = search_plan(
         source, split=split, count=count, calculator=calculator, calculator_kwargs=kwargs, weights=weights, seed=seed
     )

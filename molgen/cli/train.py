@@ -27,8 +27,11 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 LearningRate = Annotated[float, typer.Option("--learning-rate")]
 
 
-def _seconds(steps: int | None, time_budget: str | None, usual: str) -> float | None:
-    """Seconds to train for; None to train by steps."""
+def _seconds(steps: int | None, time_budget: str | None, usual: str, learning_rate: float) -> float | None:
+    """Seconds to train for, None to train by steps; checks what the trainer would refuse when the folder is made."""
+    from molgen.train.loop import check_learning_rate
+
+    check_learning_rate(learning_rate)
     if steps is not None and time_budget is not None:
         raise InputError(
             f"{time_budget} given beside --steps {steps}", where="--time-budget", expected="one of the two"
@@ -87,7 +90,7 @@ def train_ts(
     from molgen.run import Run
     from molgen.tsgen.training import load_training_data, make_model, train_tsgen
 
-    budget = _seconds(steps, time_budget, "2h")
+    budget = _seconds(steps, time_budget, "2h", learning_rate)
     torch_device = common.resolve_device(device)
     if val_share is not None and common.options_given(context, ("val_split",)):
         raise InputError("given beside --val-split", where="--val-share", remedy="leave one of them out")
@@ -137,7 +140,7 @@ def train_correction(
     from molgen.tsgen.correction import correction_model, load_training_points
     from molgen.tsgen.correction import train_correction as run_training
 
-    budget = _seconds(steps, time_budget, "1h")
+    budget = _seconds(steps, time_budget, "1h", learning_rate)
     torch_device = common.resolve_device(device)
     splits = train_split, val_split
     train, val = (load_training_points(data, searches, split, splits) for split in splits)
@@ -205,7 +208,7 @@ def train_prose(
     from molgen.run import Run
     from molgen.workflows.train_prose import load_own_data, load_training_data
 
-    budget = _seconds(steps, time_budget, "2h")
+    budget = _seconds(steps, time_budget, "2h", learning_rate)
     if own is not None and init is None:
         raise InputError("--own needs a flow to draw samples from", where="--init", expected="weights of Prose")
     if own is None and own_samples is not None:
