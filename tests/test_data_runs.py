@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from molgen.cli import main
 from molgen.data.reactions import read_column, save_npz
+from molgen.errors import InputError
+from molgen.workflows.searches import search_plan
 
 runner = CliRunner()
 
@@ -141,3 +143,10 @@ def test_a_refused_option_costs_no_earlier_run(source, tmp_path):
     for command in (("reactions", source, "--attempts", 1), ("reactions", source, "--relevel")):
         assert invoke("data", *command, "--workers", 0, "--out", tmp_path / "new").exit_code == 2
         assert not (tmp_path / "new").exists()
+
+
+def test_a_reaction_without_transition_state_is_refused(tmp_path):
+    path = tmp_path / "set.npz"
+    save_npz(path, [replace(built_in()[0], ts=None)], "train")
+    with pytest.raises(InputError, match="no transition state"):
+        search_plan(path)

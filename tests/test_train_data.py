@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from test_tsmodel import built_in
+from ts_cases import sides
 from typer.testing import CliRunner
 
+from molgen import find_ts
 from molgen.cli import main
 from molgen.data.reactions import Reaction, save_npz
 
@@ -68,3 +71,23 @@ def test_a_reaction_of_two_files_counts_once(reactions, tmp_path):
     said = " ".join(done.stderr.split())
     assert f"4 training reactions of {path} are in an earlier --data too and count once" in said
     assert f"2 training reactions of {again} are in an earlier --data too" in said
+
+
+def test_a_correction_without_gain_is_not_recommended(reactions, tmp_path):
+    """After one step it is what it was at random; weights that halve the error are used without a warning."""
+    path, out = tmp_path / "set.npz", tmp_path / "out"
+    save_npz(path, [reactions[0], reactions[2]], ["train", "val"])
+    made = runner.invoke(main.app, ["data", "searches", str(path), "--workers", "1", "--out", str(tmp_path / "se")])
+    assert made.exit_code == 0, made.stderr
+    command = ["--data", path, "--searches", tmp_path / "se" / "searches.npz", "--steps", 1, "--out", out]
+    done = runner.invoke(main.app, ["train", "correction", *map(str, command)])
+    assert done.exit_code == 0 and "use it" not in done.stdout
+    assert "the correction does not help (validation RMSD" in " ".join(done.stderr.split())
+    ends = [str(files[0]) for files in sides("hcn")]
+    for before, warns in ((0.1, True), (1e3, False)):
+        config = out / "best" / "config.json"
+        figures = {"val_saddle_before": before, "val_saddle_median": 0.1}
+        config.write_text(json.dumps({**json.loads(config.read_text()), "validation": figures}))
+        found = find_ts(*ends, correction=str(out / "best"), samples=1)
+        assert found.corrected is not None
+        assert any("did not help where it was validated" in note for note in found.notes) == warns

@@ -139,6 +139,7 @@ def train_correction(
     from molgen.run import Run
     from molgen.tsgen.correction import correction_model, load_training_points
     from molgen.tsgen.correction import train_correction as run_training
+    from molgen.tsgen.correction_model import load_correction
 
     budget = _seconds(steps, time_budget, "1h", learning_rate)
     torch_device = common.resolve_device(device)
@@ -161,7 +162,12 @@ def train_correction(
         out, "train correction", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume
     ) as run:
         summary = _carry_out(run, learn)
-    _report(summary, run, as_json, _rmsd, "ts R.xyz P.xyz", "correction")
+    without_gain = load_correction(run.directory / "best").without_gain
+    if without_gain:
+        common.warn(
+            f"the correction does not help ({without_gain}): train longer, or on more reactions; until then use none"
+        )
+    _report(summary, run, as_json, _rmsd, None if without_gain else "ts R.xyz P.xyz", "correction")
 
 
 @app.command("prose")
@@ -281,11 +287,18 @@ def _rmsd(score: float) -> str:
 
 
 def _report(
-    summary: dict[str, Any], run: Run, as_json: bool, told: Callable[[float], str], use: str, option: str = "weights"
+    summary: dict[str, Any],
+    run: Run,
+    as_json: bool,
+    told: Callable[[float], str],
+    use: str | None,
+    option: str = "weights",
 ) -> None:
+    """The summary as JSON, or in words: the best validation, and the command that uses the weights."""
     if as_json:
         common.print_json(summary)
         return
     figures, best = summary["results"][0], run.directory / "best"
     typer.echo(f"best validation {told(figures['best_score'])} after {figures['step']} steps: {best}")
-    typer.echo(f"use it: molgen {use} --{option} {best}")
+    if use is not None:
+        typer.echo(f"use it: molgen {use} --{option} {best}")
