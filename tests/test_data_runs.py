@@ -16,8 +16,10 @@ from test_tsmodel import built_in
 from typer.testing import CliRunner
 
 from molgen.cli import main
+from molgen.cli.data import _yield
 from molgen.data.reactions import read_column, save_npz
 from molgen.errors import InputError
+from molgen.workflows.reaction_attempt import VERIFIED
 from molgen.workflows.searches import search_plan
 
 runner = CliRunner()
@@ -129,6 +131,30 @@ def test_a_calculator_that_fails_later_is_not_broken(tmp_path):
     records = (tmp_path / "out" / "attempts.jsonl").read_text().splitlines()
     assert result.exit_code in (2, 3) and len(records) == 12
     assert any("RuntimeError: SCF not converged" in record for record in records)
+
+
+def test_the_report_counts_every_attempt_once(tmp_path):
+    """Shares that sum to one, words for one of a thing, and a hint where all that was found is excluded."""
+    summary = {
+        "kept": 1, "reactions": 1, "attempts": 4, "per_worker_hour": 60.0, "verified": 3, "intended": 1,
+        "rejections": {"duplicate": 2, "no barrier": 1},
+    }  # fmt: skip
+    lines = _yield(summary, tmp_path).splitlines()
+    assert lines[0] == "1 transition state of 1 reaction from 4 attempts, 60 an hour and worker"
+    assert lines[1].split() == "25.0% verified and new (1 of 1 as intended)".split()
+    assert sum(float(line.split("%")[0]) for line in lines[1:]) == 100
+    (tmp_path / "m.smi").write_text("C=CO\n")
+    command = ("data", "reactions", tmp_path / "m.smi", "--guess", "sqrt", "--workers", 1, "--attempts", 6)
+    first = invoke(*command, "--out", tmp_path / "rx")
+    assert first.exit_code == 0 and "an hour" not in first.stderr  # a run of seconds has no rate to tell
+    journal = tmp_path / "rx" / "attempts.jsonl"
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    only = next(r for r in records if r["outcome"] in VERIFIED)  # the attempt that comes again is of the same reaction
+    again = invoke(
+        *command[:-1], only["attempt"] + 1, "--exclude", tmp_path / "rx" / "reactions.npz", "--out", tmp_path / "next"
+    )
+    said = " ".join(again.stderr.split())
+    assert again.exit_code == 3 and "of an excluded set: try" in said and "fewer sets in --exclude" in said
 
 
 def test_a_refused_option_costs_no_earlier_run(source, tmp_path):

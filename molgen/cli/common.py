@@ -175,8 +175,11 @@ def stages(first: str, every: float = 60.0) -> Iterator[Callable[[str, int, int]
 
 @contextlib.contextmanager
 def live_line(every: float = 60.0) -> Iterator[Callable[[str], None]]:
-    """A function that shows a line in place of its last one on a terminal; in a log, one line in `every` seconds."""
-    last = 0.0
+    """A function that shows a line in place of its last one on a terminal; in a log, one line in `every` seconds.
+
+    The first comes after as long: a rate of the first moment says nothing.
+    """
+    last = time.monotonic()
     if stderr.is_terminal:
         with stderr.status("") as status:
             yield lambda message: status.update(_escaped(message))

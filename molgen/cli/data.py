@@ -12,6 +12,7 @@ import typer
 from molgen.cli import common
 from molgen.errors import InputError
 from molgen.pool import cores
+from molgen.workflows.journal import counted
 
 app = typer.Typer(help="Make data sets.", no_args_is_help=True)
 Weights = Annotated[str, typer.Option("--weights", help="Of TS-GEN: shipped weights or checkpoint folder.")]
@@ -203,9 +204,12 @@ def reactions(
             "give more molecules, or go on with --resume and --attempts or --time-budget"
         )
     if not len(search.found):
+        known = search.found.outcomes["excluded"]
         common.warn(
-            "no reaction was found: try more --attempts, other or larger molecules (those of a few atoms have next to "
-            "none), --guess both, or another --calculator"
+            (f"no new reaction was found, and {known} of an excluded set: " if known else "no reaction was found: ")
+            + "try more --attempts, other or larger molecules (those of a few atoms have next to none), "
+            + ("fewer sets in --exclude, " if exclude and known else "")
+            + "--guess both, or another --calculator"
         )
         raise typer.Exit(common.ExitCode.GATE_FAILED)
 
@@ -299,14 +303,17 @@ def _verdicts(summary: dict[str, Any], out: Path) -> str:
 
 
 def _yield(summary: dict[str, Any], out: Path) -> str:
-    """The run in words: what was kept, how the attempts ended, what to do with it."""
+    """The run in words: what was kept, how the attempts ended (shares of all, each in one line), what to do with it."""
     tried = max(summary["attempts"], 1)
+    kept, of = counted(summary["kept"], "transition state"), counted(summary["reactions"], "reaction")
     lines = [
-        f"{summary['kept']} transition states of {summary['reactions']} reactions from {summary['attempts']} attempts, "
+        f"{kept} of {of} from {counted(summary['attempts'], 'attempt')}, "
         f"{summary['per_worker_hour']:.0f} an hour and worker",
-        f"{summary['verified'] / tried:6.1%}  verified, {summary['intended'] / tried:.1%} as intended",
+        f"{summary['kept'] / tried:6.1%}  verified and new ({summary['intended']} of {summary['kept']} as intended)",
     ]
-    lines += [f"{number / tried:6.1%}  {reason}" for reason, number in summary["rejections"].items()]
+    told = {"duplicate": "verified, but found before"}
+    for reason, number in summary["rejections"].items():
+        lines.append(f"{number / tried:6.1%}  {told.get(reason, reason)}")
     return "\n".join([*lines, *_training(out)])
 
 

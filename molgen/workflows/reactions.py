@@ -18,7 +18,7 @@ from molgen.pool import WorkerPool
 from molgen.potentials.ase import level_name
 from molgen.run import Run
 from molgen.tsgen import load_model
-from molgen.workflows.journal import JOURNAL, Journal, carry_out
+from molgen.workflows.journal import JOURNAL, Journal, carry_out, counted
 from molgen.workflows.reaction_attempt import VERIFIED, Attempts, GuessKind, Plan
 from molgen.workflows.reaction_set import ReactionSet
 from molgen.workflows.reaction_tools import (
@@ -121,7 +121,8 @@ def find_reactions(
     def one_more() -> None:
         search.take()
         search.refuse_broken(least=min(BROKEN, max(3, len(plan.molecules))))
-        progress(search)
+        if search.taken:  # attempts count in order, and a later one may end first
+            progress(search)
 
     carry_out(pool, waiting(), search.journal, lost=_lost, progress=one_more, publish=search.publish, seconds=seconds)
     failed = [record for record in search.journal.finished.values() if record["outcome"] in NO_ANSWER]
@@ -219,4 +220,5 @@ class ReactionSearch:
         elapsed = max(time.monotonic() - self._begin, 1e-6)
         share = len(self.found) / max(self.taken, 1)
         rate = 3600 * share * self.journal.fresh / elapsed
-        return f"{self.taken} attempts, {len(self.found)} reactions ({share:.0%}), {rate:.0f} an hour"
+        found = counted(len(self.found), "transition state")
+        return f"{counted(self.taken, 'attempt')}, {found} ({share:.0%}), {rate:.0f} an hour"
