@@ -73,6 +73,17 @@ def test_a_reaction_of_two_files_counts_once(reactions, tmp_path):
     assert f"2 training reactions of {again} are in an earlier --data too" in said
 
 
+def test_weights_are_validated_before_they_are_trained(reactions, tmp_path):
+    path = tmp_path / "set.npz"
+    save_npz(path, reactions, ["train"] * 4 + ["val"] * 2)
+    assert train("--data", path, "--steps", 2, "--out", tmp_path / "a").exit_code == 0
+    score = json.loads((tmp_path / "a" / "best" / "config.json").read_text())["validation"]["score"]
+    again = train("--data", path, "--steps", 1, "--init", tmp_path / "a" / "best", "--out", tmp_path / "b")
+    assert f"{tmp_path / 'a' / 'best'}: validation RMSD median" in " ".join(again.stderr.split())
+    told = again.stderr.partition("best: validation")[2].partition("mean ")[2]
+    assert float(told.split()[0]) == pytest.approx(score, abs=1e-3)
+
+
 def test_a_correction_without_gain_is_not_recommended(reactions, tmp_path):
     """After one step it is what it was at random; weights that halve the error are used without a warning."""
     path, out = tmp_path / "set.npz", tmp_path / "out"

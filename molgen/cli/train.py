@@ -107,7 +107,7 @@ def train_ts(
 
     def learn(run: Run) -> dict[str, Any]:
         return train_tsgen(
-            model, train, val, run.directory, budget_seconds=budget, steps=steps, batch_size=batch_size,
+            model, train, val, run.directory, budget_seconds=budget, steps=steps, batch_size=batch_size, init=init,
             learning_rate=learning_rate, seed=seed, device=torch_device, resume=run.resumed, log=common.log,
         )  # fmt: skip
 

@@ -326,6 +326,7 @@ def train_tsgen(
     seed: int = 0,
     device: torch.device | str = "cpu",
     resume: bool = False,
+    init: str | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train TS-GEN; the best weights by validation go to `directory/best`, the figures of every step to `log.jsonl`.
@@ -333,6 +334,7 @@ def train_tsgen(
     Args:
         model: see :func:`make_model`; trained in place. train, val: reactions, see :func:`load_training_data`.
         budget_seconds, steps: one of the two, see :class:`molgen.train.loop.TrainSettings`.
+        init: name of the weights that `model` begins from; their validation is told before training.
 
     Returns:
         the last validation figures, `best_score`, `step` and `elapsed` seconds.
@@ -344,6 +346,9 @@ def train_tsgen(
     batches, held = (prepare(part, model.levels).to(device) for part in (train, val))
     plain = rmsd(held.guess, held.true_ts, held.mask)
     log(f"sqrt-distance guess, no model: validation RMSD median {plain.median():.3f}, mean {plain.mean():.3f} A")
+    if init is not None and not resume:
+        at_first = validation_figures(model.eval(), held)
+        log(f"{init}: validation RMSD median {at_first['val_rmsd_median']:.3f}, mean {at_first['score']:.3f} A")
     flow = FlowSettings(batch_size=batch_size)
     on_gpu = torch.device(device).type == "cuda"
     networks = [graphed(network) if on_gpu else network for network in networks_of(model)]
