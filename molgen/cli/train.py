@@ -246,11 +246,15 @@ def train_prose(
         if own is not None:
             learned = {frames.layout.peptide.sequence for frames in train}
             only = {frames.layout.peptide.sequence for frames in found.val} - learned  # chosen or drawn at random
-            train = train + load_own_data(
+            without = load_own_data(
                 model, own, own_samples, min(train[0].temperatures()), exclude=exclude, val=only, seed=seed,
                 log=common.log,
                 progress=lambda done, total: bar.update(task, description="samples", completed=done, total=total),
             )  # fmt: skip
+            twice = sorted(learned & {frames.layout.peptide.sequence for frames in without})
+            if twice:
+                common.warn(f"{', '.join(twice)} of {own} and of --data: learned both ways; leave out of one of them")
+            train = train + without
 
     files = [*data, *(path for path in (exclude, own) if path is not None)]
     settings: dict[str, Any] = {

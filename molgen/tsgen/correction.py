@@ -158,7 +158,7 @@ def _search_command(data: Path, searches: Path | None, splits: Sequence[str], le
     """The command that makes points of all `splits` of a set, in the run of `searches` where its manifest is there."""
     words = ["molgen", "data", "searches", str(data), "--split", ",".join(dict.fromkeys(splits))]
     made = {} if searches is None else _manifest(searches.parent)
-    if made.get("command") == "data searches":
+    if searches is not None and made.get("command") == "data searches":
         s = made["settings"]
         words[3] = s["source"]
         words += ["--calculator", s["calculator"]]
