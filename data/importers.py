@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from molgen.data.reactions import Reaction
+from molgen.data.reactions import Reaction, refuse_run_folder
 from molgen.errors import DependencyError, InputError
 from molgen.geometry.bonds import bond_graph, fragments
 from molgen.geometry.mapping import given_mapping, map_atoms
@@ -43,6 +43,7 @@ def import_reactions(path: str | os.PathLike, kind: str = "auto") -> Iterator[Re
     path = Path(path)
     if not path.exists():
         raise InputError("no such file or folder", where=str(path), remedy="check the path")
+    refuse_run_folder(path, "reactions.npz")
     if kind == "auto":
         kind = _guess(path)
     if kind not in _IMPORTERS:

@@ -111,9 +111,15 @@ def load_npz(path: str | os.PathLike, split: str | None = None, *, verified: boo
     if verified and "verified" in arrays:
         kept = chosen[arrays["verified"].astype(bool)[chosen]]
         if len(chosen) and not len(kept):
+            of = f" of split '{split}'" if split else ""
+            there = zip(*np.unique(splits[arrays["verified"].astype(bool)], return_counts=True), strict=True)
+            names = ", ".join(f"'{s}' ({n})" for s, n in there)
             raise InputError(
-                f"none of {len(chosen)} reactions is verified", where=where, expected="rows with `verified` true"
-            )
+                f"none of {len(chosen)} reactions{of} is verified", where=where,
+                expected=f"rows with `verified` true, as in {names}" if names else "rows with `verified` true",
+                remedy=f"choose another split: {names}" if names else
+                "train and judge by the set it was made from, or make it with another --calculator",
+            )  # fmt: skip
         chosen = kept
     z = _frozen(arrays["z"], np.int64)
     r, ts, p = (_frozen(arrays[key], np.float64) for key in ("r", "ts", "p"))
@@ -213,6 +219,7 @@ def refuse_published(path: Path) -> None:
     Raises:
         InputError: `path` is a folder or an HDF5 file.
     """
+    refuse_run_folder(path, "reactions.npz")
     if path.is_dir() or path.suffix.lower() in HDF5:
         raise InputError(
             "is a folder" if path.is_dir() else "is an HDF5 file",
@@ -220,6 +227,18 @@ def refuse_published(path: Path) -> None:
             expected="a file; published sets as such are for molgen train ts alone",
             remedy="make an npz of it in Python: from molgen.data import save_npz; from molgen.data.importers import "
             f"import_reactions; save_npz('set.npz', list(import_reactions('{path}')), 'train')",
+        )
+
+
+def refuse_run_folder(path: Path, name: str) -> None:
+    """Name the file where the folder of a run is given in its place; else do nothing.
+
+    Raises:
+        InputError: `path` is a folder that holds a file `name`.
+    """
+    if (path / name).is_file():
+        raise InputError(
+            "is the folder of a run", where=str(path), expected=f"its {name}", remedy=f"give {path / name}"
         )
 
 

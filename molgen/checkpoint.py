@@ -74,11 +74,18 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
         CheckpointError: a file is missing, truncated, altered, or of a format this molgen does not know.
     """
     directory = Path(directory)
+    files = f"a folder with {TENSORS_FILE} and {CONFIG_FILE}"
+    if directory.is_file():
+        whole = all((directory.parent / name).is_file() for name in (TENSORS_FILE, CONFIG_FILE))
+        raise CheckpointError(
+            "is a file, no checkpoint", where=str(directory), expected=files,
+            remedy=f"give {directory.parent}" if whole else "give such a folder, OUT/best of a training for one",
+        )  # fmt: skip
     if not directory.is_dir():
         raise CheckpointError(
             "no such checkpoint folder",
             where=str(directory),
-            expected=f"a folder with {TENSORS_FILE} and {CONFIG_FILE}",
+            expected=files,
             remedy="check the path; `molgen doctor` lists the weights that are installed",
         )
     inside = sorted(file.parent for file in directory.glob(f"*/{TENSORS_FILE}") if file.parent.name != "state")
@@ -86,9 +93,14 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
         raise CheckpointError(
             "is no checkpoint, but holds some",
             where=str(directory),
-            expected=f"a folder with {TENSORS_FILE} and {CONFIG_FILE}",
+            expected=files,
             remedy=f"give {' or '.join(map(str, inside))}",
         )
+    if not any((directory / name).exists() for name in (TENSORS_FILE, CONFIG_FILE, _PENDING_FILE)):
+        raise CheckpointError(
+            f"is no checkpoint: it has no {TENSORS_FILE}", where=str(directory), expected=files,
+            remedy="give such a folder, OUT/best of a training for one; `molgen doctor` lists the weights installed",
+        )  # fmt: skip
     payload = _read(directory / TENSORS_FILE)
     digest = sha256(payload)
     config = _matching_config(directory, digest)

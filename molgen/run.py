@@ -139,16 +139,31 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        """Leave a summary whatever happened; the exception goes on to the caller."""
+        """Leave a summary whatever happened, but no folder where the input was refused before anything was written.
+
+        The exception goes on to the caller.
+        """
         if error is None:
             if not self._finished:
                 self.finish("ok")
+            return
+        if isinstance(error, InputError) and self._withdraw():
             return
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
             self.finish(status, error=str(error) or type(error).__name__)
         except MolgenError as second:
             error.add_note(f"and no {SUMMARY} could be written: {second}")  # the first fault is the one to report
+
+    def _withdraw(self) -> bool:
+        """Remove the folder of a run that has begun here and written its manifest alone; whether it was one."""
+        with explained(self.directory):
+            if not self._fresh or [path.name for path in self.directory.iterdir()] != [MANIFEST]:
+                return False
+            (self.directory / MANIFEST).unlink()
+            if self._made:
+                self.directory.rmdir()
+        return True
 
     def _open(self, overwrite: bool, resume: bool | None) -> None:
         where = str(self.directory)
@@ -159,9 +174,10 @@ class Run:
         if file:
             raise InputError("is a file", where=where, expected="an output folder", remedy="choose another --out")
         with explained(self.directory):
+            self._made = not self.directory.exists()
             self.directory.mkdir(parents=True, exist_ok=True)
-            empty = not any(self.directory.iterdir())
-        if empty:
+            self._fresh = not any(self.directory.iterdir())
+        if self._fresh:
             return
         if resume:
             self._continue()
@@ -193,8 +209,15 @@ class Run:
                 expected="the folder of an earlier run",
                 remedy="check --out, or leave out --resume",
             )
-        before = {"command": manifest.get("command"), "seed": manifest.get("seed")}
-        now: dict[str, Any] = {"command": self.command, "seed": self.seed}
+        held = manifest.get("command")
+        if held != self.command:
+            raise InputError(
+                f"cannot resume: holds the output of molgen {held}",
+                where=str(self.directory),
+                expected=f"a run of molgen {self.command}",
+                remedy="choose another --out",
+            )
+        before, now = {"seed": manifest.get("seed")}, {"seed": self.seed}
         before |= manifest.get("settings", {})
         now |= self._settings
         if before.get(METHOD) != now.get(METHOD):

@@ -190,3 +190,15 @@ def test_a_path_is_no_shipped_name(tmp_path, monkeypatch):
         load_weights("prose", "line", lambda config: torch.nn.Linear(2, 3))
     with pytest.raises(CheckpointError):
         load_weights(".", "line", lambda config: torch.nn.Linear(2, 3))
+
+
+def test_what_is_no_checkpoint_says_so(tmp_path):
+    save_checkpoint(tmp_path / "a", {"x": torch.ones(2)}, {})
+    with pytest.raises(CheckpointError, match=f"is a file, no checkpoint(?s:.*)give {tmp_path / 'a'}$"):
+        load_checkpoint(tmp_path / "a" / "model.safetensors")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "reactions.npz").write_text("")
+    for path, text in (("run", "run: is no checkpoint: it has no model"), ("run/reactions.npz", "is a file, no check")):
+        with pytest.raises(CheckpointError, match=text) as refused:
+            load_checkpoint(tmp_path / path)
+        assert "give such a folder" in str(refused.value)

@@ -273,10 +273,11 @@ def test_train_refuses(
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
-def test_a_learning_rate_is_above_zero(rate: str, train: Callable[..., Result]) -> None:
+def test_a_learning_rate_is_above_zero(rate: str, train: Callable[..., Result], tmp_path: Path) -> None:
     refused(
         train("--steps", 1, "--learning-rate", rate), [f"--learning-rate: learning rate {float(rate):g}", "above 0"]
     )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_training_that_diverged_says_so(train: Callable[..., Result], tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_sequences_without_dynamics_teach_by_energies(train: Callable[..., Resul
     listed.write_text("GA\nAG\nGG\n")  # one of the three with dynamics is drawn to validate by
     drawn = train("--own", listed, "--own-samples", 8, "--val-share", 0.1, "--steps", 2, out="drawn")
     assert drawn.exit_code == 0 and "1 of 3 sequences" in drawn.stderr, drawn.stderr
+    assert "of --data: learned both ways" in " ".join(drawn.stderr.split()) and "both ways" not in done.stderr
     listed.write_text("GA\n")
     assert (
         "no sequence to learn from by energies"

@@ -323,10 +323,13 @@ def test_without_a_saddle_the_guess_is_carried_over(tmp_path, monkeypatch):
 def test_a_correction_is_not_used_with_another_calculator(calculator, kwargs, model, tmp_path, reactions):
     save_checkpoint(tmp_path / "w", model.float().state_dict(), {"model": "correction", "config": model.config})
     weights = str(tmp_path / "w")
-    assert fitting_correction(weights, reactions[0], calculator, kwargs) is None
-    assert fitting_correction(weights, reactions[0], "gfn2") is not None
-    assert fitting_correction(weights, replace(reactions[0], charge=1), "gfn2") is None
-    assert fitting_correction("none", reactions[0], "gfn2") is None
+    found, unfit = fitting_correction(weights, reactions[0], calculator, kwargs)
+    assert found is None and "reads gradients of GFN2-xTB, not of" in unfit and "use --calculator gfn2, or" in unfit
+    assert fitting_correction(weights, reactions[0], "gfn2")[1] == ""
+    assert "neutral" in fitting_correction(weights, replace(reactions[0], charge=1), "gfn2")[1]
+    other = replace(reactions[0], numbers=np.array([6, 17, 1]))
+    assert "does not know Cl (H, C, N, O were" in fitting_correction(weights, other, "gfn2")[1]
+    assert fitting_correction("none", reactions[0], "gfn2") == (None, "")
 
 
 @pytest.mark.parametrize("good", [0, 1, 2])
@@ -391,10 +394,3 @@ def test_weights_of_another_level_or_other_elements_are_refused(searches, source
         correction_model(points, points, str(tmp_path / "level"))
     with pytest.raises(InputError, match="atomic numbers"):
         correction_model(points, points, str(tmp_path / "elements"))
-
-
-def test_a_reaction_without_transition_state_is_refused(reactions, tmp_path):
-    path = tmp_path / "set.npz"
-    save_npz(path, [replace(reactions[0], ts=None)], "train")
-    with pytest.raises(InputError, match="no transition state"):
-        search_plan(path)

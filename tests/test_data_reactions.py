@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -230,7 +231,9 @@ def test_the_file_trains(plan, records, tmp_path):
     train, val = load_training_data(path)
     assert len(train) + len(val) == len(search.found) and train and val
     assert all(r.level == "GFN2-xTB" and r.ts is not None for r in (*train, *val))
-    more, held = load_training_data(path, more=[path])
+    moved = [replace(r, ts=r.ts + 0.01 * r.reactant) for r in train if r.ts is not None]
+    save_npz(tmp_path / "more.npz", moved, "train")
+    more, held = load_training_data(path, more=[tmp_path / "more.npz"])
     assert len(more) == 2 * len(train) and len(held) == len(val), "further files train, and do not validate"
     barriers, energies = read_column(path, "barrier_kcal"), read_column(path, "energies")
     np.testing.assert_allclose(barriers, (energies[:, 1] - energies[:, 0]) * 23.06055, rtol=1e-4)

@@ -139,6 +139,13 @@ def test_the_file_of_weights_is_no_folder(tmp_path) -> None:
     EVEN.save(tmp_path)
     with pytest.raises(InputError, match=f"is a file(?s:.*)remedy: load {tmp_path}"):
         Ensemble.load(tmp_path / "weights.npz")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "m.smi").write_text("CC")
+    with pytest.raises(InputError, match="is a file(?s:.*)one with a weights.npz"):
+        Ensemble.load(other / "m.smi")
+    with pytest.raises(InputError, match="is a file(?s:.*)remedy: name another one$"):
+        EVEN.save(other / "m.smi")
 
 
 def test_an_error_that_is_unknown_is_not_reliable() -> None:

@@ -16,6 +16,7 @@ from molgen.data.importers import import_reactions
 from molgen.data.sources import all_molecules
 from molgen.errors import InputError
 from molgen.geometry.mapping import given_mapping
+from molgen.tsgen.correction import load_training_points
 from molgen.tsgen.training import load_training_data
 from molgen.workflows.relevel import level_plan
 from molgen.workflows.searches import search_plan
@@ -189,3 +190,18 @@ def test_rdb7_without_a_transition_state_or_with_other_atoms(tmp_path):
     (inside / "ts000042.xyz").unlink()
     with pytest.raises(InputError, match="no ts000042.xyz"):
         list(import_reactions(tmp_path))
+
+
+def test_the_folder_of_a_run_is_sent_to_the_set_in_it(tmp_path):
+    _rgd1(tmp_path / "rgd1.h5")
+    run = tmp_path / "rx"
+    run.mkdir()
+    save_npz(run / "reactions.npz", list(import_reactions(tmp_path / "rgd1.h5")), "train")
+    readers = (load_npz, import_reactions, lambda path: all_molecules([path]), lambda path: level_plan([path]))
+    for reader in (*readers, search_plan, load_training_data, lambda path: excluded_keys([path])):
+        with pytest.raises(InputError, match=f"rx: is the folder of a run(?s:.*)give {run / 'reactions.npz'}$"):
+            reader(run)
+    (tmp_path / "se").mkdir()
+    (tmp_path / "se" / "searches.npz").write_text("")
+    with pytest.raises(InputError, match=f"give {tmp_path / 'se' / 'searches.npz'}$"):
+        load_training_points(run / "reactions.npz", tmp_path / "se", "train")

@@ -131,7 +131,7 @@ def test_failures_keep_their_row_verdict_and_geometry(twin, hcn):
     summary = json.loads(result.stdout)
     assert summary["verdicts"] == {"intended": 3, "half": 1, "unintended": 0, "not found": 1}
     assert summary["rejections"]["calculator failed"] == 1 and summary["verified"] == 3
-    assert summary["energy_calls"] > 100 and "1 of 5 reactions" in result.stderr
+    assert summary["energy_calls"] > 100 and "5 reactions to re-optimise" in result.stderr
 
 
 def test_a_search_that_does_not_converge_ends_somewhere(hcn, monkeypatch):
@@ -162,7 +162,7 @@ def test_training_uses_the_verified_rows_only(twin, tmp_path):
     with np.load(path) as data:
         arrays = {**data, "verified": np.zeros(5, dtype=bool)}
     np.savez(tmp_path / "none.npz", **arrays)
-    with pytest.raises(InputError, match="none of 4 reactions is verified"):
+    with pytest.raises(InputError, match="none of 4 reactions of split 'train' is verified"):
         load_training_data(tmp_path / "none.npz")
 
 
@@ -196,10 +196,10 @@ def test_what_a_resume_refuses(source, twin):
 
 def test_splits_asked_for(source):
     def rows(split):
-        return list(level_plan([source], split=split)[0].reactions)
+        return list(level_plan([source], split=split)[0].rows)
 
     assert rows("test") == [1] and rows("train, test") == [0, 1, 2, 4, 5] and rows("all") == list(range(6))
-    assert list(level_plan([source], count=2)[0].reactions) == [0, 2]
+    assert list(level_plan([source], count=2)[0].rows) == [0, 2]
 
 
 def test_a_calculator_that_always_fails_is_an_error(source, tmp_path):

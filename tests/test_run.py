@@ -130,7 +130,7 @@ def test_resume_continues_and_adds_up(tmp_path):
     ({"settings": SETTINGS | {"samples": 9}}, r"'samples' was 8 and is now 9(.|\n)*remedy: set 'samples' back"),
     ({"settings": SETTINGS | {"charge": 1}}, r"'charge' was None and is now 1"),
     ({"seed": 2}, r"'seed' was 1 and is now 2"),
-    ({"command": "ts"}, r"'command' was 'train' and is now 'ts'"),
+    ({"command": "ts"}, r"holds the output of molgen train\n.*a run of molgen ts\n  remedy: choose another --out"),
 ])  # fmt: skip
 def test_resume_refuses_changed_settings(tmp_path, change, message):
     Run(tmp_path, "train", SETTINGS, seed=1)
@@ -201,3 +201,14 @@ def test_write_atomic_respects_umask(tmp_path):
 def test_json_refuses_what_is_not_data():
     with pytest.raises(TypeError, match="builtin_function_or_method cannot be written as JSON"):
         json_text({"f": len})
+
+
+def test_a_run_refused_before_it_wrote_anything_leaves_no_folder(tmp_path):
+    for place in (tmp_path / "new", tmp_path):
+        with pytest.raises(InputError), Run(place, "ts", {}):
+            raise InputError("0 workers")
+    assert listing(tmp_path) == []
+    with pytest.raises(InputError), Run(tmp_path, "ts", {}) as run:
+        run.write_text("ts.xyz", "first")
+        raise InputError("the second file is empty")
+    assert listing(tmp_path) == ["manifest.json", "summary.json", "ts.xyz"]

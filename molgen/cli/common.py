@@ -115,6 +115,16 @@ def calculator_kwargs(text: str | None) -> dict[str, Any]:
     return value
 
 
+def check_workers(workers: int | None) -> None:
+    """Refuse a number of workers below one, before the run has a folder.
+
+    Raises:
+        InputError: names `--workers`.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"{workers} workers", where="--workers", expected="at least 1")
+
+
 def options_given(context: typer.Context, names: Collection[str], values: Mapping[str, Any] | None = None) -> list[str]:
     """Those of the parameters `names` that the user gave, as "--hill-width", in the order of the command.
 
@@ -165,8 +175,11 @@ def stages(first: str, every: float = 60.0) -> Iterator[Callable[[str, int, int]
 
 @contextlib.contextmanager
 def live_line(every: float = 60.0) -> Iterator[Callable[[str], None]]:
-    """A function that shows a line in place of its last one on a terminal; in a log, one line in `every` seconds."""
-    last = 0.0
+    """A function that shows a line in place of its last one on a terminal; in a log, one line in `every` seconds.
+
+    The first comes after as long: a rate of the first moment says nothing.
+    """
+    last = time.monotonic()
     if stderr.is_terminal:
         with stderr.status("") as status:
             yield lambda message: status.update(_escaped(message))

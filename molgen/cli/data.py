@@ -12,6 +12,7 @@ import typer
 from molgen.cli import common
 from molgen.errors import InputError
 from molgen.pool import cores
+from molgen.workflows.journal import counted
 
 app = typer.Typer(help="Make data sets.", no_args_is_help=True)
 Weights = Annotated[str, typer.Option("--weights", help="Of TS-GEN: shipped weights or checkpoint folder.")]
@@ -92,17 +93,15 @@ def md(
     wanted = [*(sequences or ()), *(read_sequences(file) if file else ())]
     chosen = check_sequences(wanted, capping, exclude)
     settings: dict[str, Any] = {"cap": cap, "frames": frames, "temperatures": kelvins, "platform": platform}
-    count = workers if workers is not None else cores()
-    if count < 1:
-        raise InputError(f"{count} workers", where="--workers", expected="at least 1")
+    common.check_workers(workers)
     stage = "ps a replica"
     with (
         Run(out, "data md", settings, seed=seed, overwrite=overwrite, resume=resume) as run,
         common.stages(stage) as progress,
     ):
         results = simulate(
-            chosen, run, frames=frames, cap=capping, temperatures=kelvins, platform=platform, workers=count,
-            log=common.warn, progress=lambda done, total: progress(stage, done, total),
+            chosen, run, frames=frames, cap=capping, temperatures=kelvins, platform=platform,
+            workers=workers or cores(), log=common.warn, progress=lambda done, total: progress(stage, done, total),
         )  # fmt: skip
         failed = [result for result in results if "error" in result]
         wrong = sum(result.get("wrong_handedness", 0) for result in results)
@@ -171,6 +170,7 @@ def reactions(
 
     seconds = common.seconds_of(time_budget) if time_budget else None
     kwargs = common.calculator_kwargs(calculator_kwargs)
+    common.check_workers(workers)
     _refuse_options(context, relevel)
     if relevel:
         from molgen.workflows.relevel import level_plan
@@ -204,9 +204,12 @@ def reactions(
             "give more molecules, or go on with --resume and --attempts or --time-budget"
         )
     if not len(search.found):
+        known = search.found.outcomes["excluded"]
         common.warn(
-            "no reaction was found: try more --attempts, other or larger molecules (those of a few atoms have next to "
-            "none), --guess both, or another --calculator"
+            (f"no new reaction was found, and {known} of an excluded set: " if known else "no reaction was found: ")
+            + "try more --attempts, other or larger molecules (those of a few atoms have next to none), "
+            + ("fewer sets in --exclude, " if exclude and known else "")
+            + "--guess both, or another --calculator"
         )
         raise typer.Exit(common.ExitCode.GATE_FAILED)
 
@@ -239,6 +242,7 @@ def searches(
 
     seconds = common.seconds_of(time_budget) if time_budget else None
     kwargs = common.calculator_kwargs(calculator_kwargs)
+    common.check_workers(workers)
     plan, settings = search_plan(
         source, split=split, count=count, calculator=calculator, calculator_kwargs=kwargs, weights=weights, seed=seed
     )
@@ -275,7 +279,7 @@ def _relevel(plan: Any, settings: dict[str, Any], out: Path, *, seconds, workers
     from molgen.run import Run
     from molgen.workflows.relevel import relevel
 
-    common.log(f"{len(plan.reactions)} reactions to re-optimise")
+    common.log(f"{len(plan.rows)} reactions to re-optimise")
     with Run(out, "data reactions --relevel", settings, **options) as run:
         with common.live_line() as say:
             twin = relevel(plan, run, seconds=seconds, workers=workers, progress=lambda twin: say(twin.line()))
@@ -285,22 +289,31 @@ def _relevel(plan: Any, settings: dict[str, Any], out: Path, *, seconds, workers
 def _verdicts(summary: dict[str, Any], out: Path) -> str:
     """A run of --relevel in words."""
     done = max(summary["reactions"], 1)
-    lines = [f"{summary['reactions']} of {summary['asked']} reactions, {summary['seconds_per_reaction']:.2f} s each"]
-    lines += [f"{number / done:6.1%}  {verdict}" for verdict, number in summary["verdicts"].items()]
+    lines = [
+        f"{summary['reactions']} of {summary['asked']} reactions, {summary['seconds_per_reaction']:.2f} s each",
+        f"{summary['verified'] / done:6.1%}  verified: {summary['verified']} rows to train and to judge by",
+    ]
+    for verdict, number in summary["verdicts"].items():
+        lines.append(f"{number / done:6.1%}  {verdict}")
+        unusable = summary["intended_not_verified"].items() if verdict == "intended" else ()
+        lines += [f"{'':8}of these {count} not verified: {reason}" for reason, count in unusable]
     if summary["rmsd_median"] is not None:
         lines.append(f"median RMSD of verified transition states to the set's: {summary['rmsd_median']:.3f} A")
     return "\n".join([*lines, *_training(out)])
 
 
 def _yield(summary: dict[str, Any], out: Path) -> str:
-    """The run in words: what was kept, how the attempts ended, what to do with it."""
+    """The run in words: what was kept, how the attempts ended (shares of all, each in one line), what to do with it."""
     tried = max(summary["attempts"], 1)
+    kept, of = counted(summary["kept"], "transition state"), counted(summary["reactions"], "reaction")
     lines = [
-        f"{summary['kept']} transition states of {summary['reactions']} reactions from {summary['attempts']} attempts, "
+        f"{kept} of {of} from {counted(summary['attempts'], 'attempt')}, "
         f"{summary['per_worker_hour']:.0f} an hour and worker",
-        f"{summary['verified'] / tried:6.1%}  verified, {summary['intended'] / tried:.1%} as intended",
+        f"{summary['kept'] / tried:6.1%}  verified and new ({summary['intended']} of {summary['kept']} as intended)",
     ]
-    lines += [f"{number / tried:6.1%}  {reason}" for reason, number in summary["rejections"].items()]
+    told = {"duplicate": "verified, but found before"}
+    for reason, number in summary["rejections"].items():
+        lines.append(f"{number / tried:6.1%}  {told.get(reason, reason)}")
     return "\n".join([*lines, *_training(out)])
 
 

@@ -27,8 +27,11 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 LearningRate = Annotated[float, typer.Option("--learning-rate")]
 
 
-def _seconds(steps: int | None, time_budget: str | None, usual: str) -> float | None:
-    """Seconds to train for; None to train by steps."""
+def _seconds(steps: int | None, time_budget: str | None, usual: str, learning_rate: float) -> float | None:
+    """Seconds to train for, None to train by steps; checks what the trainer would refuse when the folder is made."""
+    from molgen.train.loop import check_learning_rate
+
+    check_learning_rate(learning_rate)
     if steps is not None and time_budget is not None:
         raise InputError(
             f"{time_budget} given beside --steps {steps}", where="--time-budget", expected="one of the two"
@@ -48,6 +51,7 @@ def _group() -> None:
 
 @app.command("ts")
 def train_ts(
+    context: typer.Context,
     data: Annotated[
         list[Path],
         typer.Option(
@@ -64,6 +68,13 @@ def train_ts(
     init: Init = None,
     train_split: TrainSplit = "train",
     val_split: ValSplit = "val",
+    val_share: Annotated[
+        float | None,
+        typer.Option(
+            "--val-share",
+            help="Instead of --val-split: a share of the training reactions, at random (published: 0.05).",
+        ),
+    ] = None,
     batch_size: BatchSize = 64,
     dropout: Annotated[
         float | None, typer.Option("--dropout", min=0.0, max=0.9, help="Of a new network; default 0.05.")
@@ -79,19 +90,24 @@ def train_ts(
     from molgen.run import Run
     from molgen.tsgen.training import load_training_data, make_model, train_tsgen
 
-    budget = _seconds(steps, time_budget, "2h")
+    budget = _seconds(steps, time_budget, "2h", learning_rate)
     torch_device = common.resolve_device(device)
-    train, val = load_training_data(data[0], train_split, val_split, seed, data[1:], common.warn)
+    if val_share is not None and common.options_given(context, ("val_split",)):
+        raise InputError("given beside --val-split", where="--val-share", remedy="leave one of them out")
+    if val_share is not None and not 0 < val_share < 1:
+        raise InputError(f"{val_share:g} given", where="--val-share", expected="a share between 0 and 1, such as 0.1")
+    train, val = load_training_data(data[0], train_split, val_split, seed, data[1:], common.warn, val_share)
     settings: dict[str, Any] = {
         "data": [str(path) for path in data], "data_sha256": digest(data), "init": init,
         "config": None if init else config or "small", "train_split": train_split, "val_split": val_split,
         "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps, "dropout": dropout,
+        **({} if val_share is None else {"val_share": val_share}),
     }  # fmt: skip
     model = make_model(train, val, config=config, init=init, dropout=dropout, seed=seed)
 
     def learn(run: Run) -> dict[str, Any]:
         return train_tsgen(
-            model, train, val, run.directory, budget_seconds=budget, steps=steps, batch_size=batch_size,
+            model, train, val, run.directory, budget_seconds=budget, steps=steps, batch_size=batch_size, init=init,
             learning_rate=learning_rate, seed=seed, device=torch_device, resume=run.resumed, log=common.log,
         )  # fmt: skip
 
@@ -123,10 +139,12 @@ def train_correction(
     from molgen.run import Run
     from molgen.tsgen.correction import correction_model, load_training_points
     from molgen.tsgen.correction import train_correction as run_training
+    from molgen.tsgen.correction_model import load_correction
 
-    budget = _seconds(steps, time_budget, "1h")
+    budget = _seconds(steps, time_budget, "1h", learning_rate)
     torch_device = common.resolve_device(device)
-    train, val = (load_training_points(data, searches, split) for split in (train_split, val_split))
+    splits = train_split, val_split
+    train, val = (load_training_points(data, searches, split, splits) for split in splits)
     settings: dict[str, Any] = {
         "data": str(data), "searches": str(searches), "data_sha256": digest([data, searches]), "init": init,
         "level": level, "train_split": train_split, "val_split": val_split, "batch_size": batch_size,
@@ -144,7 +162,12 @@ def train_correction(
         out, "train correction", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume
     ) as run:
         summary = _carry_out(run, learn)
-    _report(summary, run, as_json, _rmsd, "ts R.xyz P.xyz", "correction")
+    without_gain = load_correction(run.directory / "best").without_gain
+    if without_gain:
+        common.warn(
+            f"the correction does not help ({without_gain}): train longer, or on more reactions; until then use none"
+        )
+    _report(summary, run, as_json, _rmsd, None if without_gain else "ts R.xyz P.xyz", "correction")
 
 
 @app.command("prose")
@@ -191,7 +214,7 @@ def train_prose(
     from molgen.run import Run
     from molgen.workflows.train_prose import load_own_data, load_training_data
 
-    budget = _seconds(steps, time_budget, "2h")
+    budget = _seconds(steps, time_budget, "2h", learning_rate)
     if own is not None and init is None:
         raise InputError("--own needs a flow to draw samples from", where="--init", expected="weights of Prose")
     if own is None and own_samples is not None:
@@ -223,11 +246,15 @@ def train_prose(
         if own is not None:
             learned = {frames.layout.peptide.sequence for frames in train}
             only = {frames.layout.peptide.sequence for frames in found.val} - learned  # chosen or drawn at random
-            train = train + load_own_data(
+            without = load_own_data(
                 model, own, own_samples, min(train[0].temperatures()), exclude=exclude, val=only, seed=seed,
                 log=common.log,
                 progress=lambda done, total: bar.update(task, description="samples", completed=done, total=total),
             )  # fmt: skip
+            twice = sorted(learned & {frames.layout.peptide.sequence for frames in without})
+            if twice:
+                common.warn(f"{', '.join(twice)} of {own} and of --data: learned both ways; leave out of one of them")
+            train = train + without
 
     files = [*data, *(path for path in (exclude, own) if path is not None)]
     settings: dict[str, Any] = {
@@ -264,11 +291,18 @@ def _rmsd(score: float) -> str:
 
 
 def _report(
-    summary: dict[str, Any], run: Run, as_json: bool, told: Callable[[float], str], use: str, option: str = "weights"
+    summary: dict[str, Any],
+    run: Run,
+    as_json: bool,
+    told: Callable[[float], str],
+    use: str | None,
+    option: str = "weights",
 ) -> None:
+    """The summary as JSON, or in words: the best validation, and the command that uses the weights."""
     if as_json:
         common.print_json(summary)
         return
     figures, best = summary["results"][0], run.directory / "best"
     typer.echo(f"best validation {told(figures['best_score'])} after {figures['step']} steps: {best}")
-    typer.echo(f"use it: molgen {use} --{option} {best}")
+    if use is not None:
+        typer.echo(f"use it: molgen {use} --{option} {best}")

@@ -30,6 +30,8 @@ class Paths(Protocol):
 
 def save(ensemble: Ensemble, to: str | Path | Paths, positions: bool) -> list[Path]:
     """Write the files of `Ensemble.save`; `weights.npz` last, so that its presence means the rest is there."""
+    if isinstance(to, (str, Path)) and Path(to).is_file():
+        raise InputError("is a file", where=str(to), expected="a folder to write to", remedy="name another one")
     place = (lambda name: Path(to) / name) if isinstance(to, (str, Path)) else to.path
     written = []
     if ensemble.topology is not None:
@@ -46,8 +48,10 @@ def load(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if folder.is_file():
         raise InputError(
-            "is a file", where=str(folder), expected="the folder of a saved ensemble", remedy=f"load {folder.parent}"
-        )
+            "is a file", where=str(folder), expected="the folder of a saved ensemble",
+            remedy=f"load {folder.parent}" if (folder.parent / WEIGHTS).is_file() else
+            f"load the folder of a run, or of Ensemble.save: one with a {WEIGHTS}",
+        )  # fmt: skip
     stored = _read_arrays(folder / WEIGHTS)
     topology = None
     if "positions" not in stored or (folder / TOPOLOGY).exists():

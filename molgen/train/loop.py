@@ -32,6 +32,16 @@ Log = Callable[[dict[str, Any]], None]
 _MAY_CHANGE = ("budget_seconds", "checkpoint_seconds", "validate_seconds", "format", "molgen_version")
 
 
+def check_learning_rate(rate: float) -> None:
+    """Refuse a learning rate that is not above 0.
+
+    Raises:
+        InputError: names `--learning-rate`.
+    """
+    if not 0 < rate < math.inf:
+        raise InputError(f"learning rate {rate:g}", where="--learning-rate", expected="above 0, such as 0.002")
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """How to train.
@@ -61,8 +71,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if (self.budget_seconds is None) == (self.steps is None):
             raise InputError("training needs a time budget or a number of steps, one of the two")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning rate {self.learning_rate:g}", where="--learning-rate", expected="above 0")
+        check_learning_rate(self.learning_rate)
 
     def validation_due(self, step: int, seconds: float) -> bool:
         """Whether to validate after `step`, `seconds` after the last time."""

@@ -6,6 +6,8 @@ that saddle to the level of the data set. It is trained on what saddle searches 
 
 from __future__ import annotations
 
+import json
+import shlex
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molgen.data.reactions import Reaction, load_npz, read_column
+from molgen.data.reactions import Reaction, load_npz, read_column, refuse_run_folder
 from molgen.errors import InputError
 from molgen.files import sha256
 from molgen.geometry.align import rmsd, superpose
+from molgen.potentials.ase import EMBEDDED
 from molgen.rng import sample_seed
+from molgen.run import MANIFEST
 from molgen.train.loop import Trainer, TrainSettings
 from molgen.tsgen.condition import ReactionBatch, prepare, refuse_unknown_elements
 from molgen.tsgen.correction_model import KIND, SIZES, CorrectionModel, load_correction
 from molgen.tsgen.training import geometry_losses, rows_by_size, seen_sizes
+from molgen.tsgen.weights import load_model
 
 KEYS = ("index", "kind", "start", "ptr", "x", "gradient", "level", "source_sha256")
 WEIGHTS = {"guess": 2.0, "path": 1.0, "saddle": 6.0, "near": 1.0}  # how often a kind of point is drawn, relatively
@@ -109,10 +114,13 @@ class Points:
         return Item(batch, self.x[points, :n], self.gradient[points, :n], guess, self.from_flow[reactions])
 
 
-def load_training_points(data: Path, searches: Path, split: str) -> Points:
+def load_training_points(data: Path, searches: Path, split: str, wanted: Sequence[str] = ()) -> Points:
     """The points that `searches`, a file of `molgen data searches` on `data`, has of the reactions of a split.
 
     Reactions without points are left out.
+
+    Args:
+        wanted: all splits the user needs, for the command that an error names; default this one.
 
     Raises:
         InputError: no such file or split, not such a file, of another set, or without points of this split.
@@ -122,26 +130,59 @@ def load_training_points(data: Path, searches: Path, split: str) -> Points:
     arrays = _arrays(searches)
     if str(arrays["source_sha256"]) != sha256(Path(data).read_bytes()):
         raise InputError(
-            f"was made from another set than {data}", where=str(searches), remedy=f"molgen data searches {data}"
-        )
+            f"was made from another set than {data}", where=str(searches), expected="searches on that set",
+            remedy=_search_command(data, None, wanted or [split], str(arrays["level"])),
+        )  # fmt: skip
     members: dict[int, list[int]] = {}
     for k, row in enumerate(arrays["index"].tolist()):
         members.setdefault(row, []).append(k)
     kept = [i for i, row in enumerate(rows) if row in members]
     if not kept:
+        ends = dict(zip(arrays["row"].tolist(), arrays["outcome"].tolist(), strict=True))
+        if set(rows) <= set(ends):  # to search them once more would give the same
+            raise InputError(
+                f"no point of split '{split}': {', '.join(sorted({ends[row] for row in rows}))} in all its searches",
+                where=str(searches), expected="a search of this split that came to something",
+                remedy="add reactions to the split, or search with another --calculator or --weights in another --out",
+            )  # fmt: skip
         raise InputError(
             f"no point of split '{split}'",
             where=str(searches),
             expected="searches of this split, too",
-            remedy=f"molgen data searches {data} --split {split}",
+            remedy=_search_command(data, searches, wanted or [split], str(arrays["level"])),
         )
     return _points([reactions[i] for i in kept], [members[rows[i]] for i in kept], arrays)
 
 
+def _search_command(data: Path, searches: Path | None, splits: Sequence[str], level: str) -> str:
+    """The command that makes points of all `splits` of a set, in the run of `searches` where its manifest is there."""
+    words = ["molgen", "data", "searches", str(data), "--split", ",".join(dict.fromkeys(splits))]
+    made = {} if searches is None else _manifest(searches.parent)
+    if searches is not None and made.get("command") == "data searches":
+        s = made["settings"]
+        words[3] = s["source"]
+        words += ["--calculator", s["calculator"]]
+        words += ["--calculator-kwargs", json.dumps(s["calculator_kwargs"])] if s["calculator_kwargs"] else []
+        words += ["--seed", str(made["seed"])] if made["seed"] else []
+        text = shlex.join([*words, "--out", str(searches.parent), "--resume"])
+        return text if s["weights"] == load_model().hash else f"{text}, with the --weights of that run"
+    known = [name for name, embedded in EMBEDDED.items() if embedded == level]
+    return shlex.join([*words, *(["--calculator", *known] if known else []), "--out", "searches-of-all"])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # moved away from its run
+        return {}
+
+
 def _arrays(path: Path) -> dict[str, np.ndarray]:
+    refuse_run_folder(path, "searches.npz")
     try:
         with np.load(path, allow_pickle=False) as data:
-            return {key: data[key] for key in KEYS}
+            ends = {key: data[key] if key in data else np.zeros(0, int) for key in ("row", "outcome")}
+            return {key: data[key] for key in KEYS} | ends
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"cannot be read ({error})",

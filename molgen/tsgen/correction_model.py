@@ -17,6 +17,7 @@ from molgen.tsgen.condition import MAX_HOPS, ReactionBatch
 from molgen.tsgen.gradient_features import GRADIENT_SCALARS, GRADIENT_VECTORS, gradient_features
 
 KIND = "correction"
+WORTH = 0.99  # of the RMSD of saddles, at most, that a correction of use leaves
 SIZES = {"scalars": 96, "vectors": 32, "pair": 64, "layers": 4, "dropout": 0.1}
 
 
@@ -100,6 +101,15 @@ class Correction:
     model: CorrectionModel
     hash: str
     config: dict
+
+    @property
+    def without_gain(self) -> str | None:
+        """In words, that corrected saddles of the validation reactions were no nearer than the saddles; else None."""
+        figures = self.config.get("validation") or {}
+        before, after = (figures.get(f"val_saddle_{name}") for name in ("before", "median"))
+        if before is None or after is None or after < WORTH * before:
+            return None
+        return f"validation RMSD of saddles, median: {after:.3f} A, without it {before:.3f} A"
 
 
 def load_correction(

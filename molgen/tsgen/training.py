@@ -27,6 +27,7 @@ from molgen.tsgen.losses import aligned_rmsd_loss, log_variance_loss, pair_dista
 from molgen.tsgen.model import CONFIGS, TSModel
 from molgen.tsgen.weights import load_model
 
+SHARE = "--val-share 0.1 (a tenth of the training reactions, drawn at random)"  # what a message offers
 # a TSModel, or what stands in for it
 Network = Callable[[Tensor, Tensor, ReactionBatch], tuple[Tensor, Tensor]]
 
@@ -165,32 +166,87 @@ def load_training_data(
     seed: int = 0,
     more: Sequence[Path] = (),
     warn: Callable[[str], None] = lambda message: None,
+    val_share: float | None = None,
 ) -> tuple[list[Reaction], list[Reaction]]:
     """Training and validation reactions: the splits of an npz, or of a published set a random twentieth for validation.
 
-    `more`: files to train on as well, published sets whole. Rows that an npz marks as not verified (failures of
-    `molgen data reactions --relevel`) are left out, and so are training reactions that validation has too, told to
-    `warn`.
+    Rows that an npz marks as not verified (failures of `molgen data reactions --relevel`) are left out, and so are,
+    told to `warn`, training reactions that validation or an earlier file has too.
+
+    Args:
+        more: files to train on as well, published sets whole.
+        val_share: of the training reactions of `path` (of all, in a published set), to validate by, drawn at random in
+            place of `val_split`.
 
     Raises:
-        InputError: no such file or split, or a reaction without its transition state.
+        InputError: no such file or split, too few reactions to draw from, or one without its transition state.
     """
-    if Path(path).suffix == ".npz":
-        train, val = load_npz(path, train_split, verified=True), load_npz(path, val_split, verified=True)
+    of_npz = Path(path).suffix == ".npz"
+    if not of_npz and (train_split, val_split) != ("train", "val"):
+        raise InputError(
+            f"{train_split} and {val_split} given for a published set, which has no splits", where="--train-split",
+            expected="an npz", remedy="leave them out: a twentieth drawn at random validates",
+        )  # fmt: skip
+    train = _training_reactions(path, train_split)
+    if of_npz and val_share is None:
+        val = _validation_reactions(path, val_split, len(train))
     else:
-        if (train_split, val_split) != ("train", "val"):
-            raise InputError(
-                f"{train_split} and {val_split} given for a published set, which has no splits", where="--train-split",
-                expected="an npz", remedy="leave them out: a twentieth drawn at random validates",
-            )  # fmt: skip
-        reactions = list(import_reactions(path))
-        order = generator(seed, len(reactions)).permutation(len(reactions))
-        held = max(1, len(reactions) // 20)
-        train, val = [reactions[k] for k in order[held:]], [reactions[k] for k in order[:held]]
+        train, val = _drawn(path, train, 0.05 if val_share is None else val_share, seed)
+    _check_transition_states(val, path)
     for extra in more:
-        of_npz = Path(extra).suffix == ".npz"
-        train = [*train, *(load_npz(extra, train_split, verified=True) if of_npz else import_reactions(extra))]
-    for reaction in (*train, *val):
+        known = {_content(reaction) for reaction in train}
+        found = _training_reactions(extra, train_split)
+        new = [reaction for reaction in found if _content(reaction) not in known]
+        if len(new) < len(found):
+            warn(f"{len(found) - len(new)} training reactions of {extra} are in an earlier --data too and count once")
+        train += new
+    held_out = {_content(reaction) for reaction in val}
+    kept = [reaction for reaction in train if _content(reaction) not in held_out]
+    if not kept:
+        raise InputError(
+            "all training reactions are validation reactions too", where=str(path), expected="others to validate by",
+            remedy=f"give another --val-split, or {SHARE} in place of it",
+        )  # fmt: skip
+    if len(kept) < len(train):
+        warn(f"{len(train) - len(kept)} training reactions are validation reactions too and are left out of training")
+    return kept, val
+
+
+def _training_reactions(path: Path, split: str) -> list[Reaction]:
+    """Reactions of a split of an npz, or all of a published set, each with a sound transition state."""
+    of_npz = Path(path).suffix == ".npz"
+    found = load_npz(path, split, verified=True) if of_npz else list(import_reactions(path))
+    _check_transition_states(found, path)
+    return found
+
+
+def _validation_reactions(path: Path, split: str, training: int) -> list[Reaction]:
+    """Reactions of the validation split of an npz that has `training` reactions to learn from."""
+    try:
+        return load_npz(path, split, verified=True)
+    except InputError as error:
+        ways = [f"add {SHARE}"] if training > 1 else ["make more reactions (molgen data reactions ... --resume)"]
+        remedy = f"{ways[0]}, or a set that has both splits first: --data OTHER.npz --data {path}"
+        raise InputError(
+            error.what, where=error.where, expected=f"{error.expected} (--val-split)", remedy=remedy
+        ) from error
+
+
+def _drawn(path: Path, reactions: Sequence[Reaction], share: float, seed: int) -> tuple[list[Reaction], list[Reaction]]:
+    """Training reactions and a random `share`, one at least, to validate by."""
+    if len(reactions) < 2:
+        raise InputError(
+            f"{len(reactions)} reactions to learn from and to validate by", where=str(path), expected="2 at least",
+            remedy="make more reactions (molgen data reactions ... --resume)",
+        )  # fmt: skip
+    order = generator(seed, len(reactions)).permutation(len(reactions))
+    held = min(max(1, int(share * len(reactions) + 1e-9)), len(reactions) - 1)
+    return [reactions[k] for k in order[held:]], [reactions[k] for k in order[:held]]
+
+
+def _check_transition_states(reactions: Sequence[Reaction], path: Path) -> None:
+    """Refuse reactions without one, or with atoms upon each other in it."""
+    for reaction in reactions:
         if reaction.ts is None:
             raise InputError(
                 "no transition state to learn from", where=f"{path}, reaction {reaction.name}", remedy="remove it"
@@ -201,13 +257,6 @@ def load_training_data(
                 f"two atoms of the transition state within {TOO_CLOSE} Angstrom",
                 where=f"{path}, reaction {reaction.name}", expected="a structure in Angstrom", remedy="remove it",
             )  # fmt: skip
-    held_out = {_content(reaction) for reaction in val}
-    kept = [reaction for reaction in train if _content(reaction) not in held_out]
-    if not kept:
-        raise InputError("all training reactions are validation reactions too", where=str(path), remedy="give others")
-    if len(kept) < len(train):
-        warn(f"{len(train) - len(kept)} training reactions are validation reactions too and are left out of training")
-    return kept, val
 
 
 def _content(reaction: Reaction) -> bytes:
@@ -277,6 +326,7 @@ def train_tsgen(
     seed: int = 0,
     device: torch.device | str = "cpu",
     resume: bool = False,
+    init: str | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train TS-GEN; the best weights by validation go to `directory/best`, the figures of every step to `log.jsonl`.
@@ -284,6 +334,7 @@ def train_tsgen(
     Args:
         model: see :func:`make_model`; trained in place. train, val: reactions, see :func:`load_training_data`.
         budget_seconds, steps: one of the two, see :class:`molgen.train.loop.TrainSettings`.
+        init: name of the weights that `model` begins from; their validation is told before training.
 
     Returns:
         the last validation figures, `best_score`, `step` and `elapsed` seconds.
@@ -295,6 +346,9 @@ def train_tsgen(
     batches, held = (prepare(part, model.levels).to(device) for part in (train, val))
     plain = rmsd(held.guess, held.true_ts, held.mask)
     log(f"sqrt-distance guess, no model: validation RMSD median {plain.median():.3f}, mean {plain.mean():.3f} A")
+    if init is not None and not resume:
+        at_first = validation_figures(model.eval(), held)
+        log(f"{init}: validation RMSD median {at_first['val_rmsd_median']:.3f}, mean {at_first['score']:.3f} A")
     flow = FlowSettings(batch_size=batch_size)
     on_gpu = torch.device(device).type == "cuda"
     networks = [graphed(network) if on_gpu else network for network in networks_of(model)]

@@ -16,6 +16,11 @@ JOURNAL = "attempts.jsonl"  # its name in the folder of a run
 PUBLISH_EVERY = 600.0  # seconds between two writings of the results
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 attempt", "2 attempts"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 class Journal:
     """The records of finished jobs, a JSON object a line, in the order of finishing.
 
@@ -91,7 +96,7 @@ def carry_out(
 
     try:
         for (index,), answer in pool.run(waiting()):
-            journal.keep(lost(index) if isinstance(answer, Died) else answer)
+            journal.keep({**lost(index), "cause": answer.reason} if isinstance(answer, Died) else answer)
             progress()
             if time.monotonic() > published + PUBLISH_EVERY:
                 publish()

@@ -14,7 +14,7 @@ from molgen.data.elementary import applied, product_geometry, propose_step, step
 from molgen.data.exclusion import reaction_key, reaction_keys
 from molgen.data.reactions import Reaction
 from molgen.data.sources import SourceMolecule
-from molgen.errors import InputError
+from molgen.errors import CalculatorError, InputError
 from molgen.geometry.bonds import BondChanges, bond_graph, compare_bonds, fragments, overlapping
 from molgen.potentials.base import Potential
 from molgen.rng import generator
@@ -26,7 +26,16 @@ from molgen.saddle.verify import LEAST_BARRIER, bonding_differences
 from molgen.tsgen import load_model
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import generate
-from molgen.workflows.reaction_tools import FAILURES, LOOSE_FMAX, Potentials, centred, failure, relaxed_end, stage
+from molgen.workflows.reaction_tools import (
+    FAILURES,
+    LOOSE_FMAX,
+    Potentials,
+    cause,
+    centred,
+    failure,
+    relaxed_end,
+    stage,
+)
 
 GuessKind = Literal["tsgen", "sqrt"]
 VERIFIED = ("intended", "half", "unintended")
@@ -84,7 +93,7 @@ class Attempts:
         except Rejected as outcome:
             record["outcome"] = str(outcome)
         except FAILURES as error:
-            record["outcome"] = failure(error)
+            record |= {"outcome": failure(error), "cause": cause(error)}
         return {**record, "calls": calls, "seconds": round(time.monotonic() - begin, 3)}
 
     def _attempt(self, index: int, record: dict[str, Any], calls: dict[str, int]) -> dict[str, Any]:
@@ -107,8 +116,8 @@ class Attempts:
             raise Rejected("excluded")
         try:
             potential = self._potentials(molecule.numbers, molecule.charge, molecule.spin)
-        except InputError as error:
-            raise Rejected(failure(error)) from error
+        except InputError as error:  # what the calculator says once it knows the molecule
+            raise CalculatorError(error.what) from error
         with stage("product", potential, calls):
             bottom = gradient(potential, x)[0]
             product = self._product(potential, molecule, product_geometry(z, bonds, x, step), bottom)

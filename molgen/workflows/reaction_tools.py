@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,43 @@ from molgen.saddle.optimize import Search
 
 END_FMAX, END_CALLS = 0.02, 120
 FAILURES = (CalculatorError, np.linalg.LinAlgError)  # of an attempt, not of the run
+CALCULATOR_FAILED, WORKER_DIED = "calculator failed", "worker died"
+NO_ANSWER = (CALCULATOR_FAILED, WORKER_DIED)
+BROKEN = 10  # jobs on which a calculator fails before it has done anything: no use to go on
 LOOSE_FMAX = 0.05  # eV/Angstrom, for ends of several fragments, whose drifting apart takes for ever
 
 
 def failure(error: Exception) -> str:
     """What a record says of one of `FAILURES`, or of a molecule that the calculator cannot describe."""
-    return "numerical failure" if isinstance(error, np.linalg.LinAlgError) else "calculator failed"
+    return "numerical failure" if isinstance(error, np.linalg.LinAlgError) else CALCULATOR_FAILED
+
+
+def cause(error: Exception) -> str:
+    """The calculator's own message in one of `FAILURES`, on one line, for a record beside its outcome."""
+    said = getattr(error, "what", None) or str(error)
+    return " ".join(said.removeprefix("the calculator failed: ").split())
+
+
+def refuse_all_failed(failed: Sequence[Mapping[str, Any]], tried: int, calculator: str, least: int = 1) -> None:
+    """Say so where the calculator failed on everything.
+
+    Args:
+        failed: records of the jobs on which it failed. tried: jobs that asked it. least: jobs that say enough.
+
+    Raises:
+        CalculatorError: it failed on all, and these are `least` or more; with its message.
+    """
+    if len(failed) < least or not failed or len(failed) < tried:
+        return
+    causes = Counter(record.get("cause", record["outcome"]) for record in failed)
+    most, number = causes.most_common(1)[0]
+    raise CalculatorError(
+        f"failed on every attempt, {tried} of them: {most}" + (f" ({number} times)" if len(causes) > 1 else ""),
+        where=f"calculator {calculator!r}",
+        expected="energies and forces of the molecules given",
+        remedy="check --calculator-kwargs, --charge and --spin, or choose another --calculator; then start again "
+        "with --overwrite",
+    )
 
 
 class Potentials:

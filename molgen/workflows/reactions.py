@@ -12,16 +12,23 @@ from typing import Any
 from molgen.data.exclusion import excluded_keys, split_spec
 from molgen.data.reactions import read_column
 from molgen.data.sources import all_molecules, training_split
-from molgen.errors import CalculatorError, InputError
+from molgen.errors import InputError
 from molgen.files import sha256
 from molgen.pool import WorkerPool
 from molgen.potentials.ase import level_name
 from molgen.run import Run
 from molgen.tsgen import load_model
-from molgen.workflows.journal import JOURNAL, Journal, carry_out
+from molgen.workflows.journal import JOURNAL, Journal, carry_out, counted
 from molgen.workflows.reaction_attempt import VERIFIED, Attempts, GuessKind, Plan
 from molgen.workflows.reaction_set import ReactionSet
-from molgen.workflows.reaction_tools import Potentials, require_described
+from molgen.workflows.reaction_tools import (
+    BROKEN,
+    NO_ANSWER,
+    WORKER_DIED,
+    Potentials,
+    refuse_all_failed,
+    require_described,
+)
 
 REACTIONS = "reactions.npz"
 PATIENCE, PATIENCE_EACH = 200, 20  # attempts in a row without a new reaction: at least, and for each molecule
@@ -113,30 +120,19 @@ def find_reactions(
 
     def one_more() -> None:
         search.take()
-        progress(search)
+        search.refuse_broken(least=min(BROKEN, max(3, len(plan.molecules))))
+        if search.taken:  # attempts count in order, and a later one may end first
+            progress(search)
 
     carry_out(pool, waiting(), search.journal, lost=_lost, progress=one_more, publish=search.publish, seconds=seconds)
-    failed = search.found.outcomes["calculator failed"] + search.found.outcomes["worker died"]
+    failed = [record for record in search.journal.finished.values() if record["outcome"] in NO_ANSWER]
     refuse_all_failed(failed, search.taken, plan.calculator)
+    search.refuse_broken(least=1)
     return search
 
 
-def refuse_all_failed(failed: int, tried: int, calculator: str) -> None:
-    """Say so where the calculator failed on everything.
-
-    Raises:
-        CalculatorError: `failed` of `tried` is all of them.
-    """
-    if failed and failed == tried:
-        raise CalculatorError(
-            "failed on every attempt",
-            where=f"calculator {calculator!r}",
-            remedy="check --charge and --spin, or choose another --calculator",
-        )
-
-
 def _lost(index: int) -> dict[str, Any]:
-    return {"attempt": index, "outcome": "worker died"}
+    return {"attempt": index, "outcome": WORKER_DIED}
 
 
 class ReactionSearch:
@@ -148,6 +144,7 @@ class ReactionSearch:
     Attributes:
         found: the reactions. journal: of all attempts. taken: attempts that count, 0 to taken - 1.
         idle: how many of these since the last reaction kept. calls: gradient calls of these, by stage.
+        barren: records of those whose molecule itself the calculator failed on. asked: how many have asked it at all.
     """
 
     def __init__(self, plan: Plan, run: Run, count: int | None = None, patience: int | None = None):
@@ -155,6 +152,8 @@ class ReactionSearch:
         self.count, self.patience = count, patience
         self.found = ReactionSet(level_name(plan.calculator, plan.calculator_kwargs), plan.excluded)
         self.taken, self.idle, self.calls = 0, 0, Counter()
+        self.barren: list[dict[str, Any]] = []
+        self.asked = 0
         self.busy_seconds = 0.0
         self.journal = Journal(run.path(JOURNAL), stamp={"seed": plan.seed})
         self._begin = time.monotonic()
@@ -165,8 +164,19 @@ class ReactionSearch:
             record = self.journal.finished[self.taken]
             self.idle = 0 if self.found.add(record) in VERIFIED else self.idle + 1
             self.calls.update(record.get("calls", {}))
+            calls, unanswered = record.get("calls", {}), record["outcome"] in NO_ANSWER
+            self.barren += [record] if unanswered and sum(calls.values()) <= 1 else []
+            self.asked += unanswered or bool(calls)
             self.busy_seconds += record.get("seconds", 0.0)
             self.taken += 1
+
+    def refuse_broken(self, least: int) -> None:
+        """See that the calculator knows any of the molecules.
+
+        Raises:
+            CalculatorError: it failed on the molecule itself in all attempts that asked it, `least` or more.
+        """
+        refuse_all_failed(self.barren, self.asked, self.plan.calculator, least)
 
     @property
     def exhausted(self) -> bool:
@@ -210,4 +220,5 @@ class ReactionSearch:
         elapsed = max(time.monotonic() - self._begin, 1e-6)
         share = len(self.found) / max(self.taken, 1)
         rate = 3600 * share * self.journal.fresh / elapsed
-        return f"{self.taken} attempts, {len(self.found)} reactions ({share:.0%}), {rate:.0f} an hour"
+        found = counted(len(self.found), "transition state")
+        return f"{counted(self.taken, 'attempt')}, {found} ({share:.0%}), {rate:.0f} an hour"

@@ -39,7 +39,8 @@ from molgen.run import Run
 from molgen.saddle.verify import bonding_differences
 from molgen.units import KCAL_MOL
 from molgen.workflows.journal import JOURNAL, Journal, carry_out
-from molgen.workflows.reactions import REACTIONS, refuse_all_failed
+from molgen.workflows.reaction_tools import BROKEN, NO_ANSWER, WORKER_DIED, refuse_all_failed
+from molgen.workflows.reactions import REACTIONS
 from molgen.workflows.relevel_attempt import LEVEL_VERDICTS, SIDES, LevelPlan, Releveling, unfound
 
 DEFAULT_SPLITS = ("train", "val")
@@ -77,9 +78,10 @@ def level_plan(
     rows = rows_of(path, splits, split)[:count]
     reactions = load_npz(path)
     require_transition_states(path, rows, reactions)
+    # all rows: an earlier part of the run may have done others than are asked for now
     plan = LevelPlan(
-        {row: reactions[row] for row in rows}, {row: splits[row] for row in rows},
-        {row: smiles[row] for row in rows if smiles}, calculator, dict(calculator_kwargs or {}),
+        dict(enumerate(reactions)), dict(enumerate(splits)), dict(enumerate(smiles)), calculator,
+        dict(calculator_kwargs or {}), rows,
     )  # fmt: skip
     first = reactions[rows[0]]
     calculator_from_spec(calculator, dict(plan.calculator_kwargs), first.numbers, first.charge, first.spin)
@@ -155,19 +157,21 @@ def relevel(
     twin.journal.open()
 
     def lost(row: int) -> dict[str, Any]:
-        return unfound(row, plan.reactions[row], "worker died")
+        return unfound(row, plan.reactions[row], WORKER_DIED)
+
+    def one_more() -> None:
+        twin.refuse_broken(least=min(BROKEN, twin.asked))
+        progress(twin)
 
     carry_out(
-        pool, plan.reactions, twin.journal, lost=lost, progress=lambda: progress(twin), publish=twin.publish,
-        seconds=seconds,
+        pool, plan.rows, twin.journal, lost=lost, progress=one_more, publish=twin.publish, seconds=seconds,
     )  # fmt: skip
-    reasons = Counter(record["reason"] for record in twin.records)
-    refuse_all_failed(reasons["calculator failed"] + reasons["worker died"], len(twin.records), plan.calculator)
+    twin.refuse_broken(least=1)
     return twin
 
 
 class Twin:
-    """Where a run stands: the reactions of the plan that are done, in the source's order."""
+    """Where a run stands: the reactions done, now or in an earlier part of it, in the source's order."""
 
     def __init__(self, plan: LevelPlan, run: Run):
         self.plan, self.run = plan, run
@@ -177,7 +181,22 @@ class Twin:
     @property
     def records(self) -> list[dict[str, Any]]:
         """Of the reactions done."""
-        return [self.journal.finished[row] for row in self.plan.reactions if row in self.journal.finished]
+        return [self.journal.finished[row] for row in sorted(self.journal.finished)]
+
+    @property
+    def asked(self) -> int:
+        """How many reactions are done or to be done."""
+        return len({*self.plan.rows, *self.journal.finished})
+
+    def refuse_broken(self, least: int) -> None:
+        """See that the calculator has found anything at all.
+
+        Raises:
+            CalculatorError: it failed on all reactions done, `least` or more.
+        """
+        found = self.journal.finished.values()
+        failed = [r for r in found if r["reason"] in NO_ANSWER and r["energies"] == [None] * 3]
+        refuse_all_failed(failed, len(found), self.plan.calculator, least)
 
     def publish(self) -> None:
         """Write the npz and the figures."""
@@ -188,14 +207,16 @@ class Twin:
         """What the summary says: verdicts, their reasons, the change of geometry, costs."""
         records = self.records
         moved = [record["rmsd"] for record in records if record["verified"]]
+        unusable = (r["reason"] for r in records if r["outcome"] == "intended" and not r["verified"])
         calls: Counter[str] = Counter()
         for record in records:
             calls.update(record.get("calls", {}))
         return {
             "reactions": len(records),
-            "asked": len(self.plan.reactions),
+            "asked": self.asked,
             "verdicts": self._verdicts(),
             "verified": len(moved),
+            "intended_not_verified": dict(Counter(unusable).most_common()),
             "rmsd_median": round(float(np.median(moved)), 4) if moved else None,
             "seconds_per_reaction": round(sum(r.get("seconds", 0.0) for r in records) / max(len(records), 1), 3),
             "energy_calls": calls.total(),
@@ -209,12 +230,11 @@ class Twin:
         done = max(sum(verdicts.values()), 1)
         shares = ", ".join(f"{number / done:.0%} {name}" for name, number in verdicts.items())
         rate = 3600 * self.journal.fresh / max(time.monotonic() - self._begin, 1e-6)
-        return f"{done} of {len(self.plan.reactions)} reactions, {shares}; {rate:.0f} an hour"
+        verified = sum(record["verified"] for record in self.journal.finished.values())
+        return f"{done} of {self.asked} reactions, {verified} verified ({shares}); {rate:.0f} an hour"
 
     def _verdicts(self) -> dict[str, int]:
-        found = Counter(
-            record["outcome"] for row, record in self.journal.finished.items() if row in self.plan.reactions
-        )
+        found = Counter(record["outcome"] for record in self.journal.finished.values())
         return {name: found[name] for name in LEVEL_VERDICTS}
 
     def _write(self, path: Path) -> None:

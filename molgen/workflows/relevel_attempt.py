@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from molgen.geometry.align import rmsd_of
 from molgen.potentials.base import Potential
 from molgen.saddle import Verification, calls_allowed, refine
 from molgen.saddle.verify import bonding_differences, settle
-from molgen.workflows.reaction_tools import FAILURES, Potentials, centred, failure, relaxed_end, stage
+from molgen.workflows.reaction_tools import FAILURES, Potentials, cause, centred, failure, relaxed_end, stage
 
 LEVEL_VERDICTS = ("intended", "half", "unintended", "not found")
 SIDES = ("r", "ts", "p")
@@ -27,9 +27,9 @@ class LevelPlan:
     """What all reactions of a run share; sent to every worker.
 
     Attributes:
-        reactions: by their row in the source set, each with its transition state. splits, smiles: likewise; smiles are
-            empty where the source has none.
-        calculator, calculator_kwargs: as of `molgen ts`.
+        reactions: by their row in the source set, those to be done with a transition state each. splits, smiles:
+            likewise; smiles are empty where the source has none.
+        calculator, calculator_kwargs: as of `molgen ts`. rows: to be done, rising.
     """
 
     reactions: Mapping[int, Reaction]
@@ -37,6 +37,7 @@ class LevelPlan:
     smiles: Mapping[int, str] = field(default_factory=dict)
     calculator: str = "gfn2"
     calculator_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[int] = ()
 
 
 class Releveling:
@@ -55,14 +56,14 @@ class Releveling:
         calls: dict[str, int] = {}
         try:
             potential = self._potentials(reaction.numbers, reaction.charge, reaction.spin)
-        except (CalculatorError, InputError):
-            record["reason"] = "calculator failed"
+        except (CalculatorError, InputError) as error:
+            record |= {"reason": failure(error), "cause": cause(error)}
         else:
             try:
                 checked = _find_saddle(potential, reaction, record, calls)
             except FAILURES as error:
                 checked = None
-                record["reason"] = failure(error)
+                record |= {"reason": failure(error), "cause": cause(error)}
             with stage("ends", potential, calls):
                 _relax_ends(potential, reaction, checked, record)
         return {**record, "calls": calls, "seconds": round(time.monotonic() - begin, 3)}
@@ -120,6 +121,7 @@ def _relax_ends(potential: Potential, reaction: Reaction, checked: Verification 
             if path is not None and bonding_differences(reaction.numbers, found.positions, path[frame]):
                 found = relaxed_end(potential, path[frame])
         except FAILURES as error:
+            record.setdefault("cause", cause(error))
             if path is not None:
                 record["reason"] = f"{failure(error)} on the {'product' if side else 'reactant'}"
             same.append(False)

@@ -22,8 +22,9 @@ from molgen.saddle.optimize import Search
 from molgen.tsgen import load_model
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import flow_samples
-from molgen.workflows.reaction_tools import FAILURES, Potentials, failure, stage
+from molgen.workflows.reaction_tools import FAILURES, Potentials, cause, failure, stage
 
+OVERLAPPING = "guess with overlapping atoms"  # an outcome, of no gradient
 MAX_CALLS = 60
 KEPT = (0, 1, 2, 3, 5, 8, 13, 21, 34)  # accepted steps whose geometry and gradient are kept
 PLAIN_SHARE = 0.2  # of the searches of training reactions that start from the sqrt-distance guess
@@ -92,9 +93,9 @@ class Searches:
                     with stage(name, potential, calls):
                         job(potential)
                 except FAILURES as error:  # what the search passed up to here is kept
-                    record["outcome"] = failure(error)
+                    record |= {"outcome": failure(error), "cause": cause(error)}
         except InputError as error:
-            record["outcome"] = failure(error)
+            record |= {"outcome": failure(error), "cause": cause(error)}
         return {**record, "calls": calls, "seconds": round(time.monotonic() - begin, 3)}
 
     def _start(self, reaction: Reaction, rng: np.random.Generator, record: dict[str, Any], spoilt: bool) -> np.ndarray:
@@ -121,7 +122,7 @@ class Searches:
     def _search(self, potential: Potential, reaction: Reaction, start: np.ndarray, record: dict[str, Any]) -> str:
         """Climb from `start`, keeping points; the outcome."""
         if overlapping(reaction.numbers, start):
-            return "guess with overlapping atoms"
+            return OVERLAPPING
         steps = 0
 
         def watch(search: Search) -> bool:
@@ -156,8 +157,8 @@ def _scatter(potential: Potential, reaction: Reaction, rng: np.random.Generator,
             if not overlapping(reaction.numbers, x):
                 _keep(record, "near", x, gradient(potential, x)[1])
                 continue
-        except CalculatorError:
-            pass
+        except CalculatorError as error:
+            record.setdefault("cause", cause(error))
         record["near_lost"] += 1
 
 

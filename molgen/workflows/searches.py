@@ -10,6 +10,7 @@ reactions; point k has the atoms `ptr[k]:ptr[k+1]`:
     ptr (K+1,)         offsets into the atom arrays
     x, gradient (A, 3) Angstrom, eV/Angstrom; the gradient of a saddle is zero
     level, source_sha256  calculator of the gradients; digest of the set
+    row, outcome (S,)  of every search done, also of those without a point: row of its reaction, and how it ended
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from molgen.rng import generator
 from molgen.run import Run
 from molgen.tsgen import load_model
 from molgen.workflows.journal import JOURNAL, Journal, carry_out
-from molgen.workflows.reactions import refuse_all_failed
+from molgen.workflows.reaction_tools import BROKEN, WORKER_DIED, refuse_all_failed
 from molgen.workflows.relevel import require_transition_states, rows_of
-from molgen.workflows.search_attempt import Searches, SearchPlan
+from molgen.workflows.search_attempt import OVERLAPPING, Searches, SearchPlan
 
 SEARCHES = "searches.npz"
-_LOST = {"outcome": "worker died", "points": [], "near_lost": 0, "calls": {}, "seconds": 0.0}
+_LOST = {"outcome": WORKER_DIED, "points": [], "near_lost": 0, "calls": {}, "seconds": 0.0}
 
 
 def search_plan(
@@ -87,7 +88,8 @@ def search_all(
     """Carry out the searches of `plan`; the points end up in `run.directory/searches.npz` (see the module).
 
     Every finished search is in the journal (`attempts.jsonl`): killed anywhere and resumed, a run gives the same file
-    as one that was not, whatever the number of workers.
+    as one that was not, whatever the number of workers. What an earlier part of the run has done stays, also where
+    `plan` asks for less.
 
     Args:
         digest: SHA-256 of the source set. seconds: begin no more searches after so many of this call.
@@ -105,14 +107,22 @@ def search_all(
     begin = time.monotonic()
 
     def records() -> list[dict[str, Any]]:
-        return [journal.finished[row] for row in sorted(plan.reactions) if row in journal.finished]
+        return [journal.finished[row] for row in sorted(journal.finished)]
+
+    asked = len({*plan.reactions, *journal.finished})
 
     def lost(row: int) -> dict[str, Any]:
         return {**_LOST, "index": row, "split": plan.splits[row]}
 
+    def refuse_broken(least: int) -> None:
+        asked_it = [r for r in journal.finished.values() if r["calls"] or r["outcome"] != OVERLAPPING]
+        failed = [r for r in asked_it if "cause" in r and not r["points"]]
+        refuse_all_failed(failed, len(asked_it), plan.calculator, least)
+
     def say() -> None:
         done, rate = len(journal.finished), 3600 * journal.fresh / max(time.monotonic() - begin, 1e-6)
-        progress(f"{done} of {len(plan.reactions)} searches; {rate:.0f} an hour")
+        refuse_broken(least=min(BROKEN, asked))
+        progress(f"{done} of {asked} searches; {rate:.0f} an hour")
 
     def publish() -> None:
         save_points(run.path(SEARCHES), records(), level_name(plan.calculator, plan.calculator_kwargs), digest)
@@ -120,13 +130,13 @@ def search_all(
     carry_out(pool, plan.reactions, journal, lost=lost, progress=say, publish=publish, seconds=seconds)
     done = records()
     outcomes = Counter(record["outcome"] for record in done)
-    refuse_all_failed(outcomes["calculator failed"] + outcomes["worker died"], len(done), plan.calculator)
+    refuse_broken(least=1)
     calls: Counter[str] = Counter()
     for record in done:
         calls.update(record["calls"])
     return {
         "searches": len(done),
-        "asked": len(plan.reactions),
+        "asked": asked,
         "converged": outcomes["converged"],
         "points": sum(len(record["points"]) for record in done),
         "near_lost": sum(record["near_lost"] for record in done),
@@ -147,6 +157,8 @@ def save_points(path: Path, records: Sequence[Mapping[str, Any]], level: str, di
         "ptr": np.cumsum([0, *(len(point["x"]) for _, point in points)], dtype=np.int64),
         "level": np.array(level),
         "source_sha256": np.array(digest),
+        "row": np.array([record["index"] for record in records], dtype=np.int64),
+        "outcome": np.array([record["outcome"] for record in records], dtype=str),
     }
     for key, short in (("x", "x"), ("gradient", "g")):
         rows = [np.asarray(point[short], dtype=np.float32) for _, point in points]

@@ -100,9 +100,11 @@ def find_ts(
     reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
     potential = potential_for(calculator, calculator_kwargs, reaction)
     model = model_for(weights, reaction, device, dtype, notes)
-    corrector = fitting_correction(correction, reaction, calculator, calculator_kwargs, device, dtype)
-    if corrector is None and correction not in (DEFAULT_CORRECTION, "none"):
-        notes.append(f"warning: {correction} does not know this calculator or kind of reaction: nothing is corrected")
+    corrector, unfit = fitting_correction(correction, reaction, calculator, calculator_kwargs, device, dtype)
+    if unfit and correction not in (DEFAULT_CORRECTION, "none"):
+        notes.append(f"warning: {correction} {unfit}: nothing is corrected")
+    elif corrector is not None and corrector.without_gain:
+        notes.append(f"warning: {correction} did not help where it was validated ({corrector.without_gain})")
     for note in notes:
         log(note)
     calls_each = max_calls or calls_allowed(len(reaction))

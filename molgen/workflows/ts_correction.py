@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.data import chemical_symbols
 
 from molgen.data.reactions import Reaction
 from molgen.errors import CalculatorError
-from molgen.potentials.ase import level_name
+from molgen.potentials.ase import EMBEDDED, level_name
 from molgen.potentials.base import Potential
 from molgen.saddle.modes import gradient
 from molgen.tsgen.correction import corrected
@@ -67,8 +68,8 @@ def fitting_correction(
     calculator_kwargs: Mapping[str, Any] | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Correction | None:
-    """The weights that read gradients of this calculator; None where they do not fit the calculator or the reaction.
+) -> tuple[Correction | None, str]:
+    """The weights that read gradients of this calculator; None and why not, where they do not fit it or the reaction.
 
     Args:
         weights: shipped weights or checkpoint folder; "none" for none. calculator, calculator_kwargs: as of `find_ts`.
@@ -76,17 +77,31 @@ def fitting_correction(
     Raises:
         CheckpointError: no such weights, or damaged.
     """
-    if weights == "none" or not isinstance(calculator, str):
-        return None
+    if weights == "none":
+        return None, ""
     found = load_correction(weights, device, dtype)
+    unfit = _unfit(found, reaction, calculator, calculator_kwargs)
+    return (None if unfit else found), unfit
+
+
+def _unfit(found: Correction, reaction: Reaction, calculator: Any, kwargs: Mapping[str, Any] | None) -> str:
+    """Why a correction cannot be used, with what can be done about it; "" where it can."""
+    reads = found.model.level
+    level = level_name(calculator, kwargs) if isinstance(calculator, str) else type(calculator).__name__
+    if reads != level or not isinstance(calculator, str):
+        names = [f"--calculator {name}" for name, embedded in EMBEDDED.items() if embedded == reads]
+        return (
+            f"reads gradients of {reads}, not of {level}; use {names[0] if names else 'that calculator, by its name'}, "
+            "or make searches with yours (molgen data searches) and train a correction on them"
+        )
+    unknown = sorted(set(reaction.numbers.tolist()) - set(found.model.elements))
+    if unknown:
+        elements = [", ".join(chemical_symbols[z] for z in numbers) for numbers in (unknown, found.model.elements)]
+        return f"does not know {elements[0]} ({elements[1]} were in its training set)"
     fewest, most = found.config.get("atoms", (2, np.inf))
-    fits = (
-        found.model.level == level_name(calculator, calculator_kwargs)
-        and set(reaction.numbers.tolist()) <= set(found.model.elements)
-        and fewest <= len(reaction) <= most
-        and not (reaction.charge or reaction.spin)
-    )
-    return found if fits else None
+    if not fewest <= len(reaction) <= most:
+        return f"was trained on reactions of {fewest} to {most} atoms, not {len(reaction)}"
+    return "knows neutral reactions without unpaired electrons only" if reaction.charge or reaction.spin else ""
 
 
 def correct_saddle(
