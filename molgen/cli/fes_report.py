@@ -40,7 +40,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
     for row in summary["results"]:
         place = ", ".join(_place(value, axis) for value, axis in zip(row["minimum"], summary["axes"], strict=True))
         if row["error"] == 0 and row["value"] == 0:
-            said = "" if row["reliable"] else f" ({doubt(row['khat'])})"
+            said = "" if row["reliable"] else f" ({doubt(row['khat'], False)})"
             rows.append((row["name"], f"0, the deepest, at ({place}){said}"))
             continue
         rows.append((row["name"], f"{_estimated(row)} at ({place})"))
