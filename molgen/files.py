@@ -15,6 +15,7 @@ from typing import Any
 
 from molgen.errors import InputError
 
+MANIFEST, SUMMARY = "manifest.json", "summary.json"  # of a run directory: what was asked, what was found
 _REMEDIES = {
     errno.ENOSPC: ("no space left on the device", "free some space, or write to another disk with --out"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, or write to another disk with --out"),

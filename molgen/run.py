@@ -19,9 +19,8 @@ from typing import Any, Self
 
 from molgen import __version__
 from molgen.errors import InputError, MolgenError, check_counts
-from molgen.files import explained, json_text, write_atomic
+from molgen.files import MANIFEST, SUMMARY, explained, json_text, write_atomic
 
-MANIFEST, SUMMARY = "manifest.json", "summary.json"
 METHOD = "method"  # setting of a run, see `Run`
 RUN_KEYS = ("status", "command", "molgen_version", "seed", "device", "wall_seconds", "results")  # of a summary
 # Keys every summary has, so that scripts need not ask which command wrote it; null where a command has no such thing.

@@ -22,8 +22,7 @@ from typer.core import TyperGroup
 
 from molgen.device import resolve_device as resolve_device
 from molgen.errors import InputError, MolgenError
-from molgen.files import json_text
-from molgen.run import MANIFEST
+from molgen.files import MANIFEST, json_text
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from molgen.cli import common
-from molgen.run import SUMMARY
+from molgen.files import SUMMARY
 
 
 def register(app: typer.Typer) -> None:

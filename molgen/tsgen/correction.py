@@ -21,11 +21,10 @@ from torch import Tensor, nn
 
 from molgen.data.reactions import Reaction, load_npz, read_column, refuse_run_folder
 from molgen.errors import InputError
-from molgen.files import sha256
+from molgen.files import MANIFEST, sha256
 from molgen.geometry.align import rmsd, superpose
 from molgen.potentials.ase import EMBEDDED
 from molgen.rng import sample_seed
-from molgen.run import MANIFEST
 from molgen.train.loop import Trainer, TrainSettings
 from molgen.tsgen.condition import ReactionBatch, prepare, refuse_unknown_elements
 from molgen.tsgen.correction_model import KIND, SIZES, CorrectionModel, load_correction

@@ -22,6 +22,7 @@ from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.target import closest_allowed
 from molgen.cvdiffusion.walls import Wall
 from molgen.errors import CalculatorError, InputError, check_temperature
+from molgen.files import MANIFEST, SUMMARY
 from molgen.geometry.align import rmsd, superpose
 from molgen.geometry.bonds import distance_matrix
 from molgen.io import load_reaction, write_extxyz
@@ -30,7 +31,7 @@ from molgen.potentials.base import Potential
 from molgen.reweight.barrier import Barrier, find_barrier
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import LEAST_DRAWS
-from molgen.run import MANIFEST, SUMMARY, Run
+from molgen.run import Run
 from molgen.saddle.modes import finite_difference_hessian, masses
 from molgen.units import KB, energy_unit, kcal
 from molgen.variables import CV, evaluate, path_s, path_z

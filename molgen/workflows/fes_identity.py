@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from molgen.files import json_text
+from molgen.files import MANIFEST, json_text
 from molgen.rng import generator
-from molgen.run import MANIFEST
 from molgen.variables import CV, evaluate
 from molgen.workflows.fes_problem import Problem
 
