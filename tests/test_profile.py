@@ -124,6 +124,14 @@ def test_one_group_has_no_error_and_is_not_reliable():
     assert np.isnan(one.forward.error) and not one.forward.reliable
 
 
+def test_a_top_that_stems_from_a_few_draws_is_not_reliable():
+    """Copies around the top: of as many draws as there are copies, or of a dozen."""
+    x, log_w = draws(4000, 3, noise=0.3)
+    apart = np.arange(len(x))
+    assert read(x, log_w, groups=apart).forward.reliable
+    assert not read(x, log_w, groups=np.where(np.abs(x) < 0.5, apart % 12, apart)).forward.reliable
+
+
 def test_density_is_normalised_and_gaps_are_unknown():
     x = np.random.default_rng(0).normal(0, 0.4, 60_000)
     x = x[np.abs(x) < 1.5]

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from molgen.errors import InputError, number_pair
-from molgen.reweight.estimate import Estimate, bootstrap, bootstrap_mean
+from molgen.reweight.estimate import Estimate, bootstrap, bootstrap_mean, few_groups
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import cleaned, khat, khat_threshold
 from molgen.reweight.profile import FINE, SmoothDensity
@@ -108,7 +108,7 @@ def find_barrier(
     top = np.abs(s - place) <= WINDOW * FINE * density.step[0]
     heights = _heights(figures, kt)
     errors = bootstrap(heights, weights, groups, replicas=replicas, seed=seed)
-    return _barrier(heights(weights), errors, place, [top, s < place, s >= place], log_weights, weights)
+    return _barrier(heights(weights), errors, place, [top, s < place, s >= place], log_weights, weights, groups)
 
 
 def profile_barrier(
@@ -165,7 +165,7 @@ def profile_barrier(
     density = density.refined(x, groups)
     values, errors, places, settled = _settled(density, x, (a, b), weights, KB * temperature, groups, replicas, seed)
     parts = [np.abs(x - spot) <= WINDOW * (high - low) / intervals for spot in places]
-    return _barrier(values, errors, places[0], parts, log_weights, weights, settled)
+    return _barrier(values, errors, places[0], parts, log_weights, weights, groups, settled)
 
 
 def _settled(
@@ -252,15 +252,16 @@ def _barrier(
     parts: list[np.ndarray],
     log_weights: np.ndarray,
     weights: np.ndarray,
+    groups: np.ndarray | None,
     settled: bool = True,
 ) -> Barrier:
-    """Of heights (4,), eV; `parts` (n,): samples whose k-hats count, the top's first."""
+    """Of heights (4,), eV; `parts` (n,): samples whose k-hats and numbers count, the top's first."""
     log_w, used = cleaned(log_weights), weights > 0
     shapes, good = [], settled and bool(np.isfinite(values[0]))
     for part in parts:
         tail = log_w[part & used]
         shapes.append(khat(tail) if len(tail) else np.inf)
-        good &= bool(shapes[-1] <= khat_threshold(len(tail)))
+        good &= bool(shapes[-1] <= khat_threshold(len(tail))) and not few_groups(np.where(part, weights, 0.0), groups)
     estimates = [
         Estimate(float(value), float(error), float(max(shapes)), bool(good and np.isfinite(error)), "eV")
         for value, error in zip(values, errors, strict=True)
