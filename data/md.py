@@ -12,10 +12,8 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ import numpy as np
 
 from molgen.data.peptide import RESIDUES, Peptide, build_peptide, tokens
 from molgen.errors import InputError
-from molgen.files import write_atomic
+from molgen.npz import read_npz, write_npz
 from molgen.units import KJ_MOL
 
 TEMPERATURES = (310.0, 380.0, 470.0, 600.0)
@@ -72,7 +70,10 @@ def load_md(path: str | os.PathLike) -> MDSet:
             that are not those of `build_peptide`.
     """
     path, where = Path(path), str(path)
-    arrays = _read(path)
+    arrays = read_npz(
+        path, _REQUIRED, (*_REQUIRED, "acc", "temperatures"), expected="an npz of molecular dynamics",
+        remedy="make it again",
+    )  # fmt: skip
     names = tuple(arrays["names"].astype(str).tolist())
     sequence, cap = _sequence_of(names, where)
     peptide = build_peptide(sequence, cap)
@@ -116,17 +117,15 @@ def save_md(path: str | Path, data: MDSet) -> Path:
     x = np.asarray(data.positions, dtype=np.float32)
     if np.abs(x).max(initial=0) < 32767 * UNIT:
         x = np.rint(x.astype(np.float64) / UNIT).astype(np.int16)
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        x=x,
-        e=(data.energies / KJ_MOL).astype(np.float32),
-        names=np.array(data.names, dtype=str),
-        bonds=data.bonds.astype(np.int16),
-        acc=np.float64(data.acceptance),
-        temperatures=np.asarray(data.temperatures, dtype=np.float64),
-    )
-    return write_atomic(path, buffer.getvalue())
+    arrays = {
+        "x": x,
+        "e": (data.energies / KJ_MOL).astype(np.float32),
+        "names": np.array(data.names, dtype=str),
+        "bonds": data.bonds.astype(np.int16),
+        "acc": np.float64(data.acceptance),
+        "temperatures": np.asarray(data.temperatures, dtype=np.float64),
+    }
+    return write_npz(Path(path), arrays)
 
 
 def read_sequences(path: str | os.PathLike, benchmark: bool = False) -> tuple[str, ...]:
@@ -197,18 +196,3 @@ def _sequence_of(names: tuple[str, ...], where: str) -> tuple[str, str | None]:
             f"unknown residue {unknown[0] if unknown else ''!r}", where=where, expected="the 20 amino acids"
         )
     return "".join(letters[kind] for kind in kinds), cap
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    where = str(path)
-    if not path.is_file():
-        raise InputError("no such file", where=where, expected="an npz of molecular dynamics", remedy="check the path")
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            missing = [key for key in _REQUIRED if key not in data]
-            arrays = {key: data[key] for key in (*_REQUIRED, "acc", "temperatures") if key in data}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise InputError(f"not a readable npz file ({error})", where=where, remedy="make it again") from error
-    if missing:
-        raise InputError(f"missing keys: {', '.join(missing)}", where=where, expected=f"{', '.join(_REQUIRED)}")
-    return arrays

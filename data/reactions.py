@@ -19,9 +19,7 @@ Other keys (smiles, barrier_kcal, ...) are ignored here; `read_column` reads the
 
 from __future__ import annotations
 
-import io
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from molgen.errors import InputError
-from molgen.files import write_atomic
+from molgen.npz import read_npz, write_npz
 from molgen.structures import possible_spin
 
 _REQUIRED = ("id", "split", "ptr", "z", "r", "ts", "p", "p_frag")
@@ -208,9 +206,7 @@ def save_npz(
         "level": np.array([r.level for r in reactions], dtype=str),
         **{key: np.asarray(values) for key, values in (columns or {}).items()},
     }
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
+    write_npz(path, arrays)
 
 
 def refuse_published(path: Path) -> None:
@@ -246,31 +242,9 @@ def _read(
     path: Path, wanted: Sequence[str] = (*_REQUIRED, "r_frag", "charge", "spin", "level", "verified")
 ) -> dict[str, np.ndarray]:
     """The arrays `wanted`, by default those a Reaction needs; long text columns are left on disk."""
-    where = str(path)
     refuse_published(path)
-    if not path.is_file():
-        raise InputError("no such file", where=where, expected="an npz of reactions", remedy="check the path")
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            missing = [key for key in _REQUIRED if key not in data]
-            arrays = {key: data[key] for key in wanted if key in data}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        with path.open("rb") as stream:
-            damaged = stream.read(2) == b"PK"
-        raise InputError(
-            f"not a readable npz file ({error})" if damaged else "not an npz file",
-            where=where,
-            expected="an npz of plain arrays",
-            remedy="download or copy it again" if damaged else "check the path",
-        ) from error
-    if missing:
-        raise InputError(
-            f"missing keys: {', '.join(missing)}",
-            where=where,
-            expected=f"the keys {', '.join(_REQUIRED)}",
-            remedy="write it with molgen.data.save_npz",
-        )
-    return arrays
+    remedy = "copy it again, or write it with molgen.data.save_npz"
+    return read_npz(path, _REQUIRED, wanted, expected="an npz of reactions", remedy=remedy)
 
 
 def _check(arrays: dict[str, np.ndarray], where: str) -> None:

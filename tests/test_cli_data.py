@@ -38,7 +38,7 @@ def test_runs_and_grows(tmp_path):
     assert result.exit_code == 4, result.stderr
     lines = result.stdout.splitlines()
     assert "kept" in lines[0] and "ns/day" in lines[1] and lines[2].split() == ["AG", "failed"]
-    assert "not a readable state" in result.stderr
+    assert "not an npz file" in result.stderr
     assert (out / "GG.npz").read_bytes() == before and load_md(out / "GA.npz").sequence == "GA"
     assert not (out / "GA.state.npz").exists()
 

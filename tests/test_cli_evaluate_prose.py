@@ -299,7 +299,7 @@ def test_other_files_of_a_folder_are_not_read(data: Path, tmp_path: Path) -> Non
     (tmp_path / "KW.npz").write_text("no npz")
     (tmp_path / "GG.npz").write_bytes((data / "GG.npz").read_bytes())
     assert [len(case.sets) for case in workflow.gather([tmp_path], ["GG", "SG"])] == [1, 0]
-    with pytest.raises(InputError, match="KW.npz: not a readable npz"):
+    with pytest.raises(InputError, match="KW.npz: not an npz file"):
         workflow.gather([tmp_path])
 
 

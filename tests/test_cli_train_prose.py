@@ -272,7 +272,7 @@ def test_train_refuses(
 
 def test_train_refuses_files(train: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no zip")
-    refused(train("--data", tmp_path / "text.npz"), ["text.npz: not a readable npz file"])
+    refused(train("--data", tmp_path / "text.npz"), ["text.npz: not an npz file"])
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     refused(train("--data", tmp_path / "other.npz"), ["missing keys: x, e, names, bonds"])
     (tmp_path / "empty").mkdir()

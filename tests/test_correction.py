@@ -381,7 +381,7 @@ def test_searches_of_another_set_are_refused(searches, source, reactions, tmp_pa
         load_training_points(other, searches[1], "train")
     with pytest.raises(InputError, match="no point of split 'test'"):
         load_training_points(source, searches[1], "test")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="missing keys: index"):
         load_training_points(source, source, "train")
 
 

@@ -76,7 +76,7 @@ def test_damaged_files(dialanine, tmp_path, key):
         arrays = dict(data)
     texts = {
         "x": "x has shape", "e": "missing keys: e", "names": "not those of AA", "bonds": "bonds are not those",
-        "temperatures": "with 0 temperatures", "nan": "non-finite", "text": "not a readable npz",
+        "temperatures": "with 0 temperatures", "nan": "non-finite", "text": "not an npz file",
         "none": "no such file",
     }  # fmt: skip
     if key == "x":
@@ -279,5 +279,5 @@ def test_killed(tmp_path, dialanine):
 
 def test_a_damaged_state_is_named(tmp_path):
     (tmp_path / "GG.state.npz").write_text("nothing")
-    with pytest.raises(InputError, match="GG.state.npz: not a readable state(.|\n)*remove it"):
+    with pytest.raises(InputError, match="GG.state.npz: not an npz file(.|\n)*remove it"):
         generate_md("GG", tmp_path / "GG.npz", 2, **QUICK)

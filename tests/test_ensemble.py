@@ -371,15 +371,15 @@ def test_samples_that_are_not_numbers_are_saved_too(tmp_path: Path):
 
 
 def test_damaged_files(tmp_path: Path):
-    with pytest.raises(InputError, match=r"weights\.npz: is missing"):
+    with pytest.raises(InputError, match=r"weights\.npz: no such file"):
         Ensemble.load(tmp_path)
     butane(10, 0).save(tmp_path)
     whole = (tmp_path / "weights.npz").read_bytes()
     (tmp_path / "weights.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"weights\.npz: cannot be read"):
+    with pytest.raises(InputError, match=r"weights\.npz: not a readable npz file"):
         Ensemble.load(tmp_path)
     np.savez(tmp_path / "weights.npz", log_weights=np.zeros(3))
-    with pytest.raises(InputError, match="lacks .*energies"):
+    with pytest.raises(InputError, match="missing keys: .*energies"):
         Ensemble.load(tmp_path)
     butane(9, 0).save(tmp_path / "other")
     (tmp_path / "weights.npz").write_bytes((tmp_path / "other" / "weights.npz").read_bytes())

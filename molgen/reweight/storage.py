@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
-import zipfile
 from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +11,7 @@ import numpy as np
 
 from molgen.errors import InputError
 from molgen.files import explained, write_atomic
+from molgen.npz import read_npz, write_npz
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import WeightDiagnostics
 
@@ -37,9 +36,7 @@ def save(ensemble: Ensemble, to: str | Path | Paths, positions: bool) -> list[Pa
     if ensemble.topology is not None:
         for name, data in _trajectory_files(ensemble).items():
             written.append(write_atomic(place(name), data))
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **_arrays(ensemble, positions or ensemble.topology is None))
-    written.append(write_atomic(place(WEIGHTS), stream.getvalue()))
+    written.append(write_npz(place(WEIGHTS), _arrays(ensemble, positions or ensemble.topology is None)))
     return written
 
 
@@ -52,7 +49,9 @@ def load(folder: str | Path) -> dict[str, Any]:
             remedy=f"load {folder.parent}" if (folder.parent / WEIGHTS).is_file() else
             f"load the folder of a run, or of Ensemble.save: one with a {WEIGHTS}",
         )  # fmt: skip
-    stored = _read_arrays(folder / WEIGHTS)
+    stored = read_npz(
+        folder / WEIGHTS, _NEEDED, expected="weights of a saved ensemble", remedy="write the ensemble again"
+    )
     topology = None
     if "positions" not in stored or (folder / TOPOLOGY).exists():
         import mdtraj
@@ -92,6 +91,10 @@ def load(folder: str | Path) -> dict[str, Any]:
 
 
 _CV = ("names", "values", "units", "periods")
+_NEEDED = (
+    "log_weights", "energies", "temperature", "numbers", "at_best", "smoothed", "validity_reasons", "validity_counts",
+    *(f"cv_{key}" for key in _CV),
+)  # fmt: skip
 
 
 def _arrays(ensemble: Ensemble, positions: bool) -> dict[str, Any]:
@@ -136,22 +139,3 @@ def _trajectory_files(ensemble: Ensemble) -> dict[str, bytes]:
             part.save(str(Path(folder) / name))
             files[name] = (Path(folder) / name).read_bytes()
     return files
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise InputError("is missing", where=str(path), expected="the folder of a saved ensemble") from error
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"cannot be read ({error})", where=str(path), remedy="write the ensemble again") from error
-    needed = {
-        "log_weights", "energies", "temperature", "numbers", "at_best", "smoothed", "validity_reasons",
-        "validity_counts", *(f"cv_{key}" for key in _CV),
-    }  # fmt: skip
-    missing = needed - set(arrays)
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise InputError(f"lacks {names}", where=str(path), expected="a file written by Ensemble.save")
-    return arrays

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -23,6 +22,7 @@ from molgen.data.reactions import Reaction, load_npz, read_column, refuse_run_fo
 from molgen.errors import InputError
 from molgen.files import MANIFEST, sha256
 from molgen.geometry.align import rmsd, superpose
+from molgen.npz import read_npz
 from molgen.potentials.ase import EMBEDDED
 from molgen.rng import sample_seed
 from molgen.train.loop import Trainer, TrainSettings
@@ -178,17 +178,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     refuse_run_folder(path, "searches.npz")
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            ends = {key: data[key] if key in data else np.zeros(0, int) for key in ("row", "outcome")}
-            return {key: data[key] for key in KEYS} | ends
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"cannot be read ({error})",
-            where=str(path),
-            expected="searches.npz of molgen data searches",
-            remedy="molgen data searches set.npz --out DIR",
-        ) from error
+    arrays = read_npz(
+        path, KEYS, expected="searches.npz of molgen data searches", remedy="run molgen data searches set.npz --out DIR"
+    )
+    return {key: np.zeros(0, int) for key in ("row", "outcome")} | arrays
 
 
 def _points(reactions: Sequence[Reaction], members: Sequence[Sequence[int]], arrays: dict[str, np.ndarray]) -> Points:

@@ -7,20 +7,18 @@ draws are those of the flow restricted to the molecule, and the restricted densi
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from molgen.data.peptide import Peptide
-from molgen.errors import CalculatorError
-from molgen.files import write_atomic
+from molgen.errors import CalculatorError, InputError
+from molgen.npz import read_npz, write_npz
 from molgen.pool import cores
 from molgen.potentials.base import Potential
 from molgen.potentials.openmm import OpenMMPotential
@@ -54,12 +52,11 @@ class Store:
 
     def get(self, name: str) -> dict[str, np.ndarray] | None:
         """What `put` wrote under `name`; None if there is no such thing, or it cannot be read."""
-        if self.folder is None or not (self.folder / f"{name}.npz").exists():
+        if self.folder is None:
             return None
         try:
-            with np.load(self.folder / f"{name}.npz", allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
-        except (OSError, ValueError, BadZipFile, EOFError):
+            return read_npz(self.folder / f"{name}.npz", expected="stored draws", remedy="draw them again")
+        except InputError:
             return None
 
     def put(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -69,9 +66,7 @@ class Store:
             InputError: the disk is full.
         """
         if self.folder is not None:
-            stream = io.BytesIO()
-            np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
-            write_atomic(self.folder / f"{name}.npz", stream.getvalue())
+            write_npz(self.folder / f"{name}.npz", arrays, compressed=False)
 
     def path(self, name: str) -> Path | None:
         """A folder for files of another kind."""

@@ -15,7 +15,6 @@ reactions; point k has the atoms `ptr[k]:ptr[k+1]`:
 
 from __future__ import annotations
 
-import io
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from molgen.data.reactions import load_npz, read_column
-from molgen.files import sha256, write_atomic
+from molgen.files import sha256
+from molgen.npz import write_npz
 from molgen.pool import WorkerPool
 from molgen.potentials.ase import level_name
 from molgen.rng import generator
@@ -163,6 +163,4 @@ def save_points(path: Path, records: Sequence[Mapping[str, Any]], level: str, di
     for key, short in (("x", "x"), ("gradient", "g")):
         rows = [np.asarray(point[short], dtype=np.float32) for _, point in points]
         arrays[key] = np.concatenate([np.zeros((0, 3), np.float32), *rows])
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
+    write_npz(path, arrays)
