@@ -126,14 +126,15 @@ def prose_finetuned(report: dict) -> str:
         if "error" in row or "error" in before.get(name, {"error": ""}):
             continue
         old, new = before[name]["weights"], row["weights"]
-        pairs.append((old["ess"], new["ess"]))
+        if row["residues"] == 4:  # what the target is for
+            pairs.append((old["ess"], new["ess"]))
         cells = [name, _figure(old["ess"]), _figure(new["ess"]), f"{new['ess'] / old['ess']:.1f}"]
         cells += [_figure(w["khat"]) for w in (old, new)]
         cells += [_three((r["metrics"] or {}).get("t_w2")) for r in (before[name], row)]
         lines.append(f"| {' | '.join(cells)} | {row['finetuning']['energy_calls']:,} |")
     if pairs:
         old, new = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
-        lines.append(f"| mean | {old:.3f} | {new:.3f} | {new / old:.1f} | | | | | |")
+        lines.append(f"| mean of {len(pairs)} tetrapeptides | {old:.3f} | {new:.3f} | {new / old:.1f} | | | | | |")
     return "\n".join(lines)
 
 
