@@ -207,14 +207,14 @@ class Killed(BaseException):
 
 def kill_at_the_next_write(monkeypatch, before: bool) -> None:
     """The process dies at a file in `state`, before or after it is written."""
-    real = draws.write_atomic
+    real = draws.write_npz
 
-    def write(path, data):
+    def write(path, arrays, **options):
         if not before:
-            real(path, data)
+            real(path, arrays, **options)
         raise Killed
 
-    monkeypatch.setattr(draws, "write_atomic", write)
+    monkeypatch.setattr(draws, "write_npz", write)
 
 
 WAYS = {"plain": ({}, 2), "smc": ({"smc": True}, 12), "finetuned": ({"finetune": 2}, 7)}
