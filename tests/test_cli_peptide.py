@@ -115,8 +115,8 @@ def test_an_error_that_is_a_lower_bound_is_reported_as_one(tmp_path: Path) -> No
     row = {"name": "rg", "value": 4.5, "error": 0.01, "unit": "A", "reliable": True}
     summary = {
         "sequence": "AG", "cap": None, "atoms": 30, "temperature": 310.0, "prose_compat": False, "weights": weights,
-        "verdict": "reliable", "smc": None, "finetuning": [], "proposals": 12, "redrawn": {}, "rejections": {},
-        "samples_per_second": None, "energies_per_second": None, "energy_calls": 77,
+        "verdict": "reliable", "why": [], "smc": None, "finetuning": [], "proposals": 12, "redrawn": {},
+        "rejections": {}, "samples_per_second": None, "energies_per_second": None, "energy_calls": 77,
     }  # fmt: skip
     for khat, said in ((0.58, "4.5 +- 0.01 A   (error a lower bound: k-hat 0.58)"), (0.4, "4.5 +- 0.01 A")):
         report = command.report({**summary, "results": [{**row, "khat": khat}]}, tmp_path)

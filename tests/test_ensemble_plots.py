@@ -21,20 +21,6 @@ from molgen.variables import backbone_torsions, torsion, values
 T = 310.0
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Figures as they were when they were saved."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(self: Figure, *args: Any, **options: Any) -> None:
-        save(self, *args, **options)
-        figures.append(self)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
-
-
 def random_peptide(sequence: str, cap: str | None, log_weights: np.ndarray) -> Ensemble:
     peptide = build_peptide(sequence, cap)
     n, atoms = len(log_weights), len(peptide.numbers)

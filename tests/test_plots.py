@@ -6,7 +6,6 @@ import struct
 import subprocess
 import sys
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pytest
@@ -49,20 +48,6 @@ def test_every_path_gives_a_png(case: str) -> None:
     data = barrier_profile(s, energies, top, title="C2H4O → C2H4O", subtitle="intended, imaginary mode 2109i cm⁻¹")
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", data[16:24]) == (960, 630)
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Figures as they were when they were saved."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def recorded(figure: Figure, *args: Any, **kwargs: Any) -> None:
-        save(figure, *args, **kwargs)
-        figures.append(figure)
-
-    monkeypatch.setattr(Figure, "savefig", recorded)
-    return figures
 
 
 @pytest.mark.parametrize("case", sorted(CASES.keys() - {"one point"}))

@@ -15,9 +15,8 @@ def report(summary: dict[str, Any], out: Path) -> str:
     from molgen.reweight.importance import LEAST_DRAWS
 
     gate, weights = summary["gate"], summary["weights"]
-    few = (
-        "" if weights["ess"] * weights["n"] >= LEAST_DRAWS else f": fewer than {LEAST_DRAWS} effective ones, draw more"
-    )
+    enough = weights["ess"] * weights["n"] >= LEAST_DRAWS
+    few = "" if enough else f": fewer than {LEAST_DRAWS} effective ones, draw more"
     rows = [
         ("verdict", f"{summary['verdict']}; k-hat {common.number(gate['khat_biased'])} under the bias (fine up to "
                     f"{gate['limit']})"),
@@ -69,11 +68,9 @@ def _estimated(row: dict[str, Any]) -> str:
     """An estimate with its error, and what it lacks."""
     from molgen.reweight.estimate import doubt
 
-    said, text = (
-        doubt(row["khat"], row["reliable"]),
-        f"{common.number(row['value'], 4)} +- {common.number(row['error'])}",
-    )
-    return f"{text} {row['unit']}" + (f" ({said})" if said else "")
+    said = doubt(row["khat"], row["reliable"])
+    text = f"{common.number(row['value'], 4)} +- {common.number(row['error'])} {row['unit']}"
+    return f"{text} ({said})" if said else text
 
 
 def _without(apart: dict[str, float]) -> str:

@@ -11,8 +11,7 @@ import typer
 
 from molgen.cli import common
 from molgen.errors import InputError
-
-FEW = 25  # samples; with fewer there is no k-hat, whose absence says nothing of the weights; likewise of ancestors
+from molgen.files import SUMMARY
 
 
 def register(app: typer.Typer) -> None:
@@ -71,7 +70,7 @@ def peptide(
             seed=seed, device=device, out=out, overwrite=overwrite, resume=resume, units=units,
             save_float64=save_float64, log=common.log, progress=progress,
         )  # fmt: skip
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
     if as_json:
         common.print_json(summary)
     else:
@@ -88,7 +87,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
     weights, smc = summary["weights"], summary["smc"]
     cap = f", {summary['cap']}" if summary["cap"] else ""
     compat = " (the largest weights were dropped)" if summary["prose_compat"] else ""
-    why = "; ".join(summary.get("why", []))  # absent from runs of earlier versions
+    why = "; ".join(summary["why"])
     rows = [
         ("peptide", f"{summary['sequence']}{cap}, {summary['atoms']} atoms, {summary['temperature']:g} K"),
         ("verdict", summary["verdict"] + compat + (f": {why}" if why else "")),
@@ -129,6 +128,8 @@ def _judged(weights: dict[str, Any]) -> str:
 
 
 def _advice(summary: dict[str, Any], out: Path) -> str:
+    from molgen.reweight.importance import LEAST_DRAWS
+
     if summary["prose_compat"]:
         return "the largest weights were dropped (--prose-compat): averages are biased by construction"
     tuned, smc, n = [row["ess"] for row in summary["finetuning"]], summary["smc"], summary["weights"]["n"]
@@ -137,10 +138,11 @@ def _advice(summary: dict[str, Any], out: Path) -> str:
         ways.append(f"--weights {out / 'adapter'} --finetune 4 --out NEW")
     if not smc:
         ways.append("--smc")
-    elif (effective := smc["ess_of_ancestors"] * n) < FEW:
-        ways.append(f"-n {math.ceil(2 * FEW * n / effective / 1000) * 1000}")  # about twice as many as are needed
+    elif (effective := smc["ess_of_ancestors"] * n) < LEAST_DRAWS:
+        enough = 2 * LEAST_DRAWS * n / effective  # about twice what is needed
+        ways.append(f"-n {math.ceil(enough / 1000) * 1000}")
     remedy = f"try {' or '.join(ways)}" if ways else "neither finetuning nor --smc has repaired that"
-    if summary["weights"]["khat"] is None and n < FEW:
+    if summary["weights"]["khat"] is None and n < LEAST_DRAWS:  # there is no k-hat, which says nothing of them
         return f"{n} samples are too few to judge the weights: give -n 1000 or more"
     return f"{summary['verdict']}: averages over this ensemble are not Boltzmann averages; {remedy}"
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from molgen.errors import InputError, number_pair
-from molgen.reweight.estimate import Estimate, bootstrap, bootstrap_mean, few_groups
+from molgen.reweight.estimate import Estimate, bootstrap, few_groups
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import cleaned, khat, khat_threshold
 from molgen.reweight.profile import FINE, SmoothDensity
@@ -107,7 +107,7 @@ def find_barrier(
     place = figures(weights)[-1]
     top = np.abs(s - place) <= WINDOW * FINE * density.step[0]
     heights = _heights(figures, kt)
-    errors = bootstrap(heights, weights, groups, replicas=replicas, seed=seed)
+    _, errors = bootstrap(heights, weights, groups, replicas=replicas, seed=seed)
     return _barrier(heights(weights), errors, place, [top, s < place, s >= place], log_weights, weights, groups)
 
 
@@ -193,7 +193,7 @@ def _settled(
             return np.where(np.isfinite(drawn).all(1, keepdims=True), drawn, np.nan)
 
         found = statistic(weights)
-        mean, error = bootstrap_mean(whole, weights, groups, replicas=replicas, seed=seed)
+        mean, error = bootstrap(whole, weights, groups, replicas=replicas, seed=seed)
         return found, mean - found, error
 
     for step in range(FINER + 1):

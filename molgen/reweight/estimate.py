@@ -189,25 +189,15 @@ def bootstrap(
     *,
     replicas: int = 200,
     seed: int = 0,
-) -> np.ndarray:
-    """Standard error of statistic(weights (n,)) over `replicas` redraws of the groups with replacement.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error of statistic(weights (n,)) over `replicas` redraws of the groups with replacement.
+
+    The mean lies as far from the statistic as this from the truth.
 
     A redraw multiplies the weight of each draw by the number of times its group was drawn, and normalises; smoothing
     is not repeated. Redraws where the statistic is not finite (an emptied region) are left out; NaN if more than half
     are, or for a single group. Of G groups redraws have (G-1)/G of the variance, which is made good.
     """
-    return bootstrap_mean(statistic, weights, groups, replicas=replicas, seed=seed)[1]
-
-
-def bootstrap_mean(
-    statistic: Callable[[np.ndarray], ArrayLike],
-    weights: np.ndarray,
-    groups: np.ndarray | None = None,
-    *,
-    replicas: int = 200,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the redraws of `bootstrap`, which lies as far from the statistic as this from the truth, and error."""
     check_counts(replicas=(replicas, 2))
     index = np.arange(len(weights)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(index.max()) + 1

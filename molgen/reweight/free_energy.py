@@ -122,7 +122,7 @@ def histogram_fes(
     kt = KB * temperature
     labels = np.arange(len(weights)) if groups is None else np.unique(groups, return_inverse=True)[1]
     if replicas:
-        spread = bootstrap(
+        _, spread = bootstrap(
             lambda w: _log_or_nan(np.bincount(flat, w[inside], size)), weights, groups, replicas=replicas, seed=seed
         )
     else:
@@ -199,7 +199,7 @@ def free_energy_difference(
         value = np.nan if share_a == share_b else (np.inf if share_a else -np.inf)
         return Estimate(value, np.inf, np.inf, False, "eV")
     if replicas:
-        error = kt * bootstrap(
+        _, error = bootstrap(
             lambda w: _log_or_nan(w[in_b].sum()) - _log_or_nan(w[in_a].sum()),
             weights,
             groups,
@@ -207,10 +207,9 @@ def free_energy_difference(
             seed=seed,
         )
     else:
-        error = kt * delta_error(weights * (in_b / share_b - in_a / share_a), groups)
-    return Estimate(
-        float(-kt * np.log(share_b / share_a)), float(error), max(shapes), bool(reliable and np.isfinite(error)), "eV"
-    )
+        error = delta_error(weights * (in_b / share_b - in_a / share_a), groups)
+    value, error = -kt * np.log(share_b / share_a), kt * error
+    return Estimate(float(value), float(error), max(shapes), bool(reliable and np.isfinite(error)), "eV")
 
 
 def _all_edges(
