@@ -1,6 +1,6 @@
 """Temperature replica exchange of a peptide with OpenMM, resumable, one process a sequence.
 
-LangevinMiddle (friction 1/ps, 2 fs, hydrogen mass 3 amu, no constraints; masses do not change the distribution of
+LangevinMiddle (friction 1/ps, 3.125 fs, hydrogen mass 4 amu, no constraints; masses do not change the distribution of
 configurations). Every replica starts from a conformation of its own, every second one with the peptide bonds before
 proline cis: they do not turn in nanoseconds, not even when hot, and both forms matter. Frames of such a peptide hold
 both, though not in their equilibrium shares. A replica spends 30 ps at the highest temperature and 10 ps at its own;
@@ -27,8 +27,8 @@ from molgen.potentials.openmm import SMALL
 from molgen.rng import generator, sample_seed
 from molgen.units import KB, KJ_MOL, NM
 
-STEP_PS, STEPS = 0.002, 500  # time step, and steps between frames: one ps
-HYDROGEN_MASS = 3.0
+STEP_PS, STEPS = 1 / 320, 320  # time step, and steps between frames: one ps
+HYDROGEN_MASS = 4.0
 HOT, SETTLE = 30, 10  # ps at the highest temperature, then at the own one, before recording
 SAVE_SECONDS = 10.0
 
