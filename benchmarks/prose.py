@@ -4,8 +4,9 @@
 
 Parts, each a row a sequence in DIR/<part>/, kept when the run is repeated with the same settings:
 
-- `reference`: two independent replica exchange runs a sequence at 310 to 600 K (`molgen.data.remd`), in
-  DIR/reference-md or --reference. The floors are distances between the two. Hours.
+- `reference`: two independent replica exchange runs a sequence at 310 to 600 K (`molgen data md --flow`, or with
+  --reference-flow none without its moves), in DIR/reference-md or --reference. The floors are distances between the
+  two. Hours.
 - `zero-shot`: `molgen evaluate prose`; distances only where there is a reference.
 - `finetune`: `molgen peptide --finetune 4` on the tetrapeptides, then `zero-shot` once more with the finetuned flow and
   another seed.
@@ -45,6 +46,7 @@ from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.estimate import autocorrelation_time
 from molgen.workflows.draws import Energies
 from molgen.workflows.evaluate_prose import evaluate_case, gather, means
+from molgen.workflows.md import moves_of
 from molgen.workflows.peptide import sample_peptide
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,16 +75,20 @@ def kept(file: Path, key: Row, make: Callable[[], Row]) -> Row:
     return json.loads(file.read_text())
 
 
-def simulate(task: tuple[str, Path, int, tuple[float, ...], int]) -> Row:
+def simulate(task: tuple[str, Path, int, tuple[float, ...], int, Proposal | None]) -> Row:
     """One run of molecular dynamics, in a process of its own."""
-    sequence, path, frames, temperatures, seed = task
-    return generate_md(sequence, path, frames, temperatures=temperatures, seed=seed)
+    sequence, path, frames, temperatures, seed, flow = task
+    torch.set_num_threads(1)
+    moves = None if flow is None else moves_of(flow, sequence, None, temperatures, seed)
+    return generate_md(sequence, path, frames, temperatures=temperatures, seed=seed, moves=moves)
 
 
-def simulations(sequence: str, folder: Path, frames: int, temperatures: tuple[float, ...]) -> Row:
+def simulations(
+    sequence: str, folder: Path, frames: int, temperatures: tuple[float, ...], flow: Proposal | None = None
+) -> Row:
     """Two independent runs at once, `<sequence>_0.npz` and `<sequence>_1.npz` in `folder`, one core each."""
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = [(sequence, folder / f"{sequence}_{run}.npz", frames, temperatures, run) for run in range(2)]
+    tasks = [(sequence, folder / f"{sequence}_{run}.npz", frames, temperatures, run, flow) for run in range(2)]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         return {"runs": pool.map(simulate, tasks)}
 
@@ -195,7 +201,8 @@ def main() -> None:
     parser.add_argument("--sequences", nargs="+", help="instead of the starred ones of --heldout")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--reference", type=Path, help="folder of molecular dynamics; default OUT/reference-md")
-    parser.add_argument("--reference-ps", type=int, default=2000, help="a temperature and run; two runs a sequence")
+    parser.add_argument("--reference-ps", type=int, default=1000, help="a temperature and run; two runs a sequence")
+    parser.add_argument("--reference-flow", default="prose", help="weights whose proposals are moves of it, or none")
     parser.add_argument("--dynamics-ps", type=int, default=3000)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--temperature", type=float, default=310.0)
@@ -209,6 +216,7 @@ def main() -> None:
     sequences = args.sequences or sorted(heldout(args.heldout, benchmark=True), key=lambda s: (len(s), s))
     reference = args.reference or args.out / "reference-md"
     proposal = load_flow(args.weights)
+    mixing = None if args.reference_flow == "none" else load_flow(args.reference_flow)
     model = {"weights": proposal.hash, "temperature": args.temperature}
     drawn = {**model, "samples": args.samples, "points": args.points, "seed": args.seed}
     about = {
@@ -225,7 +233,8 @@ def main() -> None:
         file, peptide = args.out / part / f"{sequence}.json", build_peptide(sequence)
         if part == "reference":
             key = {"ps": args.reference_ps, "temperatures": TEMPERATURES, "folder": str(reference)}
-            return kept(file, key, lambda: simulations(sequence, reference, args.reference_ps, TEMPERATURES))
+            key |= {"flow": None if mixing is None else mixing.hash}
+            return kept(file, key, lambda: simulations(sequence, reference, args.reference_ps, TEMPERATURES, mixing))
         if part == "zero-shot":
             key = {**drawn, "reference": md_of(sequence)}
             return kept(file, key, lambda: judged(sequence, proposal, reference, args, args.seed))

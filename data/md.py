@@ -6,6 +6,7 @@
     bonds (M, 2)       bonded pairs
     acc ()             exchange acceptance
     temperatures (T,)  K; 310, 380, 470, 600 where a file of four temperatures does not say
+    flow ()            hash of the weights of a flow whose proposals were moves of the simulation; "" without
 
 `molgen.data.remd` makes such files.
 """
@@ -42,6 +43,7 @@ class MDSet:
         names: N labels "residue index:residue name:atom name:element".
         bonds: (M, 2), i < j, sorted.
         acceptance: share of exchange attempts that were accepted; NaN if unknown.
+        flow: hash of the weights of a flow whose proposals were moves of the simulation; "" without.
     """
 
     sequence: str
@@ -52,6 +54,7 @@ class MDSet:
     names: tuple[str, ...]
     bonds: np.ndarray
     acceptance: float = float("nan")
+    flow: str = ""
 
     @property
     def peptide(self) -> Peptide:
@@ -71,7 +74,7 @@ def load_md(path: str | os.PathLike) -> MDSet:
     """
     path, where = Path(path), str(path)
     arrays = read_npz(
-        path, _REQUIRED, (*_REQUIRED, "acc", "temperatures"), expected="an npz of molecular dynamics",
+        path, _REQUIRED, (*_REQUIRED, "acc", "temperatures", "flow"), expected="an npz of molecular dynamics",
         remedy="make it again",
     )  # fmt: skip
     names = tuple(arrays["names"].astype(str).tolist())
@@ -105,6 +108,7 @@ def load_md(path: str | os.PathLike) -> MDSet:
         names=names,
         bonds=peptide.bonds,
         acceptance=float(arrays.get("acc", np.nan)),
+        flow=str(arrays.get("flow", "")),
     )
 
 
@@ -124,6 +128,7 @@ def save_md(path: str | Path, data: MDSet) -> Path:
         "bonds": data.bonds.astype(np.int16),
         "acc": np.float64(data.acceptance),
         "temperatures": np.asarray(data.temperatures, dtype=np.float64),
+        "flow": np.array(data.flow),
     }
     return write_npz(Path(path), arrays)
 

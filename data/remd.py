@@ -5,7 +5,7 @@ configurations). Every replica starts from a conformation of its own, every seco
 proline cis: they do not turn in nanoseconds, not even when hot, and both forms matter. Frames of such a peptide hold
 both, though not in their equilibrium shares. A replica spends 30 ps at the highest temperature and 10 ps at its own;
 then a frame is recorded every ps, after neighbours have attempted an exchange (Sugita & Okamoto, Chem. Phys. Lett. 314
-(1999) 141).
+(1999) 141). Moves of another kind may follow each exchange, such as those of a flow (`molgen.prose.moves`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,6 +31,22 @@ STEP_PS, STEPS = 1 / 320, 320  # time step, and steps between frames: one ps
 HYDROGEN_MASS = 4.0
 HOT, SETTLE = 30, 10  # ps at the highest temperature, then at the own one, before recording
 SAVE_SECONDS = 10.0
+
+
+class Moves(Protocol):
+    """Moves that leave the ensembles alone: of what they come from, how they name atoms, and how they move."""
+
+    hash: str
+
+    def named(self, positions: np.ndarray) -> np.ndarray:
+        """Positions (n, N, 3) of start structures, equivalent atoms named as the moves do."""
+        ...
+
+    def __call__(
+        self, move: int, positions: np.ndarray, energies: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions (T, N, 3) in Angstrom and energies (T,) in eV after move number `move`, (T,) which changed."""
+        ...
 
 
 def exchange(energies: np.ndarray, temperatures: np.ndarray, cycle: int, uniform: np.ndarray) -> tuple[np.ndarray, int]:
@@ -61,11 +77,11 @@ class ReplicaExchange:
         system: OpenMM System. starts: (T, N, 3) Angstrom. temperatures: (T,) K.
         seed: of velocities, noise and exchanges. platform: OpenMM platform; one thread.
         hot, settle: cycles at the highest temperature, then at the own one, before `cycle` 0.
-        steps, step_ps: of a cycle.
+        steps, step_ps: of a cycle. moves: made after the exchange of each cycle that is recorded.
 
     Attributes:
         cycle: cycles recorded so far; negative while it equilibrates.
-        accepted, attempted: exchanges.
+        accepted, attempted: exchanges. moved: (T,) cycles in which a move changed the conformation.
     """
 
     def __init__(
@@ -79,13 +95,15 @@ class ReplicaExchange:
         settle: int = SETTLE,
         steps: int = STEPS,
         step_ps: float = STEP_PS,
+        moves: Moves | None = None,
     ):
         import openmm as mm
 
         self.temperatures = np.asarray(temperatures, dtype=np.float64)
-        self.seed, self.settle, self.steps = seed, settle, steps
+        self.seed, self.settle, self.steps, self.moves = seed, settle, steps, moves
         self.cycle, self.accepted, self.attempted = -hot - settle, 0, 0
         properties = {"Threads": "1", "DeterministicForces": "true"} if platform == "CPU" else {}
+        self.moved = np.zeros(len(self.temperatures), dtype=int)
         self.contexts = []
         for k, start in enumerate(starts):
             number = sample_seed(seed, 0, k) % (2**31 - 1) + 1  # OpenMM takes 0 as "any"
@@ -124,20 +142,29 @@ class ReplicaExchange:
                 state, scale = states[order[k]], np.sqrt(self.temperatures[k] / self.temperatures[order[k]])
                 self.contexts[k].setPositions(state.getPositions(asNumpy=True))
                 self.contexts[k].setVelocities(state.getVelocities(asNumpy=True) * scale)
-        self.cycle += 1
         x = np.stack([states[k].getPositions(asNumpy=True).value_in_unit(unit.nanometer) for k in order]) * NM
-        return x - x.mean(axis=1, keepdims=True), energies[order]
+        energies = energies[order]
+        if self.moves is not None and self.cycle >= 0:
+            x, energies, moved = self.moves(self.cycle, x, energies)
+            self.moved += moved
+            for k in np.flatnonzero(moved):
+                number = sample_seed(self.seed, 3, self.cycle, int(k)) % (2**31 - 1) + 1
+                self.contexts[k].setPositions(x[k] / NM)
+                self.contexts[k].setVelocitiesToTemperature(float(self.temperatures[k]), number)
+        self.cycle += 1
+        return x - x.mean(axis=1, keepdims=True), energies
 
     def state(self) -> dict[str, np.ndarray]:
         """All that `restore` needs to go on as if nothing had happened, on this machine and OpenMM version."""
         blobs = {f"replica{k}": _bytes(context.createCheckpoint()) for k, context in enumerate(self.contexts)}
-        return blobs | {"counters": np.array([self.cycle, self.accepted, self.attempted])}
+        return blobs | {"counters": np.array([self.cycle, self.accepted, self.attempted]), "moved": self.moved}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Continue from `state`."""
         for k, context in enumerate(self.contexts):
             context.loadCheckpoint(state[f"replica{k}"].tobytes())
         self.cycle, self.accepted, self.attempted = state["counters"].tolist()
+        self.moved = state["moved"].copy()
 
     def _temperature(self, k: int) -> float:
         return float(self.temperatures.max() if self.cycle < -self.settle else self.temperatures[k])
@@ -154,6 +181,7 @@ def generate_md(
     hot: int = HOT,
     settle: int = SETTLE,
     save_seconds: float = SAVE_SECONDS,
+    moves: Moves | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Simulate one peptide and write `path` (format: molgen.data.md), a frame a ps at each temperature.
@@ -164,11 +192,13 @@ def generate_md(
     Args:
         sequence, cap: as in `build_peptide`. frames: number of frames a temperature. temperatures: K.
         platform: "auto" takes Reference up to 60 atoms, CPU (one thread) above.
-        hot, settle: ps before recording, see the module. progress: called with ps done, total.
+        hot, settle: ps before recording, see the module. moves: made every ps, at `temperatures`.
+        progress: called with ps done, total.
 
     Returns:
-        Figures: sequence, atoms, frames, acceptance, wrong_handedness (frames), platform, seconds, ns_per_day (of this
-        process, all replicas together).
+        Figures: sequence, atoms, frames, acceptance, moved (share of moves that changed the conformation, a
+        temperature; None without), wrong_handedness (frames), platform, seconds, ns_per_day (of this process, all
+        replicas together).
 
     Raises:
         InputError: unusable sequence, or a state of other settings. CalculatorError: the simulation blew up.
@@ -182,11 +212,13 @@ def generate_md(
     if not state_path.exists():
         for k in range(len(temperatures)):
             starts[k] = start_structure(peptide, sample_seed(seed_here, 2, k), cis=k % 2 == 1)
-    replicas = ReplicaExchange(_heavy_hydrogens(peptide), starts, temperatures, seed_here, platform, hot, settle)
+        starts = starts if moves is None else moves.named(starts)
+    system, flow = _heavy_hydrogens(peptide), "" if moves is None else moves.hash
+    replicas = ReplicaExchange(system, starts, temperatures, seed_here, platform, hot, settle, moves=moves)
     x = np.zeros((len(temperatures), frames, len(peptide), 3), dtype=np.float32)
     e = np.zeros((len(temperatures), frames))
     kelvins = [float(t) for t in temperatures]
-    settings = np.array([*map(str, (sequence, cap, frames, kelvins, seed, platform, hot, settle))])
+    settings = np.array([*map(str, (sequence, cap, frames, kelvins, seed, platform, hot, settle, flow))])
     if state_path.exists():
         _restore(state_path, replicas, settings, x, e)
     begin = saved = time.monotonic()
@@ -203,7 +235,7 @@ def generate_md(
             cost = saved - now
     seconds = time.monotonic() - begin
     acceptance = replicas.accepted / max(1, replicas.attempted)
-    save_md(path, MDSet(sequence, cap, replicas.temperatures, x, e, peptide.labels, peptide.bonds, acceptance))
+    save_md(path, MDSet(sequence, cap, replicas.temperatures, x, e, peptide.labels, peptide.bonds, acceptance, flow))
     state_path.unlink(missing_ok=True)
     run = (replicas.cycle - first) * len(temperatures) * replicas.steps * STEP_PS / 1000
     return {
@@ -211,6 +243,7 @@ def generate_md(
         "atoms": len(peptide),
         "frames": frames,
         "acceptance": round(acceptance, 4),
+        "moved": None if moves is None else (replicas.moved / frames).round(4).tolist(),
         "wrong_handedness": int(wrong_chirality(peptide, x).sum()),
         "platform": platform,
         "seconds": round(seconds, 1),

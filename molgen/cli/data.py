@@ -69,6 +69,9 @@ def md(
     exclude: Annotated[
         Path | None, typer.Option("--exclude", help="Refuse these sequences, and longer ones that contain them.")
     ] = None,
+    flow: Annotated[
+        str | None, typer.Option("--flow", help="Weights of Prose, such as prose: its proposals are moves, too.")
+    ] = None,
     workers: common.Workers = None,
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
     out: common.Out = Path("molgen-md"),
@@ -80,7 +83,9 @@ def md(
     """Temperature replica exchange of peptides (ff14SB, GB OBC2): OUT/SEQ.npz for each sequence.
 
     Stopped anywhere, --resume goes on from the last state, some seconds old at most, to the same files; finished
-    sequences are kept, and the list may have grown. Exit code 4 when some sequences failed.
+    sequences are kept, and the list may have grown. Exit code 4 when some sequences failed. With --flow each ps ends with
+    a choice, by weight, among the conformation and eight proposals of the flow: exact as without, and where the flow
+    knows the peptide its basins mix many times faster.
     """
     from molgen.data.md import read_sequences
     from molgen.potentials.openmm import require_platform
@@ -93,6 +98,7 @@ def md(
     wanted = [*(sequences or ()), *(read_sequences(file) if file else ())]
     chosen = check_sequences(wanted, capping, exclude)
     settings: dict[str, Any] = {"cap": cap, "frames": frames, "temperatures": kelvins, "platform": platform}
+    settings["flow"] = flow
     common.check_workers(workers)
     stage = "ps a replica"
     with (
@@ -100,7 +106,7 @@ def md(
         common.stages(stage) as progress,
     ):
         results = simulate(
-            chosen, run, frames=frames, cap=capping, temperatures=kelvins, platform=platform,
+            chosen, run, frames=frames, cap=capping, temperatures=kelvins, platform=platform, flow=flow,
             workers=workers or cores(), log=common.warn, progress=lambda done, total: progress(stage, done, total),
         )  # fmt: skip
         failed = [result for result in results if "error" in result]
@@ -333,4 +339,5 @@ def _line(result: dict[str, Any]) -> str:
         return f"{result['sequence']:10} failed"
     rate = "kept" if result.get("kept") else f"{result['ns_per_day']} ns/day"
     counts = f"{result['atoms']:4} atoms  {result['frames']} frames"
-    return f"{result['sequence']:10} {counts}  exchange {result['acceptance']:.2f}  {rate}"
+    moves = f"  moves {', '.join(f'{share:.2f}' for share in result['moved'])}" if result["moved"] else ""
+    return f"{result['sequence']:10} {counts}  exchange {result['acceptance']:.2f}{moves}  {rate}"

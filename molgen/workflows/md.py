@@ -14,7 +14,12 @@ from molgen.data.peptide import build_peptide, plain_sequence
 from molgen.data.remd import HOT, SETTLE, generate_md
 from molgen.errors import CalculatorError, InputError, MolgenError
 from molgen.pool import Died, WorkerPool
+from molgen.prose.moves import FlowMoves
+from molgen.prose.weights import Proposal, load_flow
+from molgen.rng import sample_seed
 from molgen.run import Run
+
+MOVES = 1 << 16  # stream of the flow's moves; the simulations' own are letters
 
 
 def check_sequences(sequences: Sequence[str], cap: str | None = None, exclude: str | Path | None = None) -> list[str]:
@@ -51,6 +56,7 @@ def simulate(
     cap: str | None = None,
     temperatures: Sequence[float] = TEMPERATURES,
     platform: str = "auto",
+    flow: str | Path | None = None,
     workers: int = 1,
     log: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -61,14 +67,16 @@ def simulate(
 
     Args:
         sequences: see `check_sequences`. run: its seed is the seed; each sequence has a stream of its own, so neither
-            order nor number of workers matters. frames: a temperature, one a ps. workers: processes of one thread.
+            order nor number of workers matters. frames: a temperature, one a ps.
+        flow: weights whose proposals are moves of the simulation. workers: processes of one thread.
         log: called with lines for people. progress: called with (ps done, ps in all), a replica.
 
     Returns:
         Figures of `generate_md` a sequence, in order; a failed one has "error" instead.
 
     Raises:
-        InputError: no worker. CalculatorError: every sequence failed.
+        InputError: no worker, or temperatures beyond those of the flow. CheckpointError: no such weights.
+        CalculatorError: every sequence failed.
     """
     done = dict.fromkeys(sequences, 0)
 
@@ -78,7 +86,8 @@ def simulate(
 
     options = {"frames": frames, "cap": cap, "temperatures": tuple(temperatures), "seed": run.seed}
     options["platform"] = platform
-    pool = WorkerPool(partial(_Simulation, run.directory, options), workers, "--workers", on_progress=count)
+    proposal = None if flow is None else flow_of(flow, temperatures)
+    pool = WorkerPool(partial(_Simulation, run.directory, options, proposal), workers, "--workers", on_progress=count)
     results: dict[str, dict[str, Any]] = {}
     for sequence in sequences:
         path = run.path(f"{sequence}.npz")
@@ -86,7 +95,7 @@ def simulate(
             md = load_md(path)
             results[sequence] = {
                 "sequence": sequence, "atoms": len(md.names), "frames": md.positions.shape[1],
-                "acceptance": round(md.acceptance, 4), "kept": True,
+                "acceptance": round(md.acceptance, 4), "moved": None, "kept": True,
             }  # fmt: skip
             done[sequence] = frames + HOT + SETTLE
         else:
@@ -108,17 +117,52 @@ def simulate(
     return run.results
 
 
+def flow_of(weights: str | Path, temperatures: Sequence[float]) -> Proposal:
+    """The flow of a simulation's moves.
+
+    Raises:
+        CheckpointError: no such weights. InputError: a temperature that the flow was not trained on.
+    """
+    proposal = load_flow(weights)
+    low, high = proposal.config.get("temperatures", (0.0, float("inf")))
+    if outside := [f"{t:g}" for t in temperatures if not low <= t <= high]:
+        raise InputError(
+            f"the flow does not know {', '.join(outside)} K",
+            where="--temperatures",
+            expected=f"{low:g} to {high:g} K with --flow",
+        )
+    return proposal
+
+
+def moves_of(
+    proposal: Proposal,
+    sequence: str,
+    cap: str | None = None,
+    temperatures: Sequence[float] = TEMPERATURES,
+    seed: int = 0,
+    platform: str = "auto",
+) -> FlowMoves:
+    """The moves of one simulation (arguments as in `generate_md`)."""
+    stream = sample_seed(seed, MOVES, *sequence.encode())
+    return FlowMoves(proposal, build_peptide(sequence, cap), temperatures, stream, platform)
+
+
 @dataclass(frozen=True)
 class _Simulation:
     """A worker's job: the figures of one sequence, or the reason of its failure."""
 
     directory: Path
     options: dict[str, Any]
+    proposal: Proposal | None
 
     def __call__(self, sequence: str, progress: Callable[[int], None]) -> dict[str, Any]:
         path = self.directory / f"{sequence}.npz"
         try:
-            return generate_md(sequence, path, progress=lambda done, total: progress(done), **self.options)
+            moves = None
+            if self.proposal is not None:
+                kinds = (self.options[key] for key in ("cap", "temperatures", "seed", "platform"))
+                moves = moves_of(self.proposal, sequence, *kinds)
+            return generate_md(sequence, path, moves=moves, progress=lambda done, total: progress(done), **self.options)
         except MolgenError as error:
             reason = str(error)
         except Exception as error:  # OpenMM's own, such as "Particle coordinate is NaN"
