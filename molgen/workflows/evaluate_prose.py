@@ -311,6 +311,9 @@ def _notes(case: Case, proposal: Proposal, temperature: float, frames: Sequence[
         notes.append(f"the weights were trained on {shortest} to {longest} residues")
     if not case.sets:
         notes.append("no molecular dynamics: no distances, forward ESS or likelihood")
+    for flow in sorted({md.flow for md in case.sets if md.flow}):
+        judged = ", which is judged here" if flow == proposal.hash else ""
+        notes.append(f"the dynamics had moves to what the flow {flow[:12]} proposes{judged}")
     for x, _ in frames:
         wrong = int(validate(case.peptide, x).wrong_chirality.sum())
         if wrong:
