@@ -6,7 +6,8 @@ Parts, each a row a sequence in DIR/<part>/, kept when the run is repeated with 
 
 - `reference`: two independent replica exchange runs a sequence at 310 to 600 K (`molgen data md --flow`, or with
   --reference-flow none without its moves), in DIR/reference-md or --reference. The floors are distances between the
-  two. Hours.
+  two. Hours; torsions and energies of those of the committed figures are in `benchmarks/references`, which serve where
+  there are no others (the forward ESS and the likelihood need frames).
 - `zero-shot`: `molgen evaluate prose`; distances only where there is a reference.
 - `finetune`: `molgen peptide --finetune 4` on the tetrapeptides, then `zero-shot` once more with the finetuned flow and
   another seed.
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import references
 import torch
 
 from molgen import __version__
@@ -101,10 +103,12 @@ def dynamics_of(sequence: str, folder: Path) -> list[Path]:
 def judged(sequence: str, proposal: Proposal, reference: Path, args: argparse.Namespace, seed: int) -> Row:
     """The row of `molgen evaluate prose`."""
     (case,) = gather(dynamics_of(sequence, reference), [sequence])
+    stored = None if case.sets else references.load(case.peptide, args.temperature)
     with Energies(case.peptide, "auto", "auto") as energies:
         return evaluate_case(
-            case, proposal, energies, samples=args.samples, temperature=args.temperature, seed=seed, points=args.points
-        )
+            case, proposal, energies, samples=args.samples, temperature=args.temperature, seed=seed,
+            points=args.points, reference=stored,
+        )  # fmt: skip
 
 
 def finetuned(sequence: str, reference: Path, folder: Path, args: argparse.Namespace) -> Row:
@@ -203,6 +207,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, help="folder of molecular dynamics; default OUT/reference-md")
     parser.add_argument("--reference-ps", type=int, default=1000, help="a temperature and run; two runs a sequence")
     parser.add_argument("--reference-flow", default="prose", help="weights whose proposals are moves of it, or none")
+    parser.add_argument("--keep-references", action="store_true", help="write benchmarks/references too")
     parser.add_argument("--dynamics-ps", type=int, default=3000)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--temperature", type=float, default=310.0)
@@ -227,14 +232,18 @@ def main() -> None:
     }  # fmt: skip
 
     def md_of(sequence: str) -> list[Any]:
-        return [[file.name, file.stat().st_size] for file in dynamics_of(sequence, reference)]
+        files = dynamics_of(sequence, reference) or sorted(references.FOLDER.glob(f"{sequence}.npz"))
+        return [[file.name, file.stat().st_size] for file in files]
 
     def run(part: str, sequence: str) -> Row:
         file, peptide = args.out / part / f"{sequence}.json", build_peptide(sequence)
         if part == "reference":
             key = {"ps": args.reference_ps, "temperatures": TEMPERATURES, "folder": str(reference)}
             key |= {"flow": None if mixing is None else mixing.hash}
-            return kept(file, key, lambda: simulations(sequence, reference, args.reference_ps, TEMPERATURES, mixing))
+            row = kept(file, key, lambda: simulations(sequence, reference, args.reference_ps, TEMPERATURES, mixing))
+            if args.keep_references:
+                references.save([load_md(path) for path in dynamics_of(sequence, reference)], args.temperature)
+            return row
         if part == "zero-shot":
             key = {**drawn, "reference": md_of(sequence)}
             return kept(file, key, lambda: judged(sequence, proposal, reference, args, args.seed))

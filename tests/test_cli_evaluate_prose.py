@@ -179,6 +179,32 @@ def test_exact_flow_and_one_that_misses_a_mode(share: float, weights: Path, monk
         assert mean[1] * 0.99 <= dynamic[1] < 2 * mean[1], "these frames do not depend on each other"
 
 
+def test_a_given_reference_serves_for_distances(data: Path, weights: Path) -> None:
+    (case,) = workflow.gather([data / "GG.npz"])
+    frames = case.frames(310.0)
+    reference = workflow._reference(case.peptide, frames)
+    bare = workflow.Case(case.peptide)
+    with Energies(case.peptide, "Reference", 1) as energies:
+        own, given, none = (
+            workflow.evaluate_case(which, load_flow(weights), energies, samples=60, reference=parts)
+            for which, parts in ((case, None), (bare, reference), (bare, None))
+        )
+    assert given["metrics"] == own["metrics"] and given["energy"] == own["energy"]
+    assert given["md"] is None and not any("no molecular dynamics" in note for note in given["notes"])
+    assert none["metrics"] is None and any("no molecular dynamics" in note for note in none["notes"])
+
+
+def test_dynamics_helped_by_a_flow_are_named(data: Path, weights: Path) -> None:
+    (case,) = workflow.gather([data / "GG.npz"])
+    proposal = load_flow(weights)
+    own, other = (
+        workflow.Case(case.peptide, (replace(case.sets[0], flow=flow),)) for flow in (proposal.hash, "fedcba9876543210")
+    )
+    notes = [workflow._notes(c, proposal, 310.0, c.frames(310.0), False) for c in (own, other)]
+    assert any("which is judged here" in note for note in notes[0])
+    assert any("fedcba987654 proposes" in note and "judged" not in note for note in notes[1])
+
+
 def test_broken_proposals_are_drawn_again_and_counted(
     data: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

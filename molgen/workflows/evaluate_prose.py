@@ -167,9 +167,13 @@ def evaluate_case(
     temperature: float = 310.0,
     seed: int = 0,
     points: int = POINTS,
+    reference: tuple[Conformations, Conformations] | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Everything `molgen evaluate prose` says about one peptide, JSON-ready.
+
+    Args:
+        reference: for the distances and the mean energy, instead of the dynamics of the case.
 
     Returns:
         `sequence, residues, atoms, n, temperature`; `weights` (WeightDiagnostics and the verdict, over all n; beside
@@ -206,16 +210,18 @@ def evaluate_case(
         "energy": {"reweighted": [mean.value, mean.error], "md": None},
         "md": None,
         "metrics": None,
-        "notes": _notes(case, proposal, temperature, frames),
+        "notes": _notes(case, proposal, temperature, frames, given=reference is not None),
         "energy_calls": drawn.calls,
         "seconds": {stage: round(seconds, 3) for stage, seconds in drawn.seconds.items()},
     }
-    reference = _reference(peptide, frames)
+    own = _reference(peptide, frames)
+    reference = reference or own
     if reference is not None:
         progress(f"{case.name}: comparing", 0, 1)
         begin = time.perf_counter()
         row["energy"]["md"] = _md_energy(reference, kt)
-        row["md"] = _on_frames(proposal, drawn, layout, energies, frames, diagnostics.log_z, diagnostics.ess)
+        if own is not None:
+            row["md"] = _on_frames(proposal, drawn, layout, energies, frames, diagnostics.log_z, diagnostics.ess)
         sample = Conformations(torsions(peptide, drawn.positions), drawn.energies, weights)
         row["metrics"] = compare(sample, reference, temperature, points=points)
         row["seconds"]["comparing"] = round(time.perf_counter() - begin, 3)
@@ -286,7 +292,9 @@ def _too_few(frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
     return sum(counts) < LEAST_FRAMES or min(counts) < LEAST_FRAMES // 2
 
 
-def _reference(peptide: Peptide, frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> Any:
+def _reference(
+    peptide: Peptide, frames: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> tuple[Conformations, Conformations] | None:
     """The two parts of the reference, None when there is none of use."""
     if _too_few(frames):
         return None
@@ -301,7 +309,7 @@ def _md_energy(reference: Sequence[Conformations], kt: float) -> list[float]:
     return [float(energies.mean()), float(energies.std() / np.sqrt(effective))]
 
 
-def _notes(case: Case, proposal: Proposal, temperature: float, frames: Sequence[Any]) -> list[str]:
+def _notes(case: Case, proposal: Proposal, temperature: float, frames: Sequence[Any], given: bool) -> list[str]:
     notes = []
     low, high = proposal.config.get("temperatures", (0.0, np.inf))
     if not low <= temperature <= high:
@@ -309,7 +317,7 @@ def _notes(case: Case, proposal: Proposal, temperature: float, frames: Sequence[
     shortest, longest = proposal.config.get("lengths", (0, np.inf))
     if not shortest <= len(residues_of(case.peptide.sequence)) <= longest:
         notes.append(f"the weights were trained on {shortest} to {longest} residues")
-    if not case.sets:
+    if not case.sets and not given:
         notes.append("no molecular dynamics: no distances, forward ESS or likelihood")
     for flow in sorted({md.flow for md in case.sets if md.flow}):
         judged = ", which is judged here" if flow == proposal.hash else ""
