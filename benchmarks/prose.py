@@ -12,6 +12,7 @@ Parts, each a row a sequence in DIR/<part>/, kept when the run is repeated with 
 - `finetune`: `molgen peptide --finetune 4` on the tetrapeptides, then `zero-shot` once more with the finetuned flow and
   another seed.
 - `speed`: samples a second on 1 and 2 threads, energies a second in 1 and 2 processes.
+- `mixing`: one short replica exchange with and one without the flow's moves, in turn on one core.
 - `dynamics`: plain Langevin dynamics at the temperature, one run a core at once; independent samples a second by the
   autocorrelation time of the slowest backbone torsion. A torsion that never moved to another basin looks faster than it
   is, which flatters the dynamics.
@@ -52,7 +53,7 @@ from molgen.workflows.md import moves_of
 from molgen.workflows.peptide import sample_peptide
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("reference", "zero-shot", "finetune", "speed", "dynamics")
+PARTS = ("reference", "zero-shot", "finetune", "speed", "mixing", "dynamics")
 TIMED = 1000  # samples drawn for a rate
 TIMED_ENERGIES = 4000
 THREADS = (1, 2)
@@ -141,22 +142,37 @@ def rates(peptide: Peptide, proposal: Proposal, temperature: float) -> Row:
     return found
 
 
+def slowest(path: Path) -> float:
+    """Autocorrelation time in ps of the slowest backbone torsion of a run at its lowest temperature."""
+    md = load_md(path)
+    angles = torsions(md.peptide, md.positions[0]).backbone
+    return max(autocorrelation_time(angle, angle=True) for angle in angles.T)
+
+
+def mixed(sequence: str, folder: Path, frames: int, flow: Proposal) -> Row:
+    """What an independent conformation costs replica exchange without and with the moves of `flow`, on one core."""
+    folder.mkdir(parents=True, exist_ok=True)
+    row: Row = {"ps": frames}
+    for name, moves in (("plain", None), ("moves", flow)):
+        path = folder / f"{sequence}-{name}.npz"
+        path.unlink(missing_ok=True)
+        found = simulate((sequence, path, frames, TEMPERATURES, 0, moves))
+        row[name] = {"seconds": found["seconds"], "moved": found["moved"], "autocorrelation_ps": slowest(path)}
+    cost = [row[name]["seconds"] * row[name]["autocorrelation_ps"] for name in ("plain", "moves")]
+    return {**row, "gain": cost[0] / cost[1]}
+
+
 def slowness(sequence: str, folder: Path, frames: int, temperature: float) -> Row:
     """Dynamics on every core, and what an independent sample costs it."""
     runs = simulations(sequence, folder, frames, (temperature,))["runs"]
-    times = []
-    for run in range(2):
-        md = load_md(folder / f"{sequence}_{run}.npz")
-        angles = torsions(md.peptide, md.positions[0]).backbone
-        times.append([autocorrelation_time(angle, angle=True) for angle in angles.T])
-    slowest = float(np.mean(times, axis=0).max())
+    time_ps = float(np.mean([slowest(folder / f"{sequence}_{run}.npz") for run in range(2)]))
     ps_a_second = sum(run["ns_per_day"] for run in runs) * 1000 / 86400
     return {
         "ps": frames,
         "platform": runs[0]["platform"],
         "ps_per_second": round(ps_a_second, 1),
-        "autocorrelation_ps": round(slowest, 1),
-        "independent_per_second": ps_a_second / slowest,
+        "autocorrelation_ps": round(time_ps, 1),
+        "independent_per_second": ps_a_second / time_ps,
     }
 
 
@@ -208,6 +224,7 @@ def main() -> None:
     parser.add_argument("--reference-ps", type=int, default=1000, help="a temperature and run; two runs a sequence")
     parser.add_argument("--reference-flow", default="prose", help="weights whose proposals are moves of it, or none")
     parser.add_argument("--keep-references", action="store_true", help="write benchmarks/references too")
+    parser.add_argument("--mixing-ps", type=int, default=500)
     parser.add_argument("--dynamics-ps", type=int, default=3000)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--temperature", type=float, default=310.0)
@@ -254,6 +271,9 @@ def main() -> None:
             return kept(file, key, lambda: finetuned(sequence, reference, folder, args))
         if part == "speed":
             return kept(file, model, lambda: rates(peptide, proposal, args.temperature))
+        if part == "mixing":
+            key = {**model, "ps": args.mixing_ps}
+            return kept(file, key, lambda: mixed(sequence, args.out / "mixing-md", args.mixing_ps, proposal))
         key = {"ps": args.dynamics_ps, "temperature": args.temperature}
         folder = args.out / "dynamics-md"
         return kept(file, key, lambda: slowness(sequence, folder, args.dynamics_ps, args.temperature))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from molgen.data.md import MDSet
+from molgen.data.md import SAME_TEMPERATURE, MDSet
 from molgen.data.peptide import Peptide
 from molgen.npz import read_npz, write_npz
 from molgen.prose.evaluate import Conformations, Torsions, torsions
@@ -30,7 +30,7 @@ def save(runs: list[MDSet], temperature: float) -> Path:
     """Write the frames of two runs of one peptide at `temperature`."""
     arrays: dict[str, np.ndarray] = {"temperature": np.array(temperature)}
     for k, md in zip(RUNS, runs, strict=True):
-        (at,) = np.flatnonzero(np.abs(md.temperatures - temperature) < 0.5)
+        (at,) = np.flatnonzero(np.abs(md.temperatures - temperature) < SAME_TEMPERATURE)
         found = torsions(md.peptide, md.positions[at])
         angles = np.concatenate([found.phi, found.psi, found.chi], axis=1)
         arrays |= {
@@ -47,7 +47,7 @@ def load(peptide: Peptide, temperature: float) -> tuple[Conformations, Conformat
     if not path.exists():
         return None
     arrays = read_npz(path, _KEYS, expected="a reference of this folder", remedy="check it out again")
-    if abs(float(arrays["temperature"]) - temperature) > 0.5:
+    if abs(float(arrays["temperature"]) - temperature) > SAME_TEMPERATURE:
         return None
     names = torsions(peptide, np.random.default_rng(0).normal(size=(1, len(peptide), 3)))
     ends = np.cumsum([names.phi.shape[1], names.psi.shape[1]])

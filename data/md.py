@@ -18,16 +18,21 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from molgen.data.peptide import RESIDUES, Peptide, build_peptide, tokens
 from molgen.errors import InputError
 from molgen.npz import read_npz, write_npz
-from molgen.units import KJ_MOL
+from molgen.units import KJ_MOL, NM
+
+if TYPE_CHECKING:
+    import mdtraj
 
 TEMPERATURES = (310.0, 380.0, 470.0, 600.0)
 UNIT = 0.0005  # Angstrom of one int16 step
+SAME_TEMPERATURE = 0.5  # K
 _REQUIRED = ("x", "e", "names", "bonds")
 
 
@@ -60,6 +65,20 @@ class MDSet:
     def peptide(self) -> Peptide:
         """Topology and force field, atoms in the order of `positions`."""
         return build_peptide(self.sequence, self.cap)
+
+    def trajectory(self, temperature: float) -> mdtraj.Trajectory:
+        """The frames at `temperature` in K.
+
+        Raises:
+            InputError: none at this temperature.
+        """
+        import mdtraj
+
+        found = np.flatnonzero(np.abs(self.temperatures - temperature) < SAME_TEMPERATURE)
+        if not len(found):
+            known = ", ".join(f"{t:g}" for t in self.temperatures)
+            raise InputError(f"no frames at {temperature:g} K", where=self.sequence, expected=f"one of {known} K")
+        return mdtraj.Trajectory(self.positions[found[0]] / NM, self.peptide.mdtraj_topology())
 
 
 def load_md(path: str | os.PathLike) -> MDSet:

@@ -54,6 +54,15 @@ def test_what_is_generated(dialanine):
     np.testing.assert_allclose(md.positions.mean(axis=2), 0, atol=1e-3)
 
 
+def test_frames_as_a_trajectory(dialanine):
+    md = load_md(dialanine[0])
+    found = md.trajectory(600)
+    np.testing.assert_allclose(found.xyz * 10, md.positions[1], atol=1e-5)
+    assert [atom.name for atom in found.topology.atoms] == list(md.peptide.names)
+    with pytest.raises(InputError, match="no frames at 350 K(.|\n)*310, 600 K"):
+        md.trajectory(350)
+
+
 def test_molecules_beyond_int16_are_kept_in_float(dialanine, tmp_path):
     md = load_md(dialanine[0])
     md.positions[0, 0, 0, 0] = 40.125

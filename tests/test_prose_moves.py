@@ -18,7 +18,6 @@ from molgen.prose.moves import FlowMoves, pick
 from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.estimate import autocorrelation_time
 from molgen.reweight.importance import normalised
-from molgen.rng import generator
 from molgen.units import KB
 from molgen.workflows.draws import Energies, Store, draw
 from molgen.workflows.md import moves_of

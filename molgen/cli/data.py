@@ -83,9 +83,10 @@ def md(
     """Temperature replica exchange of peptides (ff14SB, GB OBC2): OUT/SEQ.npz for each sequence.
 
     Stopped anywhere, --resume goes on from the last state, some seconds old at most, to the same files; finished
-    sequences are kept, and the list may have grown. Exit code 4 when some sequences failed. With --flow each ps ends with
-    a choice, by weight, among the conformation and eight proposals of the flow: exact as without, and where the flow
-    knows the peptide its basins mix many times faster.
+    sequences are kept, and the list may have grown. Exit code 4 when some sequences failed.
+
+    With --flow each ps ends with a choice, by weight, among the conformation and eight proposals of the flow: exact as
+    without, and basins that the flow knows mix faster.
     """
     from molgen.data.md import read_sequences
     from molgen.potentials.openmm import require_platform

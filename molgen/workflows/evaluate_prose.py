@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from molgen.data.md import MDSet, load_md
+from molgen.data.md import SAME_TEMPERATURE, MDSet, load_md
 from molgen.data.peptide import Peptide, build_peptide, plain_sequence, residues_of
 from molgen.errors import CalculatorError, InputError
 from molgen.prose.evaluate import (
@@ -36,7 +36,6 @@ from molgen.units import KB
 from molgen.workflows.draws import Draws, Energies, Progress, Store, draw
 
 LEAST_FRAMES = 40  # of the reference: two parts of 20
-SAME_TEMPERATURE = 0.5  # K
 
 
 @dataclass(frozen=True, eq=False)
