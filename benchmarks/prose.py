@@ -155,7 +155,8 @@ def mixed(sequence: str, folder: Path, frames: int, flow: Proposal) -> Row:
     row: Row = {"ps": frames}
     for name, moves in (("plain", None), ("moves", flow)):
         path = folder / f"{sequence}-{name}.npz"
-        path.unlink(missing_ok=True)
+        for stale in folder.glob(f"{path.stem}.*"):  # a state too: its seconds are not known
+            stale.unlink()
         begin = time.process_time()
         found = simulate((sequence, path, frames, TEMPERATURES, 0, moves))
         seconds = (time.process_time() - begin) / (frames + HOT + SETTLE)

@@ -118,8 +118,8 @@ def prose_averages(report: dict) -> str:
 def prose_finetuned(report: dict) -> str:
     """Before and after finetuning, each on its own fresh samples."""
     lines = [
-        "| sequence | ESS before | after | ratio | k-hat before | after | T-W2 before | after | energies used |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| sequence | ESS before | after | ratio | k-hat before | after | energies used |",
+        "|---|---|---|---|---|---|---|",
     ]
     before, pairs = report["zero-shot"]["rows"], []
     for name, row in report["finetune"]["rows"].items():
@@ -130,11 +130,10 @@ def prose_finetuned(report: dict) -> str:
             pairs.append((old["ess"], new["ess"]))
         cells = [name, _figure(old["ess"]), _figure(new["ess"]), f"{new['ess'] / old['ess']:.1f}"]
         cells += [_figure(w["khat"]) for w in (old, new)]
-        cells += [_three((r["metrics"] or {}).get("t_w2")) for r in (before[name], row)]
         lines.append(f"| {' | '.join(cells)} | {row['finetuning']['energy_calls']:,} |")
     if pairs:
         old, new = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
-        lines.append(f"| mean of {len(pairs)} tetrapeptides | {old:.3f} | {new:.3f} | {new / old:.1f} | | | | | |")
+        lines.append(f"| mean of {len(pairs)} tetrapeptides | {old:.3f} | {new:.3f} | {new / old:.1f} | | | |")
     return "\n".join(lines)
 
 
@@ -160,6 +159,21 @@ def prose_speed(report: dict) -> str:
             cells.append(f"{_mean(ratios):.1f} ({min(ratios):.1f})")
             cells.append(f"{_mean(dynamics[name]['autocorrelation_ps'] for name in done):.0f}")
         lines.append(f"| {' | '.join([*cells, *[''] * (9 - len(cells))])} |")
+    return "\n".join(lines)
+
+
+def prose_mixing(report: dict) -> str:
+    """What an independent conformation costs replica exchange without and with moves to proposals."""
+    lines = [
+        "| sequence | a move changes the conformation, share at 310, 380, 470, 600 K | CPU s a ps: plain, with moves "
+        "| autocorrelation of the slowest torsion, ps: plain, with moves | gain |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in report["mixing"]["rows"].items():
+        pairs = [[row[kind][key] for kind in ("plain", "moves")] for key in ("cpu_seconds_per_ps", "autocorrelation_ps")]
+        cells = [name, ", ".join(f"{share:.2f}" for share in row["moves"]["moved"])]
+        cells += [f"{pairs[0][0]:.2f}, {pairs[0][1]:.2f}", f"{pairs[1][0]:.1f}, {pairs[1][1]:.1f}", f"{row['gain']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -325,6 +339,7 @@ PROSE = {
     "zero-shot": (prose_headline, prose_lengths, prose_sequences),
     "finetune": (prose_finetuned,),
     "speed": (prose_speed,),
+    "mixing": (prose_mixing,),
 }
 CARDS = [f"molgen/weights/{name}/README.md" for name in ("tsgen", "tsgen-gfn2", "prose")]
 CV = {
