@@ -170,10 +170,11 @@ def prose_mixing(report: dict) -> str:
         "|---|---|---|---|---|",
     ]
     for name, row in report["mixing"]["rows"].items():
-        pairs = [[row[kind][key] for kind in ("plain", "moves")] for key in ("cpu_seconds_per_ps", "autocorrelation_ps")]
-        cells = [name, ", ".join(f"{share:.2f}" for share in row["moves"]["moved"])]
-        cells += [f"{pairs[0][0]:.2f}, {pairs[0][1]:.2f}", f"{pairs[1][0]:.1f}, {pairs[1][1]:.1f}", f"{row['gain']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        plain, moves = row["plain"], row["moves"]
+        cells = [name, ", ".join(f"{share:.2f}" for share in moves["moved"])]
+        cells.append(f"{plain['cpu_seconds_per_ps']:.2f}, {moves['cpu_seconds_per_ps']:.2f}")
+        cells.append(f"{plain['autocorrelation_ps']:.1f}, {moves['autocorrelation_ps']:.1f}")
+        lines.append(f"| {' | '.join(cells)} | {row['gain']:.1f} |")
     return "\n".join(lines)
 
 
