@@ -30,7 +30,7 @@ def save(runs: list[MDSet], temperature: float) -> Path:
     """Write the frames of two runs of one peptide at `temperature`."""
     arrays: dict[str, np.ndarray] = {"temperature": np.array(temperature)}
     for k, md in zip(RUNS, runs, strict=True):
-        (at,) = np.flatnonzero(np.abs(md.temperatures - temperature) < SAME_TEMPERATURE)
+        at = md.temperatures.tolist().index(temperature)
         found = torsions(md.peptide, md.positions[at])
         angles = np.concatenate([found.phi, found.psi, found.chi], axis=1)
         arrays |= {

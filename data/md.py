@@ -66,6 +66,11 @@ class MDSet:
         """Topology and force field, atoms in the order of `positions`."""
         return build_peptide(self.sequence, self.cap)
 
+    def at(self, temperature: float) -> int | None:
+        """Index of `temperature` in K, None if there are no frames of it."""
+        found = np.flatnonzero(np.abs(np.asarray(self.temperatures) - temperature) < SAME_TEMPERATURE)
+        return int(found[0]) if len(found) else None
+
     def trajectory(self, temperature: float) -> mdtraj.Trajectory:
         """The frames at `temperature` in K.
 
@@ -74,11 +79,11 @@ class MDSet:
         """
         import mdtraj
 
-        found = np.flatnonzero(np.abs(self.temperatures - temperature) < SAME_TEMPERATURE)
-        if not len(found):
+        found = self.at(temperature)
+        if found is None:
             known = ", ".join(f"{t:g}" for t in self.temperatures)
             raise InputError(f"no frames at {temperature:g} K", where=self.sequence, expected=f"one of {known} K")
-        return mdtraj.Trajectory(self.positions[found[0]] / NM, self.peptide.mdtraj_topology())
+        return mdtraj.Trajectory(self.positions[found] / NM, self.peptide.mdtraj_topology())
 
 
 def load_md(path: str | os.PathLike) -> MDSet:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from prose_cases import small_flow
@@ -30,7 +32,6 @@ QUICK = {"temperatures": (310.0, 600.0), "hot": 1, "settle": 1}
 def few(monkeypatch):
     """Fewer proposals at once."""
     monkeypatch.setattr(module, "BLOCK", 4)
-    monkeypatch.setattr(module, "TRIES", 3)
 
 
 def test_picks_sample_the_target_whatever_the_proposals():
@@ -157,5 +158,6 @@ def test_command(tmp_path):
     result = run("--flow", "prose", "--time", "2ps", "--temperatures", "310", "--workers", "1")
     assert result.exit_code == 0, result.output
     assert "moves" in result.output
+    assert json.loads((tmp_path / "md/summary.json").read_text())["checkpoint_hash"] == load_flow("prose").hash
     md = load_md(tmp_path / "md/GG.npz")
     assert md.flow == load_flow("prose").hash and md.positions.shape[1] == 2

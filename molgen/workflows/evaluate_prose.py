@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from molgen.data.md import SAME_TEMPERATURE, MDSet, load_md
+from molgen.data.md import MDSet, load_md
 from molgen.data.peptide import Peptide, build_peptide, plain_sequence, residues_of
 from molgen.errors import CalculatorError, InputError
 from molgen.prose.evaluate import (
@@ -54,7 +54,7 @@ class Case:
         """Positions (F, N, 3) in Angstrom and energies (F,) in eV at `temperature`, of every set that has it."""
         found = []
         for md in self.sets:
-            for k in np.flatnonzero(np.abs(np.asarray(md.temperatures) - temperature) < SAME_TEMPERATURE)[:1]:
+            if (k := md.at(temperature)) is not None:
                 found.append((np.asarray(md.positions[k], dtype=float), np.asarray(md.energies[k], dtype=float)))
         return found
 

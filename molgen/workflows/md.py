@@ -87,6 +87,8 @@ def simulate(
     options = {"frames": frames, "cap": cap, "temperatures": tuple(temperatures), "seed": run.seed}
     options["platform"] = platform
     proposal = None if flow is None else flow_of(flow, temperatures)
+    if proposal is not None:
+        run.record(checkpoint_hash=proposal.hash)
     pool = WorkerPool(partial(_Simulation, run.directory, options, proposal), workers, "--workers", on_progress=count)
     results: dict[str, dict[str, Any]] = {}
     for sequence in sequences:
