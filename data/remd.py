@@ -2,10 +2,11 @@
 
 LangevinMiddle (friction 1/ps, 3.125 fs, hydrogen mass 4 amu, no constraints; masses do not change the distribution of
 configurations). Every replica starts from a conformation of its own, every second one with the peptide bonds before
-proline cis: they do not turn in nanoseconds, not even when hot, and both forms matter. Frames of such a peptide hold
-both, though not in their equilibrium shares. A replica spends 30 ps at the highest temperature and 10 ps at its own;
-then a frame is recorded every ps, after neighbours have attempted an exchange (Sugita & Okamoto, Chem. Phys. Lett. 314
-(1999) 141). Moves of another kind may follow each exchange, such as those of a flow (`molgen.prose.moves`).
+proline cis: they do not turn in nanoseconds, not even when hot, and both forms matter. On request one of four starts
+with another peptide bond cis. Frames of such peptides hold both forms, though not in their equilibrium shares. A
+replica spends 30 ps at the highest temperature and 10 ps at its own; then a frame is recorded every ps, after
+neighbours have attempted an exchange (Sugita & Okamoto, Chem. Phys. Lett. 314 (1999) 141). Moves of another kind may
+follow each exchange, such as those of a flow (`molgen.prose.moves`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from molgen.data.md import TEMPERATURES, MDSet, save_md
 from molgen.data.peptide import Peptide, build_peptide
 from molgen.data.start import start_structure
-from molgen.data.stereochemistry import wrong_chirality
+from molgen.data.stereochemistry import before_proline, wrong_chirality
 from molgen.errors import CalculatorError, InputError
 from molgen.npz import read_npz, write_npz
 from molgen.potentials.openmm import SMALL
@@ -182,6 +183,7 @@ def generate_md(
     settle: int = SETTLE,
     save_seconds: float = SAVE_SECONDS,
     moves: Moves | None = None,
+    cis: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Simulate one peptide and write `path` (format: molgen.data.md), a frame a ps at each temperature.
@@ -193,6 +195,7 @@ def generate_md(
         sequence, cap: as in `build_peptide`. frames: number of frames a temperature. temperatures: K.
         platform: "auto" takes Reference up to 60 atoms, CPU (one thread) above.
         hot, settle: ps before recording, see the module. moves: made every ps, at `temperatures`.
+        cis: one replica of four starts with a peptide bond cis that is not before proline.
         progress: called with ps done, total.
 
     Returns:
@@ -210,15 +213,15 @@ def generate_md(
     state_path = path.with_name(path.stem + ".state.npz")
     starts = np.zeros((len(temperatures), len(peptide), 3))
     if not state_path.exists():
-        for k in range(len(temperatures)):
-            starts[k] = start_structure(peptide, sample_seed(seed_here, 2, k), cis=k % 2 == 1)
+        for k, turned in enumerate(_forms(peptide, len(temperatures), seed_here, cis)):
+            starts[k] = start_structure(peptide, sample_seed(seed_here, 2, k), turned)
         starts = starts if moves is None else moves.named(starts)
     system, flow = _heavy_hydrogens(peptide), "" if moves is None else moves.hash
     replicas = ReplicaExchange(system, starts, temperatures, seed_here, platform, hot, settle, moves=moves)
     x = np.zeros((len(temperatures), frames, len(peptide), 3), dtype=np.float32)
     e = np.zeros((len(temperatures), frames))
     kelvins = [float(t) for t in temperatures]
-    settings = np.array([*map(str, (sequence, cap, frames, kelvins, seed, platform, hot, settle, flow))])
+    settings = np.array([*map(str, (sequence, cap, frames, kelvins, seed, platform, hot, settle, flow, cis))])
     if state_path.exists():
         _restore(state_path, replicas, settings, x, e)
     begin = saved = time.monotonic()
@@ -251,8 +254,18 @@ def generate_md(
     }
 
 
+def _forms(peptide: Peptide, replicas: int, seed: int, others: bool) -> np.ndarray:
+    """(replicas, K) which peptide bonds start cis: before proline in every second replica; on request one of the
+    `others` in the third of four, drawn anew for each."""
+    proline = before_proline(peptide)
+    cis = np.outer(np.arange(replicas) % 2 == 1, proline)
+    for k in range(2, replicas if others and not proline.all() else 0, 4):
+        cis[k, generator(seed, 4, k).choice(np.flatnonzero(~proline))] = True
+    return cis
+
+
 def _heavy_hydrogens(peptide: Peptide) -> Any:
-    """The peptide's System with hydrogens of 3 amu, taken from their heavy atoms, and its centre of mass at rest."""
+    """The peptide's System with hydrogens of 4 amu, taken from their heavy atoms, and its centre of mass at rest."""
     import openmm as mm
     from openmm import unit
 

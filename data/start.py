@@ -1,4 +1,4 @@
-"""Start structures of peptides: all-L, peptide bonds trans (before proline cis where asked), minimised; by RDKit."""
+"""Start structures of peptides: all-L, peptide bonds trans or, where asked, cis, minimised; by RDKit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from molgen.data.peptide import RESIDUES, Peptide, tokens
-from molgen.data.stereochemistry import before_proline, cis_bonds, peptide_bonds, wrong_chirality
+from molgen.data.stereochemistry import cis_bonds, peptide_bonds, wrong_chirality
 from molgen.errors import CalculatorError
 from molgen.rng import sample_seed
 from molgen.units import NM
@@ -16,11 +16,11 @@ ATTEMPTS = 20
 _ONE_LETTER = {name: "H" if name in ("HID", "HIE", "HIP") else letter for letter, name in RESIDUES.items()}
 
 
-def start_structure(peptide: Peptide, seed: int = 0, cis: bool = False) -> np.ndarray:
+def start_structure(peptide: Peptide, seed: int = 0, cis: np.ndarray | bool = False) -> np.ndarray:
     """A random minimised conformation (N, 3) in Angstrom, centred; the same for the same seed.
 
     Args:
-        cis: turn the peptide bonds before proline to cis. All others are trans.
+        cis: (K,) which peptide bonds, in order, to turn to cis, or all or none of them; the others are trans.
 
     Raises:
         CalculatorError: RDKit found no conformation with every hand and peptide bond right.
@@ -34,7 +34,7 @@ def start_structure(peptide: Peptide, seed: int = 0, cis: bool = False) -> np.nd
             number = sample_seed(seed, attempt) % 2**31
             if AllChem.EmbedMolecule(molecule, randomSeed=number, useRandomCoords=attempt > 10) < 0:
                 continue
-            turned = cis & before_proline(peptide)
+            turned = np.broadcast_to(cis, len(peptide_bonds(peptide)))
             _turn(peptide, molecule, order, turned)
             x = _minimised(peptide, molecule.GetConformer().GetPositions()[order])
             if not wrong_chirality(peptide, x) and (cis_bonds(peptide, x) == turned).all():

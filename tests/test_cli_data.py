@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from molgen.cli import main
 from molgen.cli.data import picoseconds_of, temperatures_of
 from molgen.data.md import load_md
+from molgen.data.stereochemistry import cis_bonds
 from molgen.errors import InputError
 
 runner = CliRunner()
@@ -41,6 +42,15 @@ def test_runs_and_grows(tmp_path):
     assert "not an npz file" in result.stderr
     assert (out / "GG.npz").read_bytes() == before and load_md(out / "GA.npz").sequence == "GA"
     assert not (out / "GA.state.npz").exists()
+
+
+def test_a_cis_peptide_bond_to_train_on(tmp_path):
+    options = ["--temperatures", "400,500,600", "--time", "1ps", "--out", tmp_path, "--workers", 1, "--cis"]
+    assert md("GA", *options).exit_code == 0
+    found = load_md(tmp_path / "GA.npz")
+    assert cis_bonds(found.peptide, found.positions).sum() == 1
+    refused = md("GA", *options[:-1], "--resume")
+    assert refused.exit_code == 2 and "'cis' was True and is now False" in refused.stderr
 
 
 @pytest.mark.parametrize(

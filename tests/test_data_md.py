@@ -148,7 +148,7 @@ def test_start_structures_are_l_and_trans(sequence, cap):
 
 def test_start_structures_are_cis_before_proline_alone():
     peptide = build_peptide("GPAP")
-    x = start_structure(peptide, 1, cis=True)
+    x = start_structure(peptide, 1, before_proline(peptide))
     assert cis_bonds(peptide, x).tolist() == [True, False, True] == before_proline(peptide).tolist()
     assert not wrong_chirality(peptide, x)
 

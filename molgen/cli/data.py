@@ -72,6 +72,9 @@ def md(
     flow: Annotated[
         str | None, typer.Option("--flow", help="Weights of Prose, such as prose: its proposals are moves, too.")
     ] = None,
+    cis: Annotated[
+        bool, typer.Option("--cis", help="One replica of four starts with a cis peptide bond: to train on (see below).")
+    ] = False,
     workers: common.Workers = None,
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
     out: common.Out = Path("molgen-md"),
@@ -87,6 +90,9 @@ def md(
 
     With --flow each ps ends with a choice, by weight, among the conformation and eight proposals of the flow: exact as
     without, and basins that the flow knows mix faster.
+
+    With --cis one replica of four starts with a cis peptide bond that is not before proline. It stays cis: the share
+    of the form is that of the starts. Training learns such frames by their energies alone; averages would be wrong.
     """
     from molgen.data.md import read_sequences
     from molgen.potentials.openmm import require_platform
@@ -99,7 +105,7 @@ def md(
     wanted = [*(sequences or ()), *(read_sequences(file) if file else ())]
     chosen = check_sequences(wanted, capping, exclude)
     settings: dict[str, Any] = {"cap": cap, "frames": frames, "temperatures": kelvins, "platform": platform}
-    settings["flow"] = flow
+    settings |= {"flow": flow, "cis": cis}
     common.check_workers(workers)
     stage = "ps a replica"
     with (
@@ -107,7 +113,7 @@ def md(
         common.stages(stage) as progress,
     ):
         results = simulate(
-            chosen, run, frames=frames, cap=capping, temperatures=kelvins, platform=platform, flow=flow,
+            chosen, run, frames=frames, cap=capping, temperatures=kelvins, platform=platform, flow=flow, cis=cis,
             workers=workers or cores(), log=common.warn, progress=lambda done, total: progress(stage, done, total),
         )  # fmt: skip
         failed = [result for result in results if "error" in result]

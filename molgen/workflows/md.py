@@ -57,6 +57,7 @@ def simulate(
     temperatures: Sequence[float] = TEMPERATURES,
     platform: str = "auto",
     flow: str | Path | None = None,
+    cis: bool = False,
     workers: int = 1,
     log: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -68,7 +69,8 @@ def simulate(
     Args:
         sequences: see `check_sequences`. run: its seed is the seed; each sequence has a stream of its own, so neither
             order nor number of workers matters. frames: a temperature, one a ps.
-        flow: weights whose proposals are moves of the simulation. workers: processes of one thread.
+        flow: weights whose proposals are moves of the simulation. cis: see `generate_md`.
+        workers: processes of one thread.
         log: called with lines for people. progress: called with (ps done, ps in all), a replica.
 
     Returns:
@@ -85,7 +87,7 @@ def simulate(
         progress(sum(done.values()), len(done) * (frames + HOT + SETTLE))
 
     options = {"frames": frames, "cap": cap, "temperatures": tuple(temperatures), "seed": run.seed}
-    options["platform"] = platform
+    options |= {"platform": platform, "cis": cis}
     proposal = None if flow is None else flow_of(flow, temperatures)
     if proposal is not None:
         run.record(checkpoint_hash=proposal.hash)
