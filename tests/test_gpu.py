@@ -61,10 +61,12 @@ def test_gradients_of_the_flow_with_and_without_a_graph(sequence: str) -> None:
     wanted = gradients(flow)
     assert (gradients(moved) - wanted).norm() < 1e-3 * wanted.norm()
     moved.zero_grad()
-    captured = CapturedGradients(moved, 0.5)
-    for times in (1, 2):  # they add up
-        captured("key", lambda i: frame_losses(moved, there, i, LOSS), index)
-        assert (gradients(moved) - 0.5 * times * wanted).norm() < 1e-3 * times * wanted.norm()
+    captured = CapturedGradients(moved, 0.5, lanes=2)
+    jobs = [(key, lambda i: frame_losses(moved, there, i, LOSS), index) for key in ("one", "another", "third")]
+    for times in (1, 2):  # they add up, side by side and one after the other
+        found = captured(jobs)
+        assert torch.stack([losses["loss"] for losses in found]).std() < 1e-5
+        assert (gradients(moved) - 1.5 * times * wanted).norm() < 1e-3 * 1.5 * times * wanted.norm()
 
 
 @gpu

@@ -24,6 +24,7 @@ from molgen.train.loop import Trainer, TrainSettings
 from molgen.units import KB
 
 CAP = 40.0  # kT
+LANES = 8  # sequences whose gradients a GPU computes at the same time
 
 
 @dataclass(frozen=True)
@@ -211,13 +212,13 @@ def train_prose(
 
 def _captured(model: ProseFlow, settings: ProseLoss) -> Callable[[Sequence[Batch]], dict[str, Tensor]]:
     """The gradients of :func:`prose_loss`, one CUDA graph for each sequence."""
-    captured = CapturedGradients(model, 1 / settings.sequences)
+    captured = CapturedGradients(model, 1 / settings.sequences, lanes=min(LANES, settings.sequences))
 
     def gradients(batches: Sequence[Batch]) -> dict[str, Tensor]:
-        parts = []
+        jobs = []
         for batch in batches:
             loss = partial(frame_losses, model, batch.frames, settings=settings)
-            parts.append(captured((id(batch.frames), len(batch.index)), loss, batch.index))
-        return mean_losses(parts)
+            jobs.append(((id(batch.frames), len(batch.index)), loss, batch.index))
+        return mean_losses(captured(jobs))
 
     return gradients

@@ -323,7 +323,7 @@ def _train(
         ),
         directory,
         {"model": "prose", "config": model.describe()},
-        gradients=None if captured is None else lambda index: captured("step", loss, index),
+        gradients=None if captured is None else lambda index: captured([("step", loss, index)])[0],
     )  # fmt: skip
     figures = trainer.run(resume=True)
     return Proposal(model.cpu().requires_grad_(True).eval(), "", proposal.config), {"spread": figures["score"]}
