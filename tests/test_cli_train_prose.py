@@ -18,13 +18,17 @@ from typer.testing import CliRunner, Result
 
 from molgen.checkpoint import load_checkpoint, save_checkpoint
 from molgen.cli import main
+from molgen.data.md import MDSet
 from molgen.data.peptide import build_peptide
+from molgen.errors import InputError
+from molgen.prose.frames import Frames
 from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
 from molgen.prose.training import prose_loss
 from molgen.prose.weights import load_flow
 from molgen.train.loop import TrainSettings
-from molgen.workflows.train_prose import load_training_data
+from molgen.workflows import train_prose
+from molgen.workflows.train_prose import joined, load_training_data
 
 runner = CliRunner()
 
@@ -82,12 +86,12 @@ def test_sequences_without_dynamics_teach_by_energies(train: Callable[..., Resul
     held.write_text("GA\n")
     done = train("--own", listed, "--own-samples", 8, "--exclude", held, "--val", "AG", "--steps", 2)
     assert done.exit_code == 0, done.stderr
-    assert "2 of 4 sequences" in done.stderr and "samples of 2 sequences without molecular dynamics" in done.stderr
+    assert "2 of 4 sequences" in done.stderr and "samples of 2 sequences" in done.stderr
     assert "4 training and 1 validation sequences" in done.stderr
     listed.write_text("GA\nAG\nGG\n")  # one of the three with dynamics is drawn to validate by
     drawn = train("--own", listed, "--own-samples", 8, "--val-share", 0.1, "--steps", 2, out="drawn")
     assert drawn.exit_code == 0 and "1 of 3 sequences" in drawn.stderr, drawn.stderr
-    assert "of --data: learned both ways" in " ".join(drawn.stderr.split()) and "both ways" not in done.stderr
+    assert "3 training and 1 validation sequences" in drawn.stderr, "one with dynamics and samples counts once"
     listed.write_text("GA\n")
     assert (
         "no sequence to learn from by energies"
@@ -231,6 +235,33 @@ def test_files_of_one_sequence_stay_together(data: Path, tmp_path: Path) -> None
         assert not train & val and train | val == {"G", "GG", "AG"}
     found = load_training_data([data, data, tmp_path / "again.npz"], val=["AG"])
     assert (len(found.train), len(found.val)) == (2, 2), "a file named twice counts once"
+
+
+def test_files_made_ready_by_processes_are_the_same(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = load_training_data([data], val=["GG"])
+    monkeypatch.setattr(train_prose, "JOBS_A_PROCESS", 1)
+    monkeypatch.setattr(train_prose, "cores", lambda: 2)
+    seen = []
+    found = load_training_data([data], val=["GG"], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    for one, other in zip((*alone.train, *alone.val), (*found.train, *found.val), strict=True):
+        assert one.layout.peptide.sequence == other.layout.peptide.sequence
+        assert torch.equal(one.x, other.x) and torch.equal(one.scans, other.scans)
+    monkeypatch.setattr(Frames, "of_md", _refuse)
+    with pytest.raises(InputError, match="no frames today"):
+        load_training_data([data], val=["GG"])
+
+
+def _refuse(item: MDSet) -> Frames:
+    raise InputError("no frames today")
+
+
+def test_sets_of_one_peptide_are_joined(data: Path, tmp_path: Path) -> None:
+    """Its frames meet in one step, whichever file they come from."""
+    write_md(tmp_path, md_set("AG", frames=6, seed=5), "again")
+    found = load_training_data([data, tmp_path / "again.npz"], val=["GG"]).train
+    sizes = {frames.layout.peptide.sequence: len(frames) for frames in joined(found)}
+    assert len(found) == 3 and sizes == {"AG": sum(len(f) for f in found if f.layout.peptide.sequence == "AG"), "G": 48}
 
 
 def test_mirror_images_are_not_learned(train: Callable[..., Result], data: Path, tmp_path: Path) -> None:

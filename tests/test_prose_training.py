@@ -17,7 +17,9 @@ import torch
 from prose_cases import KELVINS, md_set, small_flow
 
 from molgen.checkpoint import load_checkpoint
-from molgen.data.md import MDSet
+from molgen.data.md import MDSet, load_md
+from molgen.data.remd import generate_md
+from molgen.data.stereochemistry import cis_bonds
 from molgen.errors import CheckpointError, InputError
 from molgen.prose.evaluate import log_densities
 from molgen.prose.frames import Frames
@@ -120,6 +122,19 @@ def test_own_samples_are_not_imitated() -> None:
 
 
 # frames
+
+
+def test_a_form_that_the_start_decided_is_not_imitated(tmp_path: Path) -> None:
+    """A cis peptide bond stays as it began; after moves of a flow its share is that of the ensemble."""
+    path = tmp_path / "GA.npz"
+    generate_md("GA", path, 6, temperatures=(310.0, 380.0, 470.0), hot=1, settle=0, cis=True, seed=1)
+    item = load_md(path)
+    cis = cis_bonds(item.peptide, item.positions)[..., 0]
+    assert (cis.sum(0) == 1).all(), "the third replica, whatever its temperature is"
+    assert np.array_equal(Frames.of_md(item).own.numpy(), cis.ravel())
+    assert not Frames.of_md(replace(item, flow="moves")).own.any()
+    generate_md("GP", tmp_path / "GP.npz", 2, temperatures=(310.0, 380.0, 470.0), hot=1, settle=0, cis=True)
+    assert not Frames.of_md(load_md(tmp_path / "GP.npz")).own.any(), "cis before proline is imitated"
 
 
 def test_inverted_and_broken_frames_are_left_out() -> None:

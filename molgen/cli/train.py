@@ -212,7 +212,7 @@ def train_prose(
     from molgen.prose.weights import deepened, load_flow, make_flow
     from molgen.rng import sample_seed
     from molgen.run import Run
-    from molgen.workflows.train_prose import load_own_data, load_training_data
+    from molgen.workflows.train_prose import joined, load_own_data, load_training_data
 
     budget = _seconds(steps, time_budget, "2h", learning_rate)
     if own is not None and init is None:
@@ -244,17 +244,13 @@ def train_prose(
         )  # fmt: skip
         train = found.train
         if own is not None:
-            learned = {frames.layout.peptide.sequence for frames in train}
-            only = {frames.layout.peptide.sequence for frames in found.val} - learned  # chosen or drawn at random
-            without = load_own_data(
+            only = {frames.layout.peptide.sequence for frames in found.val}  # chosen or drawn at random
+            only -= {frames.layout.peptide.sequence for frames in train}
+            train = train + load_own_data(
                 model, own, own_samples, min(train[0].temperatures()), exclude=exclude, val=only, seed=seed,
                 log=common.log,
                 progress=lambda done, total: bar.update(task, description="samples", completed=done, total=total),
             )  # fmt: skip
-            twice = sorted(learned & {frames.layout.peptide.sequence for frames in without})
-            if twice:
-                common.warn(f"{', '.join(twice)} of {own} and of --data: learned both ways; leave out of one of them")
-            train = train + without
 
     files = [*data, *(path for path in (exclude, own) if path is not None)]
     settings: dict[str, Any] = {
@@ -263,7 +259,7 @@ def train_prose(
         "sequences": sequences, "learning_rate": learning_rate, "steps": steps, "own": own and str(own),
         "own_samples": own_samples, **({"layers": layers} if layers else {}),
     }  # fmt: skip
-    loss = ProseLoss(frames=batch, sequences=sequences)
+    train, loss = joined(train), ProseLoss(frames=batch, sequences=sequences)
     check_training(train, loss, torch_device)
 
     def learn(run: Run) -> dict[str, Any]:

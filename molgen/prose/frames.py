@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from molgen.data.md import MDSet
+from molgen.data.stereochemistry import before_proline, cis_bonds
 from molgen.geometry.internal import log_volume, to_internal
 from molgen.prose.layout import Layout
 from molgen.prose.limits import within
@@ -29,7 +30,8 @@ class Frames:
     Attributes:
         given: (M,) which of the conformations it was made from each frame is; others were left out.
         temperature: (M,) K that a frame was sampled at. energies: (M,) eV.
-        own: (M,) true for samples of a flow, which count in the energy spread but are no data to imitate.
+        own: (M,) true for samples of a flow and for forms whose share the start of a simulation decided, which count
+            in the energy spread but are no data to imitate.
         share: (M,) how often a frame is picked, relative to others of its temperature.
         x, q: (M, N, 3) positions and internal coordinates. gradient, hessian: of the narrow coordinates.
         scans: (M, R, CHANNELS, KNOTS) float16. volume: (M,).
@@ -59,10 +61,11 @@ class Frames:
         energies: np.ndarray,
         temperature: np.ndarray,
         share: np.ndarray | None = None,
+        own: np.ndarray | None = None,
         device: torch.device | str = "cpu",
     ) -> Frames:
-        """From positions (M, N, 3) in Angstrom, energies (M,) in eV, temperatures (M,) in K; `share` (M,) of samples of
-        a flow. `layout` is on the CPU, the result on `device`.
+        """From positions (M, N, 3) in Angstrom, energies (M,) in eV, temperatures (M,) in K; `share` and
+        `own` (M,), where they are not 1 and false. `layout` is on the CPU, the result on `device`.
 
         The rare frame of a hot trajectory beyond the flow's limits (an inverted centre), and frames without a finite
         energy, are left out.
@@ -83,21 +86,22 @@ class Frames:
         *joined, usable = (torch.cat(part) for part in parts)
         energies_ = torch.from_numpy(np.asarray(energies)).float().to(device)
         keep = torch.nonzero(usable & energies_.isfinite())[:, 0]
-        own = torch.full((len(usable),), share is not None)
+        own_ = torch.zeros(len(usable), dtype=torch.bool) if own is None else torch.from_numpy(np.asarray(own))
         share_ = torch.ones(len(usable)) if share is None else torch.from_numpy(np.asarray(share)).float()
-        values = (torch.as_tensor(np.asarray(temperature)).float(), energies_, own, share_)
+        values = (torch.as_tensor(np.asarray(temperature)).float(), energies_, own_, share_)
         return cls(there, keep, *(t.to(device)[keep] for t in (*values, *joined)))
 
     @classmethod
     def of_md(cls, item: MDSet) -> Frames:
-        """All frames of a molecular-dynamics set."""
+        """All frames of a molecular-dynamics set.
+
+        A peptide bond that is cis, not before proline, was so at the start and stays so without moves of a flow: the
+        share of that form says nothing, its energies do.
+        """
+        positions = item.positions.reshape(-1, *item.positions.shape[2:])
+        started = cis_bonds(item.peptide, positions)[:, ~before_proline(item.peptide)].any(1) & (not item.flow)
         temperature = np.repeat(item.temperatures, item.energies.shape[1])
-        return cls.of(
-            Layout.of(item.peptide),
-            item.positions.reshape(-1, *item.positions.shape[2:]),
-            item.energies.ravel(),
-            temperature,
-        )
+        return cls.of(Layout.of(item.peptide), positions, item.energies.ravel(), temperature, own=started)
 
     @classmethod
     def join(cls, parts: Sequence[Frames]) -> Frames:

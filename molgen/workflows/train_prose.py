@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import pickle  # noqa: TID251  bytes of our own processes, no file
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from molgen.data.md import MDSet, is_held_out, load_md, read_sequences
 from molgen.data.peptide import Peptide, build_peptide, plain_sequence
-from molgen.errors import InputError
+from molgen.errors import CalculatorError, InputError, MolgenError
+from molgen.pool import Died, WorkerPool, cores
 from molgen.prose.frames import Frames
 from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
@@ -20,6 +25,7 @@ from molgen.rng import generator, sample_seed
 from molgen.units import KB
 from molgen.workflows.finetune import FinetuneSettings
 
+JOBS_A_PROCESS = 20  # below, starting the process takes longer than its work
 OWN = 4  # stream of random numbers beside those of molgen.workflows.peptide: what is sampled later must be new noise
 LEAST_SHARE = 1e-3  # of the mean share: what is picked more rarely is left out
 
@@ -68,8 +74,8 @@ def load_training_data(
     train, chosen = _split(items, val, val_share, seed, excluded)
     parts: list[list[Frames]] = [[], []]
     unusable = []
-    for k, item in enumerate([*train, *chosen]):
-        frames = Frames.of_md(item)
+    items = [*train, *chosen]
+    for k, (item, frames) in enumerate(zip(items, _made(Frames.of_md, items, progress), strict=True)):
         count = item.energies.size
         if len(frames) < count:
             log(f"{item.sequence}: {count - len(frames)} of {count} frames lie beyond the limits or lack an energy")
@@ -77,7 +83,6 @@ def load_training_data(
             parts[k >= len(train)].append(frames)
         else:
             unusable.append(item.sequence)
-        progress(k + 1, len(items))
     for part, what in zip(parts, ("learn from", "validate by"), strict=True):
         if not part:
             raise InputError(
@@ -101,7 +106,7 @@ def load_own_data(
     log: Callable[[str], None] = print,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Frames]:
-    """Samples of `flow` with their energies, to learn from where there is no molecular dynamics.
+    """Samples of `flow` with their energies, to learn from beside molecular dynamics or without.
 
     Args:
         path: list of sequences, one a line. samples: of each. temperature: K.
@@ -115,17 +120,22 @@ def load_own_data(
     chosen = [sequence for sequence in sequences if not is_held_out(sequence, held)]
     if len(chosen) < len(sequences):
         log(f"{len(sequences) - len(chosen)} of {len(sequences)} sequences of {path} are excluded")
-    found: list[Frames] = []
-    for done, sequence in enumerate(chosen, start=1):
-        frames = own_frames(flow, build_peptide(sequence), samples, temperature, seed)
-        found += [frames] if len(frames) > 1 else []
-        progress(done, len(chosen))
+    drawn = _made(partial(_own_frames_of, flow, samples, temperature, seed), chosen, progress)
+    found = [frames for frames in drawn if len(frames) > 1]
     if not found:
         raise InputError(
             "no sequence to learn from by energies", where=str(path), expected="sequences that are not excluded"
         )
-    log(f"{sum(map(len, found))} samples of {len(found)} sequences without molecular dynamics")
+    log(f"{sum(map(len, found))} samples of {len(found)} sequences")
     return found
+
+
+def joined(parts: Sequence[Frames]) -> list[Frames]:
+    """One set of frames a peptide: what is learned of it in one step then says how its forms stand to each other."""
+    groups: dict[tuple[str, str | None], list[Frames]] = {}
+    for frames in parts:
+        groups.setdefault((frames.layout.peptide.sequence, frames.layout.peptide.cap), []).append(frames)
+    return [group[0] if len(group) == 1 else Frames.join(group) for group in groups.values()]
 
 
 def own_frames(flow: ProseFlow, peptide: Peptide, n: int, temperature: float, seed: int) -> Frames:
@@ -141,7 +151,43 @@ def own_frames(flow: ProseFlow, peptide: Peptide, n: int, temperature: float, se
         log_w = -energies / (KB * temperature) - log_q
     share = n * normalised(FinetuneSettings.tilt * truncate(np.where(np.isfinite(log_w), log_w, -np.inf)))
     energies[share < LEAST_SHARE] = np.nan
-    return Frames.of(layout, x, energies, np.full(n, temperature), share)
+    return Frames.of(layout, x, energies, np.full(n, temperature), share, np.ones(n, dtype=bool))
+
+
+def _own_frames_of(flow: ProseFlow, samples: int, temperature: float, seed: int, sequence: str) -> Frames:
+    return own_frames(flow, build_peptide(sequence), samples, temperature, seed)
+
+
+def _made(make: Callable[[Any], Frames], jobs: Sequence[Any], progress: Callable[[int, int], None]) -> list[Frames]:
+    """`make` of every job, in order; by several processes where there are many."""
+    workers, found = min(cores(), len(jobs) // JOBS_A_PROCESS), {}
+    if workers < 2:
+        for k, job in enumerate(jobs):
+            found[k] = make(job)
+            progress(k + 1, len(jobs))
+    else:
+        with closing(WorkerPool(partial(_Maker, make), workers, "training data")) as pool:
+            for (k, _), answer in pool.run(enumerate(jobs)):
+                if isinstance(answer, MolgenError):
+                    raise answer
+                if isinstance(answer, Died):
+                    raise CalculatorError(answer.reason, where="training data", remedy="see the messages above")
+                found[k] = pickle.loads(answer)
+                progress(len(found), len(jobs))
+    return [found[k] for k in range(len(jobs))]
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """A worker's job; frames as bytes, since tensors would travel as open files, a dozen a peptide."""
+
+    make: Callable[[Any], Frames]
+
+    def __call__(self, number: int, job: Any) -> bytes | MolgenError:
+        try:
+            return pickle.dumps(self.make(job))
+        except MolgenError as error:
+            return error
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
