@@ -104,7 +104,10 @@ def dynamics_of(sequence: str, folder: Path) -> list[Path]:
 def judged(sequence: str, proposal: Proposal, reference: Path, args: argparse.Namespace, seed: int) -> Row:
     """The row of `molgen evaluate prose`."""
     (case,) = gather(dynamics_of(sequence, reference), [sequence])
-    stored = None if case.sets else references.load(case.peptide, args.temperature)
+    stored = references.load(case.peptide, args.temperature)
+    frames = sum(len(energies) for _, energies in case.frames(args.temperature))
+    if stored is not None and frames > sum(len(part.energies) for part in stored):
+        stored = None
     with Energies(case.peptide, "auto", "auto") as energies:
         return evaluate_case(
             case, proposal, energies, samples=args.samples, temperature=args.temperature, seed=seed,

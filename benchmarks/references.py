@@ -1,33 +1,49 @@
 """Reference ensembles of peptides as the repository keeps them: torsions and energies of two runs of `molgen data md`.
 
-`benchmarks/references/SEQ.npz`, for run k of 0 and 1:
+    python benchmarks/references.py SEQ... --minutes 60 --workers 2 --seed 2
+
+makes those in `benchmarks/references` longer by the clock, two runs a sequence, each of a seed of its own; with --out
+DIR what it found lies in DIR instead, for `--join DIR` where the repository is. `SEQ.npz` holds, for run k of 0 and 1:
 
     angles_k (F, A)    int16 in units of pi / 32767: phi, psi, chi as `molgen.prose.evaluate.torsions` orders them
     energies_k (F,)    float32, kJ/mol
     flow_k ()          hash of the weights whose proposals were moves of the run, "" without
+    seeds_k (S,)       seeds of the simulations it consists of
     temperature ()     K
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import multiprocessing
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from molgen.data.md import SAME_TEMPERATURE, MDSet
-from molgen.data.peptide import Peptide
+from molgen.data.md import SAME_TEMPERATURE, TEMPERATURES, MDSet
+from molgen.data.peptide import Peptide, build_peptide
+from molgen.data.remd import generate_md
+from molgen.errors import InputError
 from molgen.npz import read_npz, write_npz
 from molgen.prose.evaluate import Conformations, Torsions, torsions
+from molgen.prose.weights import load_flow
 from molgen.units import KJ_MOL
+from molgen.workflows.md import moves_of
 
 FOLDER = Path(__file__).resolve().parent / "references"
 UNIT = np.pi / 32767
 RUNS = (0, 1)
-_KEYS = ("temperature", *(f"{name}_{k}" for k in RUNS for name in ("angles", "energies", "flow")))
+_KEYS = ("temperature", *(f"{name}_{k}" for k in RUNS for name in ("angles", "energies", "flow", "seeds")))
+_WHAT = {"expected": "a reference of this folder", "remedy": "check it out again"}
+LONGEST = 20_000  # ps: more than any clock here allows
 
 
-def save(runs: list[MDSet], temperature: float) -> Path:
-    """Write the frames of two runs of one peptide at `temperature`."""
+def save(runs: list[MDSet], temperature: float, seeds: tuple[int, int] = RUNS, folder: Path = FOLDER) -> Path:
+    """Write the frames of two runs of one peptide at `temperature`, of simulations of `seeds`."""
     arrays: dict[str, np.ndarray] = {"temperature": np.array(temperature)}
     for k, md in zip(RUNS, runs, strict=True):
         at = md.temperatures.tolist().index(temperature)
@@ -37,8 +53,87 @@ def save(runs: list[MDSet], temperature: float) -> Path:
             f"angles_{k}": np.rint(angles / UNIT).astype(np.int16),
             f"energies_{k}": (md.energies[at] / KJ_MOL).astype(np.float32),
             f"flow_{k}": np.array(md.flow),
+            f"seeds_{k}": np.array([seeds[k]]),
         }
-    return write_npz(FOLDER / f"{runs[0].sequence}.npz", arrays)
+    return write_npz(folder / f"{runs[0].sequence}.npz", arrays)
+
+
+def join(more: Path, folder: Path = FOLDER) -> Path:
+    """Append the runs of a file made elsewhere to those of its peptide.
+
+    Raises:
+        InputError: another temperature, or seeds that are in already.
+    """
+    path = folder / more.name
+    new = read_npz(more, _KEYS, **_WHAT)
+    if path.exists():
+        old = read_npz(path, _KEYS, **_WHAT)
+        again = sorted(
+            {int(s) for k in RUNS for s in new[f"seeds_{k}"]} & {int(s) for k in RUNS for s in old[f"seeds_{k}"]}
+        )
+        if again or abs(float(new["temperature"] - old["temperature"])) > SAME_TEMPERATURE:
+            raise InputError(
+                f"seeds {again} or temperature", where=str(more), expected="other seeds, the same temperature"
+            )
+        for k in RUNS:
+            for name in ("angles", "energies", "seeds"):
+                new[f"{name}_{k}"] = np.concatenate([old[f"{name}_{k}"], new[f"{name}_{k}"]])
+    return write_npz(path, new)
+
+
+class _Over(Exception):
+    """The time is."""
+
+
+def _longer(task: tuple[str, int, str, Path, float]) -> Path:
+    """The state of a simulation that was stopped by the clock, in a process of its own."""
+    sequence, seed, weights, folder, end = task
+    torch.set_num_threads(1)
+
+    def watch(done: int, total: int) -> None:
+        if time.time() > end:
+            raise _Over
+
+    path = folder / f"{sequence}-{seed}.npz"
+    moves = moves_of(load_flow(weights), sequence, None, TEMPERATURES, seed)
+    with contextlib.suppress(_Over):
+        generate_md(sequence, path, LONGEST, seed=seed, moves=moves, save_seconds=5, progress=watch)
+    return path.with_suffix(".state.npz")
+
+
+def _frames(sequence: str, state: Path, flow: str) -> MDSet:
+    arrays = read_npz(state, ("x", "e"), expected="the state of a simulation", remedy="remove it")
+    peptide = build_peptide(sequence)
+    return MDSet(
+        sequence, None, np.array(TEMPERATURES), arrays["x"], arrays["e"], peptide.labels, peptide.bonds, np.nan, flow
+    )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sequences", nargs="*")
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=2, help="of the first run; the second has the next")
+    parser.add_argument("--weights", default="prose", help="their proposals are moves")
+    parser.add_argument("--states", type=Path, help="folder of simulations that were stopped: they go on")
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--join", type=Path, nargs="*", default=[], help="folders of files made with --out")
+    args = parser.parse_args()
+    end, flow = time.time() + 60 * args.minutes, load_flow(args.weights).hash
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = args.states or Path(temporary)
+        tasks = [(s, args.seed + k, args.weights, scratch, end) for s in args.sequences for k in RUNS]
+        with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+            states = pool.map(_longer, tasks, chunksize=1)
+        made = Path(temporary)
+        for sequence, pair in zip(args.sequences, zip(states[::2], states[1::2], strict=True), strict=True):
+            runs = [_frames(sequence, state, flow) for state in pair]
+            print(sequence, *(run.energies.shape[1] for run in runs), "frames", flush=True)
+            join(save(runs, TEMPERATURES[0], (args.seed, args.seed + 1), made), args.out)
+    for more in (file for folder in args.join for file in sorted(folder.glob("*.npz"))):
+        print(join(more))
 
 
 def load(peptide: Peptide, temperature: float) -> tuple[Conformations, Conformations] | None:
@@ -46,7 +141,7 @@ def load(peptide: Peptide, temperature: float) -> tuple[Conformations, Conformat
     path = FOLDER / f"{peptide.sequence}.npz"
     if not path.exists():
         return None
-    arrays = read_npz(path, _KEYS, expected="a reference of this folder", remedy="check it out again")
+    arrays = read_npz(path, _KEYS, **_WHAT)
     if abs(float(arrays["temperature"]) - temperature) > SAME_TEMPERATURE:
         return None
     names = torsions(peptide, np.random.default_rng(0).normal(size=(1, len(peptide), 3)))
@@ -57,3 +152,7 @@ def load(peptide: Peptide, temperature: float) -> tuple[Conformations, Conformat
         found = Torsions(phi, psi, chi, names.phi_residue, names.psi_residue)
         parts.append(Conformations(found, arrays[f"energies_{k}"] * KJ_MOL))
     return parts[0], parts[1]
+
+
+if __name__ == "__main__":
+    main()
