@@ -10,7 +10,7 @@ Parts, each a row a sequence in DIR/<part>/, kept when the run is repeated with 
   there are no others (the forward ESS and the likelihood need frames).
 - `zero-shot`: `molgen evaluate prose`; distances only where there is a reference.
 - `finetune`: `molgen peptide --finetune 4` on the tetrapeptides, then `zero-shot` once more with the finetuned flow and
-  another seed.
+  another seed; beside the row of `zero-shot`, which comes first.
 - `speed`: samples a second on 1 and 2 threads, energies a second in 1 and 2 processes.
 - `mixing`: one short replica exchange with and one without the flow's moves, in turn on one core.
 - `dynamics`: plain Langevin dynamics at the temperature, one run a core at once; independent samples a second by the
@@ -124,7 +124,9 @@ def finetuned(sequence: str, reference: Path, folder: Path, args: argparse.Names
     )  # fmt: skip
     row = judged(sequence, load_flow(folder / "adapter"), reference, args, args.seed + 1)
     summary = json.loads((folder / "summary.json").read_text())
-    return {**row, "finetuning": {key: summary.get(key) for key in ("finetuning", "energy_calls", "wall_seconds")}}
+    before = json.loads((args.out / "zero-shot" / f"{sequence}.json").read_text())["weights"]
+    figures = {key: summary.get(key) for key in ("finetuning", "energy_calls", "wall_seconds")}
+    return {**row, "before": before, "finetuning": figures}
 
 
 def rates(peptide: Peptide, proposal: Proposal, temperature: float) -> Row:

@@ -121,11 +121,11 @@ def prose_finetuned(report: dict) -> str:
         "| sequence | ESS before | after | ratio | k-hat before | after | energies used |",
         "|---|---|---|---|---|---|---|",
     ]
-    before, pairs = report["zero-shot"]["rows"], []
+    pairs = []
     for name, row in report["finetune"]["rows"].items():
-        if "error" in row or "error" in before.get(name, {"error": ""}):
+        if "error" in row:
             continue
-        old, new = before[name]["weights"], row["weights"]
+        old, new = row["before"], row["weights"]
         if row["residues"] == 4:  # what the target is for
             pairs.append((old["ess"], new["ess"]))
         cells = [name, _figure(old["ess"]), _figure(new["ess"]), f"{new['ess'] / old['ess']:.1f}"]
