@@ -99,7 +99,8 @@ class Frames:
         share of that form says nothing, its energies do.
         """
         positions = item.positions.reshape(-1, *item.positions.shape[2:])
-        started = cis_bonds(item.peptide, positions)[:, ~before_proline(item.peptide)].any(1) & (not item.flow)
+        cis = cis_bonds(item.peptide, positions)[:, ~before_proline(item.peptide)]
+        started = None if item.flow else np.asarray(cis.any(axis=1))
         temperature = np.repeat(item.temperatures, item.energies.shape[1])
         return cls.of(Layout.of(item.peptide), positions, item.energies.ravel(), temperature, own=started)
 
