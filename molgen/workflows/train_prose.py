@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pickle  # noqa: TID251  bytes of our own processes, no file
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from molgen.data.md import MDSet, is_held_out, load_md, read_sequences
 from molgen.data.peptide import Peptide, build_peptide, plain_sequence
@@ -75,7 +75,9 @@ def load_training_data(
     parts: list[list[Frames]] = [[], []]
     unusable = []
     items = [*train, *chosen]
-    for k, (item, frames) in enumerate(zip(items, _made(Frames.of_md, items, progress), strict=True)):
+    for k, (item, frames) in enumerate(
+        zip(items, _made(Frames.of_md, [i.peptide for i in items], items, progress), strict=True)
+    ):
         count = item.energies.size
         if len(frames) < count:
             log(f"{item.sequence}: {count - len(frames)} of {count} frames lie beyond the limits or lack an energy")
@@ -120,7 +122,8 @@ def load_own_data(
     chosen = [sequence for sequence in sequences if not is_held_out(sequence, held)]
     if len(chosen) < len(sequences):
         log(f"{len(sequences) - len(chosen)} of {len(sequences)} sequences of {path} are excluded")
-    drawn = _made(partial(_own_frames_of, flow, samples, temperature, seed), chosen, progress)
+    make = partial(_own_frames_of, flow, samples, temperature, seed)
+    drawn = _made(make, [build_peptide(sequence) for sequence in chosen], chosen, progress)
     found = [frames for frames in drawn if len(frames) > 1]
     if not found:
         raise InputError(
@@ -158,8 +161,13 @@ def _own_frames_of(flow: ProseFlow, samples: int, temperature: float, seed: int,
     return own_frames(flow, build_peptide(sequence), samples, temperature, seed)
 
 
-def _made(make: Callable[[Any], Frames], jobs: Sequence[Any], progress: Callable[[int, int], None]) -> list[Frames]:
-    """`make` of every job, in order; by several processes where there are many."""
+def _made(
+    make: Callable[[Any], Frames],
+    peptides: Sequence[Peptide],
+    jobs: Sequence[Any],
+    progress: Callable[[int, int], None],
+) -> list[Frames]:
+    """`make` of every job, one a peptide, in order; by several processes where there are many."""
     workers, found = min(cores(), len(jobs) // JOBS_A_PROCESS), {}
     if workers < 2:
         for k, job in enumerate(jobs):
@@ -172,20 +180,21 @@ def _made(make: Callable[[Any], Frames], jobs: Sequence[Any], progress: Callable
                     raise answer
                 if isinstance(answer, Died):
                     raise CalculatorError(answer.reason, where="training data", remedy="see the messages above")
-                found[k] = pickle.loads(answer)
+                found[k] = Frames(Layout.of(peptides[k]), *map(torch.from_numpy, answer))
                 progress(len(found), len(jobs))
     return [found[k] for k in range(len(jobs))]
 
 
 @dataclass(frozen=True)
 class _Maker:
-    """A worker's job; frames as bytes, since tensors would travel as open files, a dozen a peptide."""
+    """A worker's job; frames as arrays without their layout, since tensors travel as open files, hundreds a peptide."""
 
     make: Callable[[Any], Frames]
 
-    def __call__(self, number: int, job: Any) -> bytes | MolgenError:
+    def __call__(self, number: int, job: Any) -> list[np.ndarray] | MolgenError:
         try:
-            return pickle.dumps(self.make(job))
+            frames = self.make(job)
+            return [getattr(frames, field.name).numpy() for field in fields(frames) if field.name != "layout"]
         except MolgenError as error:
             return error
 
