@@ -63,6 +63,8 @@ def test_a_cis_peptide_bond_to_train_on(tmp_path):
         (["AA", "--time", "3"], "'3' is not a simulation time"),
         (["AA", "--temperatures", "600,310"], "kelvins, rising"),
         (["AA", "--workers", "0"], "--workers: 0 workers"),
+        (["AA", "--cis", "--temperatures", "310,600"], "--cis: 2 replicas"),
+        (["AA", "--cis", "--flow", "prose"], "--cis: given beside --flow"),
         (["AA", "--platform", "Abacus"], "no OpenMM platform 'Abacus'"),
         (["--file", "none.txt"], "none.txt: cannot read: No such file"),
         (["AA", "PP", "AHCQ", "--exclude", "EXCLUDE"], "excluded: PP, AHCQ"),

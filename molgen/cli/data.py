@@ -102,6 +102,12 @@ def md(
     require_platform(platform)
     capping = None if cap == "none" else cap
     frames, kelvins = picoseconds_of(time), temperatures_of(temperatures)
+    if cis and flow is not None:
+        raise InputError(
+            "given beside --flow, whose moves turn the bonds", where="--cis", remedy="leave one of them out"
+        )
+    if cis and len(kelvins) < 3:
+        raise InputError(f"{len(kelvins)} replicas", where="--cis", expected="three --temperatures or more")
     wanted = [*(sequences or ()), *(read_sequences(file) if file else ())]
     chosen = check_sequences(wanted, capping, exclude)
     settings: dict[str, Any] = {"cap": cap, "frames": frames, "temperatures": kelvins, "platform": platform}

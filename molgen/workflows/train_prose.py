@@ -122,8 +122,9 @@ def load_own_data(
     chosen = [sequence for sequence in sequences if not is_held_out(sequence, held)]
     if len(chosen) < len(sequences):
         log(f"{len(sequences) - len(chosen)} of {len(sequences)} sequences of {path} are excluded")
-    make = partial(_own_frames_of, flow, samples, temperature, seed)
-    drawn = _made(make, [build_peptide(sequence) for sequence in chosen], chosen, progress)
+    peptides = [build_peptide(sequence) for sequence in chosen]
+    make = partial(own_frames, flow, n=samples, temperature=temperature, seed=seed)
+    drawn = _made(make, peptides, peptides, progress)
     found = [frames for frames in drawn if len(frames) > 1]
     if not found:
         raise InputError(
@@ -155,10 +156,6 @@ def own_frames(flow: ProseFlow, peptide: Peptide, n: int, temperature: float, se
     share = n * normalised(FinetuneSettings.tilt * truncate(np.where(np.isfinite(log_w), log_w, -np.inf)))
     energies[share < LEAST_SHARE] = np.nan
     return Frames.of(layout, x, energies, np.full(n, temperature), share, np.ones(n, dtype=bool))
-
-
-def _own_frames_of(flow: ProseFlow, samples: int, temperature: float, seed: int, sequence: str) -> Frames:
-    return own_frames(flow, build_peptide(sequence), samples, temperature, seed)
 
 
 def _made(
