@@ -3,12 +3,15 @@
     python benchmarks/references.py SEQ... --minutes 60 --workers 2 --seed 2
 
 makes those in `benchmarks/references` longer by the clock (a fair share of it each), two runs a sequence; with --out
-DIR what it found lies in DIR instead, for `--join DIR` where the repository is. `SEQ.npz` holds, for run k of 0 and 1:
+DIR what it found lies in DIR instead, for `--join DIR` where the repository is. With --frames N every frame is continued
+by Langevin dynamics until there are N: a frame each half ps, which keeps the distribution, adds what a basin is like
+inside, and tells nothing new of how much the basins weigh. `SEQ.npz` holds, for run k of 0 and 1:
 
     angles_k (F, A)    int16 in units of pi / 32767: phi, psi, chi as `molgen.prose.evaluate.torsions` orders them
     energies_k (F,)    float32, kJ/mol
     seeds_k (S,)       seeds of the simulations it consists of
     flow_k (S,)        hash of the weights whose proposals were moves of each, "" without
+    continued_k (S,)   times half a ps that each was continued: these frames follow its own, time by time
     temperature ()     K
 """
 
@@ -19,6 +22,8 @@ import contextlib
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +31,33 @@ import torch
 
 from molgen.data.md import SAME_TEMPERATURE, TEMPERATURES, MDSet, load_md
 from molgen.data.peptide import Peptide, build_peptide
-from molgen.data.remd import generate_md
+from molgen.data.remd import STEPS, ReplicaExchange, generate_md, heavy_hydrogens
 from molgen.errors import InputError
 from molgen.npz import read_npz, write_npz
+from molgen.potentials.openmm import SMALL
 from molgen.prose.evaluate import Conformations, Torsions, torsions
 from molgen.prose.weights import load_flow
+from molgen.rng import sample_seed
 from molgen.units import KJ_MOL
 from molgen.workflows.md import moves_of
 
 FOLDER = Path(__file__).resolve().parent / "references"
 UNIT = np.pi / 32767
 RUNS = (0, 1)
-_KEYS = ("temperature", *(f"{name}_{k}" for k in RUNS for name in ("angles", "energies", "flow", "seeds")))
+_KEYS = ("temperature", *(f"{name}_{k}" for k in RUNS for name in ("angles", "energies", "flow", "seeds", "continued")))
 _WHAT = {"expected": "a reference of this folder", "remedy": "check it out again"}
 LONGEST = 20_000  # ps: more than any clock here allows
+HALF_PS = STEPS // 2
 
 
-def save(runs: list[MDSet], temperature: float, seeds: tuple[int, int] = RUNS, folder: Path = FOLDER) -> Path:
-    """Write the frames of two runs of one peptide at `temperature`, of simulations of `seeds`."""
+def save(
+    runs: list[MDSet],
+    temperature: float,
+    seeds: tuple[int, int] = RUNS,
+    folder: Path = FOLDER,
+    continued: Sequence[int] = (0, 0),
+) -> Path:
+    """Write the frames of two runs of one peptide at `temperature`, of simulations of `seeds` that were `continued`."""
     arrays: dict[str, np.ndarray] = {"temperature": np.array(temperature)}
     for k, md in zip(RUNS, runs, strict=True):
         at = md.at(temperature)
@@ -54,6 +68,7 @@ def save(runs: list[MDSet], temperature: float, seeds: tuple[int, int] = RUNS, f
             f"energies_{k}": (md.energies[at] / KJ_MOL).astype(np.float32),
             f"flow_{k}": np.array([md.flow]),
             f"seeds_{k}": np.array([seeds[k]]),
+            f"continued_{k}": np.array([continued[k]]),
         }
     return write_npz(folder / f"{runs[0].sequence}.npz", arrays)
 
@@ -74,7 +89,7 @@ def join(more: Path, folder: Path = FOLDER) -> Path:
         if abs(float(new["temperature"] - old["temperature"])) > SAME_TEMPERATURE:
             raise InputError(f"frames at {new['temperature']} K", where=str(more), expected=f"{old['temperature']} K")
         for k in RUNS:
-            for name in ("angles", "energies", "flow", "seeds"):
+            for name in ("angles", "energies", "flow", "seeds", "continued"):
                 new[f"{name}_{k}"] = np.concatenate([old[f"{name}_{k}"], new[f"{name}_{k}"]])
     return write_npz(path, new)
 
@@ -114,6 +129,34 @@ def _frames(sequence: str, path: Path, flow: str) -> MDSet | None:
     return MDSet(sequence, None, np.array(TEMPERATURES), arrays["x"], arrays["e"], p.labels, p.bonds, np.nan, flow)
 
 
+def continue_frames(md: MDSet, temperature: float, times: int, seed: int) -> MDSet:
+    """The frames at `temperature`, then all of them half a ps later, and so on `times` times."""
+    at = md.at(temperature)
+    frames, energies = md.positions[at], md.energies[at]
+    system, platform = heavy_hydrogens(md.peptide), "Reference" if len(md.peptide) <= SMALL else "CPU"
+    x = np.zeros((times, *frames.shape), dtype=np.float32)
+    e = np.zeros((times, len(frames)))
+    for f, frame in enumerate(frames):
+        chain = ReplicaExchange(
+            system, frame[None], (temperature,), sample_seed(seed, 5, f), platform, hot=0, settle=0, steps=HALF_PS
+        )
+        for k in range(times):
+            x[k, f], e[k, f] = (part[0] for part in chain.advance())
+    return replace(
+        md,
+        temperatures=np.array([temperature]),
+        positions=np.concatenate([frames[None], x]).reshape(1, -1, *frames.shape[1:]),
+        energies=np.concatenate([energies[None], e]).reshape(1, -1),
+    )
+
+
+def _continued(task: tuple[MDSet, int, int]) -> MDSet:
+    """`continue_frames` at the lowest temperature, in a process of its own."""
+    md, times, seed = task
+    torch.set_num_threads(1)
+    return continue_frames(md, TEMPERATURES[0], times, seed)
+
+
 def load(peptide: Peptide, temperature: float) -> tuple[Conformations, Conformations] | None:
     """The two runs of a peptide, None where there is no file or one of another temperature."""
     path = FOLDER / f"{peptide.sequence}.npz"
@@ -141,24 +184,39 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2, help="of the first run; the second has the next")
     parser.add_argument("--weights", default="prose", help="their proposals are moves")
     parser.add_argument("--states", type=Path, help="folder of simulations that were stopped: they go on")
+    parser.add_argument("--simulations", type=Path, help="folder of SEQ_0.npz and SEQ_1.npz to take; seeds 0 and 1")
+    parser.add_argument("--frames", type=int, default=0, help="a run at least, by continuing each frame")
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--join", type=Path, nargs="*", default=[], help="folders of files made with --out")
     args = parser.parse_args()
     flow = load_flow(args.weights).hash
     seconds = 60 * args.minutes * min(1.0, args.workers / max(1, len(args.sequences) * len(RUNS)))
-    with tempfile.TemporaryDirectory() as temporary:
-        scratch = args.states or Path(temporary)
-        tasks = [(s, args.seed + k, args.weights, scratch, seconds) for s in args.sequences for k in RUNS]
-        with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+    seeds = RUNS if args.simulations else (args.seed, args.seed + 1)
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        multiprocessing.get_context("spawn").Pool(args.workers) as pool,
+    ):
+        made, scratch = Path(temporary), args.states or Path(temporary)
+        if args.simulations:
+            paths = [args.simulations / f"{s}_{k}.npz" for s in args.sequences for k in RUNS]
+        else:
+            tasks = [(s, seed, args.weights, scratch, seconds) for s in args.sequences for seed in seeds]
             paths = pool.map(_longer, tasks, chunksize=1)
-        made = Path(temporary)
         for sequence, pair in zip(args.sequences, zip(paths[::2], paths[1::2], strict=True), strict=True):
             runs = [run for path in pair if (run := _frames(sequence, path, flow)) is not None]
-            print(sequence, *(run.energies.shape[1] for run in runs), "frames", flush=True)
             if len(runs) < len(RUNS):
                 print(f"{sequence}: nothing recorded in {seconds:.0f} s a run; give more --minutes")
                 continue
-            join(save(runs, TEMPERATURES[0], (args.seed, args.seed + 1), made), args.out)
+            lengths = [run.energies.shape[1] for run in runs]
+            times = [max(0, -(-args.frames // length) - 1) for length in lengths]
+            if any(times):
+                runs = pool.map(_continued, list(zip(runs, times, seeds, strict=True)))
+            print(sequence, *lengths, "frames, continued", *times, "times", flush=True)
+            file = save(runs, TEMPERATURES[0], seeds, made, times)
+            if args.simulations:
+                (args.out / file.name).write_bytes(file.read_bytes())
+            else:
+                join(file, args.out)
     for more in (file for folder in args.join for file in sorted(folder.glob("*.npz"))):
         print(join(more))
 

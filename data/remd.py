@@ -216,7 +216,7 @@ def generate_md(
         for k, turned in enumerate(_forms(peptide, len(temperatures), seed_here, cis)):
             starts[k] = start_structure(peptide, sample_seed(seed_here, 2, k), turned)
         starts = starts if moves is None else moves.named(starts)
-    system, flow = _heavy_hydrogens(peptide), "" if moves is None else moves.hash
+    system, flow = heavy_hydrogens(peptide), "" if moves is None else moves.hash
     replicas = ReplicaExchange(system, starts, temperatures, seed_here, platform, hot, settle, moves=moves)
     x = np.zeros((len(temperatures), frames, len(peptide), 3), dtype=np.float32)
     e = np.zeros((len(temperatures), frames))
@@ -264,7 +264,7 @@ def _forms(peptide: Peptide, replicas: int, seed: int, others: bool) -> np.ndarr
     return cis
 
 
-def _heavy_hydrogens(peptide: Peptide) -> Any:
+def heavy_hydrogens(peptide: Peptide) -> Any:
     """The peptide's System with hydrogens of 4 amu, taken from their heavy atoms, and its centre of mass at rest."""
     import openmm as mm
     from openmm import unit

@@ -18,6 +18,7 @@ from molgen.cli import evaluate as command
 from molgen.cli import main
 from molgen.data.md import MDSet, save_md
 from molgen.data.peptide import build_peptide
+from molgen.data.stereochemistry import cis_bonds
 from molgen.errors import CalculatorError, InputError
 from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
@@ -46,9 +47,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def dynamics(flow: ProseFlow, sequence: str, seed: int, frames: int = 40) -> MDSet:
-    """What stands in for molecular dynamics at 310 and 600 K: samples of the flow."""
+    """What stands in for molecular dynamics at 310 and 600 K: samples of the flow, trans."""
     peptide = build_peptide(sequence)
-    x = np.stack([propose(flow, Layout.of(peptide), frames, t, seed)[0] for t in (310.0, 600.0)])
+    drawn = (propose(flow, Layout.of(peptide), 4 * frames, t, seed)[0] for t in (310.0, 600.0))
+    x = np.stack([part[~cis_bonds(peptide, part).any(axis=1)][:frames] for part in drawn])
     energies = np.stack([peptide.potential("Reference").energy(part) for part in x])
     return MDSet(
         sequence, None, np.array([310.0, 600.0]), x.astype(np.float32), energies, peptide.labels, peptide.bonds

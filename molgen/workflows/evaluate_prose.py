@@ -15,6 +15,7 @@ import torch
 
 from molgen.data.md import MDSet, load_md
 from molgen.data.peptide import Peptide, build_peptide, plain_sequence, residues_of
+from molgen.data.stereochemistry import before_proline, cis_bonds
 from molgen.errors import CalculatorError, InputError
 from molgen.prose.evaluate import (
     METRICS,
@@ -308,6 +309,11 @@ def _md_energy(reference: Sequence[Conformations], kt: float) -> list[float]:
     return [float(energies.mean()), float(energies.std() / np.sqrt(effective))]
 
 
+def _stuck_cis(peptide: Peptide, positions: np.ndarray) -> int:
+    """How many frames have a peptide bond cis that is not before proline."""
+    return int(cis_bonds(peptide, positions)[:, ~before_proline(peptide)].any(axis=1).sum())
+
+
 def _notes(case: Case, proposal: Proposal, temperature: float, frames: Sequence[Any], given: bool) -> list[str]:
     notes = []
     low, high = proposal.config.get("temperatures", (0.0, np.inf))
@@ -321,6 +327,13 @@ def _notes(case: Case, proposal: Proposal, temperature: float, frames: Sequence[
     for flow in sorted({md.flow for md in case.sets if md.flow}):
         judged = ", which is judged here" if flow == proposal.hash else ""
         notes.append(f"the dynamics had moves to what the flow {flow[:12]} proposes{judged}")
+    plain = [md.positions[k] for md in case.sets if not md.flow and (k := md.at(temperature)) is not None]
+    turned = sum(_stuck_cis(case.peptide, x) for x in plain)
+    if turned:
+        notes.append(
+            f"{turned} of {sum(map(len, plain))} frames of the dynamics have a peptide bond cis, not before proline, in "
+            "the share that their starts had: nothing turns it (molgen data md --flow has moves that do)"
+        )
     for x, _ in frames:
         wrong = int(validate(case.peptide, x).wrong_chirality.sum())
         if wrong:
