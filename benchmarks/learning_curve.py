@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from molgen.checkpoint import BEST, STATE
 from molgen.data.reactions import Reaction, load_npz
 from molgen.files import json_text, write_atomic
 from molgen.rng import generator
@@ -79,19 +80,19 @@ def main() -> None:
             reactions, begin = learned_from(row, train, args.new), time.process_time()
             folder.mkdir(exist_ok=True)
             model = make_model(reactions, held, seed=args.seed)
-            resume = (folder / "state").is_dir()
+            resume = (folder / STATE).is_dir()
             found = train_tsgen(model, reactions, held, folder, steps=args.steps, seed=args.seed, resume=resume)
             seen = [r for r in single(reactions) if r.level == held[0].level]
             seen = [seen[k] for k in np.linspace(0, len(seen) - 1, len(held)).astype(int)]
             figures = {
                 "row": row, "steps": args.steps, "seed": args.seed, "reactions": len(reactions),
-                "single": len(single(reactions)), "validation": error(folder / "best", held),
-                "learned": error(folder / "best", seen), "last": found, "cpu_seconds": time.process_time() - begin,
+                "single": len(single(reactions)), "validation": error(folder / BEST, held),
+                "learned": error(folder / BEST, seen), "last": found, "cpu_seconds": time.process_time() - begin,
             }  # fmt: skip
             write_atomic(file, json_text(figures))
         figures = json.loads(file.read_text())
         if args.test and "test" not in figures:
-            figures["test"] = error(folder / "best", single(load_npz(args.data, "test")))
+            figures["test"] = error(folder / BEST, single(load_npz(args.data, "test")))
             write_atomic(file, json_text(figures))
         print(json.dumps({key: figures.get(key) for key in ("row", "reactions", "validation", "learned", "test")}))
     rows = [json.loads(file.read_text()) for file in sorted(args.out.glob("*/row.json"))]

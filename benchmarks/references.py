@@ -3,9 +3,9 @@
     python benchmarks/references.py SEQ... --minutes 60 --workers 2 --seed 2
 
 makes those in `benchmarks/references` longer by the clock (a fair share of it each), two runs a sequence; with --out
-DIR what it found lies in DIR instead, for `--join DIR` where the repository is. With --frames N every frame is continued
-by Langevin dynamics until there are N: a frame each half ps, which keeps the distribution, adds what a basin is like
-inside, and tells nothing new of how much the basins weigh. `SEQ.npz` holds, for run k of 0 and 1:
+DIR what it found lies in DIR instead, for `--join DIR` where the repository is. With --frames N every frame is
+continued by Langevin dynamics until there are N: a frame each half ps, which keeps the distribution, shows more of the
+inside of the basins, and nothing new of how much they weigh. `SEQ.npz` holds, for run k of 0 and 1:
 
     angles_k (F, A)    int16 in units of pi / 32767: phi, psi, chi as `molgen.prose.evaluate.torsions` orders them
     energies_k (F,)    float32, kJ/mol

@@ -27,6 +27,7 @@ TENSORS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 # Both files cannot change in one step, so the new config is first laid beside the old one: whichever of the two
 # matches the tensors is the valid one, wherever a crash falls.
 _PENDING_FILE = "config.json.pending"
+STATE, BEST = "state", "best"  # folders of a run: what is not finished; the best weights of a training
 _RECOPY = "copy or download the checkpoint again; shipped weights come back with a reinstall of molgen"
 
 
@@ -88,7 +89,7 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
             expected=files,
             remedy="check the path; `molgen doctor` lists the weights that are installed",
         )
-    inside = sorted(file.parent for file in directory.glob(f"*/{TENSORS_FILE}") if file.parent.name != "state")
+    inside = sorted(file.parent for file in directory.glob(f"*/{TENSORS_FILE}") if file.parent.name != STATE)
     if inside and not (directory / TENSORS_FILE).exists():
         raise CheckpointError(
             "is no checkpoint, but holds some",

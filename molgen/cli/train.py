@@ -136,6 +136,7 @@ def train_correction(
     as_json: common.Json = False,
 ) -> None:
     """Train the correction from a cheaper level's geometries and gradients to the data's transition states."""
+    from molgen.checkpoint import BEST
     from molgen.run import Run
     from molgen.tsgen.correction import correction_model, load_training_points
     from molgen.tsgen.correction import train_correction as run_training
@@ -162,7 +163,7 @@ def train_correction(
         out, "train correction", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume
     ) as run:
         summary = _carry_out(run, learn)
-    without_gain = load_correction(run.directory / "best").without_gain
+    without_gain = load_correction(run.directory / BEST).without_gain
     if without_gain:
         common.warn(
             f"the correction does not help ({without_gain}): train longer, or on more reactions; until then use none"
@@ -277,7 +278,9 @@ def train_prose(
 
 
 def _carry_out(run: Run, learn: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
-    for name in ("state", "best", "log.jsonl"):
+    from molgen.checkpoint import BEST, STATE
+
+    for name in (STATE, BEST, "log.jsonl"):
         run.path(name)
     return run.finish("ok", results=[learn(run)])
 
@@ -295,10 +298,12 @@ def _report(
     option: str = "weights",
 ) -> None:
     """The summary as JSON, or in words: the best validation, and the command that uses the weights."""
+    from molgen.checkpoint import BEST
+
     if as_json:
         common.print_json(summary)
         return
-    figures, best = summary["results"][0], run.directory / "best"
+    figures, best = summary["results"][0], run.directory / BEST
     typer.echo(f"best validation {told(figures['best_score'])} after {figures['step']} steps: {best}")
     if use is not None:
         typer.echo(f"use it: molgen {use} --{option} {best}")

@@ -19,6 +19,7 @@ from molgen.prose.zmatrix import build_zmatrix
 from molgen.units import COULOMB
 
 if TYPE_CHECKING:
+    from molgen.prose.physics import Plan
     from molgen.prose.rows import Rows
 
 ELEMENTS = (1, 6, 7, 8, 16)
@@ -77,9 +78,7 @@ class Layout:
     # by consecutive ranks, or "narrow": see `Rows.of` and `Rows.narrow`
     rows: dict[range | str, Rows] = field(default_factory=dict, init=False, repr=False)
     # by ranks and precision: the static tensors of `molgen.prose.physics.local_quadratic`
-    quadratics: dict[tuple[tuple[int, ...], torch.dtype], dict[str, Any]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    quadratics: dict[tuple[tuple[int, ...], torch.dtype], Plan] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def order(self) -> Tensor:

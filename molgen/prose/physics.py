@@ -9,6 +9,7 @@ once a frame.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -48,15 +49,15 @@ def local_quadratic(layout: Layout, x: Tensor, ranks: Tensor) -> tuple[Tensor, T
         x: (B, N, 3) positions by rank; only ranks below an atom's own matter. ranks: (K,) of `layout.narrow`.
     """
     plan = _plan(layout, ranks, x.dtype)
-    a, b, c = (x[:, index] for index in plan["references"])
-    delta = plan["stencil"] * STEP * plan["scale"][:, None]  # (K, S, 3)
-    r = plan["r0"][:, None] + delta[..., 0]
-    second = plan["theta0"][:, None] + delta[..., 1]
+    a, b, c = (x[:, index] for index in plan.references)
+    delta = plan.stencil * STEP * plan.scale[:, None]  # (K, S, 3)
+    r = plan.r0[:, None] + delta[..., 0]
+    second = plan.theta0[:, None] + delta[..., 1]
     distance = (b - c).norm(dim=-1)[..., None]
-    theta = torch.where(plan["closes"], _bent(closing_angle(r, second, distance)), second)
-    phi = plan["center"][:, None] + delta[..., 2]
+    theta = torch.where(plan.closes, _bent(closing_angle(r, second, distance)), second)
+    phi = plan.center[:, None] + delta[..., 2]
     points = place(a[:, :, None], b[:, :, None], c[:, :, None], r.expand_as(theta), theta, phi.expand_as(theta))
-    energy = 0.5 * (plan["stencil"] * STEP).square()[..., :2].mul(plan["springs"][:, None]).sum(-1)
+    energy = 0.5 * (plan.stencil * STEP).square()[..., :2].mul(plan.springs[:, None]).sum(-1)
     energy = energy + _bonded(plan, x, points)
 
     before = int(ranks.max())
@@ -64,7 +65,7 @@ def local_quadratic(layout: Layout, x: Tensor, ranks: Tensor) -> tuple[Tensor, T
     relative = points - c[:, :, None]
     square = relative.square().sum(-1)[..., None] + centred.square().sum(-1)[:, :, None]
     square = (square - 2 * relative @ centred.transpose(-1, -2)).clamp(min=0.01)
-    lj, coulomb = nonbonded(square, plan["sigma"], plan["epsilon"], plan["charge"])
+    lj, coulomb = nonbonded(square, plan.sigma, plan.epsilon, plan.charge)
     energy = energy + (lj + coulomb).sum(-1)
 
     e = energy.unbind(-1)
@@ -190,17 +191,16 @@ def _branch(
     return [near, far, crowd]
 
 
-def _bonded(plan: dict, x: Tensor, points: Tensor) -> Tensor:
+def _bonded(plan: Plan, x: Tensor, points: Tensor) -> Tensor:
     """(B, K, S) energies of the angles and torsions that the atoms complete."""
     energy = points.new_zeros(points.shape[:3])
-    for name in ("angles", "torsions"):
-        index, k, slot, constants = plan[name]
+    for index, k, slot, constants in (plan.angles, plan.torsions):
         if not len(index):
             continue
         corners = x[:, index][:, :, None].expand(-1, -1, points.shape[2], -1, -1)  # (B, T, S, m, 3)
         own = slot[:, None, :, None]
         corners = torch.where(own, points[:, k][:, :, :, None], corners)
-        if name == "angles":
+        if index.shape[1] == 3:
             first, last = corners[..., 0, :] - corners[..., 1, :], corners[..., 2, :] - corners[..., 1, :]
             angle = torch.atan2(torch.linalg.cross(first, last).norm(dim=-1), (first * last).sum(-1))
             value = 0.5 * constants[:, 1, None] * (angle - constants[:, 0, None]).square()
@@ -211,8 +211,34 @@ def _bonded(plan: dict, x: Tensor, points: Tensor) -> Tensor:
     return energy
 
 
-def _plan(layout: Layout, ranks: Tensor, dtype: torch.dtype) -> dict:
-    """The static tensors of :func:`local_quadratic` for these ranks."""
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The static tensors of :func:`local_quadratic` for K ranks; J atoms come before the last of them.
+
+    Attributes:
+        references: (3, K) ranks. stencil: (S, 3). scale: (K, 3). r0, theta0, center: (K,). closes: (K, 1).
+        springs: (K, 2) of bond and angle, those that no term holds. sigma, epsilon, charge: (K, 1, J).
+        angles, torsions: ranks (T, m) of each term's atoms, which of the K it belongs to (T,), where among its atoms
+            that one is (T, m), and its constants (T, c).
+    """
+
+    references: Tensor
+    stencil: Tensor
+    scale: Tensor
+    r0: Tensor
+    theta0: Tensor
+    center: Tensor
+    closes: Tensor
+    springs: Tensor
+    sigma: Tensor
+    epsilon: Tensor
+    charge: Tensor
+    angles: tuple[Tensor, Tensor, Tensor, Tensor]
+    torsions: tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _plan(layout: Layout, ranks: Tensor, dtype: torch.dtype) -> Plan:
+    """The plan for these ranks, made once."""
     key = (tuple(ranks.tolist()), dtype)
     if key in layout.quadratics:
         return layout.quadratics[key]
@@ -231,21 +257,21 @@ def _plan(layout: Layout, ranks: Tensor, dtype: torch.dtype) -> dict:
         return all_terms.atoms[mine], position[all_terms.owner[mine]], slot, all_terms.constants[mine].to(dtype)
 
     closes = layout.limits.closes[ranks]
-    plan = {
-        "references": torch.stack([index[ranks] for index in layout.references]),
-        "stencil": torch.tensor(_STENCIL, dtype=dtype, device=device),
-        "scale": layout.scale[ranks].to(dtype),
-        "r0": layout.r0[ranks].to(dtype),
-        "theta0": layout.theta0[ranks].to(dtype),
-        "center": layout.center[ranks].to(dtype),
-        "closes": closes[:, None],
+    plan = Plan(
+        references=torch.stack([index[ranks] for index in layout.references]),
+        stencil=torch.tensor(_STENCIL, dtype=dtype, device=device),
+        scale=layout.scale[ranks].to(dtype),
+        r0=layout.r0[ranks].to(dtype),
+        theta0=layout.theta0[ranks].to(dtype),
+        center=layout.center[ranks].to(dtype),
+        closes=closes[:, None],
         # the angle B-C-X is among the angle terms; the bonds are not
-        "springs": torch.stack([torch.ones_like(closes.float()), closes.float()], -1).to(dtype),
-        "sigma": pairs(layout.sigma),
-        "epsilon": pairs(layout.epsilon * layout.lj) * placed[:, None],
-        "charge": pairs(layout.charges * layout.coulomb) * placed[:, None],
-        "angles": terms(layout.angles),
-        "torsions": terms(layout.torsions),
-    }
+        springs=torch.stack([torch.ones_like(closes.float()), closes.float()], -1).to(dtype),
+        sigma=pairs(layout.sigma),
+        epsilon=pairs(layout.epsilon * layout.lj) * placed[:, None],
+        charge=pairs(layout.charges * layout.coulomb) * placed[:, None],
+        angles=terms(layout.angles),
+        torsions=terms(layout.torsions),
+    )
     layout.quadratics[key] = plan
     return plan

@@ -21,12 +21,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from molgen.checkpoint import load_checkpoint, save_checkpoint
+from molgen.checkpoint import BEST, STATE, load_checkpoint, save_checkpoint
 from molgen.errors import InputError, MolgenError, TrainingError
 from molgen.files import json_text
 from molgen.rng import sample_seed, torch_generator
 
-STATE, BEST = "state", "best"  # folders of a training: all that a resumed one needs; the best weights
 Log = Callable[[dict[str, Any]], None]
 # What a resumed run may set anew. A longer clock is fine because runs by the clock promise no equal bits.
 _MAY_CHANGE = ("budget_seconds", "checkpoint_seconds", "validate_seconds", "format", "molgen_version")

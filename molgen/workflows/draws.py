@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from molgen.checkpoint import STATE
 from molgen.data.peptide import Peptide
 from molgen.errors import CalculatorError, InputError
 from molgen.npz import read_npz, write_npz
@@ -38,7 +39,6 @@ OUTSIDE, WRONG_CHIRALITY = "outside the space of conformations", "wrong chiralit
 BAD_BOND, CONTACT, NON_FINITE = "bad bond", "contact", "non-finite energy"
 # of runs (`molgen.run.METHOD`)
 DRAWN = "conformations of right handedness, bonds and contacts, drawn again until there are n"
-STATE = "state"  # folder of a run that holds unfinished work
 POOL_START, POOL_EACH = 4.0, 2e-4  # seconds: starting a process pool, and handing it one geometry
 
 Progress = Callable[[str, int, int], None]

@@ -331,8 +331,8 @@ def _notes(case: Case, proposal: Proposal, temperature: float, frames: Sequence[
     turned = sum(_stuck_cis(case.peptide, x) for x in plain)
     if turned:
         notes.append(
-            f"{turned} of {sum(map(len, plain))} frames of the dynamics have a peptide bond cis, not before proline, in "
-            "the share that their starts had: nothing turns it (molgen data md --flow has moves that do)"
+            f"{turned} of {sum(map(len, plain))} frames of the dynamics have a peptide bond cis, not before proline, "
+            "in the share that their starts had: nothing turns it (molgen data md --flow has moves that do)"
         )
     for x, _ in frames:
         wrong = int(validate(case.peptide, x).wrong_chirality.sum())

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from molgen.checkpoint import BEST, STATE
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.cvdiffusion.train import train_sampler
 from molgen.cvdiffusion.walls import Wall
@@ -23,7 +24,6 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.run import Run
 from molgen.structures import check_positions
 from molgen.threads import one_thread
-from molgen.train.loop import BEST, STATE
 from molgen.units import energy_unit
 from molgen.variables import CV
 from molgen.workflows.ensemble_run import finished_run

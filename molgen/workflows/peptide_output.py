@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from molgen.checkpoint import STATE
 from molgen.data.peptide import Peptide
 from molgen.prose.validity import validate
 from molgen.report import ensemble_plots
@@ -18,7 +19,7 @@ from molgen.reweight.importance import LEAST_DRAWS, Verdict, WeightDiagnostics, 
 from molgen.reweight.smc import Population
 from molgen.run import RUN_KEYS, Run
 from molgen.units import energy_unit
-from molgen.workflows.draws import STATE, Draws
+from molgen.workflows.draws import Draws
 from molgen.workflows.ensemble_run import ensemble_hash
 from molgen.workflows.finetune import Round
 
