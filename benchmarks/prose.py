@@ -106,12 +106,13 @@ def judged(sequence: str, proposal: Proposal, reference: Path, args: argparse.Na
     (case,) = gather(dynamics_of(sequence, reference), [sequence])
     stored = references.load(case.peptide, args.temperature)
     frames = sum(len(energies) for _, energies in case.frames(args.temperature))
-    if stored is not None and frames > sum(len(part.energies) for part in stored):
+    if stored is not None and frames > sum(len(part.energies) for part in stored.parts):
         stored = None
+    given = {} if stored is None else {"reference": stored.parts, "lag": stored.lag}
     with Energies(case.peptide, "auto", "auto") as energies:
         return evaluate_case(
             case, proposal, energies, samples=args.samples, temperature=args.temperature, seed=seed,
-            points=args.points, reference=stored,
+            points=args.points, **given,
         )  # fmt: skip
 
 

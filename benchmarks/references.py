@@ -5,13 +5,14 @@
 makes those in `benchmarks/references` longer by the clock (a fair share of it each), two runs a sequence; with --out
 DIR what it found lies in DIR instead, for `--join DIR` where the repository is. With --frames N every frame is
 continued by Langevin dynamics until there are N: a frame each half ps, which keeps the distribution, shows more of the
-inside of the basins, and nothing new of how much they weigh. `SEQ.npz` holds, for run k of 0 and 1:
+inside of the basins, and nothing new of how much they weigh. --simulations takes finished ones of `prose.py --part
+reference`, in place of what the folder has. `SEQ.npz` holds, for run k of 0 and 1:
 
     angles_k (F, A)    int16 in units of pi / 32767: phi, psi, chi as `molgen.prose.evaluate.torsions` orders them
     energies_k (F,)    float32, kJ/mol
     seeds_k (S,)       seeds of the simulations it consists of
     flow_k (S,)        hash of the weights whose proposals were moves of each, "" without
-    continued_k (S,)   times half a ps that each was continued: these frames follow its own, time by time
+    continued_k (S,)   frames that follow each frame of the simulation, half a ps apart, before its next
     temperature ()     K
 """
 
@@ -23,7 +24,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,10 @@ import torch
 from molgen.data.md import SAME_TEMPERATURE, TEMPERATURES, MDSet, load_md
 from molgen.data.peptide import Peptide, build_peptide
 from molgen.data.remd import STEPS, ReplicaExchange, generate_md, heavy_hydrogens
-from molgen.errors import InputError
+from molgen.errors import CalculatorError, InputError
 from molgen.npz import read_npz, write_npz
 from molgen.potentials.openmm import SMALL
-from molgen.prose.evaluate import Conformations, Torsions, torsions
+from molgen.prose.evaluate import LAG, Conformations, Torsions, torsions
 from molgen.prose.weights import load_flow
 from molgen.rng import sample_seed
 from molgen.units import KJ_MOL
@@ -73,6 +74,14 @@ def save(
     return write_npz(folder / f"{runs[0].sequence}.npz", arrays)
 
 
+def unused(path: Path, seeds: set[int]) -> None:
+    """Raises InputError where a reference has simulations of these seeds."""
+    if path.exists():
+        arrays = read_npz(path, _KEYS, **_WHAT)
+        if again := sorted(seeds & {int(s) for k in RUNS for s in arrays[f"seeds_{k}"]}):
+            raise InputError(f"simulations of seeds {again} are in already", where=str(path), remedy="another --seed")
+
+
 def join(more: Path, folder: Path = FOLDER) -> Path:
     """Append the runs of a file made elsewhere to those of its peptide.
 
@@ -81,11 +90,9 @@ def join(more: Path, folder: Path = FOLDER) -> Path:
     """
     path = folder / more.name
     new = read_npz(more, _KEYS, **_WHAT)
+    unused(path, {int(s) for k in RUNS for s in new[f"seeds_{k}"]})
     if path.exists():
         old = read_npz(path, _KEYS, **_WHAT)
-        used, ours = ({int(s) for k in RUNS for s in part[f"seeds_{k}"]} for part in (old, new))
-        if again := sorted(used & ours):
-            raise InputError(f"simulations of seeds {again} are in already", where=str(more), remedy="another --seed")
         if abs(float(new["temperature"] - old["temperature"])) > SAME_TEMPERATURE:
             raise InputError(f"frames at {new['temperature']} K", where=str(more), expected=f"{old['temperature']} K")
         for k in RUNS:
@@ -110,7 +117,7 @@ def _longer(task: tuple[str, int, str, Path, float]) -> Path:
 
     path = folder / f"{sequence}-{seed}.npz"
     moves = moves_of(load_flow(weights), sequence, None, TEMPERATURES, seed)
-    with contextlib.suppress(_Over):
+    with contextlib.suppress(_Over, CalculatorError):  # what blew up is no loss to the others
         generate_md(sequence, path, LONGEST, seed=seed, moves=moves, save_seconds=5, progress=watch)
     return path
 
@@ -130,24 +137,20 @@ def _frames(sequence: str, path: Path, flow: str) -> MDSet | None:
 
 
 def continue_frames(md: MDSet, temperature: float, times: int, seed: int) -> MDSet:
-    """The frames at `temperature`, then all of them half a ps later, and so on `times` times."""
+    """Each frame at `temperature`, followed by `times` frames of Langevin dynamics from it, half a ps apart."""
     at = md.at(temperature)
     frames, energies = md.positions[at], md.energies[at]
     system, platform = heavy_hydrogens(md.peptide), "Reference" if len(md.peptide) <= SMALL else "CPU"
-    x = np.zeros((times, *frames.shape), dtype=np.float32)
-    e = np.zeros((times, len(frames)))
-    for f, frame in enumerate(frames):
+    x = np.repeat(frames[:, None], times + 1, axis=1)
+    e = np.repeat(energies[:, None], times + 1, axis=1)
+    for f, frame in enumerate(frames if times else ()):
         chain = ReplicaExchange(
             system, frame[None], (temperature,), sample_seed(seed, 5, f), platform, hot=0, settle=0, steps=HALF_PS
         )
         for k in range(times):
-            x[k, f], e[k, f] = (part[0] for part in chain.advance())
-    return replace(
-        md,
-        temperatures=np.array([temperature]),
-        positions=np.concatenate([frames[None], x]).reshape(1, -1, *frames.shape[1:]),
-        energies=np.concatenate([energies[None], e]).reshape(1, -1),
-    )
+            x[f, k + 1], e[f, k + 1] = (part[0] for part in chain.advance())
+    shape = (1, -1, *frames.shape[1:])
+    return replace(md, temperatures=np.array([temperature]), positions=x.reshape(shape), energies=e.reshape(1, -1))
 
 
 def _continued(task: tuple[MDSet, int, int]) -> MDSet:
@@ -157,8 +160,16 @@ def _continued(task: tuple[MDSet, int, int]) -> MDSet:
     return continue_frames(md, TEMPERATURES[0], times, seed)
 
 
-def load(peptide: Peptide, temperature: float) -> tuple[Conformations, Conformations] | None:
-    """The two runs of a peptide, None where there is no file or one of another temperature."""
+@dataclass(frozen=True)
+class Reference:
+    """The two runs of a peptide, and how many of their frames are 10 ps."""
+
+    parts: tuple[Conformations, Conformations]
+    lag: int
+
+
+def load(peptide: Peptide, temperature: float) -> Reference | None:
+    """The reference of a peptide, None where there is no file or one of another temperature."""
     path = FOLDER / f"{peptide.sequence}.npz"
     if not path.exists():
         return None
@@ -172,7 +183,8 @@ def load(peptide: Peptide, temperature: float) -> tuple[Conformations, Conformat
         phi, psi, chi = np.split(arrays[f"angles_{k}"] * UNIT, ends, axis=1)
         found = Torsions(phi, psi, chi, names.phi_residue, names.psi_residue)
         parts.append(Conformations(found, arrays[f"energies_{k}"] * KJ_MOL))
-    return parts[0], parts[1]
+    frames_a_ps = 1 + max(int(arrays[f"continued_{k}"].max()) for k in RUNS)
+    return Reference((parts[0], parts[1]), LAG * frames_a_ps)
 
 
 def main() -> None:
@@ -192,11 +204,14 @@ def main() -> None:
     flow = load_flow(args.weights).hash
     seconds = 60 * args.minutes * min(1.0, args.workers / max(1, len(args.sequences) * len(RUNS)))
     seeds = RUNS if args.simulations else (args.seed, args.seed + 1)
+    if not args.simulations:
+        for sequence in args.sequences:
+            unused(args.out / f"{sequence}.npz", set(seeds))
     with (
         tempfile.TemporaryDirectory() as temporary,
         multiprocessing.get_context("spawn").Pool(args.workers) as pool,
     ):
-        made, scratch = Path(temporary), args.states or Path(temporary)
+        scratch = args.states or Path(temporary)
         if args.simulations:
             paths = [args.simulations / f"{s}_{k}.npz" for s in args.sequences for k in RUNS]
         else:
@@ -209,13 +224,10 @@ def main() -> None:
                 continue
             lengths = [run.energies.shape[1] for run in runs]
             times = [max(0, -(-args.frames // length) - 1) for length in lengths]
-            if any(times):
-                runs = pool.map(_continued, list(zip(runs, times, seeds, strict=True)))
+            runs = pool.map(_continued, list(zip(runs, times, seeds, strict=True)))
             print(sequence, *lengths, "frames, continued", *times, "times", flush=True)
-            file = save(runs, TEMPERATURES[0], seeds, made, times)
-            if args.simulations:
-                (args.out / file.name).write_bytes(file.read_bytes())
-            else:
+            file = save(runs, TEMPERATURES[0], seeds, args.out if args.simulations else Path(temporary), times)
+            if not args.simulations:
                 join(file, args.out)
     for more in (file for folder in args.join for file in sorted(folder.glob("*.npz"))):
         print(join(more))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,6 +84,21 @@ class MDSet:
             known = ", ".join(f"{t:g}" for t in self.temperatures)
             raise InputError(f"no frames at {temperature:g} K", where=self.sequence, expected=f"one of {known} K")
         return mdtraj.Trajectory(self.positions[found] / NM, self.peptide.mdtraj_topology())
+
+
+def md_files(paths: Sequence[Path]) -> list[Path]:
+    """The npz files of files and folders, each once.
+
+    Raises:
+        InputError: a folder without any.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        if not inside:
+            raise InputError("no npz file in this folder", where=str(path), expected="files of `molgen data md`")
+        found += inside
+    return list(dict.fromkeys(found))
 
 
 def load_md(path: str | os.PathLike) -> MDSet:

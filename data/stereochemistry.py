@@ -49,6 +49,11 @@ def cis_bonds(peptide: Peptide, positions: np.ndarray) -> np.ndarray:
     return (left * right).sum(-1) > 0
 
 
+def turned_bonds(peptide: Peptide, positions: np.ndarray) -> np.ndarray:
+    """(n,) whether a peptide bond that is not before proline is cis in positions (n, N, 3); dynamics do not turn it."""
+    return cis_bonds(peptide, positions)[:, ~before_proline(peptide)].any(axis=1)
+
+
 def before_proline(peptide: Peptide) -> np.ndarray:
     """(K,) whether the residue after each peptide bond is proline: the bond that is often cis."""
     return np.array([name == "PRO" for name in peptide.residue_names[1:]], dtype=bool)

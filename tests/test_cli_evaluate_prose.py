@@ -329,6 +329,10 @@ def test_other_files_of_a_folder_are_not_read(data: Path, tmp_path: Path) -> Non
     assert [len(case.sets) for case in workflow.gather([tmp_path], ["GG", "SG"])] == [1, 0]
     with pytest.raises(InputError, match="KW.npz: not an npz file"):
         workflow.gather([tmp_path])
+    for k in range(3):
+        (tmp_path / f"GG-{k}.npz").write_bytes((data / "GA.npz").read_bytes())
+    again = [tmp_path / "GG.npz", tmp_path]
+    assert [len(case.sets) for case in workflow.gather(again, ["GG"])] == [1], "each file once, of other peptides none"
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_files_of_one_sequence_stay_together(data: Path, tmp_path: Path) -> None
         train, val, *_ = load([data, tmp_path / "again.npz"], seed=seed)
         assert not train & val and train | val == {"G", "GG", "AG"}
     found = load_training_data([data, data, tmp_path / "again.npz"], val=["AG"])
-    assert (len(found.train), len(found.val)) == (2, 2), "a file named twice counts once"
+    assert (len(found.train), len(found.val)) == (2, 1), "the two files of a sequence are one set"
 
 
 def test_files_made_ready_by_processes_are_the_same(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,23 @@ def test_khat_of_a_region():
     assert free_energy_difference(~b, ~b, log_w, normalised(log_w), T).reliable
 
 
+def test_a_region_of_few_equal_weights_is_not_reliable():
+    """Of dynamics, say: nothing is wrong with the weights, but the number of samples is chance."""
+    log_w = np.zeros(1000)
+    for count, reliable in ((8, False), (24, False), (25, True)):
+        b = np.arange(1000) < count
+        found = free_energy_difference(~b, b, log_w, normalised(log_w), T)
+        assert found.reliable == reliable and np.isinf(found.khat) != reliable
+
+
+def test_a_bootstrap_of_two_needs_both():
+    statistic = iter((1.0, np.nan, 3.0, 5.0))
+    weights = np.full(10, 0.1)
+    assert np.isnan(bootstrap(lambda w: next(statistic), weights, None, replicas=2)).all()
+    mean, _ = bootstrap(lambda w: next(statistic), weights, None, replicas=2)
+    assert mean == 4.0
+
+
 def test_bootstrap_agrees_with_the_delta_method():
     x, log_w = normal_sample(2000, 4)
     w = normalised(log_w)

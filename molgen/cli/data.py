@@ -96,6 +96,7 @@ def md(
     """
     from molgen.data.md import read_sequences
     from molgen.potentials.openmm import require_platform
+    from molgen.prose.weights import load_flow
     from molgen.run import Run
     from molgen.workflows.md import check_sequences, simulate
 
@@ -111,7 +112,7 @@ def md(
     wanted = [*(sequences or ()), *(read_sequences(file) if file else ())]
     chosen = check_sequences(wanted, capping, exclude)
     settings: dict[str, Any] = {"cap": cap, "frames": frames, "temperatures": kelvins, "platform": platform}
-    settings |= {"flow": flow, "cis": cis}
+    settings |= {"flow": None if flow is None else load_flow(flow).hash, "cis": cis}
     common.check_workers(workers)
     stage = "ps a replica"
     with (

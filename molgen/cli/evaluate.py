@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from molgen.cli import common
+from molgen.files import digest
 
 app = typer.Typer(help="Measure a model against known answers.", no_args_is_help=True)
 _COLUMNS = (
@@ -119,8 +120,9 @@ def evaluate_prose(
     cases = gather(data or [], wanted, cap)
     proposal = load_flow(weights, dtype=common.resolve_dtype(dtype))
     settings: dict[str, Any] = {
-        "data": [str(path) for path in data or []], "sequences": [case.name for case in cases], "samples": samples,
-        "temperature": temperature, "weights": proposal.hash, "points": points, "dtype": dtype, METHOD: DRAWN,
+        "data": [str(path) for path in data or []], "data_sha256": digest(data or []),
+        "sequences": [case.name for case in cases], "samples": samples, "temperature": temperature,
+        "weights": proposal.hash, "points": points, "dtype": dtype, METHOD: DRAWN,
     }  # fmt: skip
     common.log(f"{len(cases)} sequences, weights {proposal.hash[:12]}")
     with (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from molgen.data.md import MDSet
-from molgen.data.stereochemistry import before_proline, cis_bonds
+from molgen.data.stereochemistry import turned_bonds
 from molgen.geometry.internal import log_volume, to_internal
 from molgen.prose.layout import Layout
 from molgen.prose.limits import within
@@ -99,8 +99,7 @@ class Frames:
         share of that form says nothing, its energies do.
         """
         positions = item.positions.reshape(-1, *item.positions.shape[2:])
-        cis = cis_bonds(item.peptide, positions)[:, ~before_proline(item.peptide)]
-        started = None if item.flow else np.asarray(cis.any(axis=1))
+        started = None if item.flow else turned_bonds(item.peptide, positions)
         temperature = np.repeat(item.temperatures, item.energies.shape[1])
         return cls.of(Layout.of(item.peptide), positions, item.energies.ravel(), temperature, own=started)
 

@@ -92,7 +92,10 @@ def mean_losses(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def epoch(data: Sequence[Frames], settings: ProseLoss, generator: torch.Generator) -> Iterator[list[Batch]]:
-    """Every sequence at every temperature once (the lowest twice), frames and order at random."""
+    """Every sequence at every temperature once (the lowest twice), frames and order at random.
+
+    What does not fill the last step is left out.
+    """
     jobs = []
     for frames in data:
         temperatures = frames.temperatures()
@@ -109,9 +112,9 @@ def epoch(data: Sequence[Frames], settings: ProseLoss, generator: torch.Generato
 def validation_figures(model: ProseFlow, data: Sequence[Frames], frames: int = 100) -> dict[str, float]:
     """NLL a degree of freedom and spread of log q + E/kT at the lowest temperature, means over sequences.
 
-    "val_forward" estimates the effective sample size that samples of the flow would have, from the data's side:
-    1 / (E_MD[w] E_MD[1/w]), w the weight of a frame. "score" is what it lacks to 1: unlike the spread, a handful of
-    frames cannot decide it.
+    Frames that are no data to imitate (`Frames.own`) count in the spread alone. "val_forward" estimates the effective
+    sample size that samples of the flow would have, from the data's side: 1 / (E_MD[w] E_MD[1/w]), w the weight of a
+    frame. "score" is what it lacks to 1: unlike the spread, a handful of frames cannot decide it.
     """
     nll, spreads, forward = [], [], []
     for item in data:
@@ -121,8 +124,12 @@ def validation_figures(model: ProseFlow, data: Sequence[Frames], frames: int = 1
         state = item.state(index)
         log_q = (model.log_density(item.layout, state) - state.log_volume).double()
         value = log_q + item.energies[index].double() / (KB * t)
-        nll.append(-float(log_q.mean()) / (3 * item.layout.atoms - 6))
         spreads.append(float(value.std()))
+        data = ~item.own[index]
+        if not data.any():
+            continue
+        nll.append(-float(log_q[data].mean()) / (3 * item.layout.atoms - 6))
+        value = value[data]
         both = torch.logsumexp(value, 0) + torch.logsumexp(-value, 0)
         forward.append(float(torch.exp(2 * np.log(len(value)) - both)))
     found = float(np.mean(forward))

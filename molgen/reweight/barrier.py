@@ -27,7 +27,7 @@ import numpy as np
 from molgen.errors import InputError, number_pair
 from molgen.reweight.estimate import Estimate, bootstrap, few_groups
 from molgen.reweight.free_energy import CollectiveVariable
-from molgen.reweight.importance import cleaned, khat, khat_threshold
+from molgen.reweight.importance import cleaned, khat_threshold, region_khat
 from molgen.reweight.profile import FINE, SmoothDensity
 from molgen.units import KB, PLANCK
 
@@ -260,7 +260,7 @@ def _barrier(
     shapes, good = [], settled and bool(np.isfinite(values[0]))
     for part in parts:
         tail = log_w[part & used]
-        shapes.append(khat(tail) if len(tail) else np.inf)
+        shapes.append(region_khat(tail))
         good &= bool(shapes[-1] <= khat_threshold(len(tail))) and not few_groups(np.where(part, weights, 0.0), groups)
     estimates = [
         Estimate(float(value), float(error), float(max(shapes)), bool(good and np.isfinite(error)), "eV")

@@ -211,7 +211,7 @@ def bootstrap(
         return unknown, unknown
     table = np.stack(results)
     finite = np.isfinite(table)
-    enough = finite.sum(0) >= replicas / 2
+    enough = finite.sum(0) >= max(2, replicas / 2)
     kept = finite.sum(0).clip(2)
     filled = np.where(finite, table, 0.0)
     mean = filled.sum(0) / kept

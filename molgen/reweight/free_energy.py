@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from molgen.errors import InputError, number_pair
 from molgen.reweight.estimate import Estimate, bootstrap, delta_error, few_groups
-from molgen.reweight.importance import cleaned, khat, khat_threshold
+from molgen.reweight.importance import cleaned, khat, khat_threshold, region_khat
 from molgen.units import KB
 
 FEW = 5  # samples (groups) of a bin, with fewer of which its error would come out two to three times too small
@@ -191,7 +191,7 @@ def free_energy_difference(
     share_a, share_b = weights[in_a].sum(), weights[in_b].sum()
     shapes, reliable = [], True
     for part in (log_w, log_w[in_a], log_w[in_b]):
-        k = khat(part) if len(part) else np.inf
+        k = khat(part) if part is log_w else region_khat(part)
         shapes.append(k)
         reliable &= k <= khat_threshold(int(np.isfinite(part).sum()))
     reliable &= not any(few_groups(np.where(part, weights, 0.0), groups) for part in (in_a, in_b))

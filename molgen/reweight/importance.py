@@ -109,6 +109,11 @@ def khat(log_weights: ArrayLike) -> float:
     return _smoothed(cleaned(log_weights))[1]
 
 
+def region_khat(log_weights: ArrayLike) -> float:
+    """`khat` of the samples of a region; inf for fewer than 25 with a weight, however equal: their number is chance."""
+    return khat(log_weights) if np.isfinite(log_weights).sum() >= LEAST_DRAWS else np.inf
+
+
 def function_khat(log_weights: ArrayLike, values: ArrayLike) -> float:
     """k-hat of the self-normalised mean of f: the larger of the tails of w and of |f - m| w, m the weighted median.
 

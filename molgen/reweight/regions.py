@@ -77,17 +77,17 @@ def _within(variable: CollectiveVariable, low: float, high: float) -> np.ndarray
             )
         return (variable.values >= low) & (variable.values < high)
     width = (high - low) / variable.period
+    if abs(width - 1) <= 1e-9:
+        return np.isfinite(variable.values)
     if width < 1 and abs(width - round(width)) < 1e-9:
         raise InputError(
             f"{variable.name} from {low:g} to {high:g} {variable.unit}: an empty range", where="region",
             expected="two different limits; a whole turn is low to low + 360 degrees",
         )  # fmt: skip
-    if width > 1 + 1e-9:  # degrees, most likely: as radians they would be everything
+    if width > 1:  # degrees, most likely: as radians they would be everything
         raise InputError(
             f"{variable.name} from {low:g} to {high:g} {variable.unit}, more than a whole turn",
             where="region",
             expected=f"at most {variable.period:.4g} {variable.unit}; a box counts in A and rad, text in A and degrees",
         )
-    if width >= 1 - 1e-12:
-        return np.isfinite(variable.values)
     return variable.wrapped(low) < low + np.mod(high - low, variable.period)

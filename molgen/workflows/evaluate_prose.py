@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from molgen.data.md import MDSet, load_md
+from molgen.data.md import MDSet, load_md, md_files
 from molgen.data.peptide import Peptide, build_peptide, plain_sequence, residues_of
-from molgen.data.stereochemistry import before_proline, cis_bonds
+from molgen.data.stereochemistry import turned_bonds
 from molgen.errors import CalculatorError, InputError
 from molgen.prose.evaluate import (
+    LAG,
     METRICS,
     POINTS,
     Conformations,
@@ -81,17 +82,17 @@ def gather(data: Sequence[str | Path], sequences: Sequence[str] | None = None, c
         wanted = list(dict.fromkeys(build_peptide(sequence, cap) for sequence in sequences))
     files: list[Path] = []
     for path in map(Path, data):
-        inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-        if not inside:
-            raise InputError("no npz file in this folder", where=str(path), expected="files of molecular dynamics")
+        inside = md_files([path])
         if wanted is not None and path.is_dir():  # a file in a folder is named after its sequence
             inside = [
                 file for file in inside if any(peptide.sequence in plain_sequence(file.stem) for peptide in wanted)
             ]
         files += inside
     sets: dict[tuple[str, str | None], list[MDSet]] = {}
-    for file in files:
+    for file in dict.fromkeys(files):
         md = load_md(file)
+        if wanted is not None and (md.sequence, md.cap) not in {(p.sequence, p.cap) for p in wanted}:
+            continue
         runs = sets.setdefault((md.sequence, md.cap), [])
         if len(runs) == 2:
             raise InputError(
@@ -168,12 +169,14 @@ def evaluate_case(
     seed: int = 0,
     points: int = POINTS,
     reference: tuple[Conformations, Conformations] | None = None,
+    lag: int = LAG,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Everything `molgen evaluate prose` says about one peptide, JSON-ready.
 
     Args:
         reference: for the distances and the mean energy, instead of the dynamics of the case.
+        lag: of TICA, frames.
 
     Returns:
         `sequence, residues, atoms, n, temperature`; `weights` (WeightDiagnostics and the verdict, over all n; beside
@@ -223,7 +226,7 @@ def evaluate_case(
         if own is not None:
             row["md"] = _on_frames(proposal, drawn, layout, energies, frames, diagnostics.log_z, diagnostics.ess)
         sample = Conformations(torsions(peptide, drawn.positions), drawn.energies, weights)
-        row["metrics"] = compare(sample, reference, temperature, points=points)
+        row["metrics"] = compare(sample, reference, temperature, points=points, lag=lag)
         row["seconds"]["comparing"] = round(time.perf_counter() - begin, 3)
     return row
 
@@ -309,11 +312,6 @@ def _md_energy(reference: Sequence[Conformations], kt: float) -> list[float]:
     return [float(energies.mean()), float(energies.std() / np.sqrt(effective))]
 
 
-def _stuck_cis(peptide: Peptide, positions: np.ndarray) -> int:
-    """How many frames have a peptide bond cis that is not before proline."""
-    return int(cis_bonds(peptide, positions)[:, ~before_proline(peptide)].any(axis=1).sum())
-
-
 def _notes(case: Case, proposal: Proposal, temperature: float, frames: Sequence[Any], given: bool) -> list[str]:
     notes = []
     low, high = proposal.config.get("temperatures", (0.0, np.inf))
@@ -328,7 +326,7 @@ def _notes(case: Case, proposal: Proposal, temperature: float, frames: Sequence[
         judged = ", which is judged here" if flow == proposal.hash else ""
         notes.append(f"the dynamics had moves to what the flow {flow[:12]} proposes{judged}")
     plain = [md.positions[k] for md in case.sets if not md.flow and (k := md.at(temperature)) is not None]
-    turned = sum(_stuck_cis(case.peptide, x) for x in plain)
+    turned = sum(int(turned_bonds(case.peptide, x).sum()) for x in plain)
     if turned:
         notes.append(
             f"{turned} of {sum(map(len, plain))} frames of the dynamics have a peptide bond cis, not before proline, "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from molgen.data.md import MDSet, is_held_out, load_md, read_sequences
+from molgen.data.md import MDSet, is_held_out, load_md, md_files, read_sequences
 from molgen.data.peptide import Peptide, build_peptide, plain_sequence
 from molgen.errors import CalculatorError, InputError, MolgenError
 from molgen.pool import Died, WorkerPool, cores
@@ -66,7 +66,7 @@ def load_training_data(
     if not 0 < val_share < 1:
         raise InputError(f"{val_share:g} is no share", where="--val-share", expected="between 0 and 1, such as 0.05")
     held = read_sequences(exclude) if exclude is not None else ()
-    items = [load_md(path) for path in _files(paths)]
+    items = [load_md(path) for path in md_files(paths)]
     excluded = sorted({item.sequence for item in items if is_held_out(item.sequence, held)})
     items = [item for item in items if item.sequence not in excluded]
     if excluded:
@@ -81,8 +81,10 @@ def load_training_data(
         count = item.energies.size
         if len(frames) < count:
             log(f"{item.sequence}: {count - len(frames)} of {count} frames lie beyond the limits or lack an energy")
-        if len(frames) and len(frames.at(frames.temperatures()[0])) > 1:  # validation needs a spread
-            parts[k >= len(train)].append(frames)
+        coldest = frames.at(frames.temperatures()[0]) if len(frames) else []
+        validates = k >= len(train)  # by data: not by forms whose share the starts decided
+        if len(coldest) > 1 and not (validates and frames.own[coldest].all()):
+            parts[validates].append(frames)
         else:
             unusable.append(item.sequence)
     for part, what in zip(parts, ("learn from", "validate by"), strict=True):
@@ -93,7 +95,7 @@ def load_training_data(
                 expected="two or more of L amino acids at the lowest temperature, with energies",
                 remedy="give other files",
             )
-    return TrainingData(parts[0], parts[1], excluded, sorted(set(unusable)))
+    return TrainingData(parts[0], joined(parts[1]), excluded, sorted(set(unusable)))
 
 
 def load_own_data(
@@ -194,16 +196,6 @@ class _Maker:
             return [getattr(frames, field.name).numpy() for field in fields(frames) if field.name != "layout"]
         except MolgenError as error:
             return error
-
-
-def _files(paths: Sequence[Path]) -> list[Path]:
-    found: list[Path] = []
-    for path in paths:
-        inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-        if not inside:
-            raise InputError("no npz file in this folder", where=str(path), expected="files of `molgen data md`")
-        found += inside
-    return list(dict.fromkeys(found))
 
 
 def _split(
