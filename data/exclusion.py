@@ -64,7 +64,7 @@ def smiles_key(smiles: str) -> str | None:
     return pair_key(*keys) if len(keys) == 2 else None
 
 
-def excluded_keys(sets: Sequence[str | os.PathLike], where: str = "--exclude") -> frozenset[str]:
+def excluded_keys(sets: Sequence[str | os.PathLike]) -> frozenset[str]:
     """The keys of all reactions of "set.npz", "set.npz:split" or "set.npz:split,split".
 
     Raises:
@@ -82,7 +82,7 @@ def excluded_keys(sets: Sequence[str | os.PathLike], where: str = "--exclude") -
                 chosen = smiles if split is None else smiles[names == split]
                 keys |= {key for text in chosen if (key := smiles_key(text)) is not None}
     if sets and not keys:
-        raise InputError("no reactions in it", where=where, expected="reactions to exclude")
+        raise InputError("no reactions in it", where="--exclude", expected="reactions to exclude")
     return frozenset(keys)
 
 

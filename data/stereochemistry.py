@@ -51,7 +51,7 @@ def cis_bonds(peptide: Peptide, positions: np.ndarray) -> np.ndarray:
 
 def turned_bonds(peptide: Peptide, positions: np.ndarray) -> np.ndarray:
     """(n,) whether a peptide bond that is not before proline is cis in positions (n, N, 3); dynamics do not turn it."""
-    return cis_bonds(peptide, positions)[:, ~before_proline(peptide)].any(axis=1)
+    return np.asarray(cis_bonds(peptide, positions)[:, ~before_proline(peptide)].any(axis=1))
 
 
 def before_proline(peptide: Peptide) -> np.ndarray:

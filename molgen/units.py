@@ -20,14 +20,14 @@ WAVENUMBER = (_u._e / (_u._amu * 1e-20)) ** 0.5 / (2 * 3.141592653589793 * _u._c
 ENERGY_UNITS = {"kJ/mol": KJ_MOL, "kcal/mol": KCAL_MOL}  # eV a unit, of energies for people
 
 
-def energy_unit(name: str, where: str = "--units") -> float:
+def energy_unit(name: str) -> float:
     """eV a unit of `name`, one of `ENERGY_UNITS`.
 
     Raises:
         InputError: another name.
     """
     if name not in ENERGY_UNITS:
-        raise InputError(f"unknown unit {name!r}", where=where, expected=" or ".join(ENERGY_UNITS))
+        raise InputError(f"unknown unit {name!r}", where="--units", expected=" or ".join(ENERGY_UNITS))
     return ENERGY_UNITS[name]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,14 +41,12 @@ def train_sampler(
     resume: bool = False,
     save_seconds: float = 20.0,
     stop: Callable[[Sampler], bool] = lambda sampler: False,
-    config: dict[str, Any] | None = None,
 ) -> Controller:
     """Run all rounds; returns the averaged controller, which `directory/best` holds as well.
 
     Args:
         sampler: fresh, or to be restored from `directory/state` if `resume`.
         stop: asked between rounds, whether to end before all rounds are done; also the place to show progress.
-        config: kept beside the weights.
 
     Raises:
         InputError: the saved run has other settings. CalculatorError: most samples of a round were rejected.
@@ -70,7 +67,7 @@ def train_sampler(
         lambda _: {"score": 0.0},  # the last weights are the ones to keep
         settings,
         directory,
-        {"model": "cvdiffusion", "config": sampler.controller.describe(), **(config or {})},
+        {"model": "cvdiffusion", "config": sampler.controller.describe()},
         companion=_Companion(sampler, stop),
     )
     trainer.run(resume)

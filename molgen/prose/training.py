@@ -125,11 +125,11 @@ def validation_figures(model: ProseFlow, data: Sequence[Frames], frames: int = 1
         log_q = (model.log_density(item.layout, state) - state.log_volume).double()
         value = log_q + item.energies[index].double() / (KB * t)
         spreads.append(float(value.std()))
-        data = ~item.own[index]
-        if not data.any():
+        imitated = ~item.own[index]
+        if not imitated.any():
             continue
-        nll.append(-float(log_q[data].mean()) / (3 * item.layout.atoms - 6))
-        value = value[data]
+        nll.append(-float(log_q[imitated].mean()) / (3 * item.layout.atoms - 6))
+        value = value[imitated]
         both = torch.logsumexp(value, 0) + torch.logsumexp(-value, 0)
         forward.append(float(torch.exp(2 * np.log(len(value)) - both)))
     found = float(np.mean(forward))

@@ -31,16 +31,14 @@ class Proposal:
     config: dict
 
 
-def load_flow(
-    weights: str | Path = DEFAULT, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> Proposal:
-    """Load shipped weights by name, or a checkpoint folder by path.
+def load_flow(weights: str | Path = DEFAULT, dtype: torch.dtype = torch.float32) -> Proposal:
+    """Load shipped weights by name, or a checkpoint folder by path, onto the CPU.
 
     Raises:
         CheckpointError: no such weights, damaged, or not Prose's.
     """
     model, checkpoint = load_weights(weights, "prose", ProseFlow)
-    return Proposal(model.to(device, dtype).eval(), checkpoint.hash, checkpoint.config)
+    return Proposal(model.to(dtype=dtype).eval(), checkpoint.hash, checkpoint.config)
 
 
 def make_flow(config: str) -> ProseFlow:

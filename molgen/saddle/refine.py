@@ -53,7 +53,6 @@ def refine(
     direction: np.ndarray | None = None,
     reactant: np.ndarray | None = None,
     product: np.ndarray | None = None,
-    hessian: np.ndarray | None = None,
     fmax: float = 0.02,
     max_calls: int = 100,
     stop: Callable[[Search], bool] | None = None,
@@ -69,7 +68,6 @@ def refine(
         direction: (N, 3) motion that turns reactant into product at the guess.
         reactant, product: (N, 3) Angstrom, from which the direction is made when it is not given. Without either, the
             search finds the mode to climb by itself.
-        hessian: (3N, 3N) eV/Angstrom^2 to start from, if better than the model's is known.
         fmax: eV/Angstrom, largest force on an atom of a converged geometry.
         max_calls: gradient calls at most.
         stop: further reason to stop, asked after every step; the geometry then has not converged.
@@ -80,11 +78,10 @@ def refine(
     before = potential.calls
     x = np.array(positions, dtype=float)
     start = gradient(potential, x)
-    if hessian is None:
-        model = lindh_hessian(potential.numbers, x)
-        if direction is None and reactant is not None and product is not None:
-            direction = reaction_direction(potential.numbers, x, reactant, product, model)
-        hessian = model + STIFFEN * np.eye(x.size)
+    model = lindh_hessian(potential.numbers, x)
+    if direction is None and reactant is not None and product is not None:
+        direction = reaction_direction(potential.numbers, x, reactant, product, model)
+    hessian = model + STIFFEN * np.eye(x.size)
     if direction is not None and max_calls > 1:
         probe = PROBE / np.abs(direction).max() * np.reshape(direction, x.shape)
         change = gradient(potential, x + probe)[1] - start[1]

@@ -120,13 +120,13 @@ class Trainer:
         settings: TrainSettings,
         directory: Path,
         config: dict,
-        log: Log = lambda figures: None,
         companion: Companion | None = None,
         gradients: Callable[[Any], dict[str, Tensor]] | None = None,
     ):
         self.model, self.loss, self.epoch, self.validate = model, loss, epoch, validate
-        self.settings, self.directory, self.config, self.log = settings, Path(directory), config, log
+        self.settings, self.directory, self.config = settings, Path(directory), config
         self.companion, self.gradients = companion, gradients
+        self.log: Log = lambda figures: None
         decay = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
