@@ -32,14 +32,14 @@ import torch
 
 from molgen.data.md import SAME_TEMPERATURE, TEMPERATURES, MDSet, load_md
 from molgen.data.peptide import Peptide, build_peptide
-from molgen.data.remd import STEPS, ReplicaExchange, generate_md, heavy_hydrogens
+from molgen.data.remd import STEPS, ReplicaExchange, generate_md, heavy_hydrogens, thermal_velocities
 from molgen.errors import CalculatorError, InputError
 from molgen.npz import read_npz, write_npz
 from molgen.potentials.openmm import SMALL
 from molgen.prose.evaluate import LAG, Conformations, Torsions, torsions
 from molgen.prose.weights import load_flow
 from molgen.rng import sample_seed
-from molgen.units import KJ_MOL
+from molgen.units import KJ_MOL, NM
 from molgen.workflows.md import moves_of
 
 FOLDER = Path(__file__).resolve().parent / "references"
@@ -143,12 +143,13 @@ def continue_frames(md: MDSet, temperature: float, times: int, seed: int) -> MDS
     system, platform = heavy_hydrogens(md.peptide), "Reference" if len(md.peptide) <= SMALL else "CPU"
     x = np.repeat(frames[:, None], times + 1, axis=1)
     e = np.repeat(energies[:, None], times + 1, axis=1)
-    for f, frame in enumerate(frames if times else ()):
-        chain = ReplicaExchange(
-            system, frame[None], (temperature,), sample_seed(seed, 5, f), platform, hot=0, settle=0, steps=HALF_PS
-        )
-        for k in range(times):
-            x[f, k + 1], e[f, k + 1] = (part[0] for part in chain.advance())
+    if times:
+        chain = ReplicaExchange(system, frames[:1], (temperature,), seed, platform, hot=0, settle=0, steps=HALF_PS)
+        for f, frame in enumerate(frames):
+            chain.contexts[0].setPositions(frame / NM)
+            thermal_velocities(chain.contexts[0], temperature, sample_seed(seed, 5, f))
+            for k in range(times):
+                x[f, k + 1], e[f, k + 1] = (part[0] for part in chain.advance())
     shape = (1, -1, *frames.shape[1:])
     return replace(md, temperatures=np.array([temperature]), positions=x.reshape(shape), energies=e.reshape(1, -1))
 
