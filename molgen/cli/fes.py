@@ -177,6 +177,7 @@ def fes(
 
 def run(o: Options) -> tuple[dict[str, Any], Path]:
     """Build what the options describe and run it; nothing is written, and the summary is empty, for --forecast."""
+    from molgen.units import energy_unit
     from molgen.workflows.fes import run_fes
     from molgen.workflows.fes_forecast import forecast
     from molgen.workflows.fes_problem import Problem
@@ -202,8 +203,13 @@ def run(o: Options) -> tuple[dict[str, Any], Path]:
             remedy='give for example --cv "distance 0 4"',
         )  # fmt: skip
     if o["forecast"]:
+        energy_unit(o["units"])
         common.log("measuring a few energies, learning steps and trajectories (a minute or two from 50 atoms)")
-        typer.echo(forecast(Problem.of(system, temperature=o["temperature"], **given)))
+        told = forecast(Problem.of(system, temperature=o["temperature"], **given))
+        if o["as_json"]:
+            common.print_json({"forecast": told.splitlines()})
+        else:
+            typer.echo(told)
         return {}, o["out"]
     rounds = given["settings"].sampler.rounds
     with common.stages("starting") as progress:
@@ -279,7 +285,13 @@ def _settings(o: Options, cvs: list[str], system: Any) -> Any:
                 remedy="leave it out, or use --coordinates cartesian",
             )  # fmt: skip
         wanted = "cartesian"
-    usual = replace(default_settings(coordinates_of(system, wanted)), coordinates=wanted)
+    kind = coordinates_of(system, wanted)
+    usual = replace(default_settings(kind), coordinates=wanted)
+    if kind == "internal" and o["width"] != usual.sampler.width:
+        raise InputError(
+            f"--width {o['width']:g}", where="internal coordinates", expected="a width in Cartesian coordinates alone",
+            remedy="leave it out, or use --coordinates cartesian",
+        )  # fmt: skip
     asked = {key: o[key] for key in ("rounds", "draws", "learn") if o[key] is not None}
     sampler = replace(usual.sampler, width=o["width"], **asked)
     widths = o["hill_width"]

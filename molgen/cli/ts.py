@@ -83,8 +83,9 @@ def ts(
     if result.status == "gate_failed":
         beside = " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""
         limit = max_calls or calls_allowed(len(result.reaction))
+        none = "no saddle was found" if verify == "none" else "no saddle was proven to join the two"
         common.warn(
-            f"no saddle was proven to join the two. The reaction may take several steps{beside}, or this calculator "
+            f"{none}. The reaction may take several steps{beside}, or this calculator "
             f"has no such saddle: try more --samples or another --calculator{more_effort(result, limit)}"
         )
     codes = {"ok": common.ExitCode.OK, "partial": common.ExitCode.PARTIAL, "gate_failed": common.ExitCode.GATE_FAILED}

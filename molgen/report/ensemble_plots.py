@@ -183,7 +183,9 @@ def _weight_histogram(axes: Axes, relative: np.ndarray) -> None:
     axes.text(0, 1, " mean weight ", color=ACCENT, fontsize=8, **place)
     below = int((relative < edges[0]).sum())
     if below:
-        axes.text(0.02, 0.9, f"first bin: {below:,} at {edges[1]:.0f} or less", fontsize=8, transform=axes.transAxes)
+        note = f"first bin: {below:,} at {edges[1]:.0f} or less"
+        behind = {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1.5}
+        axes.text(0.03, 0.9, note, fontsize=8, transform=axes.transAxes, bbox=behind)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="ln(w / mean weight)", ylabel="samples")
 

@@ -125,13 +125,13 @@ def convergence(records: Sequence[Mapping[str, Any]], frozen_from: int, *, title
                 if name is not None:
                     values = np.array([np.nan if row[name] is None else row[name] for row in records], dtype=float)
                     values = np.where(np.isfinite(values), values, np.nan)
-                    axes.plot(energies, values, ".", ms=2.5, color=color, alpha=0.5)
-                    axes.plot(energies, _running(values), color=color, lw=1.5, label=text)
+                    axes.plot(energies, values, ".", ms=2.5, color=color, alpha=0.5, label=f"{text}, a round")
+                    axes.plot(energies, _running(values), color=color, lw=1.5, label=f"{text}, running median")
             if rests is not None:
                 axes.axvline(rests, color=ACCENT, lw=0.8, ls="--")
             axes.set_ylabel(label)
             axes.spines[["top", "right"]].set_visible(False)
-        panels[0].legend(frameon=False, fontsize=8, ncols=2)
+        panels[0].legend(frameon=False, fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
         panels[1].axhline(RELIABLE_KHAT, color=QUIET, lw=0.8, ls=":")
         panels[1].set_ylim(0, 2)
         if rests is not None:

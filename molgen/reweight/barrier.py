@@ -155,7 +155,8 @@ def profile_barrier(
     width = (high - low) / 15 if width is None else width
     if not low <= a < b <= high or not width > 0:
         raise InputError(
-            f"between {a:g} and {b:g} on {low:g} to {high:g}, {width:g} wide", where=where,
+            f"between {a:g} and {b:g}, where samples reach from {low:g} to {high:g}" if limits is None and width > 0
+            else f"between {a:g} and {b:g} on {low:g} to {high:g}, {width:g} wide", where=where,
             expected="low <= first < second <= high, a width above 0",
         )  # fmt: skip
     x, intervals = variable.wrapped(low), max(4, round((high - low) / width))
@@ -262,6 +263,7 @@ def _barrier(
         tail = log_w[part & used]
         shapes.append(region_khat(tail))
         good &= bool(shapes[-1] <= khat_threshold(len(tail))) and not few_groups(np.where(part, weights, 0.0), groups)
+    errors = np.where(np.isfinite(values), errors, np.inf)
     estimates = [
         Estimate(float(value), float(error), float(max(shapes)), bool(good and np.isfinite(error)), "eV")
         for value, error in zip(values, errors, strict=True)

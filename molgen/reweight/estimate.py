@@ -76,7 +76,8 @@ def doubt(khat: float | None, reliable: bool) -> str:
         return "not reliable: too few samples to tell k-hat"
     if khat > RELIABLE_KHAT:
         return f"not reliable: k-hat {khat:.2f}, fine up to {RELIABLE_KHAT:g}"
-    return f"not reliable: too few independent samples, or refused with the whole run; k-hat {khat:.2f}"
+    shown = f" for a k-hat of {khat:.2f}" if khat > 0 else ""
+    return f"not reliable: too few independent samples{shown}, or refused with the whole run"
 
 
 def check_values(values: ArrayLike, weights: np.ndarray, name: str = "values") -> np.ndarray:

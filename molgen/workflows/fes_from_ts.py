@@ -160,11 +160,12 @@ def read_path(folder: str | Path, images: int = IMAGES) -> ReactionPath:
     asked, results = manifest.get("settings", {}), summary.get("results") or [{}]
     verdict = results[0].get("verdict", "without a result")
     if verdict not in ("intended", "unverified") or not asked.get("refine", True):
-        verdict = verdict if asked.get("refine", True) else "not refined"
+        refined = asked.get("refine", True)
         raise InputError(
-            f"its best saddle is {verdict.replace('_', ' ')}", where=str(folder),
+            f"its best saddle is {verdict.replace('_', ' ')}" if refined else "a guess, not refined", where=str(folder),
             expected="a transition state that joins reactant and product",
-            remedy="run molgen ts again with more --samples until its verdict is 'intended'",
+            remedy="run molgen ts again " + ("with more --samples until its verdict is 'intended'" if refined else
+            "without --no-refine"),
         )  # fmt: skip
     saddle = _frames(folder / SADDLE)[:1]
     if (folder / PATH).exists():

@@ -48,10 +48,10 @@ def axis_of(
         low, high = (-half, half) if limits is None else limits
     else:
         low, high = limits if limits is not None else _found(cv, walls, numbers, where)
+    scale, unit = (180 / math.pi, "degrees") if cv.unit == "rad" else (1.0, cv.unit or "its unit")
     if not (low < high and math.isfinite(low) and math.isfinite(high)):
-        raise InputError(f"range {low:g} to {high:g}", where=where, expected="finite, low < high")
+        raise InputError(f"range {low * scale:g} to {high * scale:g}", where=where, expected="finite, low < high")
     if cv.period is None and not ((starts >= low) & (starts <= high)).all():
-        scale = 180 / math.pi if cv.unit == "rad" else 1.0
         raise InputError(
             f"the starting structures are at {', '.join(f'{s * scale:.4g}' for s in starts)}",
             where=f"grid of {cv.name!r}, {low * scale:.4g} to {high * scale:.4g}",
@@ -60,7 +60,7 @@ def axis_of(
         )
     width = WIDTHS.get(cv.unit, (high - low) * WIDTH_SHARE) if width is None else width
     if not 0 < width < math.inf:
-        raise InputError(f"hill width {width:g}", where=where, expected=f"above 0, in {cv.unit or 'its unit'}")
+        raise InputError(f"hill width {width * scale:g}", where=where, expected=f"above 0, in {unit}")
     count = bins or max(8, math.ceil(CELLS * (high - low) / width))
     stiffness = STIFFNESS.get(cv.unit, 20.0)
     fences = [] if cv.period is not None else [Wall(cv, high, True, stiffness), Wall(cv, low, False, stiffness)]

@@ -103,11 +103,11 @@ class Surfaces:
     @property
     def verdict(self) -> Verdict:
         """See `molgen.reweight.importance.verdict`; "warn" at best where the weights alone did not do."""
-        if self.repair is not None:
+        if self.repair is not None and self.enough:
             return "warn" if self.passed else "biased" if self.biased.khat < MEAN_EXISTS else "failed"
         # k-hat sees no region that samples reach too rarely; a histogram that the weights must move far hints at it,
         # and too few samples can show neither
-        return worst(verdict(self.biased), "reliable" if self.agree and self.enough else "warn")
+        return worst(verdict(self.biased), "biased" if not self.enough else "reliable" if self.agree else "warn")
 
 
 def judge(sampler: Sampler, batch: Batch) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from molgen.io import write_extxyz
 from molgen.report import ensemble_plots, fes_plots
 from molgen.reweight.barrier import Barrier
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.importance import RELIABLE_KHAT
+from molgen.reweight.importance import LEAST_DRAWS, RELIABLE_KHAT
 from molgen.run import Run
 from molgen.units import KJ_MOL, energy_unit
 from molgen.workflows.ensemble_run import ensemble_hash
@@ -68,6 +68,9 @@ def write_results(
         write_extxyz(run.path("samples.xyz"), frames)
     _write_pictures(run, ensemble, found, sampler, drawn, units)
     energy, tried = energy_unit(units), found.repair or found.tried
+    if not found.enough:
+        few = f"the surface without the bias rests on {found.effective:.0f} effective samples, fewer than {LEAST_DRAWS}"
+        unknown = [*unknown, few]
     figures = {
         "verdict": found.verdict,
         "verdict_unbiased": ensemble.verdict,
@@ -122,7 +125,7 @@ def _barrier_row(one: int, other: int, barrier: Barrier, energy: float, units: s
 def _write_pictures(
     run: Run, ensemble: Ensemble, found: Surfaces, sampler: Sampler, drawn: Ensemble, units: str
 ) -> None:
-    fes, energy, good = found.path, energy_unit(units), found.passed
+    fes, energy, good = found.path, energy_unit(units), found.passed and found.enough
     labels = [(basin.minimum, _label(basin, energy)) for basin in found.basins[:LABELLED] if basin.share > 1e-12]
     judged = f"k-hat {found.biased.khat:.2f} biased, {ensemble.diagnostics.khat:.2f} without bias"
     judged += "" if found.repair is None else "; repaired by sequential Monte Carlo"

@@ -128,7 +128,8 @@ def write_ensemble(
     save_float64: bool,
 ) -> None:
     """Write the ensemble, the pictures and the summary; then drop the work they were made of."""
-    title = f"{peptide.sequence}, {ensemble.temperature:g} K"
+    capped = f", {peptide.cap}" if peptide.cap else ""
+    title = f"{peptide.sequence}{capped}, {ensemble.temperature:g} K"
     ensemble.save(run, positions=save_float64)
     run.write_bytes("weights.png", ensemble_plots.weights(ensemble.log_weights, title=title, judged=ensemble.verdict))
     run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, title=title))

@@ -170,7 +170,8 @@ def _stages(
             search.best_with_relaxed_ends()  # may show that none is
     if search.best_verdict() not in ("intended", "unverified") and not search.out_of_time():
         if model is not None:
-            log("no guess of the model leads to the intended saddle: trying the sqrt-distance guess too")
+            saddle = "the intended saddle" if search.verifies else "a saddle"
+            log(f"no guess of the model leads to {saddle}: trying the sqrt-distance guess too")
         search.propose_sqrt_distance(samples if search.method is None else max(samples, PHYSICS_TRIES), seed)
         yield
         while search.best_verdict() != "intended" and search.advance():

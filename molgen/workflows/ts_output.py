@@ -70,6 +70,7 @@ def profile(result: TSResult, candidate: Candidate) -> bytes:
     ends = [_name(z, path[0]), _name(z, path[-1])]
     name = (result.reaction.name or "rearrangement").replace("->", "→")
     title = f"{ends[0]} → {ends[1]}" if ends[0] != ends[1] else f"{ends[0]}: {name}"
+    title += f" (charge {result.reaction.charge:+d})" if result.reaction.charge else ""
     mode = candidate.imaginary_frequency_cm
     parts = [candidate.verdict.replace("_", " ")]
     parts += [] if mode is None else [f"imaginary mode {abs(mode):.0f}i cm⁻¹"]
