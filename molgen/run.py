@@ -237,9 +237,13 @@ class Run:
                 remedy="put them back, or start afresh in another --out",
             )  # fmt: skip
         for key in {**before, **now}:
-            if before.get(key) != now.get(key):
+            was, is_now = before.get(key), now.get(key)
+            if was != is_now:
+                if isinstance(was, dict) and isinstance(is_now, dict):  # what differs alone
+                    same = {k for k in was if k in is_now and was[k] == is_now[k]}
+                    was, is_now = ({k: v for k, v in part.items() if k not in same} for part in (was, is_now))
                 raise InputError(
-                    f"cannot resume: '{key}' was {before.get(key)!r} and is now {now.get(key)!r}",
+                    f"cannot resume: '{key}' was {was!r} and is now {is_now!r}",
                     where=str(self.directory / MANIFEST),
                     expected="the settings of the earlier run",
                     remedy=f"set '{key}' back, or start afresh in another --out",

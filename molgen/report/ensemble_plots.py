@@ -184,8 +184,7 @@ def _weight_histogram(axes: Axes, relative: np.ndarray) -> None:
     below = int((relative < edges[0]).sum())
     if below:
         note = f"first bin: {below:,} at {edges[1]:.0f} or less"
-        behind = {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1.5}
-        axes.text(0.03, 0.9, note, fontsize=8, transform=axes.transAxes, bbox=behind)
+        axes.text(edges[2], 0.9, note, fontsize=8, transform=axes.get_xaxis_transform())  # beside the bar
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="ln(w / mean weight)", ylabel="samples")
 
