@@ -276,7 +276,7 @@ def test_moments_and_surface_of_the_run(trained: tuple[Ensemble, Sampler]):
         biased = replace(found.biased, khat=khat)
         judged = replace(found, biased=biased, disagreement={"histogram": histogram, "bias": 2.0})
         assert judged.agree is agree and judged.verdict == ("reliable" if agree else "warn")
-        assert replace(judged, effective=24.0).verdict == "warn"
+        assert replace(judged, effective=24.0).verdict == "biased"
     assert found.effective == pytest.approx(ensemble.diagnostics.ess * len(ensemble))
 
 
