@@ -19,7 +19,6 @@ reference`, in place of what the folder has. `SEQ.npz` holds, for run k of 0 and
 from __future__ import annotations
 
 import argparse
-import contextlib
 import multiprocessing
 import tempfile
 import time
@@ -117,8 +116,12 @@ def _longer(task: tuple[str, int, str, Path, float]) -> Path:
 
     path = folder / f"{sequence}-{seed}.npz"
     moves = moves_of(load_flow(weights), sequence, None, TEMPERATURES, seed)
-    with contextlib.suppress(_Over, CalculatorError):  # what blew up is no loss to the others
+    try:
         generate_md(sequence, path, LONGEST, seed=seed, moves=moves, save_seconds=5, progress=watch)
+    except _Over:
+        pass
+    except CalculatorError as error:  # no loss to the others
+        print(f"{sequence}, seed {seed}: {error}", flush=True)
     return path
 
 

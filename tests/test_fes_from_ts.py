@@ -215,6 +215,9 @@ def test_unusable_folders(folder: Path, tmp_path: Path) -> None:
     (folder / "path.xyz").write_text("2\n\nH 0 0 0\nH 0 0 1\n" * 3)
     with pytest.raises(InputError, match="not all of the atoms"):
         read_path(folder)
+    change(folder, "manifest.json", settings={"refine": False})
+    with pytest.raises(InputError, match=r"a guess, not refined\n(.*\n)*.*without --no-refine"):
+        read_path(folder)
     change(folder, "manifest.json", command="peptide")
     with pytest.raises(InputError, match="run of 'peptide'"):
         read_path(folder)

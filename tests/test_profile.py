@@ -155,6 +155,7 @@ def test_density_is_normalised_and_gaps_are_unknown():
     [
         ({"between": (1.0, -1.0)}, "low <= first < second"),
         ({"between": (-1.0, 2.0)}, "between -1 and 2 on -1.5 to 1.5"),
+        ({"limits": None, "between": (-1.0, 9.0)}, "between -1 and 9, where samples reach from -1"),
         ({"width": 0.0}, "a width above 0"),
         ({"between": 5}, "between: 5 given"),
         ({"limits": (4,)}, "limits: "),
