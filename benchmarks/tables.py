@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks.md, the README and the model card from benchmarks/results/*.json.
+"""Write the tables of docs/benchmarks.md and docs/experiments.md, the README and the model card from benchmarks/results/*.json.
 
     python benchmarks/tables.py
 
@@ -374,7 +374,7 @@ def main() -> None:
         sections |= {make.__name__: make(cv) for part, make in CV.items() if part in cv}
     everything = {file.name: json.loads(file.read_text()) for file in RESULTS.glob("*.json")}
     sections["targets"] = tables_targets.targets(everything)
-    for path in ("docs/benchmarks.md", "README.md", *CARDS):
+    for path in ("docs/benchmarks.md", "docs/experiments.md", "README.md", *CARDS):
         if (ROOT / path).exists():
             fill(ROOT / path, sections)
 
