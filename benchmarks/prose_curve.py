@@ -1,11 +1,11 @@
 """Prose's forward ESS against the sequences it learned from.
 
-    python benchmarks/prose_curve.py --data ../shared/data/peptides_md runs/md --exclude ../shared/data/peptides_md/HELDOUT.txt \
-        --val AY,PW,... [--sequences 10 40 160 0] --out DIR
+    python benchmarks/prose_curve.py --data MD... --exclude HELDOUT.txt --val AY,PW,... \
+        [--sequences 10 40 160 0] --out DIR
 
-Every row is a small flow (0.54 M parameters) trained from scratch by the same number of steps on the dynamics of so many
-sequences, nested random parts of all (0: all of them). The weights of a row are those with the highest forward ESS on
-the sequences of --val; "learned" are the same figures on as many of the sequences learned from.
+Every row is a small flow (0.54 M parameters) trained from scratch by the same number of steps on the dynamics of so
+many sequences, nested random parts of all (0: all of them). The weights of a row are those with the highest forward
+ESS on the sequences of --val; "learned" are the same figures on as many of the sequences learned from.
 Rows are kept in DIR; DIR/prose_curve.json holds all of them. Half an hour of a core a row.
 """
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks.md and docs/experiments.md, the README and the model card from benchmarks/results/*.json.
+"""Write the tables of docs, the README and the model cards from benchmarks/results/*.json.
 
     python benchmarks/tables.py
 

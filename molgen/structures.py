@@ -315,7 +315,8 @@ def _frame(lines: list[str], at: int, path: str) -> tuple[np.ndarray, np.ndarray
         number = at + 2 + k
         where, fields = f"{path}, line {number + 1}", lines[number].split()
         try:
-            positions[k] = [float(field) for field in fields[first : first + 3]]
+            x, y, z = fields[first : first + 3]
+            positions[k] = float(x), float(y), float(z)
             symbol = fields[element]
         except (ValueError, IndexError):
             raise InputError(

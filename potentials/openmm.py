@@ -9,13 +9,12 @@ from functools import cache
 
 from molgen.errors import CalculatorError, DependencyError, InputError
 from molgen.potentials.base import SamplewisePotential
-from molgen.units import KJ_MOL, NM
+from molgen.units import KJ_MOL, NM, ONE_4PI_EPS0
 
 # What "auto" tries, in this order. A dipeptide of 20 atoms (native GB) takes 0.08 ms on Reference, in double precision,
 # and 0.16 ms on CPU; 101 atoms take 0.78 and 0.54 ms.
 SMALL = 60  # particles up to which Reference is the fastest
 SMALL_PLATFORMS, PLATFORMS = ("Reference", "CPU", "CUDA"), ("CUDA", "CPU", "Reference")
-COULOMB = 138.93545764438198  # kJ/mol nm/e^2, OpenMM's ONE_4PI_EPS0
 OBC2_OFFSET = 0.009  # nm, the dielectric offset of Onufriev, Bashford, Case, Proteins 2004, 55, 383
 OBC2_TERM = "tanh(psi-0.8*psi^2+4.85*psi^3)"  # alpha, beta, gamma of model II of the same paper
 SURFACE_TERM = re.compile(r"^([\d.]+)\*\(radius\+0\.14\)\^2\*\(radius/B\)\^6")
@@ -158,7 +157,7 @@ def native_gbsa(system):
             remedy="use the system as it is, or create it without implicitSolventKappa",
         )
     surface = [float(match[1]) / (4 * math.pi) for match in map(SURFACE_TERM.match, terms) if match]
-    charge_scale = math.sqrt(float(re.findall(r"^-0\.5\*([\d.]+)", terms[0])[0]) / COULOMB)
+    charge_scale = math.sqrt(float(re.findall(r"^-0\.5\*([\d.]+)", terms[0])[0]) / ONE_4PI_EPS0)
 
     native = mm.GBSAOBCForce()
     native.setSolventDielectric(float(constants["solventDielectric"]))

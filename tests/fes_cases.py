@@ -124,5 +124,5 @@ def sides(ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
 def histogram_difference(ensemble: Ensemble, sampler: Sampler) -> float:
     """F(right) - F(left), kT, by the histogram that takes the samples to be those of the biased target."""
     histogram = surfaces(ensemble, sampler).histogram
-    right = histogram.centers[0] > wells().stationary_points()[1]
+    right = histogram.centres[0] > wells().stationary_points()[1]
     return float(np.log(histogram.probability[~right].sum() / histogram.probability[right].sum()))

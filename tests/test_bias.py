@@ -184,6 +184,15 @@ def test_cap():
     assert b.hills.round[-1] == 2
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_batch_that_lies_at_the_cap_adds_nothing(dims):
+    b, place = bias(dims, cap=0.05), points(1, dims, 0)
+    b.add(np.repeat(place, 100, axis=0), 1.0)
+    before = b.state()
+    b.add(np.repeat(place, 3, axis=0), 1.0)
+    assert np.array_equal(b.state()["grid"], before["grid"]) and b.rounds == 2
+
+
 def test_unusable_centres_are_skipped():
     b, clean = bias(2), bias(2)
     good = [[0.0, 2.0], [1.0, 6.0]]  # the ends of the grid count

@@ -18,6 +18,7 @@ from fes_cases import (
     X,
     four_atoms,
     histogram_difference,
+    run_wells,
     sampled,
     sides,
     tiny_sampler,
@@ -260,7 +261,7 @@ def test_moments_and_surface_of_the_run(trained: tuple[Ensemble, Sampler]):
     y2 = ensemble.expectation(ensemble.positions[:, 0, 1] ** 2)
     assert y2.value == pytest.approx(KT, abs=4 * y2.error) and y2.error < 0.15 * KT
     found = surfaces(ensemble, sampler)
-    x = found.path.centers[0]
+    x = found.path.centres[0]
     exact = wells()._along(x) / KT
     near = exact - exact.min() < 6
     apart = found.path.free_energy[near] / KT - (exact - exact.min())[near]
@@ -308,6 +309,36 @@ def test_energies_that_fail_now_and_then_cost_those_samples_only():
     lost = np.isneginf(ensemble.log_weights)
     assert dict(ensemble.validity) == {"rejected": int(lost.sum())} and lost.mean() == pytest.approx(0.25, abs=0.02)
     assert np.isnan(ensemble.energies[lost]).all() and np.isfinite(ensemble.energies[~lost]).all()
+
+
+def test_a_round_that_was_refused_counts_once_when_it_is_resumed(tmp_path):
+    """The calculator is out of order in round 2; the resumed run is the one without the fault."""
+    settings = replace(SMALL, samples=30, repair="never")
+    settings = replace(settings, sampler=replace(settings.sampler, rounds=4, learn=2, pretrain=5, draws=40))
+
+    class Flaky(Faulty):
+        """Fails in the `fault`-th round."""
+
+        def __init__(self, fault: int = 0):
+            super().__init__(8)
+            self.fault = fault
+
+        def _evaluate(self, positions, forces):
+            energy, force = super()._evaluate(positions, forces)
+            self.fault -= len(positions) == 40
+            return (energy if self.fault or len(positions) != 40 else np.full(40, np.nan)), force
+
+    def run(potential, folder, **options):
+        return run_wells(potential=potential, settings=settings, out=folder, **options)[1]
+
+    whole = run(Flaky(), tmp_path / "whole")
+    with pytest.raises(CalculatorError, match="40 of 40 samples were rejected") as error:
+        run(Flaky(2), tmp_path / "cut")
+    assert error.value.where == "round 2"
+    resumed = run(Flaky(), tmp_path / "cut", resume=True)
+    assert resumed["rejections"] == whole["rejections"] != {}
+    assert resumed["ensemble_hash"] == whole["ensemble_hash"]
+    assert resumed["energy_calls"] == whole["energy_calls"] + 40  # those were asked for
 
 
 def test_pair_controller_is_what_four_atoms_get():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -18,9 +19,14 @@ from typer.testing import CliRunner
 from molgen.cli import main
 from molgen.cli.data import _yield
 from molgen.data.reactions import read_column, save_npz
-from molgen.errors import InputError
-from molgen.workflows.reaction_attempt import VERIFIED
-from molgen.workflows.searches import search_plan
+from molgen.data.sources import SourceMolecule
+from molgen.errors import CalculatorError, InputError
+from molgen.run import Run
+from molgen.workflows.reaction_attempt import VERIFIED, Plan
+from molgen.workflows.reaction_tools import CALCULATOR_FAILED
+from molgen.workflows.reactions import find_reactions
+from molgen.workflows.search_attempt import OVERLAPPING, SearchPlan
+from molgen.workflows.searches import search_all, search_plan
 
 runner = CliRunner()
 
@@ -131,6 +137,51 @@ def test_a_calculator_that_fails_later_is_not_broken(tmp_path):
     records = (tmp_path / "out" / "attempts.jsonl").read_text().splitlines()
     assert result.exit_code in (2, 3) and len(records) == 12
     assert any("RuntimeError: SCF not converged" in record for record in records)
+
+
+class OneOfThree:
+    """A worker whose first attempt finds a reaction; those that are under way beside it fail."""
+
+    def __init__(self, plan: Plan):
+        pass
+
+    def __call__(self, index: int) -> dict:
+        time.sleep(1.5 if index else 0.5)
+        if index:
+            return {"attempt": index, "outcome": CALCULATOR_FAILED, "cause": "no SCF", "calls": {}, "seconds": 1.5}
+        ends = [[[0, 0, 0], [x, 0, 0], [3.5, 0, 0]] for x in (0.74, 1.2, 2.76)]
+        return {
+            "attempt": 0, "outcome": "intended", "z": [1, 1, 1], "charge": 0, "spin": 1, "r": ends[0], "ts": ends[1],
+            "p": ends[2], "energies": [0.0, 0.4, 0.0], "imaginary_cm": -1000.0, "source": "H3", "guess": "sqrt",
+            "step": "x", "kind": "k", "calls": {"saddle": 5}, "seconds": 0.5,
+        }  # fmt: skip
+
+
+def test_attempts_beyond_the_count_that_fail_are_no_error(tmp_path):
+    plan = Plan([SourceMolecule(np.array([1, 1, 1]), np.eye(3), 0, 1, "H3")], frozenset(), guesses=("sqrt",))
+    with Run(tmp_path / "out", "data reactions", {}) as run:
+        search = find_reactions(plan, run, count=1, workers=3, work=OneOfThree)
+    assert len(search.found) == 1
+
+
+class NoAnswer:
+    """A worker whose first guess overlaps; the calculator fails on all others."""
+
+    def __init__(self, plan: SearchPlan):
+        pass
+
+    def __call__(self, row: int) -> dict:
+        found = {"index": row, "split": "val", "points": [], "near_lost": 0, "seconds": 0.1}
+        if row == 0:
+            return {**found, "outcome": OVERLAPPING, "calls": {"search": 0}}
+        return {**found, "outcome": CALCULATOR_FAILED, "cause": "no such executable", "calls": {"search": 1}}
+
+
+def test_guesses_that_overlap_have_not_asked_the_calculator(tmp_path):
+    reactions = dict.fromkeys(range(6), built_in()[0])
+    plan = SearchPlan(reactions, dict.fromkeys(reactions, "val"))
+    with Run(tmp_path / "out", "data searches", {}) as run, pytest.raises(CalculatorError, match="attempt, 5 of them"):
+        search_all(plan, run, digest="", workers=1, work=NoAnswer)
 
 
 def test_the_report_counts_every_attempt_once(tmp_path):

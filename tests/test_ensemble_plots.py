@@ -159,7 +159,7 @@ def test_curve(drawn):
     assert axes.get_xlim() == pytest.approx((-180, 180))
     x, y = axes.lines[0].get_data()
     known = np.isfinite(fes.free_energy)
-    assert x == pytest.approx(np.degrees(fes.centers[0]))
+    assert x == pytest.approx(np.degrees(fes.centres[0]))
     assert y[known] == pytest.approx(fes.free_energy[known] / KJ_MOL) and np.isnan(y[~known]).all()
     band = axes.collections[0].get_paths()[0].vertices
     assert band[:, 1].max() <= (fes.free_energy + fes.error)[known].max() / KJ_MOL + 1e-9

@@ -28,6 +28,7 @@ from molgen.units import KB, KCAL_MOL, PLANCK
 from molgen.variables import evaluate
 from molgen.workflows.fes import FesSettings, Problem
 from molgen.workflows.fes_from_ts import ReactionPath, barrier_of, even_path, fes_from_ts, read_path
+from molgen.workflows.fes_settings import default_settings
 
 T, MASS = 300.0, 2.0
 
@@ -238,6 +239,12 @@ def tiny(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ensemble, barrier = fes_from_ts(finished, T, settings=quick, out=out)
     assert len(ensemble) > 200 and 0 < barrier.place < 1
     return out
+
+
+def test_fewer_frames_than_the_path_has(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="frames = 12") as error:
+        fes_from_ts(finished, T, settings=replace(default_settings("cartesian"), frames=12), out=tmp_path / "out")
+    assert error.value.expected == "at least 13" and not (tmp_path / "out").exists()
 
 
 def test_a_tiny_run(finished: Path, tiny: Path) -> None:

@@ -32,8 +32,8 @@ def test_double_well_surface():
     x = rng.uniform(-1.8, 1.8, 40000)
     log_w = -well._along(x) / KT
     found = surface([CollectiveVariable("x", x, "A")], log_w, bins=60)
-    (centers,) = found.centers
-    exact = well._along(centers)
+    (centres,) = found.centres
+    exact = well._along(centres)
     low = exact - exact.min() < 8 * KT
     deviation = found.free_energy - exact
     assert np.std(deviation[low]) < 0.08 * KT
@@ -49,12 +49,12 @@ def test_mueller_brown_surface_in_two_dimensions():
     log_w = -system.surface(*xy.T) / KT
     cvs = [CollectiveVariable("x", xy[:, 0]), CollectiveVariable("y", xy[:, 1])]
     found = surface(cvs, log_w, bins=(54, 48), ranges=[(-1.5, 1.2), (-0.4, 2.0)])
-    exact = system.surface(*np.meshgrid(*found.centers, indexing="ij"))
+    exact = system.surface(*np.meshgrid(*found.centres, indexing="ij"))
     low = exact - exact.min() < 5 * KT
     assert found.free_energy.shape == (54, 48)
     assert np.std((found.free_energy - exact)[low]) < 0.2 * KT
     marginal = surface(cvs[:1], log_w, bins=54, ranges=[(-1.5, 1.2)])
-    exact = system.free_energy(marginal.centers[0], T)
+    exact = system.free_energy(marginal.centres[0], T)
     low = exact - exact.min() < 5 * KT
     assert np.std((marginal.free_energy - exact)[low]) < 0.05 * KT
 

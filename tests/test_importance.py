@@ -279,7 +279,7 @@ def test_forward_ess():
     log_w = LOG_Z - x**2 / 2 + x**2 / (2 * width**2) + np.log(width)
     assert forward_ess(log_w, LOG_Z) == pytest.approx(gaussian_ess(width), rel=0.02)
     assert forward_ess(log_w) == pytest.approx(gaussian_ess(width), rel=0.05)
-    assert forward_ess(np.append(log_w, np.inf)) == 0.0
+    assert forward_ess(np.append(log_w, np.inf)) == forward_ess([np.inf]) == 0.0
     with pytest.raises(InputError, match="NaN"):
         forward_ess([np.nan])
 

@@ -163,14 +163,14 @@ def test_one_inverted_centre_has_no_density(molecule: str) -> None:
     layout = layout_of(molecule)
     z, p = layout.z, layout.peptide
     q = to_internal(z, canonical(z, real(molecule)[:, layout.order]))
-    tetrahedral = {int(z.references[i, 2]) for i in layout.narrow.tolist() if abs(math.sin(z.center[i])) > 0.1}
+    tetrahedral = {int(z.references[i, 2]) for i in layout.narrow.tolist() if abs(math.sin(z.centre[i])) > 0.1}
     chiral = set()
     for c in tetrahedral:
         atom = z.order[c]
         residue = p.residue_names[p.residue_index[atom]]
         mirrored = q.clone()
         for i in (i for i in layout.narrow.tolist() if z.references[i, 2] == c):
-            mirrored[:, i, 2] = -q[:, i, 2] - 2 * float(z.center[i])
+            mirrored[:, i, 2] = -q[:, i, 2] - 2 * float(z.centre[i])
         x = to_cartesian(z, mirrored)[:, torch.from_numpy(z.rank)]
         if p.names[atom] == "CA" and residue != "GLY" or p.names[atom] == "CB" and residue in ("ILE", "THR"):
             chiral.add(f"{residue} {p.names[atom]}")

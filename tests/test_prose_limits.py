@@ -57,7 +57,7 @@ def test_the_window_of_a_torsion_is_where_the_ring_can_be_closed(kind: str, name
     assert (low > -wide).all() and (high < wide).all(), "cut by the ring"
     a, b, c = (x[:, k] for k in z.references[last])
     for phi in torch.linspace(-float(wide), float(wide), 400, dtype=torch.float64):
-        turned = place(a, b, c, q[:, last, 0], q[:, last, 1], (phi + float(z.center[last])).expand(len(x)))
+        turned = place(a, b, c, q[:, last, 0], q[:, last, 1], (phi + float(z.centre[last])).expand(len(x)))
         gap = (turned - x[:, end]).norm(dim=-1)
         near = (phi - low).abs().minimum((phi - high).abs()) < 1e-3
         assert (((phi > low) & (phi < high)) == (gap < limits.gap[last, 1]))[~near].all()

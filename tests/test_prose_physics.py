@@ -193,7 +193,7 @@ def completed_energy(layout: Layout, terms: Terms, x: Tensor, i: int, steps: lis
     r, second, phi = (
         float(ideal[i]) + step * float(scale)
         for ideal, step, scale in zip(
-            (layout.r0, layout.theta0, layout.z.center), steps, layout.scale[i].tolist(), strict=True
+            (layout.r0, layout.theta0, layout.z.centre), steps, layout.scale[i].tolist(), strict=True
         )
     )
     r, theta, phi = (torch.full((len(x),), v, dtype=torch.float64) for v in (r, second, phi))
@@ -269,7 +269,7 @@ def turned(layout: Layout, rotor: Rotor, x: Tensor) -> np.ndarray:
         r, theta = (t[k].expand(y.shape[:2]) for t in (layout.r0, layout.theta0))
         if layout.z.closes[k]:
             theta = closing_angle(r, theta, (b - c).norm(dim=-1))
-        phi = knots if k == rotor.rank else torch.full_like(knots, float(layout.z.center[k]))
+        phi = knots if k == rotor.rank else torch.full_like(knots, float(layout.z.centre[k]))
         y[:, :, k] = place(a, b, c, r, theta, phi.expand(y.shape[:2]))
     return y.numpy()
 

@@ -109,6 +109,11 @@ def test_isotopes_of_a_given_hessian(water):
     assert again.frequencies_cm == pytest.approx(modes.frequencies_cm)
 
 
+def test_a_single_atom_has_no_modes():
+    modes = normal_modes(XtbPotential([2]), np.zeros((1, 3)))
+    assert modes.frequencies_cm.shape == (0,) and modes.vectors.shape == (0, 1, 3) and modes.hessian.shape == (3, 3)
+
+
 def test_a_failing_calculator_reports_its_reason(water):
     potential, x = water
     failing = Failing(potential, 2)

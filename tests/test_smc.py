@@ -200,7 +200,7 @@ def test_resume_from_any_stage_ends_in_the_same_bits():
     assert not np.array_equal(other.positions, top.positions)
 
 
-@pytest.mark.parametrize("ladder", [(0.5, 0.2, 1.0), (0.5,), (0.0, 1.0), (0.5, 0.5, 1.0)])
+@pytest.mark.parametrize("ladder", [(), (0.5, 0.2, 1.0), (0.5,), (0.0, 1.0), (0.5, 0.5, 1.0)])
 def test_ladders_that_are_none(ladder):
     population, densities = hot_population(20, 1)
     with pytest.raises(InputError, match="ascending numbers above 0, the last one 1"):

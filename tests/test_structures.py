@@ -27,6 +27,13 @@ def test_blank_lines_around_frames_are_passed_over(tmp_path: Path) -> None:
     assert [x[1, 2] for _, x, _ in frames] == [0.74, 0.9]
 
 
+@pytest.mark.parametrize("line", ["H 0.5", "H 0.5 0.1", "H", "H a b c"])
+def test_lines_that_are_no_atoms(line: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"'{line}' is not an atom") as error:
+        parsed(tmp_path, f"2\n\n{line}\nH 0 0 0\n")
+    assert error.value.where.endswith("a.xyz, line 3")
+
+
 def test_deuterium_is_hydrogen(tmp_path: Path) -> None:
     assert parsed(tmp_path, H2.format("", "D", 0.74)).numbers.tolist() == [1, 1]
 

@@ -198,6 +198,19 @@ def test_how_often_to_save_may_change_on_resume(tmp_path: Path, uninterrupted: P
     assert state(tmp_path) == state(uninterrupted)
 
 
+def test_a_resumed_run_saves_when_it_is_time_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after its first step, because the part before took longer than the interval."""
+    first = trainer(tmp_path, Regression(stop_at=9), checkpoint_seconds=0.0)
+    first.elapsed = 500.0
+    with pytest.raises(Killed):
+        first.run()
+    saved, again = [], trainer(tmp_path, checkpoint_seconds=60.0)
+    save = again._save
+    monkeypatch.setattr(again, "_save", lambda: (saved.append(again.step), save())[1])
+    again.run(resume=True)
+    assert saved == [STEPS]
+
+
 def test_it_learns(tmp_path: Path) -> None:
     """The regression is solved to 5 % of the variance, and the model then holds the average that scored."""
     task = Regression()

@@ -136,7 +136,7 @@ def test_surfaces_read_back(finished: tuple[Path, Ensemble, dict]):
     for name, free, error in (("fes.dat", expected.free_energy, expected.error),):
         fields, sets, rows = read_table(out / name)
         assert fields == ["x", "file.free", "error"] and sets["units_energy"] == "kJ/mol" and sets["unit_x"] == "A"
-        assert rows[:, 0] == pytest.approx(expected.centers[0])
+        assert rows[:, 0] == pytest.approx(expected.centres[0])
         assert rows[:, 1] * KJ_MOL == pytest.approx(free, abs=1e-9) and rows[:, 2] * KJ_MOL == pytest.approx(error)
     histogram = read_plumed(out / "fes_histogram.dat")["file.free"]
     assert len(histogram) == 44 and histogram.min() == 0 and not np.allclose(histogram, rows[:, 1])

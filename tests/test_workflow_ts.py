@@ -321,3 +321,37 @@ def test_a_saddle_of_higher_order_is_left_along_its_second_mode(rdb7_path: Path)
     assert candidate.refine_calls > plain.gradient_calls
     search.propose_sqrt_distance(1, seed=0)  # the same guess again is not refined again
     assert search.advance() is False and search.rejections["same guess as an earlier one"] == 1
+
+
+def test_a_guess_that_ran_out_of_calls_hides_no_saddle(
+    hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first search is cut short beside the saddle, which the second one then finds."""
+    limits = iter([7])
+
+    def cut(*arguments: Any, **options: Any) -> Any:
+        return refine(*arguments, **{**options, "max_calls": next(limits, options["max_calls"])})
+
+    monkeypatch.setattr("molgen.workflows.ts_search.refine", cut)
+    monkeypatch.setattr("molgen.workflows.ts_search.SAME_ENERGY", np.inf)
+    monkeypatch.setattr("molgen.workflows.ts_search.SAME_RMSD", 10.0)
+    result = hcn()
+    assert result.verified and result.best.sample == 1
+    assert [c.verdict for c in result.candidates] == ["intended", "not_a_saddle"]
+
+
+def test_numbers_that_cannot_be_diagonalised_fail_one_guess(
+    hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = iter([True])
+
+    def once(*arguments: Any, **options: Any) -> Any:
+        if next(broken, False):
+            raise np.linalg.LinAlgError("Eigenvalues did not converge")
+        return refine(*arguments, **options)
+
+    monkeypatch.setattr("molgen.workflows.ts_search.refine", once)
+    result = hcn()
+    assert result.verified and result.rejections["numerical failure"] == 1
+    failed = next(c for c in result.candidates if c.verdict == "failed")
+    assert failed.reason == "Eigenvalues did not converge"

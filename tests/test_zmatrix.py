@@ -118,8 +118,8 @@ def test_every_atom_is_placed_once_and_from_placed_atoms(kind: str) -> None:
             coordinates += [(i if z.closes[i] else c, b)] if i > 1 else []
             assert all(frozenset(z.order[[*pair]].tolist()) in bonds for pair in coordinates)
         assert z.closes.sum() == RINGS.get(kind, 0) * copies
-        assert set(np.round(np.degrees(z.center[z.fold == 0])).astype(int)) <= {0, 120, -120, 180}
-        assert not z.center[z.fold > 0].any()
+        assert set(np.round(np.degrees(z.centre[z.fold == 0])).astype(int)) <= {0, 120, -120, 180}
+        assert not z.centre[z.fold > 0].any()
 
 
 def test_backbone_first_then_side_chains_then_rotors_of_hydrogens() -> None:
@@ -212,7 +212,7 @@ def test_angles_and_dihedrals_have_the_usual_signs() -> None:
     ranks = np.arange(3, len(z))
     plain = ranks[~z.closes[3:]]
     dihedrals = mdtraj.compute_dihedrals(frames, np.column_stack([z.references[ranks], ranks]), periodic=False)
-    assert wrapped(torch.from_numpy(dihedrals - z.center[ranks]) - q[:, ranks, 2]).abs().max() < 1e-4
+    assert wrapped(torch.from_numpy(dihedrals - z.centre[ranks]) - q[:, ranks, 2]).abs().max() < 1e-4
     angles = mdtraj.compute_angles(frames, np.column_stack([z.references[plain, 1:], plain]), periodic=False)
     assert np.abs(angles - q[:, plain, 1].numpy()).max() < 1e-4
     closing = np.flatnonzero(z.closes)

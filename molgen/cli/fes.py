@@ -308,11 +308,10 @@ def _settings(o: Options, cvs: list[str], system: Any) -> Any:
 
 def _scales(cvs: list[str], molecule: Molecule) -> list[float]:
     """What a number on the command line is multiplied by, for each collective variable: degrees become radians."""
-    from math import pi
-
+    from molgen.units import shown
     from molgen.variables import parse_cv
 
-    return [pi / 180 if parse_cv(text, molecule).unit == "rad" else 1.0 for text in cvs]
+    return [1 / shown(parse_cv(text, molecule).unit)[0] for text in cvs]
 
 
 def _ranges(texts: list[str] | None, cvs: list[str], molecule: Molecule) -> list[tuple[float, float] | None] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
     """A run in words: basins with their free energies, how good the weights are, what it cost, where it is."""
     from molgen.reweight.estimate import doubt
     from molgen.reweight.importance import LEAST_DRAWS
+    from molgen.units import shown_value
 
     gate, weights = summary["gate"], summary["weights"]
     enough = weights["ess"] * weights["n"] >= LEAST_DRAWS
@@ -37,7 +37,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
             )
         )
     for row in summary["results"]:
-        place = ", ".join(_place(value, axis) for value, axis in zip(row["minimum"], summary["axes"], strict=True))
+        place = ", ".join(shown_value(value, axis) for value, axis in zip(row["minimum"], summary["axes"], strict=True))
         if row["error"] == 0 and row["value"] == 0:
             said = "" if row["reliable"] else f" ({doubt(row['khat'], False)})"
             rows.append((row["name"], f"0, the deepest, at ({place}){said}"))
@@ -45,7 +45,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
         rows.append((row["name"], f"{_estimated(row)} at ({place})"))
     for row in summary.get("barriers", []):
         one, other = row["basins"]
-        where = f", top of the profile, at {_place(row['place'], summary['axes'][0])}, above its minimum"
+        where = f", top of the profile, at {shown_value(row['place'], summary['axes'][0])}, above its minimum"
         rows += [(f"barrier {a} to {b}", _estimated(row[side]) + where)
                  for a, b, side in ((one, other, "forward"), (other, one, "reverse"))]  # fmt: skip
     for name, row in summary.get("barrier", {}).items():
@@ -57,11 +57,6 @@ def report(summary: dict[str, Any], out: Path) -> str:
     rows.append(("cost", cost))
     rows.append(("files", common.written(out)))
     return "\n".join(f"{name:<16} {text}" for name, text in rows)
-
-
-def _place(value: float, unit: str) -> str:
-    """A value of a collective variable, angles in degrees, as they are given."""
-    return f"{math.degrees(value):.1f} degrees" if unit == "rad" else f"{value:.2f} {unit}".rstrip()
 
 
 def _estimated(row: dict[str, Any]) -> str:

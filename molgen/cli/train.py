@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from molgen.run import Run
 
 app = typer.Typer(help="Train a model.", no_args_is_help=True)
-TimeBudget = Annotated[
+TrainingTime = Annotated[
     str | None, typer.Option("--time-budget", help="Training time, such as 30m; default 2h (correction: 1h).")
 ]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Train by steps instead of by time.")]
@@ -63,7 +63,7 @@ def train_ts(
     config: Annotated[
         str | None, typer.Option("--config", help="Size of a new network: small (default) or base.")
     ] = None,
-    time_budget: TimeBudget = None,
+    time_budget: TrainingTime = None,
     steps: Steps = None,
     init: Init = None,
     train_split: TrainSplit = "train",
@@ -123,7 +123,7 @@ def train_correction(
     out: common.Out = Path("runs/train-correction"),
     init: Init = None,
     level: Annotated[str, typer.Option("--level", help="Of the data, as corrected structures shall name it.")] = "",
-    time_budget: TimeBudget = None,
+    time_budget: TrainingTime = None,
     steps: Steps = None,
     train_split: TrainSplit = "train",
     val_split: ValSplit = "val",
@@ -183,7 +183,7 @@ def train_prose(
         float | None, typer.Option("--val-share", help="Without --val: a share drawn at random; default 0.05.")
     ] = None,
     config: Annotated[str | None, typer.Option("--config", help="Size of a new flow: small (default) or base.")] = None,
-    time_budget: TimeBudget = None,
+    time_budget: TrainingTime = None,
     steps: Steps = None,
     init: Init = None,
     layers: Annotated[

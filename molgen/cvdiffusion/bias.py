@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from molgen.errors import InputError
+from molgen.reweight.free_energy import wrapped
 from molgen.units import KB
 
 _BATCH = 256  # hills that see each other exactly before they reach the grid; bounds memory, in 3-D above all
@@ -54,11 +55,7 @@ class Axis:
 
     def wrapped(self, values: np.ndarray) -> np.ndarray:
         """Values of a periodic axis moved into [low, high); others as they are."""
-        if self.period is None:
-            return values
-        shifted = np.mod(values - self.low, self.period)
-        inside = (values >= self.low) & (values < self.high)  # these stay bit for bit
-        return np.where(inside, values, self.low + np.where(shifted >= self.period, 0.0, shifted))
+        return values if self.period is None else wrapped(values, self.low, self.period)
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,6 +240,8 @@ class WellTemperedBias:
 
     def _record(self, s: np.ndarray, heights: np.ndarray) -> None:
         """Add the Gaussians to the grid and to the hills."""
+        if not len(s):  # all of a batch lies at the cap
+            return
         product = heights[:, None]
         for d, axis in enumerate(self.axes[:-1]):
             product = (product[:, :, None] * self._profile(axis, s, d)[:, None, :]).reshape(len(s), -1)

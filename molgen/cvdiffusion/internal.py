@@ -63,7 +63,7 @@ def tree_zmatrix(numbers: np.ndarray, bonds: np.ndarray, start: np.ndarray, fixe
     rank = {atom: k for k, atom in enumerate(order)}
     classes = atom_classes(numbers, np.asarray(bonds))[-1]
     rings = nx.cycle_basis(graph)
-    references, fold, center = np.full((len(order), 3), -1), np.zeros(len(order), dtype=int), np.zeros(len(order))
+    references, fold, centre = np.full((len(order), 3), -1), np.zeros(len(order), dtype=int), np.zeros(len(order))
     references[1, 2], references[2, 1:] = 0, (0, 1)
     eldest: dict[int, int] = {first[1]: first[2]}  # the first substituent of a centre
     for k, atom in enumerate(order[3:], start=3):
@@ -71,19 +71,19 @@ def tree_zmatrix(numbers: np.ndarray, bonds: np.ndarray, start: np.ndarray, fixe
         b = parent[c] if c != first[0] else first[1]
         if c in eldest:
             a = eldest[c]
-            center[k] = _dihedral(start, a, b, c, atom)
+            centre[k] = _dihedral(start, a, b, c, atom)
         else:
             a = next(n for n in sorted(graph[b], key=rank.__getitem__) if n != c)
             eldest[c] = atom
             if any(b in ring and c in ring for ring in rings):
-                center[k] = _dihedral(start, a, b, c, atom)
+                centre[k] = _dihedral(start, a, b, c, atom)
             else:
                 mates = [n for n in graph[c] if n != b]
                 equal = len({classes[n] for n in mates}) == 1 and all(len(graph[n]) == 1 for n in mates)
                 around = [_dihedral(start, a, b, c, n) for n in mates]
                 fold[k] = len(mates) if equal and not set(mates) & set(fixed) and _spaced(around) else 1
         references[k] = rank[a], rank[b], rank[c]
-    z = ZMatrix(np.array(order), references, np.zeros(len(order), dtype=bool), fold, center)
+    z = ZMatrix(np.array(order), references, np.zeros(len(order), dtype=bool), fold, centre)
     _refuse_lines(z, start)
     return z
 
@@ -110,7 +110,7 @@ class InternalSpace(Space):
         self.broad = (self.columns == 2) & (fold > 0)
         self.periods = torch.where(self.broad, 2 * math.pi / fold.clamp(min=1).double(), 0.0).numpy()
         groups = [_equal(z, int(r)) for r in self.rows[self.broad]]
-        self.equal = [sorted(group, key=lambda r: z.center[r] % (2 * math.pi)) for group in groups if len(group) > 1]
+        self.equal = [sorted(group, key=lambda r: z.centre[r] % (2 * math.pi)) for group in groups if len(group) > 1]
         self._mates = [group[1:] for group in groups]
         self.whiten = torch.linalg.inv(unwhiten)
         self.log_scale = float(torch.linalg.slogdet(unwhiten)[1])
@@ -202,7 +202,7 @@ class InternalSpace(Space):
         q[:, self.rows, self.columns] = y @ self.unwhiten + self.mean
         for own, period, mates in zip(y[:, self.broad].T, self.periods[self.broad], self._mates, strict=True):
             around = own[:, None] + torch.cat([y.new_zeros(len(y), 1), q[:, mates, 2]], 1)
-            around = around + torch.from_numpy(np.append(0.0, self.z.center[mates]))
+            around = around + torch.from_numpy(np.append(0.0, self.z.centre[mates]))
             others = around - 2 * math.pi * (around.detach() / (2 * math.pi)).round()
             logs = -2 * ((others[..., None] + turns) / period).square()
             total = total - 2 * (own / period).square() - torch.logsumexp(logs, (1, 2))

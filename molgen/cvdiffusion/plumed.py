@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.errors import InputError
+from molgen.reweight.free_energy import wrapped
 from molgen.units import KJ_MOL
 
 COLUMNS: tuple[str, ...] = ("bias", "energy", "logweight")  # of the COLVAR of a run, beside its variables
@@ -129,7 +130,7 @@ def check_names(bias: WellTemperedBias) -> None:
     """Refuse collective variables whose names clash in the files, before a run has cost anything.
 
     Raises:
-        InputError: names the clash.
+        InputError: the names that clash.
     """
     names, units, periods = zip(*((a.name, a.unit, a.period) for a in bias.axes), strict=True)
     colvar_text(names, units, periods, np.zeros((0, len(names))), dict.fromkeys(COLUMNS, np.zeros(0)))
@@ -179,7 +180,7 @@ def _periodic(
     for d, (name, period) in enumerate(zip(fields, periods, strict=True)):
         if period is not None:
             sets += [(f"min_{name}", _end(-period / 2)), (f"max_{name}", _end(period / 2))]
-            moved[:, d] -= period * np.floor(moved[:, d] / period + 0.5)
+            moved[:, d] = wrapped(moved[:, d], -period / 2, period)
     return moved, sets
 
 

@@ -176,10 +176,10 @@ class Sampler:
             self.controller, self.schedule, self.variances, self.target.space, s.draws, self.seed, TRAJECTORIES,
             self.number,
         )  # fmt: skip
-        before = sum(self.target.rejections[reason] for reason in FREE)
+        earlier = self.target.rejections.copy()
         batch = self.target.evaluate(found.points, found.log_path, self.number)
         accepted = batch.accepted
-        costly = s.draws - accepted.sum() - sum(self.target.rejections[reason] for reason in FREE) + before
+        costly = s.draws - accepted.sum() - sum(self.target.rejections[reason] - earlier[reason] for reason in FREE)
         if costly > 0.5 * s.draws or accepted.sum() < LEAST_ACCEPTED * s.draws:
             calculator = "a calculator that converges: check charge and spin first"
             remedies = ["walls that keep the molecule together", "more or better starting structures"]
@@ -187,6 +187,8 @@ class Sampler:
             failed = costly > 0.5 * s.draws and max(paid, key=lambda reason: paid[reason]) == "no energy"
             remedies.insert(0 if failed else 2, calculator)
             reasons = ", ".join(f"{count} x {reason}" for reason, count in self.target.rejections.most_common())
+            self.target.rejections.clear()
+            self.target.rejections.update(earlier)  # a resume draws this round again, and counts it then
             raise CalculatorError(
                 f"{s.draws - accepted.sum()} of {s.draws} samples were rejected ({reasons} so far)",
                 where=f"round {self.number}",

@@ -57,13 +57,13 @@ def starting_frames(
             grown = atoms.get_potential_energy() - relaxed
         except Failed as error:
             raise CalculatorError(
-                f"the calculator fails in the first picosecond: {error}",
+                f"the calculator fails in the short simulation it begins with: {error}",
                 where=f"starting structure {index}",
                 remedy="relax the structure, or check charge and spin",
             ) from error
         if grown > EXPLODED * len(atoms) * units.kB * temperature:
             raise CalculatorError(
-                f"the energy rose by {grown:.4g} eV in the first picosecond",
+                f"the energy rose by {grown:.4g} eV in the short simulation it begins with",
                 where=f"starting structure {index}",
                 expected="a structure near a minimum",
                 remedy="relax it with the same calculator first",

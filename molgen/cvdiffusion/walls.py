@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from molgen.errors import InputError
-from molgen.units import KB
+from molgen.units import KB, shown
 from molgen.variables import CV, Molecule, evaluate, parse_cv
 
 STIFFNESS = {"A": 20.0, "rad": 5.0, "": 20.0}  # eV/unit^2, where none is given
@@ -103,7 +103,8 @@ def check_walls(walls: Sequence[Wall], positions: np.ndarray) -> None:
         energy = float(wall_energy([wall], start)[0][0])
         if energy <= _EXCLUDED:
             continue
-        scale, unit = (180 / math.pi, " degrees") if wall.cv.unit == "rad" else (1.0, f" {wall.cv.unit}".rstrip())
+        scale, unit = shown(wall.cv.unit)
+        unit = f" {unit}".rstrip()
         value = float(evaluate([wall.cv], start)[0][0, 0])
         side = "<" if wall.above else ">"
         raise InputError(

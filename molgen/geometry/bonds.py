@@ -98,8 +98,9 @@ def compare_bonds(before: np.ndarray, after: np.ndarray) -> BondChanges:
 def atom_classes(numbers, bonds: np.ndarray, rounds: int | None = None) -> list[list[int]]:
     """Colours of the atoms after 0, 1, ... rounds of neighbourhood refinement; equal colour = same surroundings.
 
-    The colours are comparable between molecules within a process. Without `rounds` the refinement runs until it
-    splits no further class. Source: Morgan, J. Chem. Doc. 5, 107 (1965); Weisfeiler & Leman (1968).
+    The colours are comparable between molecules, as long as the version of Python is one. Without `rounds` the
+    refinement runs until it splits no further class. Source: Morgan, J. Chem. Doc. 5, 107 (1965); Weisfeiler and
+    Leman (1968).
     """
     neighbours = [np.flatnonzero(row).tolist() for row in bonds]
     history = [[int(z) for z in numbers]]

@@ -27,9 +27,9 @@ class ZMatrix:
         order: (N,) atom index of each rank.
         references: (N, 3) ranks of A, B, C; -1 where there is none (the first three atoms).
         closes: (N,) true where r2 = |XB| takes the place of theta.
-        fold: (N,) 0 for a narrow dihedral around `center`, else m: a broad one, of density periodic in 2 pi / m (m
+        fold: (N,) 0 for a narrow dihedral around `centre`, else m: a broad one, of density periodic in 2 pi / m (m
             equal substituents on the centre).
-        center: (N,) radians, where a narrow dihedral lies.
+        centre: (N,) radians, where a narrow dihedral lies.
         swaps: (rank to look at, ranks of one substituent, ranks of an equivalent one): hydrogens of a CH2, or the
             methyl groups of valine and leucine, which trade places where the dihedral is on the wrong side.
     """
@@ -38,7 +38,7 @@ class ZMatrix:
     references: np.ndarray
     closes: np.ndarray
     fold: np.ndarray
-    center: np.ndarray
+    centre: np.ndarray
     swaps: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...] = ()
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ def wrapped(angle: Tensor) -> Tensor:
 
 
 def to_internal(z: ZMatrix, x: Tensor) -> Tensor:
-    """(B, N, 3) by rank: r (Angstrom), theta (radians; r2 where a ring closes) and phi (radians, minus `center`).
+    """(B, N, 3) by rank: r (Angstrom), theta (radians; r2 where a ring closes) and phi (radians, minus `centre`).
 
     What the first three atoms lack is 0.
 
@@ -85,7 +85,7 @@ def to_internal(z: ZMatrix, x: Tensor) -> Tensor:
     theta = torch.atan2(torch.linalg.cross(back, bond).norm(dim=-1), (back * bond).sum(-1))
     closes = torch.from_numpy(z.closes).to(x.device)
     second = torch.where(closes, (x - b).norm(dim=-1), theta)
-    phi = wrapped(dihedral(a, b, c, x) - torch.from_numpy(z.center).to(x))
+    phi = wrapped(dihedral(a, b, c, x) - torch.from_numpy(z.centre).to(x))
     return torch.where(present(z).to(x.device), torch.stack([r, second, phi], dim=-1), 0.0)
 
 
@@ -119,7 +119,7 @@ def to_cartesian(z: ZMatrix, q: Tensor) -> Tensor:
         a, b, c = (xs[k] for k in z.references[i])
         if z.closes[i]:
             theta = closing_angle(r, theta, (b - c).norm(dim=-1))
-        xs.append(place(a, b, c, r, theta, phi + float(z.center[i])))
+        xs.append(place(a, b, c, r, theta, phi + float(z.centre[i])))
     return torch.stack(xs, 1)
 
 

@@ -117,7 +117,6 @@ def compare(
     temperature: float,
     *,
     points: int = POINTS,
-    bins: int = BINS,
     lag: int = LAG,
 ) -> dict[str, Any]:
     """The figures of the module's description for `sample`, whose weights make its reweighted version.
@@ -156,7 +155,7 @@ def compare(
 
     def divergence(a: Conformations, b: Conformations, across: int) -> float:
         pairs = zip(a.torsions.pairs(across), b.torsions.pairs(across), strict=True)
-        return float(np.mean([jensen_shannon(x, y, a.weights, b.weights, bins) for x, y in pairs]))
+        return float(np.mean([jensen_shannon(x, y, a.weights, b.weights) for x, y in pairs]))
 
     def row(distance: Callable, own: dict[str, Conformations], against: Sequence[Conformations]) -> dict[str, Any]:
         found = {"raw": None, "reweighted": None, "floor": distance(*against)}
@@ -172,7 +171,7 @@ def compare(
         "js_residues": row(partial(divergence, across=0), views, reference) if both else nothing,
         "points": {name: len(view) for name, view in thin.items()} | {"reference": [len(part) for part in parts]},
         "lag": lag,
-        "bins": bins,
+        "bins": BINS,
     }
 
 

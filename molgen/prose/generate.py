@@ -175,4 +175,4 @@ def _move(layout: Layout, x: Tensor, q: Tensor, ranks: Tensor, steps: Tensor) ->
                 q[:, 2, 2] = 0
             elif z.closes[i]:
                 theta = closing_angle(r, second, (b - c).norm(dim=-1))
-            x[:, i] = place(a, b, c, r, theta, phi + float(z.center[i]))
+            x[:, i] = place(a, b, c, r, theta, phi + float(z.centre[i]))

@@ -92,9 +92,9 @@ class Layout:
         return a, b, c
 
     @cached_property
-    def center(self) -> Tensor:
+    def centre(self) -> Tensor:
         """(N,) where narrow dihedrals lie, radians."""
-        return torch.from_numpy(self.z.center).to(self.device)
+        return torch.from_numpy(self.z.centre).to(self.device)
 
     @cached_property
     def hops(self) -> Tensor:
@@ -276,7 +276,7 @@ def _nodes(z: ZMatrix, peptide: Peptide, graph: nx.Graph) -> np.ndarray:
     rings = nx.minimum_cycle_basis(graph)
     in_ring = np.array([any(i in ring for ring in rings) for i in range(len(z))])
     degree = np.array([graph.degree[i] for i in range(len(z))])
-    sign = np.round(np.degrees(z.center)).astype(int)
+    sign = np.round(np.degrees(z.centre)).astype(int)
     columns = [
         *(numbers == e for e in ELEMENTS),
         *(np.array([t == kind for t in types]) for kind in TYPES),

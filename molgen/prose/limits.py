@@ -74,7 +74,7 @@ class Limits:
         low[closes, 1], high[closes, 1] = SHORTEST * ideal[closes, 1], LONGEST * ideal[closes, 1]
         narrow = (z.fold == 0) & (rank > 2)
         plane = np.where(hydrogen, TWIST_H, TWIST)
-        most = np.where(np.abs(np.sin(z.center)) > 0.1, INVERSION, plane)[narrow]
+        most = np.where(np.abs(np.sin(z.centre)) > 0.1, INVERSION, plane)[narrow]
         low[narrow, 2], high[narrow, 2] = -most, most
         mate, gap = np.full(n, -1), np.zeros((n, 2))
         for k, (theta, width) in corner.items():
@@ -120,7 +120,7 @@ def windows(rows: Rows, x: Tensor, q: Tensor, kind: int) -> tuple[Tensor, Tensor
             square = r.square() + distance.square() - 2 * r * distance * theta.cos() * turn.cos()
             cosine = (square - gap[:, 1].square()) / (2 * r * distance * theta.sin() * turn.sin())
             half = torch.arccos(cosine.clamp(-1, 1))
-            middle = wrapped(dihedral(a, b, c, mate) - rows.center[at].to(x.dtype))
+            middle = wrapped(dihedral(a, b, c, mate) - rows.centre[at].to(x.dtype))
             least, most = middle - half, middle + half
         # where both cannot be had, a ring that closes matters more
         common = torch.maximum(low[:, at], least), torch.minimum(high[:, at], most)

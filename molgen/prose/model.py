@@ -293,7 +293,7 @@ class ProseFlow(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Coordinates (B, K, 3: steps of r and theta, phi) from noise (B, K, 4) in (0, 1), and their log-density.
 
-        `scans` (B, R, CHANNELS, KNOTS) are those of the rotors among `rows`. Angles phi are relative to `center`.
+        `scans` (B, R, CHANNELS, KNOTS) are those of the rotors among `rows`. Angles phi are relative to `centre`.
         """
         dtype = state.x.dtype
         q = self.queries(layout, state, h, content, rows, local)

@@ -55,7 +55,7 @@ def local_quadratic(layout: Layout, x: Tensor, ranks: Tensor) -> tuple[Tensor, T
     second = plan.theta0[:, None] + delta[..., 1]
     distance = (b - c).norm(dim=-1)[..., None]
     theta = torch.where(plan.closes, _bent(closing_angle(r, second, distance)), second)
-    phi = plan.center[:, None] + delta[..., 2]
+    phi = plan.centre[:, None] + delta[..., 2]
     points = place(a[:, :, None], b[:, :, None], c[:, :, None], r.expand_as(theta), theta, phi.expand_as(theta))
     energy = 0.5 * (plan.stencil * STEP).square()[..., :2].mul(plan.springs[:, None]).sum(-1)
     energy = energy + _bonded(plan, x, points)
@@ -216,7 +216,7 @@ class Plan:
     """The static tensors of :func:`local_quadratic` for K ranks; J atoms come before the last of them.
 
     Attributes:
-        references: (3, K) ranks. stencil: (S, 3). scale: (K, 3). r0, theta0, center: (K,). closes: (K, 1).
+        references: (3, K) ranks. stencil: (S, 3). scale: (K, 3). r0, theta0, centre: (K,). closes: (K, 1).
         springs: (K, 2) of bond and angle, those that no term holds. sigma, epsilon, charge: (K, 1, J).
         angles, torsions: ranks (T, m) of each term's atoms, which of the K it belongs to (T,), where among its atoms
             that one is (T, m), and its constants (T, c).
@@ -227,7 +227,7 @@ class Plan:
     scale: Tensor
     r0: Tensor
     theta0: Tensor
-    center: Tensor
+    centre: Tensor
     closes: Tensor
     springs: Tensor
     sigma: Tensor
@@ -263,7 +263,7 @@ def _plan(layout: Layout, ranks: Tensor, dtype: torch.dtype) -> Plan:
         scale=layout.scale[ranks].to(dtype),
         r0=layout.r0[ranks].to(dtype),
         theta0=layout.theta0[ranks].to(dtype),
-        center=layout.center[ranks].to(dtype),
+        centre=layout.centre[ranks].to(dtype),
         closes=closes[:, None],
         # the angle B-C-X is among the angle terms; the bonds are not
         springs=torch.stack([torch.ones_like(closes.float()), closes.float()], -1).to(dtype),

@@ -84,7 +84,7 @@ def build_rotor(
         )
     siblings = [k for k in graph[c] if k > i and z.references[k, 0] == i and z.references[k, 2] == c]
     atoms = [i, *siblings]
-    azimuth = {i: 0.0} | {k: float(z.center[k]) for k in siblings}
+    azimuth = {i: 0.0} | {k: float(z.centre[k]) for k in siblings}
     rows, ends, offsets = [], [], []
     for quad, constants in zip(torsions.atoms.tolist(), torsions.constants, strict=True):
         for d, e, f, g in (quad, quad[::-1]):

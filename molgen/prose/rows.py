@@ -15,7 +15,7 @@ class Rows:
     """K ranks, ascending. Places in (K,) of those that have something: `*_at`.
 
     Attributes:
-        ranks: (K,). a, b, c: (K,) ranks of the reference atoms, 0 for none. center: (K,) of phi, radians.
+        ranks: (K,). a, b, c: (K,) ranks of the reference atoms, 0 for none. centre: (K,) of phi, radians.
         scale, log_scale, ideal, has_line: (K, 3) of the layout. after: (K, 1) all but the first atom.
         low, high: (K, 3) limits. closes_at: (C,) what closes a ring. mate_at: (M,) what keeps one within reach; mate:
             (M,) the ring's other end; gap: (M, 2) see :class:`molgen.prose.limits.Limits`.
@@ -29,7 +29,7 @@ class Rows:
     a: Tensor
     b: Tensor
     c: Tensor
-    center: Tensor
+    centre: Tensor
     scale: Tensor
     log_scale: Tensor
     ideal: Tensor
@@ -81,7 +81,7 @@ class Rows:
             a=a,
             b=b,
             c=c,
-            center=layout.center[ranks],
+            centre=layout.centre[ranks],
             scale=layout.scale[ranks],
             log_scale=layout.log_scale[ranks],
             ideal=layout.ideal[ranks],

@@ -92,7 +92,7 @@ class _Builder:
             references=np.array([r[0] for r in rows]),
             closes=np.array([r[1] for r in rows]),
             fold=np.array([r[2] for r in rows]),
-            center=np.array([r[3] for r in rows]),
+            centre=np.array([r[3] for r in rows]),
             swaps=self._swaps(),
         )
 
@@ -115,9 +115,9 @@ class _Builder:
         left = [x for x in self.graph[centre] if x not in self.placed]
         return bool(left) and all(self.hydrogen[x] for x in left) and len(self.graph[centre]) - len(left) == 1
 
-    def _put(self, atom, refs, closes, fold, center) -> None:
+    def _put(self, atom, refs, closes, fold, centre) -> None:
         self.placed[atom] = len(self.placed)
-        self.rows.append((refs, closes, fold, center))
+        self.rows.append((refs, closes, fold, centre))
 
     def _neighbours(self, atom: int) -> list[int]:
         return sorted((n for n in self.graph[atom] if n in self.placed), key=self.placed.__getitem__)
@@ -149,8 +149,8 @@ class _Builder:
         b = self.axis[c] if self.axis[c] in before else before[0]
         siblings = [n for n in before if n != b]
         if siblings:
-            center = math.pi if len(self.graph[c]) == 3 else self._side(x, c, siblings)
-            self._put(x, (siblings[0], b, c), False, 0, center)
+            centre = math.pi if len(self.graph[c]) == 3 else self._side(x, c, siblings)
+            self._put(x, (siblings[0], b, c), False, 0, centre)
             return
         candidates = [n for n in self._neighbours(b) if n != c]
         if (mate := self._ring_mate(x, c)) is not None:  # a torsion within a ring, cis: flat if aromatic, else puckered
@@ -215,7 +215,7 @@ def canonical(z: ZMatrix, x: Tensor) -> Tensor:
     """Positions (B, N, 3) by rank with equivalent hydrogens (and methyl groups) named as the z-matrix expects."""
     for rank, first, second in z.swaps:
         a, b, c = (x[:, k] for k in z.references[rank])
-        off = wrapped(dihedral(a, b, c, x[:, rank]) - float(z.center[rank])).abs() > math.pi / 2
+        off = wrapped(dihedral(a, b, c, x[:, rank]) - float(z.centre[rank])).abs() > math.pi / 2
         if off.any():
             swapped = x.clone()
             swapped[:, list(first + second)] = x[:, list(second + first)]

@@ -12,7 +12,7 @@ from molgen.report.plots import ACCENT, CURVE, INK, QUIET, figure_png, heading
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
 from molgen.reweight.importance import WeightDiagnostics, cleaned, diagnose, psis, tail_length, verdict
-from molgen.units import energy_unit
+from molgen.units import energy_unit, shown
 from molgen.variables import backbone_torsions, torsion, values
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _weight_tail(axes: Axes, log_w: np.ndarray, finite: np.ndarray, found: Weigh
 
 def _curve(axes: Axes, fes: FES, energy: float, unit: str) -> None:
     scale = axis_scale(axes.xaxis, fes, 0)
-    x, values, error = fes.centers[0] * scale, fes.free_energy / energy, fes.error / energy
+    x, values, error = fes.centres[0] * scale, fes.free_energy / energy, fes.error / energy
     known = np.isfinite(values)
     shown = np.where(known, values, np.nan)
     bars = np.where(known & np.isfinite(error), error, np.nan)  # no band where it is unknown
@@ -243,7 +243,7 @@ def _maps(figure: Figure, fes: FES, energy: float, unit: str) -> None:
         axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     levels = np.arange(step, top, step)
     smooth = np.ma.masked_where(np.ma.getmaskarray(error) | (error.filled(np.inf) > step / 2), values)
-    x, y = (c * (180 / np.pi if u == "rad" else 1.0) for c, u in zip(fes.centers, fes.units, strict=True))
+    x, y = (c * shown(unit)[0] for c, unit in zip(fes.centres, fes.units, strict=True))
     if min(values.shape) > 1 and smooth.count():
         left.contour(x, y, smooth.T, levels=levels, colors=INK, linewidths=0.5)
     right.set_ylabel("")
@@ -252,15 +252,13 @@ def _maps(figure: Figure, fes: FES, energy: float, unit: str) -> None:
 def axis_scale(axis: Any, fes: FES, at: int) -> float:
     """Label an axis with a collective variable; the factor to what it shows (degrees, or its own unit)."""
     unit = fes.units[at]
-    shown = {"rad": "degrees", "A": "Å"}.get(unit, unit)
-    axis.set_label_text(f"{fes.names[at]}, {shown}" if shown else fes.names[at])
-    if unit != "rad":
-        return 1.0
-    if fes.periods[at] is not None:
+    factor, name = shown(unit)
+    axis.set_label_text(f"{fes.names[at]}, {'Å' if name == 'A' else name}" if name else fes.names[at])
+    if unit == "rad" and fes.periods[at] is not None:
         from matplotlib.ticker import MultipleLocator
 
         axis.set_major_locator(MultipleLocator(60 if np.ptp(fes.edges[at]) > 4 else 30))
-    return 180 / np.pi
+    return factor
 
 
 def _weights_heading(figure: Figure, title: str, found: WeightDiagnostics, judged: str) -> Text:

@@ -28,7 +28,7 @@ def surface(
     subtitle: str = "",
     good: bool = True,
 ) -> bytes:
-    """A free-energy surface of one or two collective variables (of three: the first two have been kept by the caller).
+    """A free-energy surface of one or two collective variables (of three, the caller draws each by itself).
 
     Args:
         fes: the path-weighted surface. others: estimates on the same bins, eV, by name (drawn in one dimension).
@@ -49,7 +49,7 @@ def surface(
 
 def _profile(axes: Any, fes: FES, others: Mapping[str, np.ndarray], basins: Basins, unit: str) -> None:
     """The surface of one variable as a curve with its error."""
-    energy, x = energy_unit(unit), fes.centers[0] * axis_scale(axes.xaxis, fes, 0)
+    energy, x = energy_unit(unit), fes.centres[0] * axis_scale(axes.xaxis, fes, 0)
     known = np.isfinite(fes.free_energy)
     values = np.where(known, fes.free_energy / energy, np.nan)
     error = np.where(known & np.isfinite(fes.error), fes.error / energy, np.nan)  # no band where it is unknown
@@ -63,7 +63,7 @@ def _profile(axes: Any, fes: FES, others: Mapping[str, np.ndarray], basins: Basi
     axes.set_ylabel(f"free energy, {unit}")
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    minima = [int(np.abs(fes.centers[0] - minimum[0]).argmin()) for minimum, _ in basins]
+    minima = [int(np.abs(fes.centres[0] - minimum[0]).argmin()) for minimum, _ in basins]
     _labels(axes, [(x[at], values[at]) for at in minima], [label for _, label in basins], (-14, -26, 12, 24),
             color=ACCENT)  # fmt: skip
 
@@ -72,7 +72,7 @@ def _map(figure: Any, axes: Any, fes: FES, basins: Basins, samples: np.ndarray, 
     """The surface of two variables as a map with contours."""
     energy, top = energy_unit(unit), TOPS[unit]
     scales = [axis_scale(axis, fes, at) for at, axis in enumerate((axes.xaxis, axes.yaxis))]
-    x, y = (centres * scale for centres, scale in zip(fes.centers, scales, strict=True))
+    x, y = (centres * scale for centres, scale in zip(fes.centres, scales, strict=True))
     edges = [e * scale for e, scale in zip(fes.edges, scales, strict=True)]
     values = np.ma.masked_invalid(fes.free_energy / energy)
     # bins of few samples, or with an error above kT, are drawn, but say little, and set no scale
@@ -109,7 +109,7 @@ def _labels(axes: Any, places: Sequence[tuple[float, float]], texts: Sequence[st
         taken.append(box)
 
 
-def convergence(records: Sequence[Mapping[str, Any]], frozen_from: int, *, title: str = "") -> bytes:
+def convergence(records: Sequence[Mapping[str, Any]], frozen_from: int) -> bytes:
     """Effective sample size, k-hat and height of the bias, round by round, against energies spent."""
 
     def draw(figure: Any) -> None:
@@ -138,7 +138,6 @@ def convergence(records: Sequence[Mapping[str, Any]], frozen_from: int, *, title
             place = panels[2].get_xaxis_transform()
             panels[2].text(rests, 0.05, " the bias rests", color=ACCENT, fontsize=8, transform=place)
         panels[2].set_xlabel("energies")
-        heading(figure, title, "")
 
     return figure_png(draw, (6.4, 5.6))
 

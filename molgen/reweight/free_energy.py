@@ -21,6 +21,13 @@ from molgen.units import KB
 FEW = 5  # samples (groups) of a bin, with fewer of which its error would come out two to three times too small
 
 
+def wrapped(values: np.ndarray, low: float, period: float) -> np.ndarray:
+    """Values of a variable of `period`, moved into [low, low + period); those inside stay bit for bit."""
+    shifted = np.mod(values - low, period)
+    inside = (values >= low) & (values < low + period)
+    return np.where(inside, values, low + np.where(shifted >= period, 0.0, shifted))  # mod of -1e-20 is the period
+
+
 @dataclass(frozen=True, eq=False)
 class CollectiveVariable:
     """Values of a collective variable on every sample.
@@ -40,10 +47,7 @@ class CollectiveVariable:
     def wrapped(self, low: float) -> np.ndarray:
         """Values (n,), those of a periodic variable moved into [low, low + period)."""
         values = np.asarray(self.values, dtype=float)
-        if self.period is None:
-            return values
-        shifted = np.mod(values - low, self.period)
-        return low + np.where(shifted >= self.period, 0.0, shifted)  # np.mod of -1e-20 rounds to the period itself
+        return values if self.period is None else wrapped(values, low, self.period)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +84,7 @@ class FES:
         object.__setattr__(self, "kt", KB * self.temperature)
 
     @property
-    def centers(self) -> tuple[np.ndarray, ...]:
+    def centres(self) -> tuple[np.ndarray, ...]:
         """Bin centres of each collective variable."""
         return tuple((e[1:] + e[:-1]) / 2 for e in self.edges)
 

@@ -266,6 +266,8 @@ def forward_ess(log_weights: ArrayLike, log_z: float | None = None) -> float:
     log_w = np.asarray(log_weights, dtype=float)
     if not len(log_w) or np.isnan(log_w).any():
         raise InputError("log-weights are missing or NaN", where="forward_ess", expected="one number a target sample")
+    if np.isposinf(log_w).any():
+        return 0.0
     log_m = np.log(len(log_w))
     if log_z is None:
         log_z = float(log_m - np.logaddexp.reduce(-log_w))

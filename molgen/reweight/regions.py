@@ -9,6 +9,7 @@ import numpy as np
 
 from molgen.errors import InputError, number_pair
 from molgen.reweight.free_energy import CollectiveVariable
+from molgen.units import shown
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
 _CLAUSE = re.compile(
@@ -42,7 +43,7 @@ def written_region(text: str, lookup: Lookup) -> np.ndarray:
         except InputError as error:
             error.add_note(f"in the region {text!r}")
             raise
-        scale = np.pi / 180 if variable.unit == "rad" else 1.0
+        scale = 1 / shown(variable.unit)[0]
         if match["sign"]:
             limit = float(match["limit"]) * scale
             half = np.inf if variable.period is None else variable.period / 2

@@ -179,7 +179,7 @@ def climb(
         InputError: no particle has a weight, or a ladder that does not ascend to 1.
     """
     rungs = None if ladder is None else [float(b) for b in ladder]
-    if rungs is not None and (sorted(set(rungs)) != rungs or rungs[-1] != 1.0 or rungs[0] <= 0):
+    if rungs is not None and (not rungs or sorted(set(rungs)) != rungs or rungs[-1] != 1.0 or rungs[0] <= 0):
         raise InputError(f"ladder {rungs}", where="climb", expected="ascending numbers above 0, the last one 1")
     root = _root(scale, population.positions.shape[1])
     while population.b < 1:

@@ -85,7 +85,7 @@ def finite_difference_hessian(
             columns.append((plus - minus).ravel() / (2 * size))
         else:
             columns.append((plus - reference).ravel() / size)
-    inner = basis.T @ np.array(columns).T
+    inner = basis.T @ np.array(columns).reshape(-1, x.size).T  # (-1, ...): a single atom has no modes
     return basis @ (inner + inner.T) @ basis.T / 2, energy
 
 
@@ -141,14 +141,14 @@ def modes_of(
     displacements = (basis @ vectors).T / root
     displacements /= np.linalg.norm(displacements, axis=1, keepdims=True)
     frequencies = np.sign(values) * WAVENUMBER * np.sqrt(np.abs(values))
-    return Modes(frequencies, displacements.reshape(len(values), -1, 3), hessian, energy, gradient_calls)
+    return Modes(frequencies, displacements.reshape(len(values), len(weights), 3), hessian, energy, gradient_calls)
 
 
 def _soft_modes_checked(potential: Potential, positions: np.ndarray, hessian: np.ndarray) -> np.ndarray:
     """`hessian` with central differences put in along each imaginary mode, but for a first one that is stiff."""
     x = np.asarray(positions, dtype=float)
     modes = modes_of(hessian, potential.numbers, x)
-    sure = int(modes.frequencies_cm[0] < IMAGINARY)
+    sure = int((modes.frequencies_cm[:1] < IMAGINARY).any())
     doubtful = modes.vectors[sure:][modes.frequencies_cm[sure:] < 0].reshape(-1, x.size)
     if not len(doubtful):
         return hessian

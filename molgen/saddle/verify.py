@@ -17,7 +17,7 @@ from molgen.saddle.descent import irc, kick, relax
 from molgen.saddle.modes import IMAGINARY, Modes, normal_modes
 from molgen.saddle.refine import Refinement, refine
 
-Verdict = Literal["intended", "half", "unintended", "not_a_saddle"]
+SaddleVerdict = Literal["intended", "half", "unintended", "not_a_saddle"]
 
 OTHER = "another molecule"
 # Angstrom, and a share of the sum of covalent radii, by which a pair's distance must differ as well for a bond made or
@@ -43,7 +43,7 @@ class Judgement(NamedTuple):
         stereo: which end is another stereoisomer than was given, in words; empty if none.
     """
 
-    verdict: Verdict
+    verdict: SaddleVerdict
     swapped: bool
     reason: str
     stereo: str = ""
@@ -66,7 +66,7 @@ class Verification:
         stereo: which well is another stereoisomer than was given, in words; empty if none.
     """
 
-    verdict: Verdict
+    verdict: SaddleVerdict
     reason: str
     modes: Modes
     path_positions: np.ndarray | None = None

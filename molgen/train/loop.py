@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from molgen.checkpoint import BEST, STATE, load_checkpoint, save_checkpoint
+from molgen.checkpoint import BEST, CONFIG_FILE, STATE, load_checkpoint, save_checkpoint
 from molgen.errors import InputError, MolgenError, TrainingError
 from molgen.files import json_text
 from molgen.rng import sample_seed, torch_generator
@@ -50,8 +50,9 @@ class TrainSettings:
         steps: stop after this many steps (exactly one of the two).
         learning_rate: peak; linear warm-up over `warmup` steps, then half a cosine down to 1 % over the budget.
         weight_decay: decoupled (AdamW). ema: decay of the averaged weights, which are the result.
-        checkpoint_seconds, validate_seconds: how often to save and to validate; None: every tenth of a time budget, or
-            300 s if that is less; every tenth of a number of steps, so that the best weights do not follow the clock.
+        checkpoint_seconds: how often to save. validate_seconds: how often to validate; None: every tenth of a time
+            budget, or 300 s if that is less; every tenth of a number of steps, so that the best weights do not follow
+            the clock.
 
     Raises:
         InputError: both a budget and steps, or neither; a learning rate that is not above 0.
@@ -180,8 +181,8 @@ class Trainer:
         return {**figures, "best_score": self.best, "step": self.step, "elapsed": self.elapsed}
 
     def _train(self, interrupted: threading.Event) -> None:
-        clock, saved = time.monotonic(), 0.0
-        validated, start = self.elapsed, self.elapsed
+        clock = time.monotonic()
+        saved = validated = start = self.elapsed
         while self._progress() < 1 and not (self.companion and self.companion.finished):
             order = torch_generator(self.settings.seed, 0, self.epoch_number)
             for k, batch in enumerate(self.epoch(order)):
@@ -325,7 +326,7 @@ class Trainer:
 
     def _recall_best(self) -> None:
         """`best` may be younger than the state: what a validation wrote before the run was killed is not to be lost."""
-        if (self.directory / BEST / "config.json").exists():
+        if (self.directory / BEST / CONFIG_FILE).exists():
             score = (load_checkpoint(self.directory / BEST).config.get("validation") or {}).get("score")
             self.best = self.best if score is None else min(self.best, score)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from molgen.data.md import MDSet, load_md, md_files
 from molgen.data.peptide import Peptide, build_peptide, plain_sequence, residues_of
@@ -118,7 +117,6 @@ def evaluate_prose(
     workers: int | str = "auto",
     platform: str = "auto",
     points: int = POINTS,
-    dtype: torch.dtype = torch.float32,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
@@ -135,7 +133,7 @@ def evaluate_prose(
     Returns:
         The summary; `results` holds a row a case (see `evaluate_case`), `means` their means by length.
     """
-    proposal = weights if isinstance(weights, Proposal) else load_flow(weights, dtype=dtype)
+    proposal = weights if isinstance(weights, Proposal) else load_flow(weights)
     rows, calls = run.results, 0
     run.record(checkpoint_hash=proposal.hash)
     for case in cases:
@@ -225,6 +223,7 @@ def evaluate_case(
         row["energy"]["md"] = _md_energy(reference, kt)
         if own is not None:
             row["md"] = _on_frames(proposal, drawn, layout, energies, frames, diagnostics.log_z, diagnostics.ess)
+            row["energy_calls"] += row["md"]["frames"]
         sample = Conformations(torsions(peptide, drawn.positions), drawn.energies, weights)
         row["metrics"] = compare(sample, reference, temperature, points=points, lag=lag)
         row["seconds"]["comparing"] = round(time.perf_counter() - begin, 3)

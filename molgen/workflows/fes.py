@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.run import Run
 from molgen.structures import check_positions
 from molgen.threads import one_thread
-from molgen.units import energy_unit
+from molgen.units import energy_unit, shown
 from molgen.variables import CV
 from molgen.workflows.ensemble_run import finished_run
 from molgen.workflows.fes_identity import identity
-from molgen.workflows.fes_outcome import Progress, converged, judge, outcome
+from molgen.workflows.fes_outcome import OnRound, converged, judge, outcome
 from molgen.workflows.fes_output import CONTROLLER, write_results
 from molgen.workflows.fes_pretrained import save_pretrained
 from molgen.workflows.fes_problem import Prior, Problem, coordinates_of
@@ -51,7 +51,7 @@ def sample_cv(
     resume: bool = False,
     units: str = "kcal/mol",
     log: Callable[[str], None] = lambda message: None,
-    progress: Progress = lambda figures: None,
+    progress: OnRound = lambda figures: None,
 ) -> Ensemble:
     """Sample the Boltzmann distribution of a molecule, pushed along collective variables.
 
@@ -107,14 +107,14 @@ def run_fes(
     described: Mapping[str, Any] | None = None,
     prior: Prior | None = None,
     log: Callable[[str], None] = lambda message: None,
-    progress: Progress = lambda figures: None,
+    progress: OnRound = lambda figures: None,
 ) -> tuple[Ensemble, dict[str, Any]]:
     """`sample_cv`, and the summary of the run; `described`: what the settings cannot say (files, calculator)."""
     energy_unit(units)
     system = _system(potential, starts)
     cvs = [cvs] if isinstance(cvs, (str, CV)) else cvs
     walls = [walls] if isinstance(walls, (str, Wall)) else walls
-    problem = replace(Problem.of(system, cvs, temperature, ranges, walls, settings), prior=prior)
+    problem = Problem.of(system, cvs, temperature, ranges, walls, settings, prior=prior)
     recorded = {
         "walls": [_wall_text(w) for w in problem.walls],
         "axes": [asdict(axis) for axis in problem.bias.axes], "temperature": temperature, "units": units,
@@ -156,7 +156,7 @@ def run_fes(
         return found.ensemble, summary
 
 
-def _look(sampler: Sampler, settings: FesSettings, progress: Progress) -> bool:
+def _look(sampler: Sampler, settings: FesSettings, progress: OnRound) -> bool:
     """Between rounds: show how it goes, and say whether to stop."""
     if sampler.records:
         progress(sampler.records[-1])
@@ -200,5 +200,5 @@ def _structures(starts: Any, potential: Potential) -> np.ndarray:
 
 
 def _wall_text(wall: Wall) -> str:
-    limit = np.degrees(wall.limit) if wall.cv.unit == "rad" else wall.limit  # as `parse_wall` reads it
+    limit = wall.limit * shown(wall.cv.unit)[0]  # as `parse_wall` reads it
     return f"{wall.cv.definition} {'<' if wall.above else '>'} {limit:g} k={wall.stiffness:g}"

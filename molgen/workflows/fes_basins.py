@@ -13,6 +13,7 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.estimate import Estimate
 from molgen.reweight.free_energy import FES, bin_indices
 from molgen.reweight.importance import LEAST_DRAWS
+from molgen.units import shown_value
 
 WORTH = 1e-3  # of the weight: basins with too few samples that hold less are strays
 SHALLOW = 1.0  # kT: a basin with a lower way out belongs to its neighbour
@@ -44,7 +45,7 @@ def basins(ensemble: Ensemble, fes: FES) -> list[Basin]:
     """
     label, owner, found = _owners(ensemble, fes)
     free = fes.free_energy.reshape(-1)
-    centres = np.stack(np.meshgrid(*fes.centers, indexing="ij"), -1).reshape(-1, len(fes.edges))
+    centres = np.stack(np.meshgrid(*fes.centres, indexing="ij"), -1).reshape(-1, len(fes.edges))
     rows = []
     for at in found:
         inside = owner == at
@@ -185,15 +186,14 @@ def _places(fes: FES, flat: Sequence[int]) -> str:
     texts = []
     for at in flat:
         index = np.unravel_index(at, fes.free_energy.shape)
-        place = [f"{np.degrees(c[i]):.1f} degrees" if unit == "rad" else f"{c[i]:.2f} {unit}".rstrip()
-                 for c, i, unit in zip(fes.centers, index, fes.units, strict=True)]  # fmt: skip
+        place = [shown_value(c[i], unit) for c, i, unit in zip(fes.centres, index, fes.units, strict=True)]
         texts.append(f"({', '.join(place)})")
     return ", ".join(texts)
 
 
 def _highest(fes: FES, low: float, high: float) -> float:
     """Where between two places, which may lie a period away, the surface of one variable is highest."""
-    centres, period = fes.centers[0], fes.periods[0]
+    centres, period = fes.centres[0], fes.periods[0]
     turns = (-1, 0, 1) if period is not None else (0,)
     many = np.concatenate([centres + k * (period or 0.0) for k in turns])
     free = np.tile(fes.free_energy, len(turns))

@@ -13,6 +13,7 @@ from molgen.cvdiffusion.sampler import FITTED, Sampler, lesson_loss
 from molgen.errors import CalculatorError
 from molgen.rng import generator
 from molgen.threads import one_thread
+from molgen.units import shown
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import FesSettings
 
@@ -69,5 +70,5 @@ def _duration(seconds: float) -> str:
 
 def _range(axis: Axis) -> str:
     """Limits of a variable in words, angles in degrees."""
-    scale, unit = (180 / np.pi, "degrees") if axis.unit == "rad" else (1.0, axis.unit)
+    scale, unit = shown(axis.unit)
     return f"{scale * axis.low:.3g} to {scale * axis.high:.3g} {unit}".rstrip()

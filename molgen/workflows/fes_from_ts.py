@@ -36,7 +36,7 @@ from molgen.saddle.modes import finite_difference_hessian, masses
 from molgen.units import KB, energy_unit, kcal
 from molgen.variables import CV, evaluate, path_s, path_z
 from molgen.workflows.fes import FesSettings, run_fes
-from molgen.workflows.fes_outcome import Progress
+from molgen.workflows.fes_outcome import OnRound
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System
 
@@ -94,9 +94,9 @@ class ReactionPath:
             schedule=replace(settings.schedule, end=min(settings.schedule.end, width / 2)),
         )  # fmt: skip
 
-    def wall(self, tube: float = TUBE) -> Wall:
-        """Keeps structures within about `tube` (RMSD in Angstrom) of the path."""
-        return Wall(self.cvs[1], tube**2, True, STIFFNESS)
+    def wall(self) -> Wall:
+        """Keeps structures within about TUBE Angstrom (RMSD) of the path."""
+        return Wall(self.cvs[1], TUBE**2, True, STIFFNESS)
 
     def arguments(self, settings: FesSettings, temperature: float, walls: Sequence[Wall | str] = ()) -> dict[str, Any]:
         """What a run along the path is given: `cvs`, `ranges`, `walls` and `settings`, by name.
@@ -141,7 +141,7 @@ class ReactionPath:
         return {"barrier": summarised(barrier, self, units)}, missing
 
 
-def read_path(folder: str | Path, images: int = IMAGES) -> ReactionPath:
+def read_path(folder: str | Path) -> ReactionPath:
     """The path of a finished `molgen ts` run.
 
     Frames come from its path.xyz; without one (`--verify none`), from straight lines between reactant, saddle and
@@ -180,7 +180,7 @@ def read_path(folder: str | Path, images: int = IMAGES) -> ReactionPath:
         )  # fmt: skip
     x = np.stack([frame.positions for frame in frames])
     top = int(_deviation(x, saddle[0].positions[None]).argmin())
-    path, index = even_path(x, top, images)
+    path, index = even_path(x, top)
     for k, frame in enumerate(path):
         if (distance_matrix(frame[None])[0] < closest_allowed(numbers)).any():
             raise InputError(
@@ -191,15 +191,15 @@ def read_path(folder: str | Path, images: int = IMAGES) -> ReactionPath:
         asked.get("calculator", "gfn2"), asked.get("calculator_kwargs"), numbers, asked.get("charge", 0),
         asked.get("spin") or 0,
     )  # fmt: skip
-    share = np.linspace(0, images - 1, BETWEEN * (images - 1) + 1)
-    lower = np.minimum(share.astype(int), images - 2)
+    share = np.linspace(0, IMAGES - 1, BETWEEN * (IMAGES - 1) + 1)
+    lower = np.minimum(share.astype(int), IMAGES - 2)
     fine = path[lower] + (share - lower)[:, None, None] * (path[lower + 1] - path[lower])
     energies = potential.energy_and_forces(fine)[0]
     if not np.isfinite(energies).all():
         bad = int(np.flatnonzero(~np.isfinite(energies))[0])
         raise CalculatorError(
             f"no energy at {share[bad]:g} ({potential.failures.get(bad, 'not finite')})", where=f"path of {folder}",
-            expected=f"energies along all of its {images} frames",
+            expected=f"energies along all of its {IMAGES} frames",
         )  # fmt: skip
     s = evaluate([path_s(path)], fine)[0][:, 0]
     order = np.argsort(s)
@@ -287,7 +287,7 @@ def fes_from_ts(
     resume: bool = False,
     units: str = "kcal/mol",
     log: Callable[[str], None] = lambda message: None,
-    progress: Progress = lambda figures: None,
+    progress: OnRound = lambda figures: None,
 ) -> tuple[Ensemble, Barrier]:
     """Sample along the path of a `molgen ts` run, and its free-energy barrier; arguments as of `sample_cv`.
 

@@ -12,6 +12,7 @@ from molgen.cvdiffusion.bias import Axis
 from molgen.cvdiffusion.walls import STIFFNESS, Wall
 from molgen.errors import InputError, number_pair
 from molgen.geometry.bonds import radius_sums
+from molgen.units import shown
 from molgen.variables import CV
 
 WIDTHS = {"A": 0.1, "rad": 0.2}  # hill widths, in the unit of the variable
@@ -48,7 +49,7 @@ def axis_of(
         low, high = (-half, half) if limits is None else limits
     else:
         low, high = limits if limits is not None else _found(cv, walls, numbers, where)
-    scale, unit = (180 / math.pi, "degrees") if cv.unit == "rad" else (1.0, cv.unit or "its unit")
+    scale, unit = shown(cv.unit)
     if not (low < high and math.isfinite(low) and math.isfinite(high)):
         raise InputError(f"range {low * scale:g} to {high * scale:g}", where=where, expected="finite, low < high")
     if cv.period is None and not ((starts >= low) & (starts <= high)).all():
@@ -60,7 +61,7 @@ def axis_of(
         )
     width = WIDTHS.get(cv.unit, (high - low) * WIDTH_SHARE) if width is None else width
     if not 0 < width < math.inf:
-        raise InputError(f"hill width {width * scale:g}", where=where, expected=f"above 0, in {unit}")
+        raise InputError(f"hill width {width * scale:g}", where=where, expected=f"above 0, in {unit or 'its unit'}")
     count = bins or max(8, math.ceil(CELLS * (high - low) / width))
     stiffness = STIFFNESS.get(cv.unit, 20.0)
     fences = [] if cv.period is not None else [Wall(cv, high, True, stiffness), Wall(cv, low, False, stiffness)]

@@ -35,7 +35,7 @@ from molgen.workflows.fes_repair import Chains, Repair, chains_from, moved
 if TYPE_CHECKING:
     import mdtraj
 
-Progress = Callable[[dict[str, Any]], None]
+OnRound = Callable[[dict[str, Any]], None]
 Kernels = tuple[Schedule, np.ndarray]  # times of the final trajectories, variances of their steps
 CHUNK = 500  # trajectories drawn at a time
 PARTS = 4  # groups of rounds under the resting bias, which count by their own effective sizes
@@ -245,7 +245,8 @@ def outcome(
     why = f"k-hat {found.biased.khat:.2f}, histogram {found.disagreement['histogram']:.2f} kT off"
     begin = chains_from(sampler, draws, sampler.energies_used) if found.biased.khat < MEAN_EXISTS else None
     if begin is None:  # such a repair could not pass (`Surfaces.passed`)
-        log(f"{why}: too few different samples for sequential Monte Carlo to begin from; the weights stand")
+        lacks = "too few different samples" if found.biased.khat < MEAN_EXISTS else "the weights are too uneven"
+        log(f"{why}: {lacks} for sequential Monte Carlo to begin from; the weights stand")
         return Outcome.of(ensemble, found, kernels)
     log(f"{why}: sequential Monte Carlo from the final samples")
     chain, mended = repaired(sampler, draws, found, begin, topology)
@@ -299,7 +300,7 @@ def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:
         variables, ensemble.log_weights, ensemble.weights, target.temperature, bins=edges, groups=ensemble.groups
     )
     histogram = histogram_fes(variables, push, normalised(push), target.temperature, bins=edges)
-    centres = np.stack(np.meshgrid(*path.centers, indexing="ij"), -1).reshape(-1, len(edges))
+    centres = np.stack(np.meshgrid(*path.centres, indexing="ij"), -1).reshape(-1, len(edges))
     depth = -bias.gamma / (bias.gamma - 1) * bias.evaluate(centres)[0].reshape(path.free_energy.shape)
     low = path.free_energy < LOW * target.kt
     others = {"histogram": histogram.free_energy, "bias": depth}

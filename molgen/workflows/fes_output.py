@@ -49,7 +49,7 @@ def write_results(
         ("fes_histogram.dat", found.histogram.free_energy, found.histogram.error),
         ("fes_bias.dat", found.bias, None),
     ):
-        run.write_text(name, fes_text(fes.names, fes.units, fes.periods, fes.centers, free, error))
+        run.write_text(name, fes_text(fes.names, fes.units, fes.periods, fes.centres, free, error))
     good = np.isfinite(ensemble.log_weights)
     values = np.stack([cv.values for cv in ensemble.cvs.values()], 1)
     columns = (

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from molgen.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
+from molgen.checkpoint import CONFIG_FILE, SHIPPED, load_checkpoint, save_checkpoint
 from molgen.cvdiffusion.controller import build_controller
 from molgen.cvdiffusion.internal import InternalSpace
 from molgen.cvdiffusion.noising import Schedule
@@ -109,7 +109,7 @@ def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, 
 def find_pretrained(name: str | Path) -> Path:
     """The checkpoint folder that `name` means (see `load_pretrained`)."""
     shipped = {path.name.removeprefix(PREFIX): path for path in sorted(SHIPPED.glob(f"{PREFIX}*"))}
-    own = next((f for f in (Path(name) / CONTROLLER, Path(name)) if (f / "config.json").exists()), None)
+    own = next((f for f in (Path(name) / CONTROLLER, Path(name)) if (f / CONFIG_FILE).exists()), None)
     if own is not None and str(name) in shipped:
         raise InputError(
             f"{name} is a run here, and the name of a shipped controller", where="--pretrained",

@@ -86,11 +86,13 @@ class Problem:
         walls: Sequence[Wall | str],
         settings: FesSettings,
         references: Mapping[str, np.ndarray] | None = None,
+        prior: Prior | None = None,
     ) -> Problem:
         """Check the input.
 
         Args:
-            references: structures that the texts of variables and walls name, instead of files.
+            references: structures that the texts of variables and walls name, instead of files. prior: see
+                :class:`Prior`; a run begins from its frames.
 
         Raises:
             InputError: what cannot be used, and why.
@@ -101,7 +103,7 @@ class Problem:
         variables = [parse_cv(cv, molecule) if isinstance(cv, str) else cv for cv in cvs]
         if not 1 <= len(variables) <= 3:
             raise InputError(f"{len(variables)} collective variables", where="--cv", expected="one to three")
-        check_settings(settings, len(system.starts), atoms)
+        check_settings(settings, len(system.starts if prior is None else prior.frames), atoms)
         if len({cv.name for cv in variables}) < len(variables):
             raise InputError("a collective variable is given twice", where="--cv", expected="different ones")
         named = {cv.name: cv for cv in variables}
@@ -139,7 +141,7 @@ class Problem:
         check_names(bias)
         written = all(isinstance(given, str) for given in (*cvs, *walls))
         texts = ([str(cv) for cv in cvs], [str(wall) for wall in walls]) if written else None
-        return cls(system, variables, built + fences, bias, temperature, settings, [*system.notes], texts=texts)
+        return cls(system, variables, built + fences, bias, temperature, settings, [*system.notes], prior, texts)
 
     def sampler(self, seed: int, log: Callable[[str], None], judge: Judge) -> Sampler:
         """The sampler after its starting frames, which cost energies; `judge` gives the figures of a round."""

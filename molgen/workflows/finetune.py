@@ -55,7 +55,7 @@ class FinetuneSettings:
         tilt: exponent of the weights with which draws are picked: 0 would spend the training on proposals that weigh
             nothing, 1 on the few that weigh most.
         tempered: k-hat above which the weights are tempered to `tame`; 1 is where their mean ceases to exist.
-        patience: rounds without progress before it ends.
+        patience: rounds without progress that are borne.
     """
 
     samples: int = 10_000

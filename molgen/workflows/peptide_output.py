@@ -18,7 +18,7 @@ from molgen.reweight.estimate import effective_groups
 from molgen.reweight.importance import LEAST_DRAWS, Verdict, WeightDiagnostics, diagnose, normalised, verdict
 from molgen.reweight.smc import Population
 from molgen.run import RUN_KEYS, Run
-from molgen.units import energy_unit
+from molgen.units import energy_unit, shown
 from molgen.workflows.draws import Draws
 from molgen.workflows.ensemble_run import ensemble_hash
 from molgen.workflows.finetune import Round
@@ -113,7 +113,7 @@ def observed(ensemble: Ensemble, observables: Iterable[str], units: str) -> list
     for text in observables:
         variable = ensemble.cv(text)
         found = ensemble.expectation(variable)
-        found = found.scaled(180 / np.pi, "degrees") if found.unit == "rad" else found
+        found = found.scaled(*shown(found.unit))
         rows.append({"name": variable.name, "text": text, **asdict(found)})
     return rows
 
@@ -128,13 +128,17 @@ def write_ensemble(
     save_float64: bool,
 ) -> None:
     """Write the ensemble, the pictures and the summary; then drop the work they were made of."""
-    capped = f", {peptide.cap}" if peptide.cap else ""
-    title = f"{peptide.sequence}{capped}, {ensemble.temperature:g} K"
+    title = _title(peptide.sequence, peptide.cap, ensemble.temperature)
     ensemble.save(run, positions=save_float64)
     run.write_bytes("weights.png", ensemble_plots.weights(ensemble.log_weights, title=title, judged=ensemble.verdict))
     run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, title=title))
     run.finish(status(ensemble), results=results, **figures)
     shutil.rmtree(run.directory / STATE, ignore_errors=True)
+
+
+def _title(sequence: str, cap: str | None, temperature: float) -> str:
+    """Of the pictures."""
+    return f"{sequence}{f', {cap}' if cap else ''}, {temperature:g} K"
 
 
 def update_summary(
@@ -144,7 +148,7 @@ def update_summary(
     rows = summary["results"]
     if [row.get("text") for row in rows] != [ENERGY, *observables] or rows[0]["unit"] != units:
         figures = {key: value for key, value in summary.items() if key not in RUN_KEYS}
-        title = f"{summary['sequence']}, {ensemble.temperature:g} K"
+        title = _title(summary["sequence"], summary["cap"], ensemble.temperature)
         run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, title=title))
         run.finish(summary["status"], results=observed(ensemble, observables, units), **figures)
 

@@ -115,7 +115,7 @@ def search_all(
         return {**_LOST, "index": row, "split": plan.splits[row]}
 
     def refuse_broken(least: int) -> None:
-        asked_it = [r for r in journal.finished.values() if r["calls"] or r["outcome"] != OVERLAPPING]
+        asked_it = [r for r in journal.finished.values() if any(r["calls"].values()) or r["outcome"] != OVERLAPPING]
         failed = [r for r in asked_it if "cause" in r and not r["points"]]
         refuse_all_failed(failed, len(asked_it), plan.calculator, least)
 

@@ -13,7 +13,6 @@ from ase import Atoms
 
 from molgen.data.duplicates import SAME_ENERGY, SAME_RMSD
 from molgen.data.reactions import Reaction
-from molgen.errors import CalculatorError
 from molgen.geometry.align import rmsd_of
 from molgen.geometry.bonds import overlapping
 from molgen.potentials.base import Potential
@@ -26,6 +25,7 @@ from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import SIGMA, generate
 from molgen.tsgen.rank import confidence, guess_features, refined_features
 from molgen.units import kcal
+from molgen.workflows.reaction_tools import FAILURES, cause, failure
 from molgen.workflows.ts_result import OUT_OF_TIME, VERDICTS, Candidate, TSResult, ranked
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
@@ -77,6 +77,7 @@ class TSSearch:
         self.method: Method | None = method
         self.guesses: list[Guess] = []
         self.candidates: list[Candidate] = []
+        self.saddles: list[Candidate] = []  # those that a refinement converged to
         self.relaxed: list[Candidate] = []  # the ends of their paths
         self.rejections: Counter = Counter()
         self.calibration: Mapping[str, Any] = {}
@@ -154,16 +155,16 @@ class TSSearch:
         candidate.confidence = candidate.atoms.info.get("confidence_guess")
         try:
             is_new = self._refine_and_verify(candidate, guess)
-        except CalculatorError as error:
-            self.rejections["calculator failed"] += 1
-            candidate.verdict, candidate.reason, is_new = "failed", error.what, True
+        except FAILURES as error:
+            self.rejections[failure(error)] += 1
+            candidate.verdict, candidate.reason, is_new = "failed", cause(error), True
         return self._finish(candidate, before) if is_new else None
 
     def _refine_and_verify(self, candidate: Candidate, guess: Guess) -> bool:
         """Carry a candidate from its guess to a verdict; whether it is none of the saddles already known.
 
         Raises:
-            CalculatorError: it failed; the candidate keeps what was found before.
+            FAILURES: of the calculator or of its numbers; the candidate keeps what was found before.
         """
         numbers, ends = self.reaction.numbers, (self.reaction.reactant, self.reaction.product)
         if self.method is None:
@@ -187,6 +188,7 @@ class TSSearch:
             candidate.confidence = confidence({**guess.features, **extra}, self.calibration.get("refined"))
         if self._known(candidate):
             return False
+        self.saddles.append(candidate)
         if self.method == "none":
             candidate.reason = "refined, not verified (--verify none)"
             return True
@@ -197,9 +199,14 @@ class TSSearch:
         return candidate.energy == saddle.energy or not self._known(candidate)
 
     def _known(self, candidate: Candidate) -> bool:
-        """Whether an earlier guess led to this saddle; counted."""
-        for known in self.candidates:
-            same_energy = known.energy is not None and abs(known.energy - (candidate.energy or 0.0)) < SAME_ENERGY
+        """Whether an earlier guess led to this saddle, and the calculator did not fail there; counted.
+
+        Atoms keep their labels and handedness: a stereoisomer is another saddle here.
+        """
+        for known in self.saddles:
+            if known is candidate or known.verdict == "failed" or known.energy is None or candidate.energy is None:
+                continue
+            same_energy = abs(known.energy - candidate.energy) < SAME_ENERGY
             if same_energy and rmsd_of(known.atoms.positions, candidate.atoms.positions) < SAME_RMSD:
                 self.rejections["same saddle as an earlier guess"] += 1
                 return True
@@ -240,9 +247,9 @@ class TSSearch:
             self.progress("relaxing the ends", -end, 2)
             try:
                 well = relax(self.potential, x[end], fmax=END_FMAX, max_calls=END_CALLS)
-            except CalculatorError as error:
-                self.rejections["calculator failed"] += 1
-                candidate.reason += f"; relaxing an end failed ({error.what})"
+            except FAILURES as error:
+                self.rejections[failure(error)] += 1
+                candidate.reason += f"; relaxing an end failed ({cause(error)})"
                 continue
             if well.energy >= energy[end]:
                 continue
