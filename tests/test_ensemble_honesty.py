@@ -58,7 +58,9 @@ def test_estimates_of_redrawn_samples_are_no_more_reliable(tmp_path) -> None:
         )
         assert not any(estimate.reliable for estimate in found)
         assert all(estimate.khat >= part.diagnostics.khat for estimate in found)
-    assert f"k-hat of {part.diagnostics.khat:.2f}" in str(drawn.expectation("distance 0 1"))
+    assert f"k-hat {part.diagnostics.khat:.2f}, fine up to {part.diagnostics.threshold:.2f}" in str(
+        drawn.expectation("distance 0 1")
+    )
     assert EVEN.resample(1000).expectation("distance 0 1").reliable
     assert Ensemble.load(tmp_path).redrawn_by == drawn.redrawn_by == part.diagnostics
 
@@ -66,11 +68,40 @@ def test_estimates_of_redrawn_samples_are_no_more_reliable(tmp_path) -> None:
 def test_why_an_estimate_is_not_reliable() -> None:
     khats = {
         0.82: "k-hat 0.82, fine up to 0.7",
-        0.41: "too few independent samples for a k-hat of 0.41, or",
+        0.41: "fewer than 25 independent samples",
         np.inf: "too few samples to",
     }
     for khat, reason in khats.items():
         assert re.search(f"not reliable: {reason}", str(Estimate(1.0, 0.1, khat, False)))
+    rng = np.random.default_rng(0)
+    uneven = ensemble(0.9 * rng.standard_exponential(200))  # a tail of shape 0.9
+    found = uneven.expectation(np.arange(200.0))
+    assert not found.reliable and found.why.startswith(f"k-hat {found.khat:.2f}, fine up to 0.5")
+    refused = replace(EVEN, at_best="biased").expectation(np.arange(len(EVEN)))
+    assert str(refused).endswith("(not reliable: the weights of the whole run are refused)")
+    empty = EVEN.free_energy(np.zeros(len(EVEN), bool), np.ones(len(EVEN), bool))
+    assert (empty.value, empty.why) == (-np.inf, "a region without samples")
+
+
+def test_angles_without_a_direction_have_no_reliable_mean() -> None:
+    rng = np.random.default_rng(1)
+    n, told = len(EVEN), []
+    for _ in range(300):
+        everywhere = EVEN.expectation(CollectiveVariable("a", rng.uniform(-np.pi, np.pi, n), "rad", 2 * np.pi))
+        told.append(everywhere.reliable)
+        assert everywhere.reliable or "no clear mean direction" in str(everywhere)
+    assert np.mean(told) < 0.04  # 1 % by chance
+    opposite = CollectiveVariable("a", np.where(rng.uniform(size=n) < 0.5, 0.0, np.pi), "rad", 2 * np.pi)
+    assert not EVEN.expectation(opposite).reliable
+    broad = CollectiveVariable("a", rng.normal(3.0, 1.2, n), "rad", 2 * np.pi)
+    assert EVEN.expectation(broad).reliable
+
+
+def test_a_handful_of_effective_samples_is_biased() -> None:
+    """k-hat of few weights may be small; a single one of them may still carry all."""
+    few = ensemble(0.5 * np.random.default_rng(0).standard_normal(28))
+    assert few.diagnostics.khat <= few.diagnostics.threshold and 15 < few.diagnostics.ess * 28 < 25
+    assert few.verdict == "biased" and ensemble(np.zeros(20)).verdict == "reliable"
 
 
 def test_an_error_without_a_variance_is_a_lower_bound() -> None:
@@ -216,7 +247,7 @@ def test_descendants_of_a_handful_are_a_handful() -> None:
             part.free_energy("distance 0 1 < 1.5", "distance 0 1 > 1.5"),
         )
         assert [estimate.reliable for estimate in found] == [reliable] * 3
-    assert "too few independent samples" in str(few.expectation("distance 0 1"))
+    assert "fewer than 25 independent samples" in str(few.expectation("distance 0 1"))
 
 
 def test_a_region_that_few_ancestors_reached_is_not_reliable() -> None:

@@ -39,7 +39,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
     for row in summary["results"]:
         place = ", ".join(shown_value(value, axis) for value, axis in zip(row["minimum"], summary["axes"], strict=True))
         if row["error"] == 0 and row["value"] == 0:
-            said = "" if row["reliable"] else f" ({doubt(row['khat'], False)})"
+            said = "" if row["reliable"] else f" ({doubt(row['khat'], False, row.get('why', ''))})"
             rows.append((row["name"], f"0, the deepest, at ({place}){said}"))
             continue
         rows.append((row["name"], f"{_estimated(row)} at ({place})"))
@@ -63,7 +63,7 @@ def _estimated(row: dict[str, Any]) -> str:
     """An estimate with its error, and what it lacks."""
     from molgen.reweight.estimate import doubt
 
-    said = doubt(row["khat"], row["reliable"])
+    said = doubt(row["khat"], row["reliable"], row.get("why", ""))
     text = f"{common.number(row['value'], 4)} +- {common.number(row['error'])} {row['unit']}"
     return f"{text} ({said})" if said else text
 

@@ -104,7 +104,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
     for number, row in enumerate(summary["finetuning"]):
         rows.append((f"after {number} rounds", f"ESS {row['ess']:.2%}, k-hat {common.number(row['khat'])}"))
     for row in summary["results"]:
-        said = doubt(row["khat"], row["reliable"])
+        said = doubt(row["khat"], row["reliable"], row.get("why", ""))
         value = f"{common.number(row['value'], 5)} +- {common.number(row['error'])} {row['unit']}".rstrip()
         rows.append((row["name"], f"{value}   ({said})" if said else value))
     rows.append(("drawn again", common.redrawn(summary["redrawn"], summary["proposals"])))
@@ -144,6 +144,10 @@ def _advice(summary: dict[str, Any], out: Path) -> str:
     remedy = f"try {' or '.join(ways)}" if ways else "neither finetuning nor --smc has repaired that"
     if summary["weights"]["khat"] is None and n < LEAST_DRAWS:  # there is no k-hat, which says nothing of them
         return f"{n} samples are too few to judge the weights: give -n 1000 or more"
+    weights = summary["weights"]
+    if not smc and weights["khat"] <= weights["threshold"]:  # what there is lacks nothing but number
+        found, enough = weights["ess"] * n, 2 * LEAST_DRAWS / weights["ess"]
+        return f"{found:.0f} effective samples are too few: give -n {math.ceil(enough / 100) * 100} or more"
     return f"{summary['verdict']}: averages over this ensemble are not Boltzmann averages; {remedy}"
 
 

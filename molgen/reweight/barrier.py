@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from molgen.errors import InputError, number_pair
-from molgen.reweight.estimate import Estimate, bootstrap, few_groups
+from molgen.reweight.estimate import Estimate, bootstrap, few_groups, lacking
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import cleaned, khat_threshold, region_khat
 from molgen.reweight.profile import FINE, SmoothDensity
@@ -258,16 +258,14 @@ def _barrier(
 ) -> Barrier:
     """Of heights (4,), eV; `parts` (n,): samples whose k-hats and numbers count, the top's first."""
     log_w, used = cleaned(log_weights), weights > 0
-    shapes, good = [], settled and bool(np.isfinite(values[0]))
-    for part in parts:
-        tail = log_w[part & used]
-        shapes.append(region_khat(tail))
-        good &= bool(shapes[-1] <= khat_threshold(len(tail))) and not few_groups(np.where(part, weights, 0.0), groups)
-    errors = np.where(np.isfinite(values), errors, np.inf)
-    estimates = [
-        Estimate(float(value), float(error), float(max(shapes)), bool(good and np.isfinite(error)), "eV")
-        for value, error in zip(values, errors, strict=True)
-    ]
+    tails = [log_w[part & used] for part in parts]
+    shapes, limits = [region_khat(tail) for tail in tails], [khat_threshold(len(tail)) for tail in tails]
+    few = any(few_groups(np.where(part, weights, 0.0), groups) for part in parts)
+    errors, estimates = np.where(np.isfinite(values), errors, np.inf), []
+    for value, error in zip(values, errors, strict=True):
+        why = lacking(shapes, limits, few=few, known=bool(np.isfinite([error, values[0]]).all()))
+        why = why or ("" if settled else "finer knots change the curve")
+        estimates.append(Estimate(float(value), float(error), float(max(shapes)), not why, "eV", why))
     return Barrier(*estimates, place=float(place), samples=int((parts[0] & used).sum()))
 
 

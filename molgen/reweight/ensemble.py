@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from molgen.errors import InputError, check_counts, check_temperature
 from molgen.reweight import storage
 from molgen.reweight.barrier import SIDES, Barrier, profile_barrier
-from molgen.reweight.estimate import Estimate, check_values, weighted_mean
+from molgen.reweight.estimate import REFUSED, Estimate, check_values, lacking, weighted_mean
 from molgen.reweight.free_energy import FES, CollectiveVariable, free_energy_difference, histogram_fes
 from molgen.reweight.importance import (
     Verdict,
@@ -354,11 +354,13 @@ class Ensemble:
         """An estimate from these samples, which is not reliable if the ensemble cannot be."""
         if isinstance(found, Barrier):
             return replace(found, **{side: self.doubted(getattr(found, side)) for side in SIDES})
-        believed, by = self.at_best in ("reliable", "warn"), self.redrawn_by
+        by, why = self.redrawn_by, "" if self.at_best in ("reliable", "warn") else REFUSED
         if by is not None:
-            believed &= by.khat <= by.threshold
+            why = why or lacking([by.khat], [by.threshold])
             found = replace(found, khat=np.maximum(found.khat, by.khat)[()])
-        return found if believed else replace(found, reliable=False)
+        if not why:
+            return found
+        return replace(found, reliable=False, **({"why": why} if isinstance(found, Estimate) else {}))
 
     def _call(self, function: Callable[[Any], ArrayLike]) -> np.ndarray:
         given = "positions (n, N, 3), Angstrom" if self.topology is None else "an mdtraj trajectory, nm"

@@ -13,8 +13,8 @@ nothing of groups (after a resampling all weights are alike), so that these are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,11 @@ from molgen.reweight.importance import (
 )
 from molgen.rng import generator
 
+FEW = f"fewer than {LEAST_DRAWS} independent samples"
+NO_KHAT = "too few samples to tell k-hat"
+REFUSED = "the weights of the whole run are refused"
+DIRECTED = 3.0  # standard errors; the resultant of angles that have no mean direction is as long in 1 % of cases
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -43,6 +48,7 @@ class Estimate:
             (several times too small at worst), above 0.7 it says nothing.
         reliable: k-hat is within the threshold for the number of draws, and the ensemble may be believed.
         unit: "eV", "A", "rad" or "" for a bare number.
+        why: what a value that is not reliable lacks, in words.
     """
 
     value: Any
@@ -50,10 +56,11 @@ class Estimate:
     khat: Any
     reliable: bool
     unit: str = ""
+    why: str = ""
 
     def scaled(self, factor: float, unit: str) -> Estimate:
         """The estimate in another unit, one `unit` being 1/factor of the old."""
-        return Estimate(self.value * factor, self.error * abs(factor), self.khat, self.reliable, unit)
+        return replace(self, value=self.value * factor, error=self.error * abs(factor), unit=unit)
 
     def __str__(self) -> str:
         if np.ndim(self.value):
@@ -63,21 +70,29 @@ class Estimate:
             if 1e-6 < self.error < np.inf:  # two digits of the error, and as many decimals of the value
                 shape = f".{int(max(1 - np.floor(np.log10(self.error)), 0))}f"
             text = f"{self.value:{shape}} ± {self.error:{shape}} {self.unit}".rstrip()
-        said = doubt(float(np.max(self.khat)), self.reliable)
+        said = doubt(float(np.max(self.khat)), self.reliable, self.why)
         return f"{text} ({said})" if said else text
 
 
-def doubt(khat: float | None, reliable: bool) -> str:
+def doubt(khat: float | None, reliable: bool, why: str = "") -> str:
     """What an estimate lacks, in words; nothing of one that lacks nothing; `khat` is None or inf where unknown."""
     if reliable:
         found = khat is not None and khat > FINITE_VARIANCE
         return f"error a lower bound: k-hat {khat:.2f}" if found else ""
-    if khat is None or not np.isfinite(khat):
-        return "not reliable: too few samples to tell k-hat"
-    if khat > RELIABLE_KHAT:
-        return f"not reliable: k-hat {khat:.2f}, fine up to {RELIABLE_KHAT:g}"
-    shown = f" for a k-hat of {khat:.2f}" if khat > 0 else ""
-    return f"not reliable: too few independent samples{shown}, or refused with the whole run"
+    return f"not reliable: {why or lacking([np.inf if khat is None else khat], [RELIABLE_KHAT]) or FEW}"
+
+
+def lacking(shapes: Iterable[float], limits: Iterable[float], *, few: bool = False, known: bool = True) -> str:
+    """Why an estimate is not reliable, in words; nothing if it is.
+
+    Args:
+        shapes: k-hats of the weights behind it, inf where unknown. limits: what each may be. few: fewer than 25
+            independent samples make it up. known: it has a value and a standard error.
+    """
+    for khat, limit in zip(shapes, limits, strict=True):
+        if not khat <= limit:
+            return f"k-hat {khat:.2f}, fine up to {limit:.2g}" if np.isfinite(khat) else NO_KHAT
+    return FEW if few else "" if known else "no standard error"
 
 
 def check_values(values: ArrayLike, weights: np.ndarray, name: str = "values") -> np.ndarray:
@@ -157,7 +172,8 @@ def weighted_mean(
         log_weights: raw log-weights (n,), for k-hat.
         weights: the normalised (n,) weights to average with, raw or smoothed.
         groups: labels (n,) of draws that depend on each other; a mean that fewer than 25 make up is not reliable.
-        circular: `values` are angles in radians; the mean direction, in (-pi, pi].
+        circular: `values` are angles in radians; the mean direction, in (-pi, pi]. It is not reliable where the mean
+            resultant is shorter than three of its standard errors, for then there may be none.
 
     Raises:
         InputError: `values` has another length, or is not finite where the weight is above zero.
@@ -165,7 +181,7 @@ def weighted_mean(
     values, used = check_values(values, weights), weights > 0
     if not used.any():
         nothing = np.full(values.shape[1:], np.nan)[()]
-        return Estimate(nothing, nothing, np.inf, False, unit)
+        return Estimate(nothing, nothing, np.inf, False, unit, NO_KHAT)
     table = np.where(used[:, None], values.reshape(len(values), -1), 0.0)
     if circular:
         mean, linear = _directions(table, weights)
@@ -177,10 +193,12 @@ def weighted_mean(
     error, few = delta_error(influence, groups), any(few_groups(terms, groups) for terms in (weights, *influence.T))
     shape = np.array([function_khat(log_weights, column) for column in linear.T])
     threshold = khat_threshold(int(np.isfinite(cleaned(log_weights)).sum()))
-    reliable = bool((shape <= threshold).all() and np.isfinite(error).all() and not few)
+    why = lacking(shape, [threshold] * len(shape), few=few, known=bool(np.isfinite(error).all()))
+    if circular and not why and not _directed(table - mean, weights, groups):
+        why = "the angles have no clear mean direction"
     if values.ndim == 1:
-        return Estimate(float(mean[0]), float(error[0]), float(shape[0]), reliable, unit)
-    return Estimate(mean, error, shape, reliable, unit)
+        return Estimate(float(mean[0]), float(error[0]), float(shape[0]), not why, unit, why)
+    return Estimate(mean, error, shape, not why, unit, why)
 
 
 def bootstrap(
@@ -269,3 +287,11 @@ def _directions(angles: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np
     resultant = weights @ np.exp(1j * angles)
     mean = np.angle(resultant)
     return mean, np.sin(angles - mean) / np.maximum(np.abs(resultant), np.finfo(float).tiny)
+
+
+def _directed(turned: np.ndarray, weights: np.ndarray, groups: np.ndarray | None) -> bool:
+    """Whether angles (n, k) about their mean directions have one, each column."""
+    along, across = np.cos(turned), np.sin(turned)
+    length = weights @ along
+    noise = [delta_error(weights[:, None] * (part - weights @ part), groups) for part in (along, across)]
+    return bool((length > DIRECTED * np.maximum(*noise)).all())

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from molgen.errors import InputError, number_pair
-from molgen.reweight.estimate import Estimate, bootstrap, delta_error, few_groups
+from molgen.reweight.estimate import Estimate, bootstrap, delta_error, few_groups, lacking
 from molgen.reweight.importance import cleaned, khat, khat_threshold, region_khat
 from molgen.units import KB
 
@@ -193,15 +193,13 @@ def free_energy_difference(
     """
     log_w, kt = cleaned(log_weights), KB * temperature
     share_a, share_b = weights[in_a].sum(), weights[in_b].sum()
-    shapes, reliable = [], True
-    for part in (log_w, log_w[in_a], log_w[in_b]):
-        k = khat(part) if part is log_w else region_khat(part)
-        shapes.append(k)
-        reliable &= k <= khat_threshold(int(np.isfinite(part).sum()))
-    reliable &= not any(few_groups(np.where(part, weights, 0.0), groups) for part in (in_a, in_b))
+    parts = (log_w, log_w[in_a], log_w[in_b])
+    shapes = [khat(parts[0]), *map(region_khat, parts[1:])]
+    limits = [khat_threshold(int(np.isfinite(part).sum())) for part in parts]
+    few = any(few_groups(np.where(part, weights, 0.0), groups) for part in (in_a, in_b))
     if not share_a or not share_b:
         value = np.nan if share_a == share_b else (np.inf if share_a else -np.inf)
-        return Estimate(value, np.inf, np.inf, False, "eV")
+        return Estimate(value, np.inf, np.inf, False, "eV", "a region without samples")
     if replicas:
         _, error = bootstrap(
             lambda w: _log_or_nan(w[in_b].sum()) - _log_or_nan(w[in_a].sum()),
@@ -213,7 +211,8 @@ def free_energy_difference(
     else:
         error = delta_error(weights * (in_b / share_b - in_a / share_a), groups)
     value, error = -kt * np.log(share_b / share_a), kt * error
-    return Estimate(float(value), float(error), max(shapes), bool(reliable and np.isfinite(error)), "eV")
+    why = lacking(shapes, limits, few=few, known=bool(np.isfinite(error)))
+    return Estimate(float(value), float(error), max(shapes), not why, "eV", why)
 
 
 def _all_edges(

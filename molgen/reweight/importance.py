@@ -163,13 +163,19 @@ def verdict(diagnostics: WeightDiagnostics) -> Verdict:
     """Whether to believe the weights.
 
     "reliable" up to the threshold; "warn" between it and 0.7 (more samples would help); "biased" from 0.7 to 1: may
-    not be called unbiased; "failed" above 1, or where k-hat cannot be estimated.
+    not be called unbiased, nor with fewer than 25 effective samples of uneven weights, which a single weight may carry;
+    "failed" above 1, or where k-hat cannot be estimated.
     """
     if not diagnostics.khat <= 1:
         return "failed"
-    if diagnostics.khat > RELIABLE_KHAT:
+    if diagnostics.khat > RELIABLE_KHAT or few_effective(diagnostics):
         return "biased"
     return "warn" if diagnostics.khat > diagnostics.threshold else "reliable"
+
+
+def few_effective(diagnostics: WeightDiagnostics) -> bool:
+    """Whether uneven weights leave fewer than 25 effective samples (Kish); equal ones (k-hat 0) are what they are."""
+    return diagnostics.khat != 0 and diagnostics.ess * diagnostics.n < LEAST_DRAWS
 
 
 def worst(*verdicts: Verdict) -> Verdict:

@@ -10,7 +10,7 @@ from scipy.ndimage import label as connected
 
 from molgen.reweight.barrier import Barrier, profile_barrier
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.estimate import Estimate
+from molgen.reweight.estimate import NO_KHAT, Estimate
 from molgen.reweight.free_energy import FES, bin_indices
 from molgen.reweight.importance import LEAST_DRAWS
 from molgen.units import shown_value
@@ -57,7 +57,8 @@ def basins(ensemble: Ensemble, fes: FES) -> list[Basin]:
         rows.append(
             Basin(
                 minimum=tuple(map(float, centres[lowest])),
-                free_energy=Estimate(0.0, 0.0, 0.0 if enough else np.inf, enough, "eV") if at == found[0]
+                free_energy=Estimate(0.0, 0.0, 0.0 if enough else np.inf, enough, "eV", "" if enough else NO_KHAT)
+                if at == found[0]
                 else ensemble.free_energy(owner == found[0], inside, replicas=REDRAWS),
                 share=float(ensemble.weights[inside].sum()),
                 samples=samples,

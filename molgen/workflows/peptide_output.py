@@ -99,6 +99,8 @@ def reasons(sampled: Sampled) -> list[str]:
 def _refused(found: WeightDiagnostics) -> str:
     if not np.isfinite(found.khat):
         return "too few weights for a k-hat"
+    if found.khat <= found.threshold:
+        return f"{found.ess * found.n:.1f} effective samples, fine from {LEAST_DRAWS}"
     return f"k-hat {found.khat:.2f}, fine up to {found.threshold:.2f}"
 
 
