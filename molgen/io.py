@@ -18,9 +18,10 @@ from molgen.data.reactions import Reaction
 from molgen.errors import InputError
 from molgen.files import write_atomic
 from molgen.geometry.bonds import bond_graph, compare_bonds, distance_matrix, fragments
+from molgen.geometry.chirality import stereo_differences
 from molgen.geometry.mapping import Mapping, given_mapping
 from molgen.geometry.mapping import map_atoms as find_mapping
-from molgen.smiles import SmilesSide, embed_reaction
+from molgen.smiles import SmilesSide, embed_reaction, shaped_like
 from molgen.structures import MAX_ATOMS, Structure, checked_spin, formula, read_side, total_charge
 
 _DEGENERATE = 0.2  # Angstrom; sides closer than this after re-ordering are one molecule: the order tells what reacts
@@ -87,6 +88,9 @@ def load_reaction(
             remedy=_SAY_WHICH,
         )
     notes += _describe(r, p, mapping, asked=map_atoms and smiles is None)
+    loose = [side.where for side in (r, p) if not bond_graph(side.numbers, side.positions).any()]
+    if len(loose) == 1 and len(r.numbers) > 2:
+        notes.append(f"warning: {loose[0]}: no two atoms are bonded: are its coordinates in Angstrom?")
     positions = p.positions[mapping.permutation]
     reaction = Reaction(
         numbers=r.numbers,
@@ -188,10 +192,15 @@ def _from_smiles(smiles: str, charge: int | None) -> tuple[Structure, Structure,
         read_side(Atoms(structure.numbers, structure.positions), structure.where)  # size, coincidence
     _check_pair(*structures)
     pinned = _pinned(r, p, where)
-    first = find_mapping(r.numbers, r.conformers[0], p.numbers, p.conformers[0], pinned=pinned)
-    conformer = _most_alike(r, p, first.permutation)
-    product = Structure(p.numbers, conformer, structures[1].where, structures[1].notes)
-    mapping = find_mapping(r.numbers, r.conformers[0], p.numbers, conformer, pinned=pinned)
+    first = find_mapping(r.numbers, r.conformers[0], p.numbers, p.conformers[0], pinned=pinned).permutation
+    back = np.argsort(first)
+    parts = [fragments(side.bonds) for side in (r, p)]
+    likened = (
+        shaped_like(r, p.conformers[0][first], parts[1][first]), shaped_like(p, r.conformers[0][back], parts[0][back])
+    )  # fmt: skip
+    pair = _most_alike(*likened, first)
+    structures = [replace(structure, positions=x) for structure, x in zip(structures, pair, strict=True)]
+    mapping = find_mapping(r.numbers, pair[0], p.numbers, pair[1], pinned=pinned)
     if not mapping.bond_changes and (r.canonical == p.canonical or mapping.inverted):
         told = "the same molecule" if r.canonical == p.canonical else "mirror images in one or more centres"
         raise InputError(
@@ -199,7 +208,8 @@ def _from_smiles(smiles: str, charge: int | None) -> tuple[Structure, Structure,
             expected="a reaction", remedy=_SAY_WHICH,
         )  # fmt: skip
     reactant, product = (
-        replace(side, notes=side.notes + _misread(s, side)) for s, side in ((r, structures[0]), (p, product))
+        replace(built, notes=built.notes + _misread(side, built))
+        for side, built in zip((r, p), structures, strict=True)
     )
     return reactant, product, mapping, r.charge
 
@@ -230,14 +240,16 @@ def _pinned(r: SmilesSide, p: SmilesSide, where: str) -> np.ndarray:
     return pinned
 
 
-def _most_alike(r: SmilesSide, p: SmilesSide, permutation: np.ndarray) -> np.ndarray:
-    """The product conformer (N, 3) whose distances within fragments are most like the reactant's."""
-    before = distance_matrix(r.conformers[0])
+def _most_alike(r: SmilesSide, p: SmilesSide, permutation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The conformers (N, 3) of both sides whose distances within fragments are most alike."""
+    before = distance_matrix(r.conformers)
     after = distance_matrix(p.conformers)[:, permutation][:, :, permutation]
     label_r = fragments(bond_graph(r.numbers, r.conformers[0]))
     label_p = fragments(bond_graph(p.numbers, p.conformers[0]))[permutation]
     together = (label_r[:, None] == label_r) & (label_p[:, None] == label_p)
-    return p.conformers[int((((after - before) ** 2) * together).sum(axis=(1, 2)).argmin())]
+    apart = np.stack([(((after - x) ** 2) * together).sum(axis=(1, 2)) for x in before])
+    one, other = np.unravel_index(int(apart.argmin()), apart.shape)
+    return r.conformers[one], p.conformers[other]
 
 
 def _describe(r: Structure, p: Structure, mapping: Mapping, asked: bool) -> list[str]:
@@ -263,7 +275,8 @@ def _describe(r: Structure, p: Structure, mapping: Mapping, asked: bool) -> list
     if mapping.bond_changes:
         notes.append(f"bonds broken: {bonds(mapping.bonds_broken)}; formed: {bonds(mapping.bonds_formed)}")
     else:
-        notes.append("no bond changes: a conformational change")
+        turned = ", ".join(stereo_differences(r.numbers, r.positions, p.positions[mapping.permutation]))
+        notes.append(f"no bond changes: {f'another stereoisomer ({turned})' if turned else 'a conformational change'}")
     return notes
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from molgen.errors import InputError
 
 _CONFORMERS = 12
+_SHAPED = 4  # conformers that follow the other side of the reaction
 _GAP = 10.0  # Angstrom between the fragments of a side
 _STRETCHED = 0.12  # Angstrom; MMFF94 knows no N2 or CO2, and makes their bonds single ones, 0.2 to 0.4 longer
 
@@ -25,6 +27,7 @@ class SmilesSide:
         notes: for the user.
         canonical: RDKit's canonical SMILES, stereo labels and all but without atom-map numbers.
         bonds: (N, N) boolean, those that are written.
+        fragments: RDKit molecule of each fragment, and the indices of its atoms.
     """
 
     numbers: np.ndarray
@@ -34,6 +37,7 @@ class SmilesSide:
     notes: tuple[str, ...]
     canonical: str
     bonds: np.ndarray
+    fragments: tuple[tuple[Any, tuple[int, ...]], ...] = ()
 
 
 def embed_reaction(smiles: str, seed: int = 0) -> tuple[SmilesSide, SmilesSide]:
@@ -93,9 +97,9 @@ def embed_molecule(smiles: str, where: str, seed: int = 0) -> SmilesSide:
         raise InputError("a dummy atom (*) has no element", where=where, expected="a complete molecule")
     notes, edge = _unwritten(molecule, where), 0.0
     indices: list[tuple[int, ...]] = []
-    fragments = Chem.GetMolFrags(molecule, asMols=True, fragsMolAtomMapping=indices)
+    parts = list(zip(Chem.GetMolFrags(molecule, asMols=True, fragsMolAtomMapping=indices), indices, strict=True))
     conformers = np.zeros((_CONFORMERS, len(numbers), 3))
-    for fragment, members in zip(fragments, indices, strict=True):
+    for fragment, members in parts:
         positions, relaxed = _conformers(fragment, where, seed)
         if not relaxed:
             notes.append(f"{where}: no force field covers {Chem.MolToSmiles(fragment)}; its geometry is only embedded")
@@ -106,7 +110,39 @@ def embed_molecule(smiles: str, where: str, seed: int = 0) -> SmilesSide:
             conformers[k, list(members)] = positions[k % len(positions)]
     bonds = Chem.GetAdjacencyMatrix(molecule).astype(bool)
     charge = int(Chem.GetFormalCharge(molecule))
-    return SmilesSide(numbers, conformers, labels, charge, tuple(notes), _canonical(molecule), bonds)
+    return SmilesSide(numbers, conformers, labels, charge, tuple(notes), _canonical(molecule), bonds, tuple(parts))
+
+
+def shaped_like(side: SmilesSide, positions: np.ndarray, parts: np.ndarray, seed: int = 0) -> SmilesSide:
+    """The side with conformers more, whose heavy atoms were embedded as they lie on the other side, then relaxed.
+
+    A diene that closes to a ring is s-cis there, which conformers of its own hardly are. Where a fragment cannot be
+    embedded so, it stays as it is.
+
+    Args:
+        positions: (N, 3) Angstrom, of the same atoms on the other side. parts: (N,) its fragments; a fragment of this
+            side follows the one that most of its heavy atoms come from.
+    """
+    from rdkit.Chem import AllChem
+    from rdkit.Geometry import Point3D
+
+    options = AllChem.ETKDGv3()
+    options.randomSeed, options.ignoreSmoothingFailures = seed, True
+    found = np.repeat(side.conformers[:1], _SHAPED, axis=0)
+    for fragment, members in side.fragments:
+        heavy = [k for k, index in enumerate(members) if side.numbers[index] > 1]
+        origin = parts[[members[k] for k in heavy]]
+        heavy = [k for k, part in zip(heavy, origin, strict=True) if part == np.bincount(origin).argmax()]
+        if len(heavy) < 3:
+            continue
+        molecule = type(fragment)(fragment)
+        options.SetCoordMap({k: Point3D(*map(float, positions[members[k]])) for k in heavy})
+        made = list(_quietly(AllChem.EmbedMultipleConfs, molecule, _SHAPED, options))
+        if made:
+            x, _ = _relaxed(molecule, made)
+            centre = side.conformers[0][list(members)].mean(axis=0)
+            found[:, list(members)] = x[np.arange(_SHAPED) % len(x)] + centre
+    return replace(side, conformers=np.concatenate([side.conformers, found]))
 
 
 def _canonical(molecule) -> str:
@@ -155,6 +191,13 @@ def _conformers(molecule, where: str, seed: int) -> tuple[np.ndarray, bool]:
         made = list(_quietly(AllChem.EmbedMultipleConfs, molecule, _CONFORMERS, options))
     if not made:
         raise InputError("no geometry could be built", where=where, remedy="give the two sides as xyz files")
+    return _relaxed(molecule, made)
+
+
+def _relaxed(molecule, made: list[int]) -> tuple[np.ndarray, bool]:
+    """As `_conformers`, of conformers that are embedded."""
+    from rdkit.Chem import AllChem
+
     embedded = _positions(molecule, made)
     fields = (
         (AllChem.MMFFHasAllMoleculeParams, AllChem.MMFFOptimizeMoleculeConfs),

@@ -71,7 +71,12 @@ def test_untrustworthy_weights_are_exit_3(molgen: Callable[..., Result], tmp_pat
 
 
 def test_the_advice_is_what_was_not_tried_or_still_gains(tmp_path: Path) -> None:
-    told = {"prose_compat": False, "verdict": "biased", "smc": None, "weights": {"khat": 0.9, "threshold": 0.66, "n": 1000}}
+    told = {
+        "prose_compat": False,
+        "verdict": "biased",
+        "smc": None,
+        "weights": {"khat": 0.9, "threshold": 0.66, "n": 1000},
+    }
     rising, falling = ([{"ess": ess} for ess in row] for row in ((0.01, 0.02, 0.05), (0.01, 0.05, 0.02)))
     for finetuning, smc, expected in (
         ([], None, "try --finetune 4 or --smc"),

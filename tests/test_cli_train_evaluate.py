@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from ts_cases import noise_weights, sides
 from typer.testing import CliRunner, Result
 
-from molgen.checkpoint import load_checkpoint
+from molgen.checkpoint import SHIPPED, load_checkpoint
 from molgen.cli import main
 from molgen.cli.common import seconds_of
 from molgen.data.reactions import Reaction, save_npz
@@ -206,6 +206,10 @@ def test_training_makes_weights_that_molgen_ts_uses(train: Callable[..., Result]
     assert used.exit_code == 0, used.stderr
     assert json.loads(used.stdout)["checkpoint_hash"] == best.hash
     assert train("--init", tmp_path / "out" / "best", "--steps", 1, out="further").exit_code == 0
+    assert train("--init", "tsgen", "--steps", 1, out="tuned").exit_code == 0
+    seen, further, tuned = (load_checkpoint(tmp_path / k / "best").config["atoms"] for k in ("out", "further", "tuned"))
+    shipped = load_checkpoint(SHIPPED / "tsgen").config["atoms"]  # what they knew, the further trained know
+    assert further == seen and tuned == [min(shipped[0], seen[0]), max(shipped[1], seen[1])]
 
 
 def test_interrupted_and_resumed_is_the_same_to_the_bit(

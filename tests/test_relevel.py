@@ -212,6 +212,12 @@ def test_a_calculator_that_always_fails_is_an_error(source, tmp_path):
     assert read_column(tmp_path / "out" / "reactions.npz", "verdict").tolist() == ["not found"] * 2
 
 
+def test_nothing_verified_is_no_success(source, tmp_path):
+    result = invoke(source, "--count", 1, "--workers", 1, "--out", tmp_path / "o", "--calculator", "ts_cases:NoSaddle")
+    assert result.exit_code == 3 and "no reaction is verified at this level" in result.stderr
+    assert json.loads((tmp_path / "o" / "summary.json").read_text())["status"] == "gate_failed"
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

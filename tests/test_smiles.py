@@ -57,7 +57,7 @@ def test_with_atom_map_numbers_it_is_a_reaction():
     _, notes = load_reaction(smiles=smiles)
     assert any(note.startswith("bonds broken: C") for note in notes)
     _, notes = load_reaction(smiles="C/C=C\\C>>C/C=C/C")
-    assert "no bond changes: a conformational change" in notes
+    assert "no bond changes: another stereoisomer (C1=C2)" in notes
 
 
 def test_other_bonds_than_written_are_named():
@@ -86,3 +86,14 @@ def test_the_order_of_files_tells_what_reacts_between_mirror_images():
         note.startswith(f"bonds broken: C{carbon}-Cl{leaving}; formed: C{carbon}-Cl{len(molecule)}") for note in notes
     )
     assert np.allclose(reaction.product, product.positions)
+
+
+def test_a_diene_that_closes_to_a_ring_is_s_cis():
+    """Its own conformers are s-trans, from which only trans-cyclohexene can form."""
+    reaction, _ = load_reaction(smiles="C=CC=C.C=C>>C1CCC=CC1")
+    diene = Atoms(reaction.numbers, reaction.reactant)
+    carbons = [k for k in range(len(diene)) if reaction.numbers[k] == 6 and reaction.reactant_fragments[k] == 0]
+    assert len(carbons) == 4
+    turn = diene.get_dihedral(*carbons)
+    assert min(turn, 360 - turn) < 45
+    assert np.array_equal(bond_graph(reaction.numbers, reaction.reactant).sum(), 2 * (9 + 5))

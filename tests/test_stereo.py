@@ -51,6 +51,25 @@ def test_conformers_are_one_stereoisomer(smiles):
     assert stereo_differences(numbers, a, a * [1, 1, -1]) == []
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [0, 1, 4, 5, 2, 3], [1, 0, 4, 3, 2, 5]])
+def test_a_strained_double_bond_is_told_whatever_the_order_of_atoms(order):
+    """As in trans-cyclohexene: carbons a quarter turn apart, hydrogens opposite."""
+
+    def bond(carbon: float, hydrogen: float) -> np.ndarray:
+        x = np.zeros((6, 3))
+        x[1, 0] = 1.34
+        turns = {2: (0, 0.0, 1.5), 3: (1, carbon, 1.5), 4: (0, 180.0, 1.09), 5: (1, hydrogen, 1.09)}
+        for k, (on, turn, length) in turns.items():
+            away = np.array([(-0.5, 0.5)[on], *(np.sqrt(0.75) * np.array([np.cos(a := np.radians(turn)), np.sin(a)]))])
+            x[k] = x[on] + length * away
+        return x[order]
+
+    numbers = np.array([6, 6, 6, 6, 1, 1])[order]
+    cis, strained = bond(0.0, 180.0), bond(270.0, 0.0)
+    assert stereo_differences(numbers, cis, strained) == ["C0=C1"]
+    assert stereo_differences(numbers, cis, bond(20.0, 200.0)) == []
+
+
 def test_linear_h3_is_neither_hydrogen_and_atom():
     chain, apart = np.zeros((3, 3)), np.zeros((3, 3))
     chain[:, 0], apart[:, 0] = [0, 1.05, 2.10], [0, 0.78, 3.5]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from molgen.errors import CalculatorError, InputError
 from molgen.geometry.bonds import bond_graph
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import refine, verify
+from molgen.workflows import ts_search
 from molgen.workflows.ts import TSResult, find_ts
+from molgen.workflows.ts_result import Candidate, ranked
 from molgen.workflows.ts_search import TSSearch
 
 HCN = sides("hcn")
@@ -355,3 +357,49 @@ def test_numbers_that_cannot_be_diagonalised_fail_one_guess(
     assert result.verified and result.rejections["numerical failure"] == 1
     failed = next(c for c in result.candidates if c.verdict == "failed")
     assert failed.reason == "Eigenvalues did not converge"
+
+
+def test_a_fragment_that_takes_no_part_keeps_its_shape() -> None:
+    """The model has not learned a water beside a rearrangement, and would crush it."""
+    result = find_ts(smiles="C=COCC=C.O>>C=CCCC=O.O", refine=False, samples=4)
+    water = np.flatnonzero(result.reaction.reactant_fragments == result.reaction.reactant_fragments.max())
+    given = Atoms(result.reaction.numbers, result.reaction.reactant)[water].get_all_distances()
+    assert len(water) == 3
+    for guess in result.guesses:
+        assert np.allclose(guess[water].get_all_distances(), given, atol=1e-6)
+
+
+def test_what_was_refined_comes_before_what_was_not() -> None:
+    hopeful = Candidate(Atoms("H"), "TS-GEN", 0, verdict="not_a_saddle", confidence=0.9)
+    refined = Candidate(Atoms("H"), "TS-GEN", 1, verdict="not_a_saddle", confidence=0.2, energy=-1.0)
+    assert [c.sample for c in ranked([hopeful, refined])] == [1, 0]
+
+
+def test_another_stereoisomer_is_not_the_end_of_the_search(
+    hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sqrt-distance guess is tried, too, and the first with the isomers that were given is the best."""
+    settle = ts_search.settle
+
+    def turned(*arguments: Any, **options: Any) -> Any:
+        saddle, checked = settle(*arguments, **options)
+        return saddle, replace(checked, stereo="another stereoisomer of the product than was given (C3)")
+
+    monkeypatch.setattr(ts_search, "settle", turned)
+    said: list[str] = []
+    result = hcn(log=said.append)
+    assert result.verified and result.best.stereo and any("trying the sqrt-distance guess too" in line for line in said)
+
+
+def test_precision_as_a_text_is_refused() -> None:
+    with pytest.raises(InputError, match="dtype: 'float64' given"):
+        find_ts(*HCN, dtype="float64")  # type: ignore[arg-type]
+
+
+def test_a_side_without_bonds_is_warned_of(hcn: Callable[..., TSResult]) -> None:
+    """HCN in Bohr."""
+    reactant, product = (read(side[0]) for side in HCN)
+    assert isinstance(reactant, Atoms)
+    reactant.positions /= 0.529177
+    result = find_ts(reactant, product, refine=False, samples=1)
+    assert any(note.endswith("no two atoms are bonded: are its coordinates in Angstrom?") for note in result.notes)

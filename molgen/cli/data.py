@@ -201,6 +201,9 @@ def reactions(
             common.print_json(summary)
         else:
             typer.echo(_verdicts(summary, out))
+        if not summary["verified"]:
+            common.warn("no reaction is verified at this level: nothing to train on or to judge by")
+            raise typer.Exit(common.ExitCode.GATE_FAILED)
         return
     plan, settings = plan_of(
         sources or [], exclude or [], calculator=calculator, calculator_kwargs=kwargs, guess=guess, weights=weights,
@@ -303,7 +306,7 @@ def _relevel(plan: Any, settings: dict[str, Any], out: Path, *, seconds, workers
     with Run(out, "data reactions --relevel", settings, **options) as run:
         with common.live_line() as say:
             twin = relevel(plan, run, seconds=seconds, workers=workers, progress=lambda twin: say(twin.line()))
-        return run.finish("ok", **twin.figures())
+        return run.finish("ok" if twin.figures()["verified"] else "gate_failed", **twin.figures())
 
 
 def _verdicts(summary: dict[str, Any], out: Path) -> str:

@@ -170,8 +170,9 @@ def fes(
             khat, limit = summary["gate"]["khat_biased"], summary["gate"]["limit"]
             fault = f"is above {limit:g}" if khat else "is none, from so few weights"
             common.warn(f"k-hat of the path weights {fault}{mended}: the surface is not to be trusted; try {advice}")
+        more = f"molgen fes --pretrained {folder} -n {10 * summary['weights']['n']} --out NEW"
         for text in summary.get("unknown", []):
-            common.warn(f"{text}; try {advice}")
+            common.warn(f"{text}; try {advice if options['pretrained'] else f'{advice}; or draw more: {more}'}")
         raise typer.Exit(common.ExitCode.GATE_FAILED)
 
 

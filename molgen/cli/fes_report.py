@@ -19,7 +19,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
     few = "" if enough else f": fewer than {LEAST_DRAWS} effective ones, draw more"
     rows = [
         ("verdict", f"{summary['verdict']}; k-hat {common.number(gate['khat_biased'])} under the bias (fine up to "
-                    f"{gate['limit']})"),
+                    f"{summary['weights_biased']['threshold']:.2g}, refused above {gate['limit']})"),
         ("without bias", f"{summary['verdict_unbiased']}; k-hat {common.number(weights['khat'])}, of averages over all "
                          "samples"),
         ("ESS", f"{summary['weights_biased']['ess']:.1%} under the bias, {weights['ess']:.1%} without it, of "

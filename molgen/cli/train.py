@@ -304,6 +304,7 @@ def _report(
         common.print_json(summary)
         return
     figures, best = summary["results"][0], run.directory / BEST
-    typer.echo(f"best validation {told(figures['best_score'])} after {figures['step']} steps: {best}")
+    at = f"step {figures['best_step']} of {figures['step']}"
+    typer.echo(f"best validation {told(figures['best_score'])}, at {at}: {best}")
     if use is not None:
         typer.echo(f"use it: molgen {use} --{option} {best}")

@@ -80,6 +80,8 @@ def ts(
         common.print_json(json.loads((out / SUMMARY).read_text(encoding="utf-8")))
     else:
         typer.echo(report(result, out, calculator))
+    if result.verified and result.best.stereo:
+        common.warn(f"{result.best.stereo}: the barrier is that of this path, not between the isomers given")
     if result.status == "gate_failed":
         beside = " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""
         limit = max_calls or calls_allowed(len(result.reaction))

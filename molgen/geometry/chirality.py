@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -107,20 +108,28 @@ def stereo_differences(numbers, positions_a, positions_b) -> list[str]:
     for i, j in combinations(np.flatnonzero(np.asarray(numbers) > 1).tolist(), 2):
         others = [np.setdiff1d(np.flatnonzero(bonds[k]), [i, j]) for k in (i, j)]
         if double[i, j] and all(1 <= len(o) <= 2 and different(o) for o in others):
-            cosines = [_torsion_cosine(x, others[0][0], i, j, others[1][0]) for x in (a, b)]
+            cosines = [_turn_cosine(x, i, j, others) for x in (a, b)]
             if cosines[0] * cosines[1] < 0 and min(map(abs, cosines)) > _TURNED:
                 found.append(f"{name(i)}={name(j)}")
     return found
 
 
-def _torsion_cosine(x: np.ndarray, i: int, j: int, k: int, m: int) -> float:
-    """Cosine of the torsion i-j-k-m; 0 where an angle is next to straight."""
-    axis = (x[k] - x[j]) / np.linalg.norm(x[k] - x[j])
-    arms = [v - (v @ axis) * axis for v in ((x[i] - x[j]), (x[m] - x[k]))]
-    lengths = [float(np.linalg.norm(arm)) for arm in arms]
-    if lengths[0] < _STRAIGHT * np.linalg.norm(x[i] - x[j]) or lengths[1] < _STRAIGHT * np.linalg.norm(x[m] - x[k]):
-        return 0.0
-    return float(arms[0] @ arms[1]) / (lengths[0] * lengths[1])
+def _turn_cosine(x: np.ndarray, i: int, j: int, others: Sequence[np.ndarray]) -> float:
+    """Cosine of the turn about a bond i-j of what else is bound to i and to j (`others`, one atom or two each).
+
+    The side of two atoms is the difference of their directions, so that it does not matter which comes first, and a
+    strained bond that leans towards neither is still told by both. 0 where a side is next to straight.
+    """
+    axis = (x[j] - x[i]) / np.linalg.norm(x[j] - x[i])
+    arms = []
+    for centre, ends in zip((i, j), others, strict=True):
+        unit = [(x[k] - x[centre]) / np.linalg.norm(x[k] - x[centre]) for k in ends]
+        arm = unit[0] - unit[1] if len(unit) == 2 else unit[0]
+        arm = arm - (arm @ axis) * axis
+        if np.linalg.norm(arm) < _STRAIGHT:
+            return 0.0
+        arms.append(arm / np.linalg.norm(arm))
+    return float(arms[0] @ arms[1])
 
 
 def _normalised(positions, quadruples) -> np.ndarray:

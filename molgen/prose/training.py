@@ -173,7 +173,7 @@ def train_prose(
     """Train Prose; the best weights by validation go to `directory/best`, the figures of every step to `log.jsonl`.
 
     Returns:
-        the last validation figures, `best_score`, `step` and `elapsed` seconds.
+        the last validation figures, `best_score` and `best_step`, `step` and `elapsed` seconds.
     """
     torch.set_flush_denormal(True)
     loss = loss or ProseLoss()

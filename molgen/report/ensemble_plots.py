@@ -107,8 +107,11 @@ def weights(log_weights: ArrayLike, *, title: str = "", judged: str | None = Non
     return figure_png(draw, (8.4, 3.8))
 
 
-def free_energy(fes: FES, *, unit: str = "kJ/mol", title: str = "", subtitle: str = "") -> bytes:
+def free_energy(fes: FES, *, unit: str = "kJ/mol", title: str = "", subtitle: str = "", good: bool = True) -> bytes:
     """A free-energy surface with its standard error: a band in one dimension, a second map in two.
+
+    Args:
+        unit: "kcal/mol" or "kJ/mol". good: whether the estimate passed its gate.
 
     Raises:
         InputError: more than two collective variables, or an unknown unit.
@@ -122,7 +125,7 @@ def free_energy(fes: FES, *, unit: str = "kJ/mol", title: str = "", subtitle: st
             _curve(figure.subplots(), fes, energy, unit)
         else:
             _maps(figure, fes, energy, unit)
-        heading(figure, title, subtitle)
+        heading(figure, title, subtitle, color=INK if good else ACCENT)
 
     return figure_png(draw, (6.4, 4.2) if len(fes.names) == 1 else (9.2, 4.2))
 
@@ -215,7 +218,8 @@ def _curve(axes: Axes, fes: FES, energy: float, unit: str) -> None:
     known = np.isfinite(values)
     shown = np.where(known, values, np.nan)
     bars = np.where(known & np.isfinite(error), error, np.nan)  # no band where it is unknown
-    axes.fill_between(x, shown - bars, shown + bars, color=CURVE, alpha=0.25, lw=0, label="± standard error")
+    label = "± standard error" if np.isfinite(bars).any() else None
+    axes.fill_between(x, shown - bars, shown + bars, color=CURVE, alpha=0.25, lw=0, label=label)
     axes.plot(x, shown, color=CURVE, lw=1.6, marker="o", ms=2.5)
     lonely = known & ~np.r_[False, known[:-1]] & ~np.r_[known[1:], False]  # the band has no width there
     axes.errorbar(x[lonely], shown[lonely], bars[lonely], fmt="none", ecolor=CURVE, alpha=0.4, lw=1.2)
@@ -223,7 +227,8 @@ def _curve(axes: Axes, fes: FES, energy: float, unit: str) -> None:
     axes.set_xlim(fes.edges[0][0] * scale, fes.edges[0][-1] * scale)
     axes.set_ylim(bottom=float(np.nanmin(shown - bars, initial=0.0)))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    if label:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def _maps(figure: Figure, fes: FES, energy: float, unit: str) -> None:

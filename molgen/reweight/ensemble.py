@@ -17,6 +17,7 @@ from molgen.reweight.barrier import SIDES, Barrier, profile_barrier
 from molgen.reweight.estimate import REFUSED, Estimate, check_values, lacking, weighted_mean
 from molgen.reweight.free_energy import FES, CollectiveVariable, free_energy_difference, histogram_fes
 from molgen.reweight.importance import (
+    TOP_SHARE,
     Verdict,
     WeightDiagnostics,
     cleaned,
@@ -284,7 +285,7 @@ class Ensemble:
         by = worst_weights(self.diagnostics, self.redrawn_by)
         return replace(drawn, log_weights=np.zeros(count), groups=groups, at_best=self.verdict, redrawn_by=by)
 
-    def without_top(self, share: float = 0.002) -> Ensemble:
+    def without_top(self, share: float = TOP_SHARE) -> Ensemble:
         """The ensemble with the largest weights dropped and the rest not smoothed, as Prose reports. Biased."""
         return replace(self, log_weights=drop_top(self.log_weights, share), at_best="biased", smoothed=False)
 

@@ -26,6 +26,7 @@ FINITE_VARIANCE = 0.5  # k-hat up to which weights have a variance; above it a s
 RELIABLE_KHAT = 0.7  # Vehtari et al. 2024: above it no practical number of samples helps
 UNDERFLOW = 700.0  # exp(-700) is the least a double can hold; log-weights that far below the largest are zero
 EQUAL = 1e-2  # spread of ln w of weights above zero below which they are equal but for single precision: no tail
+TOP_SHARE = 0.002  # of the weights, the largest, which Prose (arXiv 2508.18175) drops
 FLAT = 1e-9  # spread of ln w below which a tail is a single value with rounding
 
 Verdict = Literal["reliable", "warn", "biased", "failed"]
@@ -198,7 +199,7 @@ def truncate(log_weights: ArrayLike) -> np.ndarray:
     return np.minimum(log_w, np.logaddexp.reduce(log_w) - 0.5 * np.log(n))
 
 
-def drop_top(log_weights: ArrayLike, share: float = 0.002) -> np.ndarray:
+def drop_top(log_weights: ArrayLike, share: float = TOP_SHARE) -> np.ndarray:
     """Log-weights with the largest round(share * n) set to zero weight: biased, for comparison with Prose only.
 
     Raises:

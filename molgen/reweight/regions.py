@@ -17,6 +17,7 @@ _CLAUSE = re.compile(
     rf"|(?P<sign>[<>])\s*(?P<limit>{_NUMBER}))\s*(?:\band\b|$)"
 )
 
+_WRITTEN = 'clauses are joined by "and" alone, and a range is written "phi 1 in (0, 90)"'
 Lookup = Callable[[str], CollectiveVariable]
 
 
@@ -41,7 +42,7 @@ def written_region(text: str, lookup: Lookup) -> np.ndarray:
         try:
             variable = lookup(match["name"])
         except InputError as error:
-            error.add_note(f"in the region {text!r}")
+            error.add_note(f"in the region {text!r}: {_WRITTEN}")
             raise
         scale = 1 / shown(variable.unit)[0]
         if match["sign"]:

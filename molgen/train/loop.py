@@ -166,7 +166,7 @@ class Trainer:
         """`run` with all figures in `directory/log.jsonl` and every validation said as `line`, a format of its figures.
 
         Returns:
-            the last validation figures, `best_score`, `step` and `elapsed` seconds.
+            the last validation figures, `best_score` and `best_step`, `step` and `elapsed` seconds.
         """
         with (self.directory / "log.jsonl").open("a", encoding="utf-8") as stream:
 
@@ -178,7 +178,10 @@ class Trainer:
 
             self.log = record
             figures = self.run(resume)
-        return {**figures, "best_score": self.best, "step": self.step, "elapsed": self.elapsed}
+        best_step = load_checkpoint(self.directory / BEST).config["step"]
+        return {
+            **figures, "best_score": self.best, "best_step": best_step, "step": self.step, "elapsed": self.elapsed,
+        }  # fmt: skip
 
     def _train(self, interrupted: threading.Event) -> None:
         clock = time.monotonic()

@@ -313,6 +313,14 @@ def make_model(
     return model
 
 
+def _sizes(batches: ReactionBatch, init: str | None) -> list[int]:
+    """Fewest and most atoms that were learned from, by the weights a training began with, too."""
+    known = [seen_sizes(batches)]
+    if init is not None:
+        known += [load_model(init).config.get("atoms") or known[0]]
+    return [min(low for low, _ in known), max(high for _, high in known)]
+
+
 def train_tsgen(
     model: TSModel | TSEnsemble,
     train: Sequence[Reaction],
@@ -337,7 +345,7 @@ def train_tsgen(
         init: name of the weights that `model` begins from; their validation is told before training.
 
     Returns:
-        the last validation figures, `best_score`, `step` and `elapsed` seconds.
+        the last validation figures, `best_score` and `best_step`, `step` and `elapsed` seconds.
     """
     torch.set_flush_denormal(True)  # Adam's moments of dead inputs decay into denormals, which are slow
     model = model.to(device)
@@ -361,7 +369,7 @@ def train_tsgen(
         lambda _: validation_figures(model, held),
         settings,
         directory,
-        {"model": "tsgen", "config": model.config, "flow": asdict(flow), "atoms": seen_sizes(batches)},
+        {"model": "tsgen", "config": model.config, "flow": asdict(flow), "atoms": _sizes(batches, init)},
     )
     line = "step {step}, {seconds:.0f} s: validation RMSD median {val_rmsd_median:.3f}, mean {val_rmsd_mean:.3f} A"
     return trainer.run_logged(line, log, resume)

@@ -75,6 +75,11 @@ def write_results(
         "verdict": found.verdict,
         "verdict_unbiased": ensemble.verdict,
         "axes": list(fes.units),
+        "variables": [
+            {"name": name, "unit": unit, "period": period}
+            for name, unit, period in zip(fes.names, fes.units, fes.periods, strict=True)
+        ],
+        "temperature": ensemble.temperature,
         "gate": {"khat_biased": found.biased.khat, "limit": RELIABLE_KHAT, "passed": found.passed},
         "weights": asdict(ensemble.diagnostics),
         "weights_biased": asdict(found.biased),
@@ -129,10 +134,8 @@ def _write_pictures(
     labels = [(basin.minimum, _label(basin, energy)) for basin in found.basins[:LABELLED] if basin.share > 1e-12]
     judged = f"k-hat {found.biased.khat:.2f} biased, {ensemble.diagnostics.khat:.2f} without bias"
     judged += "" if found.repair is None else "; repaired by sequential Monte Carlo"
-    apart = ", ".join(
-        f"{name} {value:.2f}" if np.isfinite(value) else f"{name} not comparable (too few bins)"
-        for name, value in found.disagreement.items()
-    )
+    told = [f"{name} {value:.2f}" for name, value in found.disagreement.items() if np.isfinite(value)]
+    apart = ", ".join(told) or "not comparable (too few bins)"
     subtitle = f"{judged}\ndifference to path weights, kT: {apart}"
     if len(fes.edges) < 3:
         picture = fes_plots.surface(
@@ -142,8 +145,11 @@ def _write_pictures(
         )  # fmt: skip
         run.write_bytes("fes.png", picture)
     else:
-        for name in fes.names:
-            plain = ensemble_plots.free_energy(ensemble.fes(name), unit=units, title=name, subtitle=judged)
+        for name, edges in zip(fes.names, fes.edges, strict=True):
+            plain = ensemble_plots.free_energy(
+                ensemble.fes(name, bins=[edges]), unit=units, title=f"{name}, {ensemble.temperature:g} K",
+                subtitle=judged, good=good,
+            )  # fmt: skip
             run.write_bytes(f"fes_{field_name(name)}.png", plain)
     if sampler.records:
         run.write_bytes("convergence.png", fes_plots.convergence(sampler.records, sampler.frozen_from))

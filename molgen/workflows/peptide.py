@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from molgen.prose.layout import Layout
 from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.importance import diagnose, verdict, worst
+from molgen.reweight.importance import TOP_SHARE, diagnose, verdict, worst
 from molgen.reweight.smc import Population, between_temperatures, climb, restricted, spring_scale, start
 from molgen.rng import sample_seed
 from molgen.run import METHOD, Run
@@ -103,6 +105,7 @@ def sample_peptide(
     """
     observables = (observables,) if isinstance(observables, str) else tuple(observables)
     _check(n, finetune, workers, units, temperature)
+    _check_kinds(n, observables, weights, prose_compat, "resume" if resume else "overwrite" if overwrite else "", out)
     peptide = build_peptide(sequence, cap)
     topology = peptide.mdtraj_topology()
     for text in observables:
@@ -256,6 +259,26 @@ def _check(n: int, rounds: int, workers: int | str, units: str, temperature: flo
     if workers != "auto" and not (isinstance(workers, int) and workers > 0):
         raise InputError(f"{workers!r} workers", where="--workers", expected="auto, or at least 1")
     energy_unit(units)
+
+
+def _check_kinds(
+    n: int, observables: Sequence[str], weights: str | Path | Proposal, prose_compat: bool, into: str, out: Any
+) -> None:
+    """`into`: the option given that needs a folder; empty if none was."""
+    if prose_compat and not round(TOP_SHARE * n):
+        raise InputError(
+            f"the largest {TOP_SHARE:.1%} of {n} weights are none", where="--prose-compat",
+            remedy=f"give -n {math.ceil(1 / TOP_SHARE)} or more",
+        )  # fmt: skip
+    if not all(isinstance(text, str) for text in observables):
+        raise InputError(
+            f"{observables!r} given", where="observables", expected='texts such as "rg" or "phi 1"',
+            remedy="for functions: Ensemble.expectation",
+        )  # fmt: skip
+    if not isinstance(weights, (str, Path, Proposal)):
+        raise InputError(f"{weights!r} given", where="weights", expected="a name, a folder, or a loaded flow")
+    if into and out is None:
+        raise InputError("given without a folder", where=into, remedy="give it: out")
 
 
 def _device(name: str) -> torch.device:

@@ -12,6 +12,7 @@ import torch
 
 from molgen.device import resolve_device
 from molgen.errors import CalculatorError, InputError, check_counts
+from molgen.geometry.bonds import overlapping
 from molgen.io import load_reaction
 from molgen.saddle import calls_allowed
 from molgen.threads import one_thread
@@ -94,6 +95,8 @@ def find_ts(
     )  # fmt: skip
     if verify not in get_args(Method):
         raise InputError(f"unknown method {verify!r}", where="--verify", expected=", ".join(get_args(Method)))
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"{dtype!r} given", where="dtype", expected="torch.float32 or torch.float64")
     if time_budget is not None and not (isinstance(time_budget, (int, float)) and time_budget > 0):
         raise InputError(f"{time_budget!r} given", where="--time-budget", expected="a duration above 0, in seconds")
     begin, device = time.monotonic(), str(resolve_device(device))
@@ -111,7 +114,8 @@ def find_ts(
     deadline = math.inf if time_budget is None else begin + time_budget
     search = TSSearch(reaction, potential, cast(Method, verify) if refine else None, progress, calls_each, deadline)
     settings = {
-        "reactant": str(reactant), "product": str(product), "smiles": smiles, "charge": reaction.charge,
+        "reactant": None if reactant is None else str(reactant), "product": None if product is None else str(product),
+        "smiles": smiles, "charge": reaction.charge,
         "spin": reaction.spin, "samples": samples, "refine": refine, "calculator": str(calculator),
         "calculator_kwargs": dict(calculator_kwargs or {}), "verify": verify, "weights": str(weights),
         "correction": str(correction), "steps": steps, "max_calls": calls_each,
@@ -168,13 +172,13 @@ def _stages(
             yield
         if search.verifies and search.best_verdict() == "intended":
             search.best_with_relaxed_ends()  # may show that none is
-    if search.best_verdict() not in ("intended", "unverified") and not search.out_of_time():
+    if not search.succeeded() and search.best_verdict() != "unverified" and not search.out_of_time():
         if model is not None:
             saddle = "the intended saddle" if search.verifies else "a saddle"
             log(f"no guess of the model leads to {saddle}: trying the sqrt-distance guess too")
         search.propose_sqrt_distance(samples if search.method is None else max(samples, PHYSICS_TRIES), seed)
         yield
-        while search.best_verdict() != "intended" and search.advance():
+        while not search.succeeded() and search.advance():
             yield
     if search.verifies:
         best = search.best_with_relaxed_ends()
@@ -189,7 +193,8 @@ def _corrected(corrector: Correction, search: TSSearch, best: Candidate) -> Corr
     if best.verdict == "intended":
         guess = search.guesses[best.sample].positions if best.source == "TS-GEN" else None
         return correct_saddle(corrector, search.reaction, search.potential, best.atoms.positions, guess)
-    first = search.guesses[0]
-    if first.source != "TS-GEN":
+    sound = (guess for guess in search.guesses if not overlapping(search.reaction.numbers, guess.positions))
+    first = next(sound, None)
+    if first is None or first.source != "TS-GEN":
         return None
     return correct_guess(corrector, search.reaction, search.potential, first.positions)

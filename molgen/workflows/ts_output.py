@@ -74,6 +74,7 @@ def profile(result: TSResult, candidate: Candidate) -> bytes:
     mode = candidate.imaginary_frequency_cm
     parts = [candidate.verdict.replace("_", " ")]
     parts += [] if mode is None else [f"imaginary mode {abs(mode):.0f}i cm⁻¹"]
+    parts += ["other stereoisomers than given"] if candidate.stereo else []
     # only the intended saddle has this reactant and this product at its ends
     labels = ("reactant", "product") if candidate.verdict == "intended" else ("one side", "other side")
     return barrier_profile(

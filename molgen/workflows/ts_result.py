@@ -64,11 +64,12 @@ class Candidate:
 
 
 def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Best first: by verdict, the stereoisomers given before others, confidence (unknown counts as one half), and order
-    of drawing; never by energy."""
+    """Best first: by verdict, the stereoisomers given before others, what was refined before what was not, confidence
+    (unknown counts as one half), and order of drawing; never by the value of the energy."""
 
-    def rank(c: Candidate) -> tuple[int, bool, float, int]:
-        return VERDICTS.index(c.verdict), bool(c.stereo), -(0.5 if c.confidence is None else c.confidence), c.sample
+    def rank(c: Candidate) -> tuple[int, bool, bool, float, int]:
+        confidence = 0.5 if c.confidence is None else c.confidence
+        return VERDICTS.index(c.verdict), bool(c.stereo), c.energy is None, -confidence, c.sample
 
     return sorted(candidates, key=rank)
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from ase import Atoms
 
 from molgen.data.duplicates import SAME_ENERGY, SAME_RMSD
 from molgen.data.reactions import Reaction
-from molgen.geometry.align import rmsd_of
+from molgen.geometry.align import rmsd_of, superpose
 from molgen.geometry.bonds import overlapping
 from molgen.potentials.base import Potential
 from molgen.rng import generator
@@ -91,12 +92,32 @@ class TSSearch:
         return self.method not in (None, "none")
 
     def propose_tsgen(self, model: Generator, samples: int, steps: int, seed: int) -> None:
-        """Draw guesses from the model; the first is the deterministic one."""
+        """Draw guesses from the model; the first is the deterministic one.
+
+        A fragment that takes no part keeps its shape, which the model has not learned.
+        """
         self.calibration = model.config.get("confidence", {})
         guesses = generate(model.model, [self.reaction], samples=samples, steps=steps, seed=seed)[0]
         for k, (x, deviation) in enumerate(zip(guesses.positions.numpy(), guesses.deviation.numpy(), strict=True)):
+            x = self._with_spectators(x)
             features = guess_features(deviation, rmsd_of(x, self.sqrt_guess))
             self.guesses.append(Guess(x, "TS-GEN", k, features))
+
+    def _with_spectators(self, guess: np.ndarray) -> np.ndarray:
+        """The guess with fragments that are bonded alike on both sides as the reactant has them, each in its place."""
+        x, r, p = guess.copy(), self.reaction.reactant_fragments, self.reaction.product_fragments
+        for atoms in (np.flatnonzero(r == k) for k in range(int(r.max()) + 1)):
+            same = np.array_equal(atoms, np.flatnonzero(p == p[atoms[0]]))
+            if (
+                same
+                and len(atoms) < len(r)
+                and not bonding_differences(
+                    self.reaction.numbers[atoms], self.reaction.reactant[atoms], self.reaction.product[atoms]
+                )
+            ):
+                shape, place = (torch.from_numpy(np.asarray(y, dtype=float)) for y in (self.reaction.reactant, guess))
+                x[atoms] = superpose(shape[atoms], place[atoms]).numpy()
+        return x
 
     def propose_sqrt_distance(self, samples: int, seed: int) -> None:
         """The sqrt-distance guess, then noisy copies of it."""
@@ -128,6 +149,10 @@ class TSSearch:
     def out_of_time(self) -> bool:
         """Whether no further guess may be begun."""
         return bool(self.candidates) and time.monotonic() > self.deadline
+
+    def succeeded(self) -> bool:
+        """Whether a candidate is intended and joins the stereoisomers that were given."""
+        return any(c.verdict == "intended" and not c.stereo for c in self.candidates)
 
     def best_verdict(self) -> str:
         """Of the candidates so far; "failed" without any."""
@@ -173,6 +198,7 @@ class TSSearch:
         if overlap := overlapping(numbers, guess.positions):
             self.rejections["guess with overlapping atoms"] += 1
             candidate.verdict, candidate.reason = "not_a_saddle", f"{overlap} in the guess, so it was not refined"
+            candidate.confidence = None
             return True
         saddle = refine(self.potential, guess.positions, reactant=ends[0], product=ends[1], max_calls=self.max_calls)
         candidate.refine_calls = saddle.gradient_calls
