@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,7 @@ from molgen.errors import CalculatorError, InputError
 from molgen.geometry.bonds import bond_graph
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import refine, verify
-from molgen.workflows import ts_search
 from molgen.workflows.ts import TSResult, find_ts
-from molgen.workflows.ts_result import Candidate, ranked
 from molgen.workflows.ts_search import TSSearch
 
 HCN = sides("hcn")
@@ -323,83 +321,3 @@ def test_a_saddle_of_higher_order_is_left_along_its_second_mode(rdb7_path: Path)
     assert candidate.refine_calls > plain.gradient_calls
     search.propose_sqrt_distance(1, seed=0)  # the same guess again is not refined again
     assert search.advance() is False and search.rejections["same guess as an earlier one"] == 1
-
-
-def test_a_guess_that_ran_out_of_calls_hides_no_saddle(
-    hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first search is cut short beside the saddle, which the second one then finds."""
-    limits = iter([7])
-
-    def cut(*arguments: Any, **options: Any) -> Any:
-        return refine(*arguments, **{**options, "max_calls": next(limits, options["max_calls"])})
-
-    monkeypatch.setattr("molgen.workflows.ts_search.refine", cut)
-    monkeypatch.setattr("molgen.workflows.ts_search.SAME_ENERGY", np.inf)
-    monkeypatch.setattr("molgen.workflows.ts_search.SAME_RMSD", 10.0)
-    result = hcn()
-    assert result.verified and result.best.sample == 1
-    assert [c.verdict for c in result.candidates] == ["intended", "not_a_saddle"]
-
-
-def test_numbers_that_cannot_be_diagonalised_fail_one_guess(
-    hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = iter([True])
-
-    def once(*arguments: Any, **options: Any) -> Any:
-        if next(broken, False):
-            raise np.linalg.LinAlgError("Eigenvalues did not converge")
-        return refine(*arguments, **options)
-
-    monkeypatch.setattr("molgen.workflows.ts_search.refine", once)
-    result = hcn()
-    assert result.verified and result.rejections["numerical failure"] == 1
-    failed = next(c for c in result.candidates if c.verdict == "failed")
-    assert failed.reason == "Eigenvalues did not converge"
-
-
-def test_a_fragment_that_takes_no_part_keeps_its_shape() -> None:
-    """The model has not learned a water beside a rearrangement, and would crush it."""
-    result = find_ts(smiles="C=COCC=C.O>>C=CCCC=O.O", refine=False, samples=4)
-    water = np.flatnonzero(result.reaction.reactant_fragments == result.reaction.reactant_fragments.max())
-    given = Atoms(result.reaction.numbers, result.reaction.reactant)[water].get_all_distances()
-    assert len(water) == 3
-    for guess in result.guesses:
-        assert np.allclose(guess[water].get_all_distances(), given, atol=1e-6)
-
-
-def test_what_was_refined_comes_before_what_was_not() -> None:
-    hopeful = Candidate(Atoms("H"), "TS-GEN", 0, verdict="not_a_saddle", confidence=0.9)
-    refined = Candidate(Atoms("H"), "TS-GEN", 1, verdict="not_a_saddle", confidence=0.2, energy=-1.0)
-    assert [c.sample for c in ranked([hopeful, refined])] == [1, 0]
-
-
-def test_another_stereoisomer_is_not_the_end_of_the_search(
-    hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The sqrt-distance guess is tried, too, and the first with the isomers that were given is the best."""
-    settle = ts_search.settle
-
-    def turned(*arguments: Any, **options: Any) -> Any:
-        saddle, checked = settle(*arguments, **options)
-        return saddle, replace(checked, stereo="another stereoisomer of the product than was given (C3)")
-
-    monkeypatch.setattr(ts_search, "settle", turned)
-    said: list[str] = []
-    result = hcn(log=said.append)
-    assert result.verified and result.best.stereo and any("trying the sqrt-distance guess too" in line for line in said)
-
-
-def test_precision_as_a_text_is_refused() -> None:
-    with pytest.raises(InputError, match="dtype: 'float64' given"):
-        find_ts(*HCN, dtype="float64")  # type: ignore[arg-type]
-
-
-def test_a_side_without_bonds_is_warned_of(hcn: Callable[..., TSResult]) -> None:
-    """HCN in Bohr."""
-    reactant, product = (read(side[0]) for side in HCN)
-    assert isinstance(reactant, Atoms)
-    reactant.positions /= 0.529177
-    result = find_ts(reactant, product, refine=False, samples=1)
-    assert any(note.endswith("no two atoms are bonded: are its coordinates in Angstrom?") for note in result.notes)

@@ -15,6 +15,7 @@ from molgen.reweight.free_energy import FES, bin_indices
 from molgen.reweight.importance import LEAST_DRAWS
 from molgen.units import shown_value
 
+NARROW = 0.5  # of the bins along one variable: fewer with samples are a run that stayed where it began
 WORTH = 1e-3  # of the weight: basins with too few samples that hold less are strays
 SHALLOW = 1.0  # kT: a basin with a lower way out belongs to its neighbour
 REDRAWS = 100  # resamplings of the bootstrap
@@ -117,12 +118,19 @@ def barriers(ensemble: Ensemble, fes: FES, found: Sequence[Basin]) -> list[tuple
 
 
 def unvisited(fes: FES) -> list[str]:
-    """What the surface may lack, in words: parts that no sample joins, and edges where it stops although it is low.
+    """What the surface may lack, in words: most of the range, along one variable; parts that no sample joins; edges
+    where it stops although it is low.
 
     An edge is a bin without a sample beside three in a row, the nearest below `LOW` kT, whose numbers of samples,
     carried on as a line and as a parabola, both promise `EXPECTED` or more.
     """
     notes = []
+    seen = int((fes.counts > 0).sum())
+    if seen < NARROW * fes.counts.size and fes.counts.ndim == 1:
+        notes.append(
+            f"samples lie in {seen} of {fes.counts.size} bins of the range: the bias has not grown over the rest, or no "
+            "path leads there"
+        )
     parts = _parts(fes)
     if len(parts) > 1:
         notes.append(
