@@ -127,7 +127,7 @@ def shaped_like(side: SmilesSide, positions: np.ndarray, parts: np.ndarray, seed
     from rdkit.Geometry import Point3D
 
     options = AllChem.ETKDGv3()
-    options.randomSeed, options.ignoreSmoothingFailures = seed, True
+    options.randomSeed, options.ignoreSmoothingFailures, options.useRandomCoords = seed, True, True
     found = np.repeat(side.conformers[:1], _SHAPED, axis=0)
     for fragment, members in side.fragments:
         heavy = [k for k, index in enumerate(members) if side.numbers[index] > 1]
@@ -138,11 +138,32 @@ def shaped_like(side: SmilesSide, positions: np.ndarray, parts: np.ndarray, seed
         molecule = type(fragment)(fragment)
         options.SetCoordMap({k: Point3D(*map(float, positions[members[k]])) for k in heavy})
         made = list(_quietly(AllChem.EmbedMultipleConfs, molecule, _SHAPED, options))
-        if made:
-            x, _ = _relaxed(molecule, made)
+        x = _relaxed(molecule, made)[0] if made else np.zeros((0, len(members), 3))
+        x = x[[_as_written(fragment, conformer) for conformer in x]]
+        if len(x):
             centre = side.conformers[0][list(members)].mean(axis=0)
             found[:, list(members)] = x[np.arange(_SHAPED) % len(x)] + centre
     return replace(side, conformers=np.concatenate([side.conformers, found]))
+
+
+def _as_written(molecule, positions: np.ndarray) -> bool:
+    """Whether a conformer (n, 3) has the handedness and the double bonds that the SMILES says."""
+    from rdkit import Chem
+
+    written, built = Chem.Mol(molecule), Chem.Mol(molecule)
+    built.RemoveAllConformers()
+    conformer = Chem.Conformer(len(positions))
+    conformer.SetPositions(np.ascontiguousarray(positions, dtype=float))
+    built.AddConformer(conformer, assignId=True)
+    Chem.AssignStereochemistry(written, cleanIt=True, force=True)
+    Chem.AssignStereochemistryFrom3D(built, replaceExistingTags=True)
+    open_bonds = (Chem.BondStereo.STEREONONE, Chem.BondStereo.STEREOANY)
+    bonds = ((a.GetStereo(), b.GetStereo()) for a, b in zip(written.GetBonds(), built.GetBonds(), strict=True))
+    names = (
+        [atom.GetPropsAsDict(True, True).get("_CIPCode") for atom in mol.GetAtoms()] for mol in (written, built)
+    )  # fmt: skip
+    hands = zip(*names, strict=True)
+    return all(a in open_bonds or a == b for a, b in bonds) and all(a in (None, b) for a, b in hands)
 
 
 def _canonical(molecule) -> str:

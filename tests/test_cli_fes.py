@@ -80,7 +80,7 @@ def test_report_and_files(molgen: Callable[..., Result], hcn: Path, tmp_path: Pa
     result = molgen("--xyz", hcn, *DISTANCE, *FEW, "--wall", "distance 1 2 < 1.6")
     assert result.exit_code in (0, 3), result.stderr
     lines = {line[:16].strip(): line[17:] for line in result.stdout.splitlines()}
-    assert "fine up to 0.7" in lines["verdict"] and "under the bias" in lines["ESS"] and "4 rounds" in lines["cost"]
+    assert "refused above 0.7)" in lines["verdict"] and "under the bias" in lines["ESS"] and "4 rounds" in lines["cost"]
     assert (
         re.search("fine up to 0.3|not comparable", lines["without weights"]) and str(tmp_path / "out") in lines["files"]
     )
@@ -152,7 +152,7 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
     """What a summary says of them, in words."""
     estimate = {"value": 3.25, "error": 0.125, "khat": 0.3, "reliable": True, "unit": "kcal/mol"}
     poor = {**estimate, "value": 2.0, "khat": 0.9, "reliable": False}
-    weights = {"ess": 0.1, "khat": 0.4, "n": 100}
+    weights = {"ess": 0.1, "khat": 0.4, "n": 100, "threshold": 0.5}
     summary = {
         "gate": {"khat_biased": 0.3, "limit": 0.7}, "weights": weights, "weights_biased": weights, "verdict": "warn",
         "verdict_unbiased": "biased", "axes": ["rad"],

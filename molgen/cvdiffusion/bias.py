@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from molgen.errors import InputError
-from molgen.reweight.free_energy import wrapped
 from molgen.units import KB
+from molgen.variables import wrapped
 
 _BATCH = 256  # hills that see each other exactly before they reach the grid; bounds memory, in 3-D above all
 

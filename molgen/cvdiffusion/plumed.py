@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike
 
 from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.errors import InputError
-from molgen.reweight.free_energy import wrapped
 from molgen.units import KJ_MOL
+from molgen.variables import wrapped
 
 COLUMNS: tuple[str, ...] = ("bias", "energy", "logweight")  # of the COLVAR of a run, beside its variables
 _UNIT_LINE = re.compile(r"#\s+(units?_\S+)\s+(\S+)\s*")

@@ -58,15 +58,16 @@ def jensen_shannon(
     b: ArrayLike,
     weights_a: ArrayLike | None = None,
     weights_b: ArrayLike | None = None,
+    bins: int = BINS,
 ) -> float:
-    """Jensen-Shannon divergence in nats, 0 to ln 2, of histograms of angles a (n, d) and b (m, d), BINS a full turn.
+    """Jensen-Shannon divergence in nats, 0 to ln 2, of histograms of angles a (n, d) and b (m, d), `bins` a full turn.
 
     JS = (KL(p | m) + KL(q | m)) / 2 with m = (p + q) / 2 (Lin, IEEE Trans. Inf. Theory 37 (1991) 145); no pseudocounts.
     Two samples of n points of one distribution over B occupied bins give about B / 4n.
     """
     x, u = _sample(a, weights_a, 2)
     y, v = _sample(b, weights_b, 2)
-    p, q = (_histogram(points, weights) for points, weights in ((x, u), (y, v)))
+    p, q = (_histogram(points, weights, bins) for points, weights in ((x, u), (y, v)))
     mean = (p + q) / 2
 
     def kl(part: np.ndarray) -> float:
@@ -145,8 +146,8 @@ def _transport(a: Any, b: Any, weights_a: Any, weights_b: Any, wrapped: bool) ->
     return float(np.sqrt(max(value, 0.0)))
 
 
-def _histogram(angles: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(BINS^d,) share of the weight in each cell of the torus."""
-    cells = np.floor((angles % (2 * np.pi)) / (2 * np.pi) * BINS).astype(np.int64) % BINS
-    index = np.ravel_multi_index(tuple(cells.T), (BINS,) * angles.shape[1])
-    return np.bincount(index, weights, minlength=BINS ** angles.shape[1])
+def _histogram(angles: np.ndarray, weights: np.ndarray, bins: int) -> np.ndarray:
+    """(bins^d,) share of the weight in each cell of the torus."""
+    cells = np.floor((angles % (2 * np.pi)) / (2 * np.pi) * bins).astype(np.int64) % bins
+    index = np.ravel_multi_index(tuple(cells.T), (bins,) * angles.shape[1])
+    return np.bincount(index, weights, minlength=bins ** angles.shape[1])

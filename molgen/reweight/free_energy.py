@@ -17,15 +17,9 @@ from molgen.errors import InputError, number_pair
 from molgen.reweight.estimate import Estimate, bootstrap, delta_error, few_groups, lacking
 from molgen.reweight.importance import cleaned, khat, khat_threshold, region_khat
 from molgen.units import KB
+from molgen.variables import wrapped
 
 FEW = 5  # samples (groups) of a bin, with fewer of which its error would come out two to three times too small
-
-
-def wrapped(values: np.ndarray, low: float, period: float) -> np.ndarray:
-    """Values of a variable of `period`, moved into [low, low + period); those inside stay bit for bit."""
-    shifted = np.mod(values - low, period)
-    inside = (values >= low) & (values < low + period)
-    return np.where(inside, values, low + np.where(shifted >= period, 0.0, shifted))  # mod of -1e-20 is the period
 
 
 @dataclass(frozen=True, eq=False)

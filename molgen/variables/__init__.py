@@ -1,6 +1,6 @@
 """Collective variables: one language for `--cv` (pushed along), `--wall` and `--observable` (averaged)."""
 
-from molgen.variables.cv import CV, check_start, custom, evaluate, linear, values
+from molgen.variables.cv import CV, check_start, custom, evaluate, linear, values, wrapped
 from molgen.variables.molecule import Molecule
 from molgen.variables.of_atoms import angle, coordination, distance, torsion, volume
 from molgen.variables.of_residues import backbone_torsions
@@ -25,4 +25,5 @@ __all__ = [
     "torsion",
     "values",
     "volume",
+    "wrapped",
 ]

@@ -202,3 +202,10 @@ def distinct(*atoms: int) -> None:
     """Refuse atoms that repeat."""
     if len(set(atoms)) < len(atoms):
         raise InputError(f"atoms {' '.join(map(str, atoms))} repeat", expected="different atoms")
+
+
+def wrapped(values: np.ndarray, low: float, period: float) -> np.ndarray:
+    """Values of a variable of `period`, moved into [low, low + period); those inside stay bit for bit."""
+    shifted = np.mod(values - low, period)
+    inside = (values >= low) & (values < low + period)
+    return np.where(inside, values, low + np.where(shifted >= period, 0.0, shifted))  # mod of -1e-20 is the period

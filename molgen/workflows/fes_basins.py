@@ -128,8 +128,8 @@ def unvisited(fes: FES) -> list[str]:
     seen = int((fes.counts > 0).sum())
     if seen < NARROW * fes.counts.size and fes.counts.ndim == 1:
         notes.append(
-            f"samples lie in {seen} of {fes.counts.size} bins of the range: the bias has not grown over the rest, or no "
-            "path leads there"
+            f"samples lie in {seen} of {fes.counts.size} bins of the range: the bias has not grown over the rest, or "
+            "no path leads there"
         )
     parts = _parts(fes)
     if len(parts) > 1:

@@ -245,7 +245,8 @@ def outcome(
     why = f"k-hat {found.biased.khat:.2f}, histogram {found.disagreement['histogram']:.2f} kT off"
     begin = chains_from(sampler, draws, sampler.energies_used) if found.biased.khat < MEAN_EXISTS else None
     if begin is None:  # such a repair could not pass (`Surfaces.passed`)
-        lacks = "too few different samples" if found.biased.khat < MEAN_EXISTS else "the weights are too uneven"
+        uneven = MEAN_EXISTS <= found.biased.khat < np.inf
+        lacks = "the weights are too uneven" if uneven else "too few different samples"
         log(f"{why}: {lacks} for sequential Monte Carlo to begin from; the weights stand")
         return Outcome.of(ensemble, found, kernels)
     log(f"{why}: sequential Monte Carlo from the final samples")
