@@ -64,6 +64,13 @@ def test_barriers_around_a_circle_and_on_a_line():
     assert barriers(ensemble, fes, found[:1]) == []
 
 
+@pytest.mark.parametrize(("spread", "said"), [(0.3, True), (3.0, False)])
+def test_a_surface_of_a_part_of_the_range_says_so(spread, said):
+    a = np.random.default_rng(3).uniform(-spread, spread, 4000)
+    notes = unvisited(ensemble_of(a[:, None], np.zeros(4000), None).fes("a", bins=[EDGES]))
+    assert any("of 48 bins of the range" in note for note in notes) == said
+
+
 def test_two_basins_on_a_circle_have_two_barriers():
     ensemble, fes, found = on_circle(lambda a: 3 - 3 * np.cos(2 * a) + (1 - np.cos(a)), 2 * np.pi)
     rows = barriers(ensemble, fes, found)

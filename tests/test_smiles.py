@@ -9,7 +9,7 @@ from ase import Atoms
 from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph
 from molgen.io import load_reaction
-from molgen.smiles import embed_molecule
+from molgen.smiles import embed_molecule, shaped_like
 
 # shortest and longest bond between heavy atoms by GFN2-xTB, Angstrom
 LENGTHS = {
@@ -97,3 +97,28 @@ def test_a_diene_that_closes_to_a_ring_is_s_cis():
     turn = diene.get_dihedral(*carbons)
     assert min(turn, 360 - turn) < 45
     assert np.array_equal(bond_graph(reaction.numbers, reaction.reactant).sum(), 2 * (9 + 5))
+
+
+@pytest.mark.parametrize(
+    ("smiles", "middle"),
+    [("C=C/C=C\\C=C>>C1=CC=CCC1", 0), ("C=C/C=C/C=C>>C1=CC=CCC1", 180), ("C=CC=CC=C>>C1=CC=CCC1", 0)],
+)
+def test_what_is_written_of_a_double_bond_stays_and_what_is_open_follows_the_other_side(smiles, middle):
+    reaction, _ = load_reaction(smiles=smiles)
+    turn = Atoms(reaction.numbers, reaction.reactant).get_dihedral(1, 2, 3, 4)
+    assert min(abs(turn - middle), 360 - abs(turn - middle)) < 20
+
+
+@pytest.mark.parametrize("hand", ["@", "@@"])
+def test_conformers_that_follow_the_other_side_keep_their_handedness(hand):
+    """Even where that side is the mirror image."""
+    side = embed_molecule(f"C=CC=C[C{hand}H](F)O", "test")
+    mirrored = side.conformers[0] * [1, 1, -1]
+    same = shaped_like(side, mirrored, np.zeros(len(mirrored), int))
+    assert len(same.conformers) > len(side.conformers)
+    centre = next(
+        k for k in range(len(side.numbers)) if set(side.numbers[np.flatnonzero(side.bonds[k])]) == {1, 6, 8, 9}
+    )
+    corners = np.flatnonzero(side.bonds[centre])
+    volumes = [np.linalg.det(x[corners[:3]] - x[corners[3]]) for x in same.conformers]
+    assert len(set(np.sign(volumes))) == 1

@@ -345,6 +345,11 @@ def test_lengths_beyond_training_are_warned_of(sequence, cap, text):
     ({"temperature": "400"}, ["-T", "a number above 0 K"]),
     ({"sequence": ["G", "G"]}, ["sequence", "text"]),
     ({"seed": -1}, ["--seed: -1 given", "at least 0"]),
+    ({"prose_compat": True, "n": 200}, ["--prose-compat: the largest 0.2% of 200 weights are none", "-n 500"]),
+    ({"observables": [3]}, ["observables: (3,) given", "Ensemble.expectation"]),
+    ({"weights": 3}, ["weights: 3 given", "a name, a folder, or a loaded flow"]),
+    ({"out": None, "resume": True}, ["resume: given without a folder"]),
+    ({"out": None, "overwrite": True}, ["overwrite: given without a folder"]),
 ])  # fmt: skip
 def test_bad_input(options, texts, tmp_path):
     given = {"sequence": "GG", "n": 10, "temperature": 400.0, "weights": tiny_flow(), "out": tmp_path / "out"}
