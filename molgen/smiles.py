@@ -133,11 +133,14 @@ def shaped_like(side: SmilesSide, positions: np.ndarray, parts: np.ndarray, seed
         heavy = [k for k, index in enumerate(members) if side.numbers[index] > 1]
         origin = parts[[members[k] for k in heavy]]
         heavy = [k for k, part in zip(heavy, origin, strict=True) if part == np.bincount(origin).argmax()]
-        if len(heavy) < 3:
+        if len(heavy) < 4:  # no torsion to follow
             continue
         molecule = type(fragment)(fragment)
         options.SetCoordMap({k: Point3D(*map(float, positions[members[k]])) for k in heavy})
-        made = list(_quietly(AllChem.EmbedMultipleConfs, molecule, _SHAPED, options))
+        try:
+            made = list(_quietly(AllChem.EmbedMultipleConfs, molecule, _SHAPED, options))
+        except RuntimeError:  # of RDKit's minimiser, where the shape asked for is none of this molecule's
+            made = []
         x = _relaxed(molecule, made)[0] if made else np.zeros((0, len(members), 3))
         x = x[[_as_written(fragment, conformer) for conformer in x]]
         if len(x):

@@ -269,9 +269,6 @@ def test_names_that_do_not_exist():
     with pytest.raises(InputError, match="no kind of variable 'distnace'") as caught:
         ensemble.cv("distnace 0 1")
     assert "attached collective variables: s" in caught.value.__notes__[0]
-    with pytest.raises(InputError, match="no kind of variable '0'") as caught:
-        ensemble.free_energy("0 < s < 90", "s > 90")
-    assert any('a range is written "phi 1 in (0, 90)"' in note for note in caught.value.__notes__)
     with pytest.raises(InputError, match="no topology"):
         _ = ensemble.trajectory
     with pytest.raises(InputError, match="a mask of shape"):

@@ -48,6 +48,15 @@ def test_regions_that_cannot_be_read(text):
         written_region(text, CVS.__getitem__)
 
 
+def test_a_name_that_is_none_tells_how_regions_are_written():
+    def unknown(name: str):
+        raise InputError(f"no kind of variable {name!r}")
+
+    with pytest.raises(InputError, match="no kind of variable '0'") as caught:
+        written_region("0 < s < 90", unknown)
+    assert any('a range is written "phi 1 in (0, 90)"' in note for note in caught.value.__notes__)
+
+
 @pytest.mark.parametrize("limits", ["(7, 7)", "(180, -180)", "(360, 0)"])
 def test_a_range_of_nothing_is_refused(limits):
     with pytest.raises(InputError, match="an empty range"):
