@@ -52,7 +52,7 @@ def test_a_name_that_is_none_tells_how_regions_are_written():
     def unknown(name: str):
         raise InputError(f"no kind of variable {name!r}")
 
-    with pytest.raises(InputError, match="no kind of variable '0'") as caught:
+    with pytest.raises(InputError, match="no kind of variable '0 < s'") as caught:
         written_region("0 < s < 90", unknown)
     assert any('a range is written "phi 1 in (0, 90)"' in note for note in caught.value.__notes__)
 
