@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import read
-from ts_cases import noise_weights, sides
+from ts_cases import hcn_search, noise_weights, sides
+from typer.testing import CliRunner
 
+from molgen.cli.main import app
 from molgen.errors import InputError
 from molgen.saddle import refine
 from molgen.workflows import ts_search
@@ -32,10 +35,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hcn(weights: Path) -> Callable[..., TSResult]:
     """find_ts on HCN -> HNC with the noise weights."""
 
-    def run(**options: Any) -> TSResult:
-        return find_ts(*HCN, **{"weights": weights, "samples": 3, **options})
-
-    return run
+    return partial(hcn_search, weights=weights)
 
 
 def test_a_guess_that_ran_out_of_calls_hides_no_saddle(
@@ -72,6 +72,12 @@ def test_numbers_that_cannot_be_diagonalised_fail_one_guess(
     assert failed.reason == "Eigenvalues did not converge"
 
 
+@pytest.mark.parametrize("beside", ["[H][H]", "[He]"])
+def test_small_fragments_that_take_no_part(beside: str) -> None:
+    result = find_ts(smiles=f"C=CO.{beside}>>CC=O.{beside}", refine=False, samples=2)
+    assert all(np.isfinite(guess.positions).all() for guess in result.guesses)
+
+
 def test_a_fragment_that_takes_no_part_keeps_its_shape() -> None:
     """The model has not learned a water beside a rearrangement, and would crush it."""
     result = find_ts(smiles="C=COCC=C.O>>C=CCCC=O.O", refine=False, samples=4)
@@ -89,7 +95,7 @@ def test_what_was_refined_comes_before_what_was_not() -> None:
 
 
 def test_another_stereoisomer_is_not_the_end_of_the_search(
-    hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch
+    hcn: Callable[..., TSResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sqrt-distance guess is tried, too, and the first with the isomers that were given is the best."""
     settle = ts_search.settle
@@ -101,6 +107,8 @@ def test_another_stereoisomer_is_not_the_end_of_the_search(
     monkeypatch.setattr(ts_search, "settle", turned)
     said: list[str] = []
     result = hcn(log=said.append)
+    told = CliRunner().invoke(app, ["ts", *[str(side[0]) for side in HCN], "-n", "1", "--out", str(tmp_path / "out")])
+    assert told.exit_code == 0 and "the barrier is that of this path" in " ".join(told.stderr.split())
     assert result.verified and result.best.stereo and any("trying the sqrt-distance guess too" in line for line in said)
 
 

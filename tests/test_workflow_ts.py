@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from ase import Atoms
 from ase.io import read
 from scipy.spatial.transform import Rotation
-from ts_cases import EXAMPLES, EXPECTED, FailingAt, NoSaddle, noise_weights, sides
+from ts_cases import EXAMPLES, EXPECTED, FailingAt, NoSaddle, hcn_search, noise_weights, sides
 
 import molgen
 from molgen.data.reactions import load_npz
@@ -37,10 +38,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hcn(weights: Path) -> Callable[..., TSResult]:
     """find_ts on HCN -> HNC with the noise weights."""
 
-    def run(**options: Any) -> TSResult:
-        return find_ts(*HCN, **{"weights": weights, "samples": 3, **options})
-
-    return run
+    return partial(hcn_search, weights=weights)
 
 
 def check(result: TSResult, name: str) -> None:

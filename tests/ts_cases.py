@@ -16,6 +16,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from molgen.checkpoint import save_checkpoint
 from molgen.potentials.xtb import XtbPotential
 from molgen.tsgen.model import TSModel
+from molgen.workflows.ts import TSResult, find_ts
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((EXAMPLES / "expected.json").read_text())["reactions"]
@@ -50,6 +51,11 @@ def noise_weights(folder: Path) -> Path:
     torch.nn.init.zeros_(model.displace.weight)
     save_checkpoint(folder, model.state_dict(), {"model": "tsgen", "config": model.config})
     return folder
+
+
+def hcn_search(*, weights: Path, **options: Any) -> TSResult:
+    """find_ts on HCN -> HNC with the noise weights, three samples unless told otherwise."""
+    return find_ts(*sides("hcn"), **{"weights": weights, "samples": 3, **options})
 
 
 class FailingAt(XtbPotential):
