@@ -167,6 +167,25 @@ def test_claisen_without_a_map_is_the_sigmatropic_3_3_shift():
     assert (changes.broken, changes.formed) == (((2, 3),), ((0, 5),))
 
 
+@pytest.mark.parametrize(
+    "smiles",
+    [
+        "C=CC.C=C>>C=CCCC",  # ene, not an insertion into a C-H bond
+        "CC(=O)OCC>>CC(=O)O.C=C",  # pyrolysis of an ester by its carbonyl oxygen
+        "CC=O.C=CO>>CC(O)CC=O",  # aldol: the enol's own hydrogen moves
+    ],
+)
+def test_hydrogen_goes_by_a_ring_of_six_rather_than_of_four(smiles):
+    reaction, _ = load_reaction(smiles=smiles)
+    before, after = (bond_graph(reaction.numbers, x) for x in (reaction.reactant, reaction.product))
+    either = before | after
+    for i, j in compare_bonds(before, after).formed:
+        alone = either.copy()
+        alone[i, j] = alone[j, i] = False
+        within = np.linalg.matrix_power(np.eye(len(alone)) + alone, 4)[i, j]  # walks of up to four bonds
+        assert not within, f"atoms {i} and {j} are bonded across a ring of five or less"
+
+
 def test_stereo_of_smiles_survives():
     from molgen.geometry.chirality import signed_volumes
 

@@ -133,7 +133,18 @@ def test_ranked_by_confidence_within_a_verdict() -> None:
     assert [c.confidence for c in ranked(given)] == [0.9, 0.6, None, 0.2]
 
 
-def test_ranked_never_by_energy() -> None:
-    given = [candidate("intended", k, confidence=0.5, energy=e) for k, e in enumerate([-1.0, -9.0, -5.0, None])]
+@pytest.mark.parametrize("verdict", VERDICTS[1:])
+def test_what_is_not_proven_is_never_ranked_by_energy(verdict: str) -> None:
+    given = [candidate(verdict, k, confidence=0.5, energy=e) for k, e in enumerate([-1.0, -9.0, -5.0, None])]
     for order in itertools.permutations(given):
         assert [c.sample for c in ranked(list(order))] == [0, 1, 2, 3]
+
+
+def test_the_lowest_of_the_intended_saddles_is_the_best() -> None:
+    """A chair before a boat, however sure the model was; mirror images by confidence."""
+    given = [
+        candidate("intended", 0, 0.4, energy=-5.0), candidate("intended", 1, 0.5, energy=-5.0004),
+        candidate("intended", 2, 0.9, energy=-4.7),
+    ]  # fmt: skip
+    for order in itertools.permutations(given):
+        assert [c.sample for c in ranked(list(order))] == [1, 0, 2]

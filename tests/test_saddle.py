@@ -10,6 +10,7 @@ from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import normal_modes, reaction_direction, refine, verify
 from molgen.saddle.descent import _quadratic_descent, irc, relax
 from molgen.saddle.optimize import bfgs_update, bofill_update, image_step, stationary_point
+from molgen.saddle.restrain import half_made
 from molgen.saddle.verify import bonding_differences
 
 NUMBERS = np.array([1, 6, 7])
@@ -38,6 +39,25 @@ def saddle():
     rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     guess = np.array([[1.2, 0, 0.45], [0, 0, 0], [0, 0, 1.2]]) @ rotation.T + rng.normal(scale=0.05, size=(3, 3))
     return refine(XtbPotential(NUMBERS), guess, reactant=HCN, product=HNC)
+
+
+def test_bonds_that_change_are_held_half_made_while_the_rest_relaxes():
+    """From either side of HCN -> HNC the hydrogen comes to lie between C and N, from where the saddle is near."""
+    potential = XtbPotential(NUMBERS)
+    for side in (HCN, HNC):
+        bent = side + [[0.1, 0, 0], [0, 0, 0], [0, 0, 0]]
+        x = half_made(potential, bent, HCN, HNC)
+        h_c, h_n = np.linalg.norm(x[0] - x[1]), np.linalg.norm(x[0] - x[2])
+        assert h_c == pytest.approx(1.34, abs=0.1) and h_n == pytest.approx(1.28, abs=0.1)
+        found = refine(potential, x, reactant=HCN, product=HNC)
+        assert found.converged and verify(potential, found.positions, HCN, HNC).verdict == "intended"
+
+
+def test_without_a_bond_that_changes_nothing_is_held():
+    potential = XtbPotential(NUMBERS)
+    assert np.array_equal(half_made(potential, HCN, HCN, HCN + 0.01), HCN) and potential.calls == 0
+    with pytest.raises(CalculatorError):
+        half_made(Scripted(potential, after=2), HCN, HCN, HNC)
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import read
-from ts_cases import hcn_search, noise_weights, sides
+from ts_cases import NoSaddle, hcn_search, noise_weights, sides
 from typer.testing import CliRunner
 
 from molgen.cli.main import app
-from molgen.errors import InputError
+from molgen.errors import CalculatorError, InputError
 from molgen.saddle import refine
 from molgen.workflows import ts_search
 from molgen.workflows.ts import TSResult, find_ts
@@ -97,7 +97,7 @@ def test_what_was_refined_comes_before_what_was_not() -> None:
 def test_another_stereoisomer_is_not_the_end_of_the_search(
     hcn: Callable[..., TSResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sqrt-distance guess is tried, too, and the first with the isomers that were given is the best."""
+    """Guesses without the model are tried, too, and the first with the isomers that were given is the best."""
     settle = ts_search.settle
 
     def turned(*arguments: Any, **options: Any) -> Any:
@@ -109,7 +109,33 @@ def test_another_stereoisomer_is_not_the_end_of_the_search(
     result = hcn(log=said.append)
     told = CliRunner().invoke(app, ["ts", *[str(side[0]) for side in HCN], "-n", "1", "--out", str(tmp_path / "out")])
     assert told.exit_code == 0 and "the barrier is that of this path" in " ".join(told.stderr.split())
-    assert result.verified and result.best.stereo and any("trying the sqrt-distance guess too" in line for line in said)
+    assert result.verified and result.best.stereo and any("trying guesses without it too" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("smiles", "barrier"),
+    [
+        ("C=C/C=C\\C=C>>C1=CCCC=C1", 13.2),  # disrotatory; on GFN2-xTB, as all of these
+        ("[CH2:1]=[CH:2][CH2:3][CH2:4][CH:5]=[CH2:6]>>[CH2:3]=[CH:2][CH2:1][CH2:6][CH:5]=[CH2:4]", 28.6),  # Cope
+    ],
+)
+def test_sides_alone_lead_to_what_interpolation_misses(smiles: str, barrier: float) -> None:
+    """Where equivalent hydrogens are paired as no path pairs them, and conformers are far from the saddle's."""
+    result = find_ts(smiles=smiles, samples=1, correction="none")
+    assert result.verified and result.best.source == "restrained" and not result.best.stereo
+    assert result.best.barrier_forward_kcal == pytest.approx(barrier, abs=0.5)
+
+
+def test_a_calculator_that_fails_on_a_side_costs_that_guess(
+    hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any, **options: Any) -> Any:
+        raise CalculatorError("no convergence")
+
+    monkeypatch.setattr(ts_search, "half_made", broken)
+    result = hcn(calculator=NoSaddle(), samples=1)
+    assert result.rejections["calculator failed"] == 3 and result.status == "gate_failed"
+    assert {guess.info["source"] for guess in result.guesses} == {"TS-GEN", "sqrt-distance"}
 
 
 def test_precision_as_a_text_is_refused() -> None:

@@ -307,15 +307,16 @@ def test_a_saddle_of_higher_order_is_left_along_its_second_mode(rdb7_path: Path)
     reaction = next(r for r in load_npz(rdb7_path) if r.name == "10029")
     potential = XtbPotential(reaction.numbers)
     search = TSSearch(reaction, potential, "quick", lambda stage, done, total: None)
-    search.propose_sqrt_distance(1, seed=0)
+    search.propose_physics(1, seed=0)
     plain = refine(potential, search.sqrt_guess, reactant=reaction.reactant, product=reaction.product)
     checked = verify(potential, plain.positions, reaction.reactant, reaction.product)
     assert checked.verdict == "not_a_saddle" and checked.modes.frequencies_cm[1] < -50
-    while search.advance():
-        pass
+    assert search.advance()
     (candidate,) = search.candidates
     assert candidate.verdict == "intended"
     assert candidate.energy is not None and plain.energy is not None and candidate.energy < plain.energy
     assert candidate.refine_calls > plain.gradient_calls
-    search.propose_sqrt_distance(1, seed=0)  # the same guess again is not refined again
+    del search.guesses[1:]
+    search.propose_physics(1, seed=0)  # the same guess again is not refined again
+    del search.guesses[2:]
     assert search.advance() is False and search.rejections["same guess as an earlier one"] == 1

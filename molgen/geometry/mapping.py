@@ -125,7 +125,7 @@ def _score(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> tuple[int
         a, b = x[pieces == piece], y[pieces == piece]
         square += _deviation(a, b)
     changes = int((bonds_r ^ bonds_p).sum()) // 2
-    tight = _tight_rings(r.numbers[atoms], bonds_r, bonds_p)
+    tight = _tight_rings(bonds_r, bonds_p)
     front = _frontside(r, p, atoms, images)
     return changes, inverted, tight, front, float(np.sqrt(square / len(atoms)))
 
@@ -145,19 +145,22 @@ def _frontside(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> int:
     return len(corners) - int(inverted_centres(x, y, corners[:, [0, 1, 2, 3]], corners[:, [0, 1, 2, 4]]).sum())
 
 
-def _tight_rings(numbers: np.ndarray, before: np.ndarray, after: np.ndarray) -> int:
-    """Heavy-atom bonds formed across a ring of three or four in which another bond breaks, as in a [1,3] shift.
+def _tight_rings(before: np.ndarray, after: np.ndarray) -> int:
+    """Bonds formed in a ring of three or four, of bonds that change or stay, in which one breaks.
 
-    Counting bonds cannot tell a [1,3] from a [3,3] shift; the wider cyclic transition state is the likelier.
+    Counting bonds cannot tell a [1,3] from a [3,3] shift, nor an ene reaction from an insertion into a C-H bond; the
+    wider cyclic transition state is the likelier.
     """
-    heavy = numbers > 1
-    formed = np.triu(after & ~before) & heavy[:, None] & heavy[None, :]
-    if not formed.any():
-        return 0
-    broken = (before & ~after).astype(int)
-    kept = (before & after).astype(int)
-    short = broken @ kept + kept @ broken  # two or three bonds from end to end, one of which breaks
-    return int((formed & (short + short @ kept + kept @ short > 0)).sum())
+    broken, either = before & ~after, before | after
+
+    def tight(i: int, j: int) -> bool:
+        near, far = (np.flatnonzero(either[a]).tolist() for a in (i, j))
+        return any(
+            broken[i, k] or broken[m, j] or broken[k, m]
+            for k in near if k != j for m in far if m != i and (k == m or either[k, m])
+        )  # fmt: skip
+
+    return sum(tight(i, j) for i, j in np.argwhere(np.triu(after & ~before)).tolist())
 
 
 def _deviation(a: np.ndarray, b: np.ndarray) -> float:

@@ -29,7 +29,7 @@ from molgen.workflows.ts_result import Candidate, TSResult
 from molgen.workflows.ts_search import Method, TSSearch
 from molgen.workflows.ts_setup import model_for, potential_for
 
-PHYSICS_TRIES = 4  # noisy sqrt-distance guesses, at least, until one leads to the intended saddle
+PHYSICS_TRIES = 4  # sqrt-distance guesses, at least, until one leads to the intended saddle
 
 
 def find_ts(
@@ -62,7 +62,8 @@ def find_ts(
 
     The model proposes, the calculator disposes: every distinct guess is refined to a saddle, its modes counted, and
     both sides followed down to see which molecules they are. When no guess of the model leads to the intended saddle,
-    or the weights do not know an element, the sqrt-distance guess is tried as well.
+    or the weights do not know an element, guesses without a model are tried as well: the sqrt-distance guess, and both
+    sides relaxed by the calculator with the bonds that change held half made.
 
     Args:
         reactant, product: path (xyz, extxyz, pdb, sdf), ase.Atoms, or a list of these, one a fragment. Any atom
@@ -175,8 +176,8 @@ def _stages(
     if not search.succeeded() and search.best_verdict() != "unverified" and not search.out_of_time():
         if model is not None:
             saddle = "the intended saddle" if search.verifies else "a saddle"
-            log(f"no guess of the model leads to {saddle}: trying the sqrt-distance guess too")
-        search.propose_sqrt_distance(samples if search.method is None else max(samples, PHYSICS_TRIES), seed)
+            log(f"no guess of the model leads to {saddle}: trying guesses without it too")
+        search.propose_physics(samples if search.method is None else max(samples, PHYSICS_TRIES), seed)
         yield
         while not search.succeeded() and search.advance():
             yield

@@ -14,6 +14,7 @@ from molgen.data.reactions import Reaction
 from molgen.workflows.ts_correction import CorrectedTS
 
 OUT_OF_TIME = "time budget reached"  # among the rejections of a result
+TIE = 0.005  # eV; saddles closer than this, mirror images above all, are ranked by confidence
 # best first
 VERDICTS = ("intended", "half", "unintended", "unverified", "not_a_saddle", "failed")
 
@@ -24,7 +25,7 @@ class Candidate:
 
     Attributes:
         atoms: the saddle (the guess, if unrefined), energy and verdict in `atoms.info`.
-        source: of the guess, "TS-GEN" or "sqrt-distance". sample: index among the guesses.
+        source: of the guess, "TS-GEN", "sqrt-distance" or "restrained". sample: index among the guesses.
         verdict: intended (the saddle joins R and P), half (one of them), unintended (neither), not_a_saddle, unverified
             (nobody checked), failed (the calculator did). reason: in words.
         confidence: calibrated probability, before verification, that this is the intended saddle; None without weights.
@@ -64,12 +65,15 @@ class Candidate:
 
 
 def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Best first: by verdict, the stereoisomers given before others, what was refined before what was not, confidence
-    (unknown counts as one half), and order of drawing; never by the value of the energy."""
+    """Best first: by verdict, the stereoisomers given before others, what was refined before what was not, the lowest
+    of the saddles that are proven to join reactant and product, confidence (unknown counts as one half), and order of
+    drawing. Energies rank nothing that is not proven: a low one may have slid off the ridge.
+    """
 
-    def rank(c: Candidate) -> tuple[int, bool, bool, float, int]:
+    def rank(c: Candidate) -> tuple[int, bool, bool, float, float, int]:
         confidence = 0.5 if c.confidence is None else c.confidence
-        return VERDICTS.index(c.verdict), bool(c.stereo), c.energy is None, -confidence, c.sample
+        energy = round(c.energy / TIE) if c.verdict == "intended" and c.energy is not None else 0
+        return VERDICTS.index(c.verdict), bool(c.stereo), c.energy is None, energy, -confidence, c.sample
 
     return sorted(candidates, key=rank)
 

@@ -20,6 +20,7 @@ from molgen.potentials.base import Potential
 from molgen.rng import generator
 from molgen.saddle import Verification, mode_overlap, refine
 from molgen.saddle.descent import relax
+from molgen.saddle.restrain import MAX_CALLS, half_made
 from molgen.saddle.verify import LEAST_BARRIER, bonding_differences, judge_wells, settle
 from molgen.tsgen import Generator
 from molgen.tsgen.condition import prepare
@@ -30,6 +31,7 @@ from molgen.workflows.reaction_tools import FAILURES, cause, failure
 from molgen.workflows.ts_result import OUT_OF_TIME, VERDICTS, Candidate, TSResult, ranked
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
+STIR = 0.03  # Angstrom, noise that takes a side off the symmetry it may have before it is relaxed to a guess
 END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls, for the wells the barriers are measured from
 Method = Literal["quick", "irc", "none"]
 
@@ -39,14 +41,16 @@ class Guess(NamedTuple):
 
     Attributes:
         positions: (N, 3) Angstrom, float64.
-        source: "TS-GEN" or "sqrt-distance". sample: index among the guesses.
+        source: "TS-GEN", "sqrt-distance" or "restrained". sample: index among the guesses.
         features: what its confidence follows from, see :func:`molgen.tsgen.rank.guess_features`; None without a model.
+        raw: still to be relaxed, see :func:`molgen.saddle.restrain.half_made`.
     """
 
     positions: np.ndarray
     source: str
     sample: int
     features: dict[str, float] | None
+    raw: bool = False
 
 
 class TSSearch:
@@ -119,11 +123,34 @@ class TSSearch:
                 x[atoms] = superpose(shape[atoms], place[atoms]).numpy()
         return x
 
-    def propose_sqrt_distance(self, samples: int, seed: int) -> None:
-        """The sqrt-distance guess, then noisy copies of it."""
+    def propose_physics(self, samples: int, seed: int) -> None:
+        """The sqrt-distance guess; it, and each side that is one piece, to be relaxed with the bonds that change held
+        half made; noisy copies of the sqrt-distance guess, so that there are `samples` of it.
+        """
+        r, p = self.reaction.reactant_fragments, self.reaction.product_fragments
+        sides = ((self.reaction.product, p), (self.reaction.reactant, r), (self.sqrt_guess, np.zeros_like(r)))
+        starts = [x for x, fragments in sides if not fragments.any()] if self._may_restrain() else []
         for k in range(samples):
             noise = SIGMA * generator(seed, k).normal(size=self.sqrt_guess.shape) if k else 0.0
             self.guesses.append(Guess(self.sqrt_guess + noise, "sqrt-distance", len(self.guesses), None))
+            for at, start in enumerate(starts if k == 0 else []):
+                x = start + STIR * generator(seed, at, 1).normal(size=start.shape)
+                self.guesses.append(Guess(x, "restrained", len(self.guesses), None, raw=True))
+
+    def _may_restrain(self) -> bool:
+        """Whether there is a calculator to relax with and a bond that changes."""
+        r, p = self.reaction.reactant, self.reaction.product
+        return self.method is not None and bonding_differences(self.reaction.numbers, r, p) > 0
+
+    def _relaxed(self, guess: Guess) -> Guess | None:
+        """A raw guess relaxed; None, counted, where the calculator fails."""
+        calls = min(self.max_calls, MAX_CALLS)
+        try:
+            x = half_made(self.potential, guess.positions, self.reaction.reactant, self.reaction.product, calls)
+        except FAILURES as error:
+            self.rejections[failure(error)] += 1
+            return None
+        return guess._replace(positions=x, raw=False)
 
     def advance(self) -> bool:
         """Refine and verify the next distinct guess; False when none is left, or no time."""
@@ -135,11 +162,15 @@ class TSSearch:
             k = self.done
             self.progress("refining guesses", k, total)
             self.done += 1
-            guess, earlier = self.guesses[k], self.guesses[:k]
+            before, earlier = self.potential.calls, [other for other in self.guesses[:k] if not other.raw]
+            guess = self._relaxed(self.guesses[k]) if self.guesses[k].raw else self.guesses[k]
+            if guess is None:
+                continue
+            self.guesses[k] = guess
             if any(rmsd_of(guess.positions, other.positions) < SAME_GUESS for other in earlier):
                 self.rejections["same guess as an earlier one"] += 1
                 continue
-            candidate = self._candidate(guess)
+            candidate = self._candidate(guess, before)
             if candidate is not None:
                 self.candidates.append(candidate)
             self.progress("refining guesses", self.done, total)
@@ -161,7 +192,7 @@ class TSSearch:
     def report(self, result: TSResult) -> None:
         """Put into `result` what has been found so far and what it cost."""
         result.candidates = ranked(self.candidates)
-        result.guesses = [self._guess_atoms(guess) for guess in self.guesses]
+        result.guesses = [self._guess_atoms(guess) for guess in self.guesses if not guess.raw]
         result.gradient_calls, result.rejections = self.potential.calls - self.calls_before, self.rejections
 
     def _guess_atoms(self, guess: Guess) -> Atoms:
@@ -173,9 +204,8 @@ class TSSearch:
             atoms.info["confidence_guess"] = round(value, 4)
         return atoms
 
-    def _candidate(self, guess: Guess) -> Candidate | None:
-        """The candidate a guess becomes; None when it is a saddle already known."""
-        before = self.potential.calls
+    def _candidate(self, guess: Guess, before: int) -> Candidate | None:
+        """The candidate a guess becomes, at the cost of the calls since `before`; None when it is a known saddle."""
         candidate = Candidate(self._guess_atoms(guess), guess.source, guess.sample)
         candidate.confidence = candidate.atoms.info.get("confidence_guess")
         try:
