@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,10 @@ from typer.testing import CliRunner
 
 from molgen.cli.main import app
 from molgen.errors import CalculatorError, InputError
+from molgen.io import load_reaction
+from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import refine
+from molgen.saddle.restrain import falls_together
 from molgen.workflows import ts_search
 from molgen.workflows.ts import TSResult, find_ts
 from molgen.workflows.ts_result import Candidate, ranked
@@ -124,6 +128,18 @@ def test_sides_alone_lead_to_what_interpolation_misses(smiles: str, barrier: flo
     result = find_ts(smiles=smiles, samples=1, correction="none")
     assert result.verified and result.best.source == "restrained" and not result.best.stereo
     assert result.best.barrier_forward_kcal == pytest.approx(barrier, abs=0.5)
+
+
+def test_pieces_that_fall_together_are_said_to(tmp_path: Path) -> None:
+    """NH3 and BH3 on GFN2-xTB; a Diels-Alder reaction has a barrier, and one piece nothing to fall together."""
+    out = tmp_path / "out"
+    told = CliRunner().invoke(app, ["ts", "--smiles", "N.B>>[NH3+][BH3-]", "-n", "1", "--out", str(out)])
+    assert told.exit_code == 3 and "fall together again without a barrier, by 2" in " ".join(told.stderr.split())
+    assert json.loads((out / "summary.json").read_text())["barrierless_kcal"] == pytest.approx(22.4, abs=1.0)
+    ring = load_reaction(smiles="C=CC=C.C=C>>C1=CCCCC1")[0]
+    assert falls_together(XtbPotential(ring.numbers), ring.product, ring.reactant) is None
+    lost = find_ts(*HCN, calculator=NoSaddle(), samples=1)
+    assert lost.status == "gate_failed" and lost.barrierless_kcal is None
 
 
 def test_a_calculator_that_fails_on_a_side_costs_that_guess(

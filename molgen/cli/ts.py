@@ -82,7 +82,12 @@ def ts(
         typer.echo(report(result, out, calculator))
     if result.verified and result.best.stereo:
         common.warn(f"{result.best.stereo}: the barrier is that of this path, not between the isomers given")
-    if result.status == "gate_failed":
+    if result.barrierless_kcal is not None:
+        common.warn(
+            "no saddle was proven, and with this calculator there may be none: drawn apart along the bonds that "
+            f"change, the pieces fall together again without a barrier, by {result.barrierless_kcal:.1f} kcal/mol"
+        )
+    elif result.status == "gate_failed":
         beside = " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""
         limit = max_calls or calls_allowed(len(result.reaction))
         none = "no saddle was found" if verify == "none" else "no saddle was proven to join the two"

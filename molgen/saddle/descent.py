@@ -15,6 +15,7 @@ DROP = 0.02  # eV, drop in energy aimed at by the first displacement off the sad
 KICK = (0.05, 0.3)  # Angstrom, its least and largest norm
 TRUST = (0.15, 0.3)  # Angstrom; short steps keep a descent in the valley it started in
 SOFTEST = 0.5  # eV/Angstrom^2, least curvature of the Hessian a descent starts from
+DESCENT_CALLS = 150  # gradient calls of a descent, at most
 STRIDE = 0.1  # Angstrom amu^(1/2), arc length of an IRC step
 
 Path = list[tuple[float, np.ndarray]]

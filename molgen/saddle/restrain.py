@@ -1,4 +1,4 @@
-"""Guesses by the calculator alone: a structure relaxed while the bonds that change are held half made."""
+"""What a calculator finds with distances held: guesses of saddles, and reactions that have none."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import numpy as np
 from molgen.geometry.bonds import bond_graph, compare_bonds, radius_sums
 from molgen.potentials.base import Potential
 from molgen.potentials.composite import DistanceRestraint, SumPotential
-from molgen.saddle.descent import relax
+from molgen.saddle.descent import DESCENT_CALLS, relax
+from molgen.saddle.verify import bonding_differences
 
 HALF_MADE, HALF_MADE_H = 1.45, 1.25  # length over the sum of covalent radii: C-C 2.2, C-H 1.34 Angstrom
+APART = (1.45, 1.8, 2.2)  # likewise, the steps by which a bond is drawn out: C-C to 3.3 Angstrom
 STIFFNESS = 40.0  # eV/Angstrom^2
 FMAX, MAX_CALLS = 0.1, 60  # eV/Angstrom, gradient calls
+FALL_FMAX = 0.005  # eV/Angstrom; pieces so far apart hardly pull
 
 
 def half_made(
@@ -36,8 +39,42 @@ def half_made(
     if not changes.count:
         return positions
     pairs = np.array([*changes.broken, *changes.formed])
-    i, j = pairs.T
-    with_hydrogen = (numbers[i] == 1) | (numbers[j] == 1)
-    lengths = np.where(with_hydrogen, HALF_MADE_H, HALF_MADE) * radius_sums(numbers)[i, j]
-    held = SumPotential(potential, DistanceRestraint(pairs, lengths, STIFFNESS, numbers))
-    return relax(held, np.asarray(positions, dtype=float), fmax=FMAX, max_calls=max_calls).positions
+    with_hydrogen = (numbers[pairs] == 1).any(1)
+    lengths = np.where(with_hydrogen, HALF_MADE_H, HALF_MADE) * _bond_lengths(numbers, pairs)
+    return _held(potential, positions, pairs, lengths, max_calls)
+
+
+def falls_together(potential: Potential, whole: np.ndarray, parts: np.ndarray) -> float | None:
+    """Energy (eV) that the pieces of one side lose in becoming the other without a barrier; None where they do not.
+
+    The bonds that only `whole` has are drawn out, those that only `parts` has are closed, and the rest relaxed. Where a
+    minimisation from there, nothing held, ends in `whole`, its path goes down all the way: no saddle is on it.
+
+    Args:
+        potential: of the N atoms. whole, parts: (N, 3) Angstrom, a side that is one piece and one that is several.
+
+    Raises:
+        CalculatorError: the calculator failed.
+    """
+    numbers, x = potential.numbers, np.asarray(whole, dtype=float)
+    changes = compare_bonds(bond_graph(numbers, whole), bond_graph(numbers, parts))
+    pairs = np.array([*changes.broken, *changes.formed])
+    drawn = np.arange(len(pairs)) < len(changes.broken)
+    for factor in APART:
+        x = _held(potential, x, pairs, np.where(drawn, factor, 1.0) * _bond_lengths(numbers, pairs), MAX_CALLS)
+    if bonding_differences(numbers, x, parts):
+        return None
+    fall = relax(potential, x, fmax=FALL_FMAX, max_calls=DESCENT_CALLS)
+    together = not bonding_differences(numbers, fall.positions, whole)
+    return fall.path[0][0] - fall.energy if together else None
+
+
+def _bond_lengths(numbers: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """(P,) sums of covalent radii, Angstrom."""
+    return radius_sums(numbers)[pairs[:, 0], pairs[:, 1]]
+
+
+def _held(potential: Potential, x: np.ndarray, pairs: np.ndarray, lengths: np.ndarray, max_calls: int) -> np.ndarray:
+    """`x` relaxed with the distances of `pairs` (P, 2) held at `lengths` (P,)."""
+    held = SumPotential(potential, DistanceRestraint(pairs, lengths, STIFFNESS, potential.numbers))
+    return relax(held, np.asarray(x, dtype=float), fmax=FMAX, max_calls=max_calls).positions

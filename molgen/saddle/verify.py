@@ -13,7 +13,7 @@ from molgen.geometry.bonds import TOLERANCE, bond_graph, distance_matrix, molecu
 from molgen.geometry.chirality import stereo_differences
 from molgen.geometry.shape import shape_distance
 from molgen.potentials.base import Potential
-from molgen.saddle.descent import irc, kick, relax
+from molgen.saddle.descent import DESCENT_CALLS, irc, kick, relax
 from molgen.saddle.modes import IMAGINARY, Modes, normal_modes
 from molgen.saddle.refine import Refinement, refine
 
@@ -30,7 +30,6 @@ SHAPE = 0.5  # Angstrom, see shape_distance: a well further than this from a con
 SHAPE_FMAX = 0.01  # eV/Angstrom; torsions are soft, and a well that is not reached looks like another conformer
 LEAST_BARRIER = 0.02  # eV; below it the saddle is a ripple
 FINEST = 2e-4  # eV/Angstrom, the smallest force that a descent is followed to
-DESCENT_CALLS = 150  # gradient calls of a descent, at most
 IRC_STEPS, IRC_FMAX = 150, 0.1  # where the path of steepest descent ends (eV/Angstrom) and a minimisation goes on
 SLIDE = 0.3  # Angstrom, norm of the step off a saddle of higher order
 

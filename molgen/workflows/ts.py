@@ -184,6 +184,8 @@ def _stages(
     if search.verifies:
         best = search.best_with_relaxed_ends()
         search.relax_other_ends()
+        if best.verdict != "intended" and not search.out_of_time():
+            result.barrierless_kcal = search.barrierless_kcal()
         if corrector is not None:
             result.corrected = _corrected(corrector, search, best)
         yield

@@ -90,6 +90,8 @@ class TSResult:
         rejections: reason -> count of guesses that came to nothing. checkpoint_hash: of the weights used, if any.
         corrected: the verified saddle, or without one the first guess, carried to the level of the training set, where
             there are weights for that.
+        barrierless_kcal: how much the pieces of a side lose, kcal/mol, in falling together into the other without a
+            barrier; looked for when no saddle was proven, None where they do not.
     """
 
     candidates: list[Candidate]
@@ -101,6 +103,7 @@ class TSResult:
     rejections: Counter = field(default_factory=Counter)
     checkpoint_hash: str | None = None
     corrected: CorrectedTS | None = None
+    barrierless_kcal: float | None = None
 
     @property
     def best(self) -> Candidate:

@@ -20,7 +20,7 @@ from molgen.potentials.base import Potential
 from molgen.rng import generator
 from molgen.saddle import Verification, mode_overlap, refine
 from molgen.saddle.descent import relax
-from molgen.saddle.restrain import MAX_CALLS, half_made
+from molgen.saddle.restrain import MAX_CALLS, falls_together, half_made
 from molgen.saddle.verify import LEAST_BARRIER, bonding_differences, judge_wells, settle
 from molgen.tsgen import Generator
 from molgen.tsgen.condition import prepare
@@ -280,6 +280,20 @@ class TSSearch:
             self.relaxed.append(best)
             self.relax_ends(best)
         return best
+
+    def barrierless_kcal(self) -> float | None:
+        """kcal/mol that the pieces of a side lose where they fall together into the other, which is one."""
+        r, p = self.reaction.reactant_fragments.any(), self.reaction.product_fragments.any()
+        if r == p or not self._may_restrain():
+            return None
+        whole, parts = (self.reaction.product, self.reaction.reactant)[:: 1 if r else -1]
+        self.progress("looking for a barrier", 0, 1)
+        try:
+            lost = falls_together(self.potential, whole, parts)
+        except FAILURES as error:
+            self.rejections[failure(error)] += 1
+            return None
+        return None if lost is None else kcal(lost)
 
     def relax_other_ends(self) -> None:
         """Those of the other intended candidates, while there is time: their barriers stand beside the best's."""

@@ -1,0 +1,111 @@
+"""Named reactions from SMILES, most without atom-map numbers, through `molgen.find_ts` as it comes.
+
+    python benchmarks/textbook.py --out runs/textbook [--only claisen ene]
+
+Every row is one call; what is in OUT/textbook.jsonl already is not run again. Then `benchmarks/tables.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from molgen import find_ts
+from molgen.errors import CalculatorError
+from molgen.files import write_atomic
+from molgen.tsgen import load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+REACTIONS = {
+    "keto-enol": "C=CO>>CC=O",
+    "HCN to HNC": "C#N>>[C-]#[NH+]",
+    "formaldehyde to H2 and CO": "C=O>>[H][H].[C-]#[O+]",
+    "diazene, trans to cis": r"[H]/N=N/[H]>>[H]/N=N\[H]",
+    "proton transfer in malonaldehyde":
+        r"[O:1]([H:9])/[CH:2]=[CH:3]\[CH:4]=[O:5]>>[O:1]=[CH:2]/[CH:3]=[CH:4]\[O:5][H:9]",
+    "[1,5]-H shift in pentadiene":
+        r"[CH2:1]=[CH:2]/[CH:3]=[CH:4]\[CH2:5][H:6]>>[H:6][CH2:1]/[CH:2]=[CH:3]\[CH:4]=[CH2:5]",
+    "Diels-Alder, butadiene and ethene": "C=CC=C.C=C>>C1=CCCCC1",
+    "Diels-Alder, butadiene and maleic anhydride": "C=CC=C.O=C1OC(=O)C=C1>>O=C1OC(=O)C2CC=CCC12",
+    "Diels-Alder, cyclopentadiene twice": "C1=CCC=C1.C1=CCC=C1>>C1C=CC2C1C1CC2C=C1",
+    "Diels-Alder, intramolecular": "C=C/C=C/CCCC=C>>C1=CC2CCCC2CC1",
+    "hetero-Diels-Alder with HNO": "C=CC=C.N=O>>C1C=CCON1",
+    "cheletropic, butadiene and SO2": "C=CC=C.O=S=O>>C1C=CCS1(=O)=O",
+    "hexatriene closes": r"C=C/C=C\C=C>>C1=CCCC=C1",
+    "cyclobutene opens": "C1=CCC1>>C=CC=C",
+    "Claisen": "C=COCC=C>>O=CCCC=C",
+    "Cope": "[CH2:1]=[CH:2][CH2:3][CH2:4][CH:5]=[CH2:6]>>[CH2:3]=[CH:2][CH2:1][CH2:6][CH:5]=[CH2:4]",
+    "ene, propene and ethene": "C=CC.C=C>>C=CCCC",
+    "ene, propene and formaldehyde": "O=C.C=CC>>OCCC=C",
+    "ester pyrolysis": "CC(=O)OCC>>CC(=O)O.C=C",
+    "xanthate pyrolysis": "CSC(=S)OCC>>CSC(=O)S.C=C",
+    "Cope elimination": "CC[N+](C)(C)[O-]>>C=C.CN(C)O",
+    "decarboxylation of acetoacetic acid": "OC(=O)CC(C)=O>>O=C=O.C=C(C)O",
+    "aldol, enol and aldehyde": "CC=O.C=CO>>CC(O)CC=O",
+    "aminolysis of an ester": "CC(=O)OC.N>>CC(=O)N.CO",
+    "carbonic acid": "O.O=C=O>>OC(=O)O",
+    "SN2, Cl- and CH3Br": "[Cl-].CBr>>ClC.[Br-]",
+    "HCl and ethene": "C=C.Cl>>CCCl",
+    "H2 and ethene": "C=C.[H][H]>>CC",
+    "BH3 and ethene": "C=C.B>>CCB",
+    "ketene and ethene, [2+2]": "C=C=O.C=C>>C1CCC1=O",
+    "azide and acetylene": "C#C.CN=[N+]=[N-]>>Cn1ccnn1",
+    "ozone and ethene": "C=C.O=[O+][O-]>>C1COOO1",
+    "cyclopropane to propene": "C1CC1>>CC=C",
+    "vinylcyclopropane to cyclopentene": "C=CC1CC1>>C1=CCCC1",
+    "Curtius": "CC(=O)N=[N+]=[N-]>>CN=C=O.N#N",
+    "Wolff": "[N-]=[N+]=CC=O>>C=C=O.N#N",
+}  # fmt: skip
+
+
+def examine(name: str, weights: str) -> dict:
+    """One row: verdict, barriers, where the best candidate came from, cost."""
+    row = {"name": name, "smiles": REACTIONS[name]}
+    try:
+        result = find_ts(smiles=REACTIONS[name], weights=weights)
+    except CalculatorError as error:
+        return row | {"verdict": "failed", "reason": str(error)}
+    best = result.best
+    keys = ("verdict", "reason", "stereo", "source", "barrier_forward_kcal", "barrier_reverse_kcal")
+    return row | {
+        **{key: getattr(best, key) for key in keys},
+        "barrierless_kcal": result.barrierless_kcal, "gradient_calls": result.gradient_calls,
+        "seconds": round(result.seconds, 1),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--weights", default="tsgen")
+    parser.add_argument("--only", nargs="+", choices=list(REACTIONS), default=list(REACTIONS))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "textbook.jsonl"
+    done = {row["name"]: row for row in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
+    with file.open("a") as log:
+        for name in (name for name in args.only if name not in done):
+            done[name] = examine(name, args.weights)
+            log.write(json.dumps(done[name]) + "\n")
+            log.flush()
+            print(name, done[name]["verdict"], done[name].get("barrier_forward_kcal"), flush=True)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    about = {
+        "commit": commit.stdout.strip(), "weights": load_model(args.weights).hash, "torch": torch.__version__,
+        "machine": f"{platform.processor() or platform.machine()}, 1 thread", "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+    report = {"about": about, "textbook": [done[name] for name in REACTIONS if name in done]}
+    if len(report["textbook"]) == len(REACTIONS):
+        write_atomic(ROOT / "benchmarks/results/textbook.json", json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
