@@ -127,7 +127,26 @@ def barriers(report: dict) -> str:
     return "\n".join(lines)
 
 
+def textbook(report: dict) -> str:
+    """Named reactions from SMILES."""
+    lines = [
+        "| reaction | verdict | barrier there, back, kcal/mol | guess | gradient calls | s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["textbook"]:
+        verdict, barriers = row["verdict"].replace("_", " "), ""
+        if verdict == "intended":
+            verdict += ", another stereoisomer" if row["stereo"] else ""
+            barriers = f"{row['barrier_forward_kcal']:.1f}, {row['barrier_reverse_kcal']:.1f}"
+        elif row.get("barrierless_kcal") is not None:
+            verdict += f"; no barrier: falls together by {row['barrierless_kcal']:.0f} kcal/mol"
+        cells = (row["name"], verdict, barriers, row.get("source", ""), row["gradient_calls"], f"{row['seconds']:.0f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 MAKERS = {
+    "textbook.json": {"textbook": textbook},
     "ts.json": {"geometry": geometry, "invariance": invariance, "saddles": saddles, "confidence": confidence},
     "correction.json": {"gradients": gradients},
     "barriers.json": {"barriers": barriers},
