@@ -127,21 +127,29 @@ def barriers(report: dict) -> str:
     return "\n".join(lines)
 
 
+def _outcome(row: dict) -> tuple[str, str, str]:
+    """Verdict in words, and the barriers where they are those of the reaction."""
+    verdict = row["verdict"].replace("_", " ")
+    if verdict == "intended":
+        verdict += ", another stereoisomer" if row["stereo"] else ""
+        return verdict, f"{row['barrier_forward_kcal']:.1f}", f"{row['barrier_reverse_kcal']:.1f}"
+    lost = row.get("barrierless_kcal")
+    return verdict + ("" if lost is None else f"; no barrier: falls together by {lost:.0f} kcal/mol"), "", ""
+
+
 def textbook(report: dict) -> str:
     """Named reactions from SMILES."""
     lines = [
-        "| reaction | verdict | barrier there, back, kcal/mol | guess | gradient calls | s |",
-        "|---|---|---|---|---|---|",
+        "| reaction | from SMILES | barrier there, back, kcal/mol | guess | gradient calls | s "
+        "| from structures, atoms shuffled | barrier there |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in report["textbook"]:
-        verdict, barriers = row["verdict"].replace("_", " "), ""
-        if verdict == "intended":
-            verdict += ", another stereoisomer" if row["stereo"] else ""
-            barriers = f"{row['barrier_forward_kcal']:.1f}, {row['barrier_reverse_kcal']:.1f}"
-        elif row.get("barrierless_kcal") is not None:
-            verdict += f"; no barrier: falls together by {row['barrierless_kcal']:.0f} kcal/mol"
-        cells = (row["name"], verdict, barriers, row.get("source", ""), row["gradient_calls"], f"{row['seconds']:.0f}")
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        verdict, there, back = _outcome(row)
+        cells = [row["name"], verdict, ", ".join(filter(None, (there, back))), row.get("source", "")]
+        cells += [str(row["gradient_calls"]), f"{row['seconds']:.0f}"]
+        cells += _outcome(row["structures"])[:2] if "structures" in row else ["", ""]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

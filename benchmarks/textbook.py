@@ -1,8 +1,9 @@
 """Named reactions from SMILES, most without atom-map numbers, through `molgen.find_ts` as it comes.
 
-    python benchmarks/textbook.py --out runs/textbook [--only claisen ene]
+    python benchmarks/textbook.py --out runs/textbook [--only Claisen Cope]
 
-Every row is one call; what is in OUT/textbook.jsonl already is not run again. Then `benchmarks/tables.py`.
+Those without numbers once more as structures: each side in the best of its own conformers by RDKit, the product's atoms
+shuffled. What is in OUT/textbook.jsonl already is not run again. Then `benchmarks/tables.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import platform
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from ase import Atoms
 
 from molgen import find_ts
 from molgen.errors import CalculatorError
 from molgen.files import write_atomic
+from molgen.smiles import embed_molecule
 from molgen.tsgen import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,15 +70,28 @@ REACTIONS = {
 
 
 def examine(name: str, weights: str) -> dict:
-    """One row: verdict, barriers, where the best candidate came from, cost."""
-    row = {"name": name, "smiles": REACTIONS[name]}
+    """One row: what came of the SMILES and, under "structures", of its two sides."""
+    smiles = REACTIONS[name]
+    row = {"name": name, "smiles": smiles, **outcome(smiles=smiles, weights=weights)}
+    if ":1]" in smiles:  # a reaction into itself: only the numbers tell what reacts
+        return row
+    reactant, product = (embed_molecule(part, name, seed=5) for part in smiles.split(">>"))
+    order = np.random.default_rng(0).permutation(len(product.numbers))
+    sides = (
+        Atoms(reactant.numbers, reactant.conformers[0]), Atoms(product.numbers[order], product.conformers[0][order])
+    )  # fmt: skip
+    return row | {"structures": outcome(*sides, charge=reactant.charge, weights=weights)}
+
+
+def outcome(*sides: Atoms, **options: Any) -> dict:
+    """Verdict, barriers, where the best candidate came from, cost."""
     try:
-        result = find_ts(smiles=REACTIONS[name], weights=weights)
+        result = find_ts(*sides, **options)
     except CalculatorError as error:
-        return row | {"verdict": "failed", "reason": str(error)}
+        return {"verdict": "failed", "reason": str(error)}
     best = result.best
     keys = ("verdict", "reason", "stereo", "source", "barrier_forward_kcal", "barrier_reverse_kcal")
-    return row | {
+    return {
         **{key: getattr(best, key) for key in keys},
         "barrierless_kcal": result.barrierless_kcal, "gradient_calls": result.gradient_calls,
         "seconds": round(result.seconds, 1),
@@ -96,7 +114,13 @@ def main() -> None:
             done[name] = examine(name, args.weights)
             log.write(json.dumps(done[name]) + "\n")
             log.flush()
-            print(name, done[name]["verdict"], done[name].get("barrier_forward_kcal"), flush=True)
+            print(
+                name,
+                done[name]["verdict"],
+                done[name].get("barrier_forward_kcal"),
+                done[name].get("structures"),
+                flush=True,
+            )
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     about = {
         "commit": commit.stdout.strip(), "weights": load_model(args.weights).hash, "torch": torch.__version__,
