@@ -186,6 +186,13 @@ def test_hydrogen_goes_by_a_ring_of_six_rather_than_of_four(smiles):
         assert not within, f"atoms {i} and {j} are bonded across a ring of five or less"
 
 
+def test_an_ester_is_hydrolysed_at_its_acyl_carbon():
+    """By a ring of four, where the alkyl carbon would offer one of six, but by its front."""
+    changes = _changes(load_reaction(smiles="CC(=O)OC.O>>CC(=O)O.CO")[0])
+    assert changes.broken in (((1, 3), (5, 12)), ((1, 3), (5, 13)))
+    assert (1, 5) in changes.formed
+
+
 def test_stereo_of_smiles_survives():
     from molgen.geometry.chirality import signed_volumes
 

@@ -1,9 +1,10 @@
 """Atom mapping: which atom of the product is which atom of the reactant, from geometries in any order and orientation.
 
-In order of weight: fewest bonds broken and formed; fewest tetrahedral centres inverted; fewest bonds formed across
-rings of three or four; fewest substitutions at the front of a tetrahedral centre, where what leaves and what enters are
-never in one fragment; least displacement after superposing each fragment by a proper rotation. Equivalent atoms,
-above all hydrogens, are told apart by inversion and displacement.
+In order of weight: fewest bonds broken and formed; fewest tetrahedral centres inverted; fewest tetrahedral centres
+where one neighbour leaves and another enters; fewest bonds formed across rings of three or four; fewest substitutions at
+the front of a tetrahedral centre, where what leaves and what enters are never in one fragment; least displacement after
+superposing each fragment by a proper rotation. Equivalent atoms, above all hydrogens, are told apart by inversion and
+displacement.
 """
 
 from __future__ import annotations
@@ -111,9 +112,9 @@ def _mapping(r: Side, p: Side, permutation: np.ndarray, exact: bool) -> Mapping:
     )
 
 
-def _score(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> tuple[int, int, int, int, float]:
-    """Of `atoms` of R as `images` of P: bonds changed, centres inverted, tight rings, frontside substitutions, and
-    displacement in Angstrom.
+def _score(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> tuple[int, int, int, int, int, float]:
+    """Of `atoms` of R as `images` of P: bonds changed, centres inverted, centres substituted, tight rings, frontside
+    substitutions, and displacement in Angstrom.
     """
     bonds_r, bonds_p = r.bonds[np.ix_(atoms, atoms)], p.bonds[np.ix_(images, images)]
     x, y = r.positions[atoms], p.positions[images]
@@ -125,9 +126,23 @@ def _score(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> tuple[int
         a, b = x[pieces == piece], y[pieces == piece]
         square += _deviation(a, b)
     changes = int((bonds_r ^ bonds_p).sum()) // 2
+    substituted = _substituted(r, p, atoms, images)
     tight = _tight_rings(bonds_r, bonds_p)
     front = _frontside(r, p, atoms, images)
-    return changes, inverted, tight, front, float(np.sqrt(square / len(atoms)))
+    return changes, inverted, substituted, tight, front, float(np.sqrt(square / len(atoms)))
+
+
+def _substituted(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> int:
+    """Tetrahedral centres at which one neighbour leaves and another enters.
+
+    Without a base or a nucleophile that is hard: an ester is hydrolysed at its acyl carbon, not at the alkyl; an ene
+    reaction makes its new bond at the end of the double bond, not where the hydrogen leaves.
+    """
+    full_r, full_p = r.bonds[atoms], p.bonds[images]
+    kept = (full_r[:, atoms] & full_p[:, images]).sum(1)
+    if len(atoms) < len(r.numbers):  # the skeleton alone: as many hydrogens as can stay do
+        kept = kept + np.minimum(full_r[:, r.light].sum(1), full_p[:, p.light].sum(1))
+    return int(((full_r.sum(1) == 4) & (full_p.sum(1) == 4) & (kept == 3)).sum())
 
 
 def _frontside(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> int:
