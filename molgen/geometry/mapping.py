@@ -1,10 +1,9 @@
 """Atom mapping: which atom of the product is which atom of the reactant, from geometries in any order and orientation.
 
-In order of weight: fewest bonds broken and formed; fewest tetrahedral centres inverted; fewest tetrahedral centres
-where one neighbour leaves and another enters; fewest bonds formed across rings of three or four; fewest substitutions at
-the front of a tetrahedral centre, where what leaves and what enters are never in one fragment; least displacement after
-superposing each fragment by a proper rotation. Equivalent atoms, above all hydrogens, are told apart by inversion and
-displacement.
+In order of weight: fewest bonds broken and formed; fewest tetrahedral centres inverted; fewest where one neighbour
+leaves and another enters; fewest bonds formed across rings of three or four; fewest substitutions at the front of a
+tetrahedral centre, where what leaves and what enters are never in one fragment; least displacement after superposing
+each fragment by a proper rotation. Equivalent atoms, above all hydrogens, are told apart by inversion and displacement.
 """
 
 from __future__ import annotations
