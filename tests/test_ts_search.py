@@ -142,6 +142,18 @@ def test_pieces_that_fall_together_are_said_to(tmp_path: Path) -> None:
     assert lost.status == "gate_failed" and lost.barrierless_kcal is None
 
 
+def test_a_side_that_is_no_minimum_is_said_to_be_none(tmp_path: Path) -> None:
+    """Glycine's zwitterion, which is none in the gas phase."""
+    options = ["-n", "1", "--max-calls", "30", "--correction", "none", "--out", str(tmp_path / "out")]
+    told = CliRunner().invoke(app, ["ts", "--smiles", "NCC(=O)O>>[NH3+]CC(=O)[O-]", *options])
+    said = " ".join(told.stderr.split())
+    assert (
+        told.exit_code == 3 and "the product is no minimum of this calculator: relaxed, it becomes the reactant" in said
+    )
+    assert "try more --samples" not in said
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["unstable"] == {"product": "the reactant"}
+
+
 def test_a_calculator_that_fails_on_a_side_costs_that_guess(
     hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,12 +82,17 @@ def ts(
         typer.echo(report(result, out, calculator))
     if result.verified and result.best.stereo:
         common.warn(f"{result.best.stereo}: the barrier is that of this path, not between the isomers given")
+    for side, other in result.unstable.items():
+        common.warn(
+            f"the {side} is no minimum of this calculator: relaxed, it becomes {other}. There may be no saddle "
+            "to find: try another --calculator"
+        )
     if result.barrierless_kcal is not None:
         common.warn(
             "no saddle was proven, and with this calculator there may be none: drawn apart along the bonds that "
             f"change, the pieces fall together again without a barrier, by {result.barrierless_kcal:.1f} kcal/mol"
         )
-    elif result.status == "gate_failed":
+    elif result.status == "gate_failed" and not result.unstable:
         beside = " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""
         limit = max_calls or calls_allowed(len(result.reaction))
         none = "no saddle was found" if verify == "none" else "no saddle was proven to join the two"

@@ -32,6 +32,7 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
         rejections=dict(result.rejections),
         notes=result.notes,
         barrierless_kcal=result.barrierless_kcal,
+        unstable=result.unstable,
     )
     if not result.candidates:
         return

@@ -91,7 +91,8 @@ class TSResult:
         corrected: the verified saddle, or without one the first guess, carried to the level of the training set, where
             there are weights for that.
         barrierless_kcal: how much the pieces of a side lose, kcal/mol, in falling together into the other without a
-            barrier; looked for when no saddle was proven, None where they do not.
+            barrier; looked for when no saddle was proven, None where they do not. unstable: likewise, sides that are no
+            minimum of the calculator, and what they become: {"reactant": "the product"} or "another molecule".
     """
 
     candidates: list[Candidate]
@@ -104,6 +105,7 @@ class TSResult:
     checkpoint_hash: str | None = None
     corrected: CorrectedTS | None = None
     barrierless_kcal: float | None = None
+    unstable: dict[str, str] = field(default_factory=dict)
 
     @property
     def best(self) -> Candidate:

@@ -20,7 +20,7 @@ from molgen.potentials.base import Potential
 from molgen.rng import generator
 from molgen.saddle import Verification, mode_overlap, refine
 from molgen.saddle.descent import relax
-from molgen.saddle.restrain import MAX_CALLS, falls_together, half_made
+from molgen.saddle.restrain import MAX_CALLS, half_made
 from molgen.saddle.verify import LEAST_BARRIER, bonding_differences, judge_wells, settle
 from molgen.tsgen import Generator
 from molgen.tsgen.condition import prepare
@@ -129,7 +129,7 @@ class TSSearch:
         """
         r, p = self.reaction.reactant_fragments, self.reaction.product_fragments
         sides = ((self.reaction.product, p), (self.reaction.reactant, r), (self.sqrt_guess, np.zeros_like(r)))
-        starts = [x for x, fragments in sides if not fragments.any()] if self._may_restrain() else []
+        starts = [x for x, fragments in sides if not fragments.any()] if self.method and self.bonds_change else []
         for k in range(samples):
             noise = SIGMA * generator(seed, k).normal(size=self.sqrt_guess.shape) if k else 0.0
             self.guesses.append(Guess(self.sqrt_guess + noise, "sqrt-distance", len(self.guesses), None))
@@ -137,10 +137,10 @@ class TSSearch:
                 x = start + STIR * generator(seed, at, 1).normal(size=start.shape)
                 self.guesses.append(Guess(x, "restrained", len(self.guesses), None, raw=True))
 
-    def _may_restrain(self) -> bool:
-        """Whether there is a calculator to relax with and a bond that changes."""
-        r, p = self.reaction.reactant, self.reaction.product
-        return self.method is not None and bonding_differences(self.reaction.numbers, r, p) > 0
+    @property
+    def bonds_change(self) -> bool:
+        """Whether any bond is made or broken."""
+        return bonding_differences(self.reaction.numbers, self.reaction.reactant, self.reaction.product) > 0
 
     def _relaxed(self, guess: Guess) -> Guess | None:
         """A raw guess relaxed; None, counted, where the calculator fails."""
@@ -280,20 +280,6 @@ class TSSearch:
             self.relaxed.append(best)
             self.relax_ends(best)
         return best
-
-    def barrierless_kcal(self) -> float | None:
-        """kcal/mol that the pieces of a side lose where they fall together into the other, which is one."""
-        r, p = self.reaction.reactant_fragments.any(), self.reaction.product_fragments.any()
-        if r == p or not self._may_restrain():
-            return None
-        whole, parts = (self.reaction.product, self.reaction.reactant)[:: 1 if r else -1]
-        self.progress("looking for a barrier", 0, 1)
-        try:
-            lost = falls_together(self.potential, whole, parts)
-        except FAILURES as error:
-            self.rejections[failure(error)] += 1
-            return None
-        return None if lost is None else kcal(lost)
 
     def relax_other_ends(self) -> None:
         """Those of the other intended candidates, while there is time: their barriers stand beside the best's."""
