@@ -162,9 +162,16 @@ def test_nothing_verified_is_exit_3(molgen: Callable[..., Result], tmp_path: Pat
         *HCN, "--calculator", "ts_cases:NoSaddle", "--calculator-kwargs", '{"stiffness": 4.0}', "--samples", 1
     )
     assert result.exit_code == 3 and result.stdout.startswith("verdict              not a saddle: ")
-    assert "may take several steps, or" in " ".join(result.stderr.split()), "there is no path.xyz to look at"
+    said = " ".join(result.stderr.split())
+    assert "the reactant is no minimum of this calculator: relaxed, it becomes another molecule" in said
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["status"] == "gate_failed" and whole(tmp_path / "out")
+
+
+def test_where_no_reason_is_seen_advice_is_given(molgen: Callable[..., Result]) -> None:
+    result = molgen(*HCN, "--samples", 1, "--max-calls", 3)
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == 3 and "may take several steps, or" in said, "there is no path.xyz to look at"
 
 
 def test_a_guess_lost_to_the_calculator_is_exit_4(molgen: Callable[..., Result], tmp_path: Path) -> None:
