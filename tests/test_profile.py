@@ -240,3 +240,27 @@ def test_redraws_without_a_top_say_nothing_of_the_minima(monkeypatch: pytest.Mon
     found = read(x, log_w)
     assert found.reaction.value == pytest.approx(plain.reaction.value, abs=0.1 * KT)
     assert found.reaction.error < 0.2 * KT
+
+
+def test_a_variable_that_saturates_has_no_height_that_nobody_saw() -> None:
+    """Progress along a path piles up at 0 and 1, a step to nothing: the curve rang to hundreds of kT."""
+    rng = np.random.default_rng(4)
+    x = np.concatenate([rng.normal(side * 6.0, 2.5, 8_000) for side in (-1, 1)])
+    s = 1 / (1 + np.exp(-x))
+    weights = np.full(len(s), 1 / len(s))
+    found = profile_barrier(
+        CollectiveVariable("s", s), np.zeros(len(s)), weights, 300.0,
+        between=(0.0, 1.0), limits=(-0.05, 1.05), width=0.04, replicas=20,
+    )  # fmt: skip
+    top = -np.log(np.histogram(s, 50, (0, 1), density=True)[0])
+    seen = KB * 300.0 * (top[5:-5].max() - top.min())
+    for height in (found.forward, found.reverse):
+        assert not height.reliable and (np.isinf(height.value) or height.value < 3 * seen)
+
+
+def test_a_curve_that_overshoots_its_samples_is_seen() -> None:
+    x = np.random.default_rng(5).random(4_000) ** 8  # piled up against 0
+    weights = np.full(len(x), 1 / len(x))
+    beyond = SmoothDensity.of(x, weights, (-0.05, 1.0), 26).refined(x)
+    within = SmoothDensity.of(x, weights, (0.0, 1.0), 25)
+    assert beyond.rings() and not within.rings()

@@ -160,13 +160,22 @@ def profile_barrier(
             expected="low <= first < second <= high, a width above 0",
         )  # fmt: skip
     x, intervals = variable.wrapped(low), max(4, round((high - low) / width))
-    density = SmoothDensity.of(x, weights, (low, high), intervals)
+    density = SmoothDensity.of(x, weights, _occupied(x[weights > 0], low, high, a, b), intervals)
     if not ((density.centres >= a) & (density.centres <= b)).any():
         raise InputError(f"{a:g} and {b:g} are less than a step apart", where=where, expected="a place in each basin")
-    density = density.refined(x, groups)
+    finer = density.refined(x, groups)
+    density = density if finer.rings() and not density.rings() else finer
     values, errors, places, settled = _settled(density, x, (a, b), weights, KB * temperature, groups, replicas, seed)
     parts = [np.abs(x - spot) <= WINDOW * (high - low) / intervals for spot in places]
+    if density.rings():
+        values, settled = np.full(4, np.inf), False
     return _barrier(values, errors, places[0], parts, log_weights, weights, groups, settled)
+
+
+def _occupied(x: np.ndarray, low: float, high: float, a: float, b: float) -> tuple[float, float]:
+    """Limits without what lies beyond all samples, where a density that ends in a step would make the curve ring."""
+    x = x[(x >= low) & (x <= high)]
+    return (low, high) if not len(x) else (max(low, min(x.min(), a)), min(high, max(x.max(), b)))
 
 
 def _settled(

@@ -28,6 +28,7 @@ STEPS, CLOSE = 60, 1e-6  # of Newton's method; change of ln p at which it ends
 LARGEST = 600.0  # -ln p, beyond which exp would overflow
 HALVINGS = 6  # of an interval at most
 STIFF = 3.0  # standard errors of a score by which it is not zero
+RINGING = 2.0  # of ln p above the fullest fine bin
 RIDGE = 1e-4  # of the mean diagonal, on third differences: where nothing fell the curve goes on as a parabola
 
 
@@ -144,6 +145,10 @@ class SmoothDensity:
         off = score**2 > STIFF**2 * np.maximum(seen, least)
         middles = (halves[:-4] + halves[4:])[off] / 2
         return np.histogram(middles, self._places)[0] > 0
+
+    def rings(self) -> bool:
+        """Whether the curve overshoots the samples, as beside the step of a density without tails."""
+        return bool(self.log_density().max() > np.log(self._density(self._weights)[0].max()) + RINGING)
 
     def log_density(self, weights: np.ndarray | None = None) -> np.ndarray:
         """(B,) ln p at `centres` for weights (n,), None: those it was made with.
