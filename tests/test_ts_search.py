@@ -154,6 +154,17 @@ def test_a_side_that_is_no_minimum_is_said_to_be_none(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["unstable"] == {"product": "the reactant"}
 
 
+def test_a_calculator_that_fails_while_a_reason_is_sought_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any, **options: Any) -> Any:
+        raise CalculatorError("no convergence")
+
+    monkeypatch.setattr("molgen.workflows.ts_without.relax", broken)
+    monkeypatch.setattr("molgen.workflows.ts_without.falls_together", broken)
+    result = find_ts(smiles="N.B>>[NH3+][BH3-]", samples=1, max_calls=5, correction="none")
+    assert result.rejections["calculator failed"] == 2 and result.status == "gate_failed"
+    assert result.barrierless_kcal is None and not result.unstable
+
+
 def test_a_calculator_that_fails_on_a_side_costs_that_guess(
     hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
