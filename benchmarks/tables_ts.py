@@ -147,7 +147,8 @@ def textbook(report: dict) -> str:
     for row in report["textbook"]:
         verdict, there, back = _outcome(row)
         cells = [row["name"], verdict, ", ".join(filter(None, (there, back))), row.get("source", "")]
-        cells += [str(row["gradient_calls"]), f"{row['seconds']:.0f}"]
+        cost = (f"{row['gradient_calls']}", f"{row['seconds']:.0f}") if row["verdict"] != "failed" else ("", "")
+        cells += cost
         cells += _outcome(row["structures"])[:2] if "structures" in row else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
