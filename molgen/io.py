@@ -5,19 +5,18 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import chemical_symbols
 
 from molgen.data.reactions import Reaction
 from molgen.errors import InputError
 from molgen.files import write_atomic
-from molgen.geometry.bonds import bond_graph, compare_bonds, distance_matrix, fragments
+from molgen.geometry.bonds import bond_graph, bond_names, compare_bonds, distance_matrix, fragments
 from molgen.geometry.chirality import stereo_differences
 from molgen.geometry.mapping import Mapping, given_mapping
 from molgen.geometry.mapping import map_atoms as find_mapping
@@ -217,11 +216,7 @@ def _from_smiles(smiles: str, charge: int | None) -> tuple[Structure, Structure,
 def _misread(side: SmilesSide, built: Structure) -> tuple[str, ...]:
     """A note where the geometry of a SMILES has other bonds than were written."""
     written = compare_bonds(side.bonds, bond_graph(built.numbers, built.positions))
-
-    def names(pairs: Sequence[tuple[int, int]]) -> str:
-        return ", ".join("-".join(f"{chemical_symbols[int(built.numbers[k])]}{k}" for k in pair) for pair in pairs)
-
-    faults = [f"{names(pairs)} {how}" for pairs, how in (
+    faults = [f"{bond_names(built.numbers, pairs)} {how}" for pairs, how in (
         (written.broken, "too long for a bond"), (written.formed, "as close as bonded atoms")) if pairs]  # fmt: skip
     return (f"warning: {built.where}: its geometry has {'; '.join(faults)}",) if faults else ()
 
@@ -254,11 +249,6 @@ def _most_alike(r: SmilesSide, p: SmilesSide, permutation: np.ndarray) -> tuple[
 
 def _describe(r: Structure, p: Structure, mapping: Mapping, asked: bool) -> list[str]:
     """Notes on the mapping for people; atoms are counted from 0 in the reactant's order."""
-
-    def bonds(pairs: Sequence[tuple[int, int]]) -> str:
-        names = [f"{chemical_symbols[int(z)]}{k}" for k, z in enumerate(r.numbers)]
-        return ", ".join(f"{names[i]}-{names[j]}" for i, j in pairs) or "none"
-
     notes = []
     if asked and mapping.changed:
         given = given_mapping(r.numbers, r.positions, p.numbers, p.positions)
@@ -273,7 +263,8 @@ def _describe(r: Structure, p: Structure, mapping: Mapping, asked: bool) -> list
     elif asked:
         notes.append("the given atom order is kept")
     if mapping.bond_changes:
-        notes.append(f"bonds broken: {bonds(mapping.bonds_broken)}; formed: {bonds(mapping.bonds_formed)}")
+        names = [bond_names(r.numbers, pairs) for pairs in (mapping.bonds_broken, mapping.bonds_formed)]
+        notes.append(f"bonds broken: {names[0]}; formed: {names[1]}")
     else:
         turned = ", ".join(stereo_differences(r.numbers, r.positions, p.positions[mapping.permutation]))
         notes.append(f"no bond changes: {f'another stereoisomer ({turned})' if turned else 'a conformational change'}")

@@ -19,6 +19,11 @@ from molgen.units import BOHR, HARTREE
 METHODS = ("GFN2-xTB", "GFN1-xTB")
 HEAVIEST = 86  # Rn, the last element of both parametrisations
 ACCURACY = 0.01
+# Damping of the SCF's mixer and its cycles, each tried where the one before did not converge. tblite's own, 0.4 for 250
+# cycles, oscillates along many a reaction of anions and radicals (80 of 470 gradients of CN- + CH2O). Of 48 such
+# geometries these give 46, with the lowest energy that any setting found, in a seventh of the time that failing took;
+# of 150 distorted transition states of neutral molecules all converge with the first, in 25 cycles.
+MIXING = ((0.4, 50), (0.3, 100), (0.2, 150), (0.1, 200))
 
 
 class XtbPotential(SamplewisePotential):
@@ -50,24 +55,31 @@ class XtbPotential(SamplewisePotential):
         self._calculator = None
 
     def _evaluate_one(self, positions, forces):
-        calculator, self._calculator = self._calculator, None  # kept only if this sample succeeds
-        if calculator is None:
-            calculator = self._build(positions)
+        kept, self._calculator = self._calculator, None  # of an earlier sample; one that failed is not used again
         with one_thread(len(positions)):
-            calculator.update(positions / BOHR)
-            result = calculator.singlepoint()
+            for k, mixing in enumerate(MIXING):
+                calculator = kept if kept is not None and k == 0 else self._build(positions, *mixing)
+                calculator.update(positions / BOHR)
+                try:
+                    result = calculator.singlepoint()
+                    break
+                except RuntimeError:
+                    if k == len(MIXING) - 1:
+                        raise
         energy = result["energy"] * HARTREE
         gradient = result["gradient"] * (HARTREE / BOHR)
-        if np.isfinite(energy) and np.isfinite(gradient).all():
+        if k == 0 and np.isfinite(energy) and np.isfinite(gradient).all():
             self._calculator = calculator
         return energy, -gradient
 
-    def _build(self, positions):
+    def _build(self, positions, damping, cycles):
         from tblite.interface import Calculator
 
         calculator = Calculator(self.method, self.numbers, positions / BOHR, self.charge, self.spin)
         calculator.set("verbosity", 0)
         calculator.set("accuracy", ACCURACY)
+        calculator.set("mixer-damping", damping)
+        calculator.set("max-iter", cycles)
         return calculator
 
     def __getstate__(self):

@@ -15,6 +15,7 @@ from molgen.geometry.shape import shape_distance
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import refine, verify
 from molgen.saddle.descent import relax
+from molgen.saddle.verify import judge_wells
 
 ACID = np.array([6, 8, 8, 1, 1])
 HEAVY = [[0, 0, 0], [1.2, 0.2, 0], [-0.6, 1.2, 0], [-0.5, -0.95, 0]]
@@ -50,6 +51,16 @@ def test_a_saddle_to_other_bonds_is_not_one_of_conformers(rotamers):
     assert checked.reason == (
         "one well is the product, the other the same molecule with atoms of one element exchanged"
     )
+
+
+def test_another_molecule_is_described_by_its_bonds(rotamers):
+    """The acid's hydrogen on carbon, and all of it pushed together, which no few bonds describe."""
+    potential, product = XtbPotential(ACID), np.array([*HEAVY, [0.5, 0.5, 1.0]])
+    lost, pushed = np.array([*HEAVY, [-1.2, -0.9, 1.5]]), 0.4 * rotamers[0]
+    judged = judge_wells(potential, [rotamers[0], lost], [1.0, 1.0], rotamers[0], product)
+    assert judged.reason == "one well is the reactant, the other another molecule (the reactant with O2-H4 broken)"
+    judged = judge_wells(potential, [rotamers[0], pushed], [1.0, 1.0], rotamers[0], product)
+    assert judged.reason == "one well is the reactant, the other another molecule"
 
 
 def test_other_conformers_are_said_to_be_others(rotamers):

@@ -21,7 +21,7 @@ from molgen.errors import CalculatorError, InputError
 from molgen.io import load_reaction
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import refine
-from molgen.saddle.restrain import falls_together
+from molgen.saddle.restrain import falls
 from molgen.workflows import ts_search
 from molgen.workflows.ts import TSResult, find_ts
 from molgen.workflows.ts_result import Candidate, ranked
@@ -134,12 +134,28 @@ def test_pieces_that_fall_together_are_said_to(tmp_path: Path) -> None:
     """NH3 and BH3 on GFN2-xTB; a Diels-Alder reaction has a barrier, and one piece nothing to fall together."""
     out = tmp_path / "out"
     told = CliRunner().invoke(app, ["ts", "--smiles", "N.B>>[NH3+][BH3-]", "-n", "1", "--out", str(out)])
-    assert told.exit_code == 3 and "fall together again without a barrier, by 2" in " ".join(told.stderr.split())
-    assert json.loads((out / "summary.json").read_text())["barrierless_kcal"] == pytest.approx(22.4, abs=1.0)
+    assert told.exit_code == 3 and "the pieces of the reactant become the product without a barrier, 2" in " ".join(
+        told.stderr.split()
+    )
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["barrierless_kcal"] == pytest.approx(22.4, abs=1.0) and summary["barrierless_side"] == "reactant"
     ring = load_reaction(smiles="C=CC=C.C=C>>C1=CCCCC1")[0]
-    assert falls_together(XtbPotential(ring.numbers), ring.product, ring.reactant) is None
+    assert falls(XtbPotential(ring.numbers), ring.product, ring.reactant, ring.product) is None
     lost = find_ts(*HCN, calculator=NoSaddle(), samples=1)
     assert lost.status == "gate_failed" and lost.barrierless_kcal is None
+
+
+@pytest.mark.parametrize(
+    ("smiles", "side", "down"),
+    [
+        ("[OH-].CC(=O)O>>O.CC(=O)[O-]", "reactant", 50.7),  # an acid and a base
+        ("N.[Cl-]>>[NH2-].Cl", "product", 76.1),  # and what they make the other way round
+    ],
+)
+def test_several_pieces_that_become_others_without_a_barrier_are_said_to(smiles: str, side: str, down: float) -> None:
+    result = find_ts(smiles=smiles, samples=1, max_calls=30, correction="none")
+    assert result.status == "gate_failed" and result.barrierless_side == side
+    assert result.barrierless_kcal == pytest.approx(down, abs=1.0)
 
 
 def test_a_side_that_is_no_minimum_is_said_to_be_none(tmp_path: Path) -> None:
@@ -159,7 +175,7 @@ def test_a_calculator_that_fails_while_a_reason_is_sought_is_counted(monkeypatch
         raise CalculatorError("no convergence")
 
     monkeypatch.setattr("molgen.workflows.ts_without.relax", broken)
-    monkeypatch.setattr("molgen.workflows.ts_without.falls_together", broken)
+    monkeypatch.setattr("molgen.workflows.ts_without.falls", broken)
     result = find_ts(smiles="N.B>>[NH3+][BH3-]", samples=1, max_calls=5, correction="none")
     assert result.rejections["calculator failed"] == 2 and result.status == "gate_failed"
     assert result.barrierless_kcal is None and not result.unstable

@@ -88,9 +88,11 @@ def ts(
             "to find: try another --calculator"
         )
     if result.barrierless_kcal is not None:
+        other = {"reactant": "product", "product": "reactant"}[result.barrierless_side]
         common.warn(
             "no saddle was proven, and with this calculator there may be none: drawn apart along the bonds that "
-            f"change, the pieces fall together again without a barrier, by {result.barrierless_kcal:.1f} kcal/mol"
+            f"change, the pieces of the {result.barrierless_side} become the {other} without a barrier, "
+            f"{result.barrierless_kcal:.1f} kcal/mol down"
         )
     elif result.status == "gate_failed" and not result.unstable:
         beside = " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""

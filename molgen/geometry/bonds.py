@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from ase.data import covalent_radii
+from ase.data import chemical_symbols, covalent_radii
 from scipy.sparse.csgraph import connected_components
 
 # Slack over the sum of covalent radii, Angstrom. On the 20,100 geometries of RDB7 (train) against their atom-mapped
@@ -93,6 +94,12 @@ def compare_bonds(before: np.ndarray, after: np.ndarray) -> BondChanges:
 
     before, after = np.asarray(before, bool), np.asarray(after, bool)
     return BondChanges(broken=pairs(before & ~after), formed=pairs(after & ~before))
+
+
+def bond_names(numbers, pairs: Iterable[tuple[int, int]]) -> str:
+    """Bonds in words, "C0-C5, O2-H7", atoms counted from 0; "none" without any."""
+    names = [f"{chemical_symbols[int(z)]}{k}" for k, z in enumerate(numbers)]
+    return ", ".join(f"{names[i]}-{names[j]}" for i, j in pairs) or "none"
 
 
 def atom_classes(numbers, bonds: np.ndarray, rounds: int | None = None) -> list[list[int]]:

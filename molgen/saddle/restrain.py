@@ -8,7 +8,8 @@ from molgen.geometry.bonds import bond_graph, compare_bonds, radius_sums
 from molgen.potentials.base import Potential
 from molgen.potentials.composite import DistanceRestraint, SumPotential
 from molgen.saddle.descent import DESCENT_CALLS, relax
-from molgen.saddle.verify import bonding_differences
+from molgen.saddle.modes import gradient
+from molgen.saddle.verify import LEAST_BARRIER, bonding_differences
 
 HALF_MADE, HALF_MADE_H = 1.45, 1.25  # length over the sum of covalent radii: C-C 2.2, C-H 1.34 Angstrom
 APART = (1.45, 1.8, 2.2)  # likewise, the steps by which a bond is drawn out: C-C to 3.3 Angstrom
@@ -44,29 +45,37 @@ def half_made(
     return _held(potential, positions, pairs, lengths, max_calls)
 
 
-def falls_together(potential: Potential, whole: np.ndarray, parts: np.ndarray) -> float | None:
-    """Energy (eV) that the pieces of one side lose in becoming the other without a barrier; None where they do not.
+def falls(potential: Potential, start: np.ndarray, here: np.ndarray, there: np.ndarray) -> float | None:
+    """Energy (eV) that the pieces of one side, `here`, lose in becoming the other without a barrier; None where they do
+    not.
 
-    The bonds that only `whole` has are drawn out, those that only `parts` has are closed, and the rest relaxed. Where a
-    minimisation from there, nothing held, ends in `whole`, its path goes down all the way: no saddle is on it.
+    The bonds that only `there` has are drawn out step by step, those that only `here` has are closed, and the rest
+    relaxed. Where a minimisation from there, nothing held, ends in `there`, its path goes down all the way: no saddle
+    is on it. On a flat stretch it may stop at once; then it begins nearer, where that is no higher than LEAST_BARRIER.
 
     Args:
-        potential: of the N atoms. whole, parts: (N, 3) Angstrom, a side that is one piece and one that is several.
+        potential: of the N atoms. start: (N, 3) Angstrom, the pieces side by side: `there` where that is one piece.
+        here, there: (N, 3) Angstrom, the two sides.
 
     Raises:
         CalculatorError: the calculator failed.
     """
-    numbers, x = potential.numbers, np.asarray(whole, dtype=float)
-    changes = compare_bonds(bond_graph(numbers, whole), bond_graph(numbers, parts))
+    numbers, x = potential.numbers, np.asarray(start, dtype=float)
+    changes = compare_bonds(bond_graph(numbers, there), bond_graph(numbers, here))
     pairs = np.array([*changes.broken, *changes.formed])
-    drawn = np.arange(len(pairs)) < len(changes.broken)
+    drawn, ways = np.arange(len(pairs)) < len(changes.broken), []
     for factor in APART:
         x = _held(potential, x, pairs, np.where(drawn, factor, 1.0) * _bond_lengths(numbers, pairs), MAX_CALLS)
-    if bonding_differences(numbers, x, parts):
-        return None
-    fall = relax(potential, x, fmax=FALL_FMAX, max_calls=DESCENT_CALLS)
-    together = not bonding_differences(numbers, fall.positions, whole)
-    return fall.path[0][0] - fall.energy if together else None
+        ways.append((float(gradient(potential, x)[0]), x))
+    far = lowest = ways[-1][0]
+    for energy, x in ways[::-1]:
+        lowest = min(lowest, energy)
+        if energy > lowest + LEAST_BARRIER or bonding_differences(numbers, x, here):
+            return None
+        fall = relax(potential, x, fmax=FALL_FMAX, max_calls=DESCENT_CALLS)
+        if not bonding_differences(numbers, fall.positions, there):
+            return far - fall.energy
+    return None
 
 
 def _bond_lengths(numbers: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -9,7 +9,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from molgen.errors import CalculatorError, InputError
-from molgen.geometry.bonds import TOLERANCE, bond_graph, distance_matrix, molecule_key, radius_sums
+from molgen.geometry.bonds import (
+    TOLERANCE,
+    BondChanges,
+    bond_graph,
+    bond_names,
+    compare_bonds,
+    distance_matrix,
+    molecule_key,
+    radius_sums,
+)
 from molgen.geometry.chirality import stereo_differences
 from molgen.geometry.shape import shape_distance
 from molgen.potentials.base import Potential
@@ -20,6 +29,7 @@ from molgen.saddle.refine import Refinement, refine
 SaddleVerdict = Literal["intended", "half", "unintended", "not_a_saddle"]
 
 OTHER = "another molecule"
+FEW = 4  # bonds that differ from an end, up to which a well is described by them
 # Angstrom, and a share of the sum of covalent radii, by which a pair's distance must differ as well for a bond made or
 # broken to count: 0.25, of H2 0.155, which tells it from linear H3
 CLEAR, CLEAR_SHARE = 0.25, 0.25
@@ -256,12 +266,16 @@ def _fallen(potential, start, modes, fmax, max_calls, hessian) -> list[tuple[flo
             return path
 
 
+def bonding_changes(numbers, before: np.ndarray, after: np.ndarray) -> BondChanges:
+    """Pairs bonded in one of two geometries (N, 3) only, where that is not a matter of a little distance."""
+    first, second = (distance_matrix(x) - radius_sums(numbers) - TOLERANCE for x in (before, after))
+    clear = np.abs(first - second) > np.minimum(CLEAR, CLEAR_SHARE * radius_sums(numbers))
+    return compare_bonds((first < 0) & clear, (second < 0) & clear)
+
+
 def bonding_differences(numbers, a: np.ndarray, b: np.ndarray) -> int:
-    """Number of pairs bonded in one of two geometries (N, 3) only, where that is not a matter of a little distance."""
-    excess_a, excess_b = (distance_matrix(x) - radius_sums(numbers) - TOLERANCE for x in (a, b))
-    clear = np.minimum(CLEAR, CLEAR_SHARE * radius_sums(numbers))
-    differ = ((excess_a < 0) != (excess_b < 0)) & (np.abs(excess_a - excess_b) > clear)
-    return int(np.triu(differ, 1).sum())
+    """Number of :func:`bonding_changes` between two geometries (N, 3)."""
+    return bonding_changes(numbers, a, b).count
 
 
 def _compare(potential, wells, reactant, product, conformers, fmax, max_calls) -> list[tuple[bool, bool]]:
@@ -300,8 +314,15 @@ def _name(numbers, well: np.ndarray, ends: dict[str, np.ndarray]) -> str:
         return molecule_key(numbers, bond_graph(numbers, x))
 
     same = [end for end, x in ends.items() if key(x) == key(well)]
-    molecule = "same molecule" if len(same) == 2 else "".join(same)
-    return f"the {molecule} with atoms of one element exchanged" if same else OTHER
+    if same:
+        molecule = "same molecule" if len(same) == 2 else "".join(same)
+        return f"the {molecule} with atoms of one element exchanged"
+    changes = {end: bonding_changes(numbers, x, well) for end, x in ends.items()}
+    end, nearest = min(changes.items(), key=lambda item: item[1].count)
+    if not 0 < nearest.count <= FEW:
+        return OTHER
+    parts = ((nearest.formed, "formed"), (nearest.broken, "broken"))
+    return f"{OTHER} (the {end} with {' and '.join(f'{bond_names(numbers, p)} {how}' for p, how in parts if p)})"
 
 
 def _judge(fits: list[tuple[bool, bool]], names: list[str]) -> Judgement:

@@ -28,7 +28,7 @@ from molgen.workflows.ts_correction import (
 from molgen.workflows.ts_result import Candidate, TSResult
 from molgen.workflows.ts_search import Method, TSSearch
 from molgen.workflows.ts_setup import model_for, potential_for
-from molgen.workflows.ts_without import barrierless_kcal, unstable_sides
+from molgen.workflows.ts_without import barrierless, unstable_sides
 
 PHYSICS_TRIES = 4  # sqrt-distance guesses, at least, until one leads to the intended saddle
 
@@ -187,7 +187,8 @@ def _stages(
         search.relax_other_ends()
         if best.verdict != "intended" and not search.out_of_time():
             search.progress("looking for a reason", 0, 1)
-            result.unstable, result.barrierless_kcal = unstable_sides(search), barrierless_kcal(search)
+            result.unstable, found = unstable_sides(search), barrierless(search)
+            result.barrierless_side, result.barrierless_kcal = found or ("", None)
         if corrector is not None:
             result.corrected = _corrected(corrector, search, best)
         yield

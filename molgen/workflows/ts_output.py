@@ -31,6 +31,7 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
         validity=dict(Counter(c.verdict for c in result.candidates)),
         rejections=dict(result.rejections),
         notes=result.notes,
+        barrierless_side=result.barrierless_side,
         barrierless_kcal=result.barrierless_kcal,
         unstable=result.unstable,
     )

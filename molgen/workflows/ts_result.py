@@ -90,9 +90,10 @@ class TSResult:
         rejections: reason -> count of guesses that came to nothing. checkpoint_hash: of the weights used, if any.
         corrected: the verified saddle, or without one the first guess, carried to the level of the training set, where
             there are weights for that.
-        barrierless_kcal: how much the pieces of a side lose, kcal/mol, in falling together into the other without a
-            barrier; looked for when no saddle was proven, None where they do not. unstable: likewise, sides that are no
-            minimum of the calculator, and what they become: {"reactant": "the product"} or "another molecule".
+        barrierless_side: the side, "reactant" or "product", whose pieces become the other without a barrier, and
+            barrierless_kcal: what they lose, kcal/mol; looked for when no saddle was proven, "" and None where there is
+            none. unstable: likewise, sides in one piece that are no minimum of the calculator, and what they become:
+            {"reactant": "the product"} or "another molecule".
     """
 
     candidates: list[Candidate]
@@ -104,6 +105,7 @@ class TSResult:
     rejections: Counter = field(default_factory=Counter)
     checkpoint_hash: str | None = None
     corrected: CorrectedTS | None = None
+    barrierless_side: str = ""
     barrierless_kcal: float | None = None
     unstable: dict[str, str] = field(default_factory=dict)
 

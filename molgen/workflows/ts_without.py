@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from molgen.saddle.descent import relax
-from molgen.saddle.restrain import falls_together
+from molgen.saddle.restrain import falls, half_made
 from molgen.saddle.verify import OTHER, bonding_differences
 from molgen.units import kcal
 from molgen.workflows.reaction_tools import FAILURES, failure
@@ -32,15 +32,24 @@ def unstable_sides(search: TSSearch) -> dict[str, str]:
     return found
 
 
-def barrierless_kcal(search: TSSearch) -> float | None:
-    """kcal/mol that the pieces of a side lose where they fall together into the other, which is one; else None."""
-    r, p = search.reaction.reactant_fragments.any(), search.reaction.product_fragments.any()
-    if r == p or not search.bonds_change:
+def barrierless(search: TSSearch) -> tuple[str, float] | None:
+    """The side whose pieces become the other without a barrier, and the kcal/mol they lose; None where neither does."""
+    if not search.bonds_change:
         return None
-    whole, parts = (search.reaction.product, search.reaction.reactant)[:: 1 if r else -1]
-    try:
-        lost = falls_together(search.potential, whole, parts)
-    except FAILURES as error:
-        search.rejections[failure(error)] += 1
-        return None
-    return None if lost is None else kcal(lost)
+    reaction = search.reaction
+    ends = {"reactant": reaction.reactant, "product": reaction.product}
+    several = {"reactant": reaction.reactant_fragments.any(), "product": reaction.product_fragments.any()}
+    for side, other in (("reactant", "product"), ("product", "reactant")):
+        if not several[side]:
+            continue
+        try:
+            start = ends[other]
+            if several[other]:  # pieces anywhere; the guess has them side by side
+                start = half_made(search.potential, search.sqrt_guess, reaction.reactant, reaction.product)
+            lost = falls(search.potential, start, ends[side], ends[other])
+        except FAILURES as error:
+            search.rejections[failure(error)] += 1
+            continue
+        if lost is not None:
+            return side, kcal(lost)
+    return None
