@@ -133,8 +133,8 @@ def _outcome(row: dict) -> tuple[str, str, str]:
     if verdict == "intended":
         verdict += ", another stereoisomer" if row["stereo"] else ""
         return verdict, f"{row['barrier_forward_kcal']:.1f}", f"{row['barrier_reverse_kcal']:.1f}"
-    lost = row.get("barrierless_kcal")
-    return verdict + ("" if lost is None else f"; no barrier: falls together by {lost:.0f} kcal/mol"), "", ""
+    lost, side = row.get("barrierless_kcal"), row.get("barrierless_side")
+    return verdict + ("" if lost is None else f"; no barrier: the {side}'s pieces lose {lost:.0f} kcal/mol"), "", ""
 
 
 def textbook(report: dict) -> str:
@@ -145,17 +145,33 @@ def textbook(report: dict) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in report["textbook"]:
-        verdict, there, back = _outcome(row)
-        cells = [row["name"], verdict, ", ".join(filter(None, (there, back))), row.get("source", "")]
-        cost = (f"{row['gradient_calls']}", f"{row['seconds']:.0f}") if row["verdict"] != "failed" else ("", "")
-        cells += cost
-        cells += _outcome(row["structures"])[:2] if "structures" in row else ["", ""]
+        cells = [*_cells(row), *(_outcome(row["structures"])[:2] if "structures" in row else ["", ""])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def ions(report: dict) -> str:
+    """Named reactions of ions and radicals, with what is said of those without a proven saddle."""
+    lines = [
+        "| reaction | verdict | barrier there, back, kcal/mol | guess | gradient calls | s | wells of others |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["ions"]:
+        others = row["reason"] if row["verdict"] in ("half", "unintended") else ""
+        gone = [f"the {side} is no minimum: it becomes {other}" for side, other in row.get("unstable", {}).items()]
+        lines.append(f"| {' | '.join([*_cells(row), '; '.join(filter(None, [others, *gone]))])} |")
+    return "\n".join(lines)
+
+
+def _cells(row: dict) -> list[str]:
+    verdict, there, back = _outcome(row)
+    cells = [row["name"], verdict, ", ".join(filter(None, (there, back))), row.get("source", "")]
+    found = row["verdict"] != "failed"
+    return [*cells, *((f"{row['gradient_calls']}", f"{row['seconds']:.0f}") if found else ("", ""))]
+
+
 MAKERS = {
-    "textbook.json": {"textbook": textbook},
+    "textbook.json": {"textbook": textbook, "ions": ions},
     "ts.json": {"geometry": geometry, "invariance": invariance, "saddles": saddles, "confidence": confidence},
     "correction.json": {"gradients": gradients},
     "barriers.json": {"barriers": barriers},

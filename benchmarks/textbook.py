@@ -2,8 +2,8 @@
 
     python benchmarks/textbook.py --out runs/textbook [--only Claisen Cope]
 
-Those without numbers once more as structures: each side in the best of its own conformers by RDKit, the product's atoms
-shuffled. What is in OUT/textbook.jsonl already is not run again. Then `benchmarks/tables.py`.
+Those of neutral molecules without numbers once more as structures: each side in the best of its own conformers by RDKit,
+the product's atoms shuffled. What is in OUT/textbook.jsonl already is not run again. Then `benchmarks/tables.py`.
 """
 
 from __future__ import annotations
@@ -71,13 +71,54 @@ REACTIONS = {
     "Curtius": "CC(=O)N=[N+]=[N-]>>CN=C=O.N#N",
     "Wolff": "[N-]=[N+]=CC=O>>C=C=O.N#N",
 }  # fmt: skip
+IONS = {
+    "SN2, F- and CH3Cl": "[F-].CCl>>CF.[Cl-]",
+    "SN2, OH- and CH3Cl": "[OH-].CCl>>CO.[Cl-]",
+    "SN2, CN- and CH3Cl": "[C-]#N.CCl>>CC#N.[Cl-]",
+    "Menshutkin": "CN(C)C.CCl>>C[N+](C)(C)C.[Cl-]",
+    "E2, OH- and C2H5Cl": "[OH-].CCCl>>C=C.O.[Cl-]",
+    "E2, F- and C2H5Cl": "[F-].CCCl>>C=C.F.[Cl-]",
+    "Grob fragmentation": "[O-]CCCCl>>C=O.C=C.[Cl-]",
+    "lactone of chloroacetate": "ClCC(=O)[O-]>>O=C1CO1.[Cl-]",
+    "Cl- and acetyl chloride":
+        "[Cl-:1].[CH3:2][C:3](=[O:4])[Cl:5]>>[Cl-:5].[CH3:2][C:3](=[O:4])[Cl:1]",
+    "OH- and methyl acetate": "[OH-].COC(C)=O>>CC([O-])(O)OC",
+    "OH- and formaldehyde": "[OH-].C=O>>OC[O-]",
+    "CN- and formaldehyde": "[C-]#N.C=O>>[O-]CC#N",
+    "aldol, enolate and formaldehyde": "CC(=O)[CH2-].C=O>>CC(=O)CC[O-]",
+    "Michael, enolate and acrolein": "CC(=O)[CH2-].C=CC=O>>CC(=O)CC[CH-]C=O",
+    "Cannizzaro, hydride transfer": "OC[O-].C=O>>OC=O.C[O-]",
+    "borohydride and formaldehyde": "[BH4-].C=O>>[BH3-]OC",
+    "epoxide and OH-": "[OH-].C1CO1>>OCC[O-]",
+    "epoxide, protonated, and water": "O.C1C[OH+]1>>OCC[OH2+]",
+    "oxy-Cope, anionic": "C=CC([O-])CC=C>>[O-]C=CCCC=C",
+    "[2,3]-Wittig": "[CH2-]OCC=C>>[O-]CCC=C",
+    "decarboxylation of formylacetate": "O=CCC(=O)[O-]>>C=C[O-].O=C=O",
+    "acetic acid and OH-": "[OH-].CC(=O)O>>O.CC(=O)[O-]",
+    "NH3 and HCl": "N.Cl>>[NH4+].[Cl-]",
+    "methyldiazonium and water": "N#[N+]C.O>>C[OH2+].N#N",
+    "Beckmann": "CC(C)=N[OH2+]>>C[N+]#CC.O",
+    "pinacol": "CC(C)(O)C(C)(C)[OH2+]>>CC(C)(C)C(C)=[OH+].O",
+    "H shift in the butyl cation": "[CH3:1][CH+:2][CH2:3][CH3:4]>>[CH3:1][CH2:2][CH+:3][CH3:4]",
+    "cyclopropyl cation opens": "[CH+]1CC1>>[CH2+]C=C",
+    "H3O+ and ethene": "[OH3+].C=C>>CC[OH2+]",
+    "hexenyl radical closes": "[CH2]CCCC=C>>[CH2]C1CCCC1",
+    "cyclopropylcarbinyl radical opens": "[CH2]C1CC1>>[CH2]CC=C",
+    "[1,5]-H shift in the butoxyl radical": "[O]CCCC>>OCCC[CH2]",
+    "methyl radical and ethane": "[CH3].CC>>C.C[CH2]",
+    "OH radical and methane": "[OH].C>>O.[CH3]",
+    "Cl atom and ethane": "[Cl].CC>>Cl.C[CH2]",
+    "methyl radical and ethene": "[CH3].C=C>>CC[CH2]",
+    "tert-butoxyl radical, beta scission": "CC(C)(C)[O]>>CC(C)=O.[CH3]",
+}  # fmt: skip
+SETS = {"textbook": REACTIONS, "ions": IONS}
 
 
 def examine(name: str, weights: str) -> dict:
     """One row: what came of the SMILES and, under "structures", of its two sides."""
-    smiles = REACTIONS[name]
+    smiles = (REACTIONS | IONS)[name]
     row = {"name": name, "smiles": smiles, **outcome(smiles=smiles, weights=weights)}
-    if ":1]" in smiles:  # a reaction into itself: only the numbers tell what reacts
+    if ":1]" in smiles or name in IONS:  # a reaction into itself: only the numbers tell what reacts
         return row
     reactant, product = (embed_molecule(part, name, seed=5) for part in smiles.split(">>"))
     order = np.random.default_rng(0).permutation(len(product.numbers))
@@ -97,7 +138,8 @@ def outcome(*sides: Atoms, **options: Any) -> dict:
     keys = ("verdict", "reason", "stereo", "source", "barrier_forward_kcal", "barrier_reverse_kcal")
     return {
         **{key: getattr(best, key) for key in keys},
-        "barrierless_kcal": result.barrierless_kcal, "gradient_calls": result.gradient_calls,
+        "barrierless_side": result.barrierless_side, "barrierless_kcal": result.barrierless_kcal,
+        "unstable": result.unstable, "gradient_calls": result.gradient_calls,
         "seconds": round(result.seconds, 1),
     }  # fmt: skip
 
@@ -107,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", default="tsgen")
-    parser.add_argument("--only", nargs="+", choices=list(REACTIONS), default=list(REACTIONS))
+    parser.add_argument("--only", nargs="+", choices=[*REACTIONS, *IONS], default=[*REACTIONS, *IONS])
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -130,8 +172,8 @@ def main() -> None:
         "commit": commit.stdout.strip(), "weights": load_model(args.weights).hash, "torch": torch.__version__,
         "machine": f"{platform.processor() or platform.machine()}, 1 thread", "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-    report = {"about": about, "textbook": [done[name] for name in REACTIONS if name in done]}
-    if len(report["textbook"]) == len(REACTIONS):
+    report = {"about": about} | {key: [done[name] for name in names if name in done] for key, names in SETS.items()}
+    if all(len(report[key]) == len(names) for key, names in SETS.items()):
         write_atomic(ROOT / "benchmarks/results/textbook.json", json.dumps(report, indent=1) + "\n")
 
 
