@@ -2,8 +2,9 @@
 
     python benchmarks/textbook.py --out runs/textbook [--only Claisen Cope]
 
-Those of neutral molecules without numbers once more as structures: each side in the best of its own conformers by RDKit,
-the product's atoms shuffled. What is in OUT/textbook.jsonl already is not run again. Then `benchmarks/tables.py`.
+Those of neutral molecules without numbers once more as structures: each side in the best of its own conformers by
+RDKit, the product's atoms shuffled. What is in OUT/textbook.jsonl already is not run again. Then
+`benchmarks/tables.py`.
 """
 
 from __future__ import annotations
