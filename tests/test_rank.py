@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,6 +139,11 @@ def test_what_is_not_proven_is_never_ranked_by_energy(verdict: str) -> None:
     given = [candidate(verdict, k, confidence=0.5, energy=e) for k, e in enumerate([-1.0, -9.0, -5.0, None])]
     for order in itertools.permutations(given):
         assert [c.sample for c in ranked(list(order))] == [0, 1, 2, 3]
+
+
+def test_a_step_comes_before_a_saddle_with_one_end_on_both_sides() -> None:
+    given = [candidate("half", 0, 0.9), replace(candidate("half", 1, 0.1), known="reactant")]
+    assert [c.sample for c in ranked(given)] == [1, 0]
 
 
 def test_the_lowest_of_the_intended_saddles_is_the_best() -> None:

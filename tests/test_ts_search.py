@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import molecule
 from ase.io import read
 from ts_cases import NoSaddle, hcn_search, noise_weights, sides
 from typer.testing import CliRunner
@@ -156,6 +157,20 @@ def test_several_pieces_that_become_others_without_a_barrier_are_said_to(smiles:
     result = find_ts(smiles=smiles, samples=1, max_calls=30, correction="none")
     assert result.status == "gate_failed" and result.barrierless_side == side
     assert result.barrierless_kcal == pytest.approx(down, abs=1.0)
+
+
+def test_one_step_of_several_is_a_start_for_the_next(tmp_path: Path) -> None:
+    """Hydroboration: a complex of both forms first."""
+    out = tmp_path / "out"
+    told = CliRunner().invoke(app, ["ts", "--smiles", "C=C.B>>CCB", "-n", "4", "--out", str(out)])
+    said, best = " ".join(told.stderr.split()), json.loads((out / "summary.json").read_text())["results"][0]
+    assert told.exit_code == 3 and "go on with molgen ts REACTANT intermediate.xyz)" in said
+    assert best["verdict"] == "half" and best["known"] == "product"
+    assert best["reason"].endswith("another molecule (the reactant with C0-B2, C1-B2 formed)")
+    borane = Atoms("BH3", 1.19 * np.array([[0, 0, 0], [1, 0, 0], [-0.5, 0.866, 0], [-0.5, -0.866, 0]]))
+    step = find_ts([molecule("C2H4"), borane], out / "intermediate.xyz", correction="none")
+    assert step.best.intermediate is None and step.barrierless_side == "reactant"
+    assert step.barrierless_kcal == pytest.approx(8.8, abs=0.5)
 
 
 def test_a_side_that_is_no_minimum_is_said_to_be_none(tmp_path: Path) -> None:

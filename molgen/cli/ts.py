@@ -95,7 +95,7 @@ def ts(
             f"{result.barrierless_kcal:.1f} kcal/mol down"
         )
     elif result.status == "gate_failed" and not result.unstable:
-        beside = " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""
+        beside = _beside(result, out)
         limit = max_calls or calls_allowed(len(result.reaction))
         none = "no saddle was found" if verify == "none" else "no saddle was proven to join the two"
         common.warn(
@@ -104,6 +104,17 @@ def ts(
         )
     codes = {"ok": common.ExitCode.OK, "partial": common.ExitCode.PARTIAL, "gate_failed": common.ExitCode.GATE_FAILED}
     raise typer.Exit(codes[result.status])
+
+
+def _beside(result: Any, out: Path) -> str:
+    """Where to look on from the best saddle, if there is one."""
+    from molgen.workflows.ts_output import INTERMEDIATE
+
+    if known := result.best.known:
+        sides = f"{INTERMEDIATE} PRODUCT" if known == "reactant" else f"REACTANT {INTERMEDIATE}"
+        charge = f" --charge {result.reaction.charge}" if result.reaction.charge else ""
+        return f" (the best saddle joins the {known} to {INTERMEDIATE}: go on with molgen ts {sides}{charge})"
+    return " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""
 
 
 def more_effort(result: Any, limit: int) -> str:

@@ -50,12 +50,15 @@ class Judgement(NamedTuple):
     Attributes:
         verdict: see :class:`Verification`. swapped: whether the first well is on P's side. reason: in words.
         stereo: which end is another stereoisomer than was given, in words; empty if none.
+        known: of verdict "half": "reactant" or "product", the end that one well is, where the other is another
+            molecule, an intermediate it may be; else empty.
     """
 
     verdict: SaddleVerdict
     swapped: bool
     reason: str
     stereo: str = ""
+    known: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,7 @@ class Verification:
         ts_index: frame of the transition state.
         gradient_calls: gradients spent, relaxing R or P (if that was needed) included.
         stereo: which well is another stereoisomer than was given, in words; empty if none.
+        known: see :class:`Judgement`; the path begins there if it is the reactant, and ends there if the product.
     """
 
     verdict: SaddleVerdict
@@ -83,6 +87,7 @@ class Verification:
     ts_index: int | None = None
     gradient_calls: int = 0
     stereo: str = ""
+    known: str = ""
 
     @property
     def imaginary_frequency_cm(self) -> float:
@@ -169,6 +174,7 @@ def verify(
         len(down),
         potential.calls - before,
         judged.stereo,
+        judged.known,
     )
 
 
@@ -336,7 +342,9 @@ def _judge(fits: list[tuple[bool, bool]], names: list[str]) -> Judgement:
         both = (first_r and second_r) or (first_p and second_p)
         found = "reactant" if first_r or second_r else "product"
         other = f"the {found} too" if both else names[1 if first_r or first_p else 0]
-        return Judgement("half", not (first_r or second_p), f"one well is the {found}, the other {other}")
+        known = found if other.startswith(OTHER) else ""
+        reason = f"one well is the {found}, the other {other}"
+        return Judgement("half", not (first_r or second_p), reason, known=known)
     reason = "neither well is the reactant or the product"
     if {*names} != {OTHER}:
         reason += f": one is {names[0]}, the other {names[1] if names[1] != names[0] else 'too'}"

@@ -18,8 +18,12 @@ from molgen.units import kcal
 from molgen.workflows.ts_result import Candidate, TSResult
 
 
+INTERMEDIATE = "intermediate.xyz"
+
+
 def write_result(run: Run, result: TSResult, final: bool) -> None:
-    """Write guesses.xyz, ts.xyz (ranked), path.xyz of the best, ts_corrected.xyz; `final`: barrier.png, summary.json.
+    """Write guesses.xyz, ts.xyz (ranked), path.xyz of the best, ts_corrected.xyz; `final`: barrier.png,
+    intermediate.xyz where only the first or the last step was found, summary.json.
 
     Called after every candidate, so that an interrupted run keeps what it has.
     """
@@ -47,6 +51,8 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
         if final:
             run.write_bytes("barrier.png", profile(result, best))
     if final:
+        if (intermediate := best.intermediate) is not None:
+            write_extxyz(run.path(INTERMEDIATE), [intermediate])
         run.finish(result.status)
 
 

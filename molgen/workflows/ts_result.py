@@ -36,6 +36,8 @@ class Candidate:
             of the saddle.
         gradient_calls: calculator calls spent on this candidate; refine_calls: those until the saddle.
         stereo: which end of the path is another stereoisomer than was given, in words; empty if none.
+        known: of verdict "half": "reactant" or "product", the end of the path that is what was given, where the other
+            is another molecule; else empty.
     """
 
     atoms: Atoms
@@ -54,26 +56,36 @@ class Candidate:
     gradient_calls: int = 0
     refine_calls: int = 0
     stereo: str = ""
+    known: str = ""
+
+    @property
+    def intermediate(self) -> Atoms | None:
+        """The other molecule at the end of its path, where the first step or the last was found (`known`)."""
+        if not self.known or self.path_positions is None:
+            return None
+        return Atoms(self.atoms.numbers, self.path_positions[-1 if self.known == "reactant" else 0])
 
     def summary(self) -> dict[str, Any]:
         """The figures `summary.json` lists."""
         keys = (
             "verdict", "confidence", "barrier_forward_kcal", "barrier_reverse_kcal", "imaginary_frequency_cm",
-            "gradient_calls", "refine_calls", "source", "sample", "energy", "stereo", "reason",
+            "gradient_calls", "refine_calls", "source", "sample", "energy", "stereo", "known", "reason",
         )  # fmt: skip
         return {key: getattr(self, key) for key in keys}
 
 
 def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Best first: by verdict, the stereoisomers given before others, what was refined before what was not, the lowest
-    of the saddles that are proven to join reactant and product, confidence (unknown counts as one half), and order of
-    drawing. Energies rank nothing that is not proven: a low one may have slid off the ridge.
+    """Best first: by verdict, the stereoisomers given before others, steps to another molecule before saddles with one
+    end on both sides, what was refined before what was not, the lowest of the saddles that are proven to join reactant
+    and product, confidence (unknown counts as one half), and order of drawing. Energies rank nothing that is not
+    proven: a low one may have slid off the ridge.
     """
 
-    def rank(c: Candidate) -> tuple[int, bool, bool, float, float, int]:
+    def rank(c: Candidate) -> tuple[int, bool, bool, bool, float, float, int]:
         confidence = 0.5 if c.confidence is None else c.confidence
         energy = round(c.energy / TIE) if c.verdict == "intended" and c.energy is not None else 0
-        return VERDICTS.index(c.verdict), bool(c.stereo), c.energy is None, energy, -confidence, c.sample
+        no_step = c.verdict == "half" and not c.known
+        return VERDICTS.index(c.verdict), bool(c.stereo), no_step, c.energy is None, energy, -confidence, c.sample
 
     return sorted(candidates, key=rank)
 

@@ -269,7 +269,8 @@ class TSSearch:
         return False
 
     def _judge(self, candidate: Candidate, checked: Verification) -> None:
-        candidate.verdict, candidate.reason, candidate.stereo = checked.verdict, checked.reason, checked.stereo
+        candidate.verdict, candidate.reason = checked.verdict, checked.reason
+        candidate.stereo, candidate.known = checked.stereo, checked.known
         candidate.imaginary_frequency_cm = checked.imaginary_frequency_cm
         candidate.path_positions, candidate.path_energies = checked.path_positions, checked.path_energies
         candidate.ts_index = checked.ts_index
@@ -332,7 +333,7 @@ class TSSearch:
         drops = [energy[candidate.ts_index] - energy[end] for end in (0, -1)]
         failed = candidate.reason.partition("; relaxing an end failed")
         judged = judge_wells(self.potential, [x[0], x[-1]], drops, self.reaction.reactant, self.reaction.product)
-        candidate.verdict, candidate.stereo = judged.verdict, judged.stereo
+        candidate.verdict, candidate.stereo, candidate.known = judged.verdict, judged.stereo, judged.known
         candidate.reason = judged.reason + failed[1] + failed[2]
         if judged.swapped:
             x, energy, candidate.ts_index = x[::-1], energy[::-1], len(x) - 1 - candidate.ts_index
