@@ -17,8 +17,11 @@ from molgen.structures import formula
 from molgen.units import kcal
 from molgen.workflows.ts_result import Candidate, TSResult
 
-
 INTERMEDIATE = "intermediate.xyz"
+# by the end that is known, what the ends of a path are called
+_STEPS = {
+    "": ("one side", "other side"), "reactant": ("reactant", "intermediate"), "product": ("intermediate", "product"),
+}  # fmt: skip
 
 
 def write_result(run: Run, result: TSResult, final: bool) -> None:
@@ -85,7 +88,7 @@ def profile(result: TSResult, candidate: Candidate) -> bytes:
     parts += [] if mode is None else [f"imaginary mode {abs(mode):.0f}i cm⁻¹"]
     parts += ["other stereoisomers than given"] if candidate.stereo else []
     # only the intended saddle has this reactant and this product at its ends
-    labels = ("reactant", "product") if candidate.verdict == "intended" else ("one side", "other side")
+    labels = ("reactant", "product") if candidate.verdict == "intended" else _STEPS[candidate.known]
     return barrier_profile(
         length, energies, candidate.ts_index or 0, title=title, subtitle=", ".join(parts), labels=labels
     )
