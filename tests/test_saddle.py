@@ -200,6 +200,24 @@ def test_conformers_are_told_apart_by_shape():
     assert verify(potential, flat.positions, up, up * [1.02, 1.02, 1.0]).verdict != "intended"
 
 
+def test_a_barrier_low_enough_to_leap_over_is_seen():
+    """CH3 + C2H6 on GFN2-xTB, 0.001 eV above the complex: at the usual distance both sides fall to the product."""
+    x = np.array(
+        [[1.8245, 0.2963, 0.4995], [-0.4706, -0.1319, -0.8389], [-1.5985, -0.2467, 0.1577],
+         [1.7591, -0.349, 1.3584], [1.7993, 1.3456, 0.7379], [2.5994, 0.0239, -0.1959], [0.5783, 0.0575, -0.2329],
+         [-0.5914, 0.7178, -1.5043], [-0.3306, -1.0433, -1.4129], [-1.4499, -1.1036, 0.8115],
+         [-2.5543, -0.3734, -0.3532], [-1.6622, 0.6489, 0.7724]]
+    )  # fmt: skip
+    potential = XtbPotential([6] * 3 + [1] * 9, 0, 1)
+    reactant, product = x.copy(), x.copy()
+    reactant[[0, 3, 4, 5]] += 1.5 * (x[0] - x[1]) / np.linalg.norm(x[0] - x[1])
+    product[[0, 3, 4, 5, 6]] += 1.5 * (x[0] - x[1]) / np.linalg.norm(x[0] - x[1])
+    reactant[6], product[6] = x[1] + 0.85 * (x[6] - x[1]), product[0] + 0.75 * (x[6] - x[0])
+    checked = verify(potential, x, reactant, product)
+    assert checked.verdict == "intended" and checked.barriers is not None
+    assert 0 < checked.barriers[0] < 0.005 and checked.barriers[1] == pytest.approx(0.22, abs=0.01)
+
+
 def test_no_descent_on_request(saddle):
     found = verify(XtbPotential(NUMBERS), saddle.positions, HCN, HNC, method="none")
     assert found.verdict == "half" and "not looked for" in found.reason

@@ -21,11 +21,12 @@ STRIDE = 0.1  # Angstrom amu^(1/2), arc length of an IRC step
 Path = list[tuple[float, np.ndarray]]
 
 
-def kick(positions: np.ndarray, modes: Modes, sign: int) -> np.ndarray:
-    """`positions` (N, 3) moved along the imaginary mode to side `sign` (+1 or -1), far enough to be off the saddle."""
+def kick(positions: np.ndarray, modes: Modes, sign: int, scale: float = 1.0) -> np.ndarray:
+    """`positions` (N, 3) moved along the imaginary mode to side `sign` (+1 or -1), far enough to be off the saddle;
+    `scale`: a share of that."""
     mode = modes.vectors[0]
     curvature = mode.ravel() @ modes.hessian @ mode.ravel()
-    return positions + sign * np.clip(np.sqrt(2 * DROP / max(-curvature, 1e-3)), *KICK) * mode
+    return positions + sign * scale * np.clip(np.sqrt(2 * DROP / max(-curvature, 1e-3)), *KICK) * mode
 
 
 def relax(

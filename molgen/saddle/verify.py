@@ -41,6 +41,7 @@ SHAPE_FMAX = 0.01  # eV/Angstrom; torsions are soft, and a well that is not reac
 LEAST_BARRIER = 0.02  # eV; below it the saddle is a ripple
 FINEST = 2e-4  # eV/Angstrom, the smallest force that a descent is followed to
 IRC_STEPS, IRC_FMAX = 150, 0.1  # where the path of steepest descent ends (eV/Angstrom) and a minimisation goes on
+NUDGE = 0.15  # share of the displacement off a saddle, where all of it led to one end on both sides
 SLIDE = 0.3  # Angstrom, norm of the step off a saddle of higher order
 
 
@@ -159,10 +160,15 @@ def verify(
     if method == "none":
         reason = "one imaginary mode; the wells on its sides were not looked for"
         return Verification("half", reason, modes, gradient_calls=potential.calls - before)
-    least = fmax if bonding_differences(potential.numbers, reactant, product) else min(fmax, SHAPE_FMAX)
-    sides = [_descend(potential, x, modes, sign, method, least, max_calls) for sign in (1, -1)]
-    wells, drops = [side[-1][1] for side in sides], [modes.energy - side[-1][0] for side in sides]
-    judged = judge_wells(potential, wells, drops, reactant, product, fmax=fmax, max_calls=max_calls)
+    reacts = bonding_differences(potential.numbers, reactant, product) > 0
+    least = fmax if reacts else min(fmax, SHAPE_FMAX)
+    for scale in (1.0, NUDGE):
+        sides = [_descend(potential, x, modes, sign, method, least, max_calls, scale) for sign in (1, -1)]
+        wells, drops = [side[-1][1] for side in sides], [modes.energy - side[-1][0] for side in sides]
+        judged = judge_wells(potential, wells, drops, reactant, product, fmax=fmax, max_calls=max_calls)
+        both = judged.verdict == "half" and not bonding_differences(potential.numbers, *wells)
+        if not (both and reacts and method == "quick"):
+            break  # else one end lies on both sides: the displacement may have leapt over a low barrier
     down, up = (sides[1], sides[0]) if judged.swapped else (sides[0], sides[1])
     frames = [*reversed(down), (modes.energy, x), *up]
     return Verification(
@@ -251,10 +257,11 @@ def settle(
     return replace(slid, gradient_calls=calls), verify(potential, slid.positions, reactant, product, **options)
 
 
-def _descend(potential, x, modes, sign, method, fmax, max_calls) -> list[tuple[float, np.ndarray]]:
-    """(energy, positions) from beside the saddle to the well on side `sign`, there with forces below `fmax`."""
+def _descend(potential, x, modes, sign, method, fmax, max_calls, scale) -> list[tuple[float, np.ndarray]]:
+    """(energy, positions) from beside the saddle, `scale` times as far off as usual, to the well on side `sign`, there
+    with forces below `fmax`."""
     if method == "quick":
-        return _fallen(potential, kick(x, modes, sign), modes, fmax, max_calls, modes.hessian)
+        return _fallen(potential, kick(x, modes, sign, scale), modes, fmax, max_calls, modes.hessian)
     path, hessian = irc(potential, x, modes, sign, max_steps=IRC_STEPS, least_force=max(fmax, IRC_FMAX))
     return path + _fallen(potential, path[-1][1], modes, fmax, max_calls, hessian)[1:]
 
