@@ -39,6 +39,7 @@ from molgen.workflows.fes import FesSettings, run_fes
 from molgen.workflows.fes_outcome import OnRound
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System
+from molgen.workflows.ts_output import INTERMEDIATE
 
 IMAGES, BETWEEN = 13, 8  # frames of the path; energies for each step between two
 TUBE, STIFFNESS = 0.4, 100.0  # radius in Angstrom, the wall begins at z = TUBE^2; its force constant in eV/A^4
@@ -160,12 +161,13 @@ def read_path(folder: str | Path) -> ReactionPath:
     asked, results = manifest.get("settings", {}), summary.get("results") or [{}]
     verdict = results[0].get("verdict", "without a result")
     if verdict not in ("intended", "unverified") or not asked.get("refine", True):
-        refined = asked.get("refine", True)
+        refined, step = asked.get("refine", True), folder / INTERMEDIATE
+        more = "with more --samples until its verdict is 'intended'"
+        more += f", or for one step, to or from {step}" if step.exists() else ""
         raise InputError(
             f"its best saddle is {verdict.replace('_', ' ')}" if refined else "a guess, not refined", where=str(folder),
             expected="a transition state that joins reactant and product",
-            remedy="run molgen ts again " + ("with more --samples until its verdict is 'intended'" if refined else
-            "without --no-refine"),
+            remedy=f"run molgen ts again {more if refined else 'without --no-refine'}",
         )  # fmt: skip
     saddle = _frames(folder / SADDLE)[:1]
     if (folder / PATH).exists():
