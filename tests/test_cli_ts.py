@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from typer.testing import CliRunner, Result
 
 from molgen.checkpoint import TENSORS_FILE
 from molgen.cli import main
+from molgen.cli.ts import beside
 
 RESULT_KEYS = {
     "verdict", "confidence", "barrier_forward_kcal", "barrier_reverse_kcal", "imaginary_frequency_cm", "gradient_calls",
@@ -363,3 +365,15 @@ def refused(result: Result, tmp_path: Path, texts: Sequence[str]) -> None:
         assert text in result.stderr, result.stderr
     assert result.stdout == "" and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_where_the_search_goes_on_from_one_step(tmp_path: Path) -> None:
+    def told(known: str, charge: int) -> str:
+        best, reaction = SimpleNamespace(known=known), SimpleNamespace(charge=charge)
+        return beside(SimpleNamespace(best=best, reaction=reaction), tmp_path)
+
+    assert told("reactant", -1).endswith("go on with molgen ts intermediate.xyz PRODUCT --charge -1)")
+    assert told("product", 0).endswith("go on with molgen ts REACTANT intermediate.xyz)")
+    assert told("", 0) == ""
+    (tmp_path / "path.xyz").touch()
+    assert told("", 0) == " (path.xyz shows what lies beside the best saddle)"

@@ -159,6 +159,13 @@ def test_several_pieces_that_become_others_without_a_barrier_are_said_to(smiles:
     assert result.barrierless_kcal == pytest.approx(down, abs=1.0)
 
 
+def test_a_flat_stretch_is_no_barrier() -> None:
+    """Acetone and a methyl radical, which at 3.3 Angstrom hardly pull."""
+    made = load_reaction(smiles="CC(C)(C)[O]>>CC(C)=O.[CH3]")[0]
+    lost = falls(XtbPotential(made.numbers, 0, 1), made.reactant, made.product, made.reactant)
+    assert lost == pytest.approx(0.87, abs=0.02)
+
+
 def test_one_step_of_several_is_a_start_for_the_next(tmp_path: Path) -> None:
     """Hydroboration: a complex of both forms first."""
     out = tmp_path / "out"

@@ -95,18 +95,18 @@ def ts(
             f"{result.barrierless_kcal:.1f} kcal/mol down"
         )
     elif result.status == "gate_failed" and not result.unstable:
-        beside = _beside(result, out)
+        on = beside(result, out)
         limit = max_calls or calls_allowed(len(result.reaction))
         none = "no saddle was found" if verify == "none" else "no saddle was proven to join the two"
         common.warn(
-            f"{none}. The reaction may take several steps{beside}, or this calculator "
+            f"{none}. The reaction may take several steps{on}, or this calculator "
             f"has no such saddle: try more --samples or another --calculator{more_effort(result, limit)}"
         )
     codes = {"ok": common.ExitCode.OK, "partial": common.ExitCode.PARTIAL, "gate_failed": common.ExitCode.GATE_FAILED}
     raise typer.Exit(codes[result.status])
 
 
-def _beside(result: Any, out: Path) -> str:
+def beside(result: Any, out: Path) -> str:
     """Where to look on from the best saddle, if there is one."""
     from molgen.workflows.ts_output import INTERMEDIATE
 
