@@ -66,7 +66,7 @@ def falls(potential: Potential, start: np.ndarray, here: np.ndarray, there: np.n
     drawn, ways = np.arange(len(pairs)) < len(changes.broken), []
     for factor in APART:
         x = _held(potential, x, pairs, np.where(drawn, factor, 1.0) * _bond_lengths(numbers, pairs), MAX_CALLS)
-        ways.append((float(gradient(potential, x)[0]), x))
+        ways.append((gradient(potential, x)[0], x))
     far = lowest = ways[-1][0]
     for energy, x in ways[::-1]:
         lowest = min(lowest, energy)
