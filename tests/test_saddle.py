@@ -10,7 +10,7 @@ from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import normal_modes, reaction_direction, refine, verify
 from molgen.saddle.descent import _quadratic_descent, irc, relax
 from molgen.saddle.optimize import bfgs_update, bofill_update, image_step, stationary_point
-from molgen.saddle.restrain import half_made
+from molgen.saddle.restrain import bisected, half_made
 from molgen.saddle.verify import bonding_differences
 
 NUMBERS = np.array([1, 6, 7])
@@ -53,11 +53,21 @@ def test_bonds_that_change_are_held_half_made_while_the_rest_relaxes():
         assert found.converged and verify(potential, found.positions, HCN, HNC).verdict == "intended"
 
 
-def test_without_a_bond_that_changes_nothing_is_held():
+def test_bonds_are_held_where_reactant_and_product_part():
+    """HCN falls back to either side from a sixteenth of the way before and after."""
     potential = XtbPotential(NUMBERS)
-    assert np.array_equal(half_made(potential, HCN, HCN, HCN + 0.01), HCN) and potential.calls == 0
+    x = bisected(potential, HCN + [[0.1, 0, 0], [0, 0, 0], [0, 0, 0]], HCN, HNC)
+    found = refine(potential, x, reactant=HCN, product=HNC)
+    assert found.converged and np.linalg.norm(found.positions - x, axis=1).max() < 0.3
+    assert verify(potential, found.positions, HCN, HNC).verdict == "intended"
+
+
+@pytest.mark.parametrize("held", [half_made, bisected])
+def test_without_a_bond_that_changes_nothing_is_held(held):
+    potential = XtbPotential(NUMBERS)
+    assert np.array_equal(held(potential, HCN, HCN, HCN + 0.01), HCN) and potential.calls == 0
     with pytest.raises(CalculatorError):
-        half_made(Scripted(potential, after=2), HCN, HCN, HNC)
+        held(Scripted(potential, after=2), HCN, HCN, HNC)
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -99,6 +99,45 @@ def test_what_was_refined_comes_before_what_was_not() -> None:
     assert [c.sample for c in ranked([hopeful, refined])] == [1, 0]
 
 
+def test_a_refinement_cut_short_near_a_saddle_goes_on(
+    hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before guesses without the model are tried, as the same candidate, and only where nothing was proven."""
+    limits: list[int] = []
+
+    def cut(*arguments: Any, **options: Any) -> Any:
+        limits.append(7 if not limits else options["max_calls"])
+        return refine(*arguments, **{**options, "max_calls": limits[-1]})
+
+    monkeypatch.setattr("molgen.workflows.ts_search.refine", cut)
+    result = hcn(samples=1)
+    assert result.verified and len(limits) == 2 and len(result.candidates) == len(result.guesses) == 1
+    assert result.best.refine_calls > 7 and not result.rejections
+    assert result.gradient_calls == result.best.gradient_calls
+    monkeypatch.setattr("molgen.workflows.ts_search.NEARLY", 1e-3)
+    limits.clear()
+    assert len(hcn(samples=1).guesses) > 1
+
+
+def test_a_refinement_that_goes_on_to_a_known_saddle_is_no_second_candidate(
+    hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, limits = ts_search.settle, iter([7])
+
+    def cut(*arguments: Any, **options: Any) -> Any:
+        return refine(*arguments, **{**options, "max_calls": next(limits, options["max_calls"])})
+
+    def missed(*arguments: Any, **options: Any) -> Any:
+        saddle, checked = settle(*arguments, **options)
+        return saddle, replace(checked, verdict="half")
+
+    monkeypatch.setattr("molgen.workflows.ts_search.refine", cut)
+    monkeypatch.setattr("molgen.workflows.ts_search.settle", missed)
+    result = hcn(samples=2)
+    assert [c.sample for c in result.candidates if c.source == "TS-GEN"] == [1]
+    assert result.rejections["same saddle as an earlier guess"] >= 1
+
+
 def test_another_stereoisomer_is_not_the_end_of_the_search(
     hcn: Callable[..., TSResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +168,13 @@ def test_sides_alone_lead_to_what_interpolation_misses(smiles: str, barrier: flo
     result = find_ts(smiles=smiles, samples=1, correction="none")
     assert result.verified and result.best.source == "restrained" and not result.best.stereo
     assert result.best.barrier_forward_kcal == pytest.approx(barrier, abs=0.5)
+
+
+def test_bonds_are_held_where_one_side_becomes_the_other() -> None:
+    """Me3P=O and ethene from an oxaphosphetane: half made, its bonds are past the saddle already."""
+    result = find_ts(smiles="C1COP1(C)(C)C>>C=C.O=P(C)(C)C", samples=1)
+    assert result.verified and result.best.source == "bisected"
+    assert result.best.barrier_forward_kcal == pytest.approx(22.0, abs=0.5)
 
 
 def test_pieces_that_fall_together_are_said_to(tmp_path: Path) -> None:
@@ -209,7 +255,7 @@ def test_a_calculator_that_fails_on_a_side_costs_that_guess(
     def broken(*arguments: Any, **options: Any) -> Any:
         raise CalculatorError("no convergence")
 
-    monkeypatch.setattr(ts_search, "half_made", broken)
+    monkeypatch.setattr(ts_search, "RELAXED", {"restrained": broken})
     result = hcn(calculator=NoSaddle(), samples=1)
     assert result.rejections["calculator failed"] == 3 and result.status == "gate_failed"
     assert {guess.info["source"] for guess in result.guesses} == {"TS-GEN", "sqrt-distance"}

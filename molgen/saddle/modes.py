@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase.data import atomic_masses
@@ -41,6 +41,16 @@ class Modes:
         """How many modes are imaginary: below -50 1/cm; without any, below -10 (heavy groups that turn)."""
         stiff = int((self.frequencies_cm < IMAGINARY).sum())
         return stiff or int((self.frequencies_cm < SOFT_IMAGINARY).sum())
+
+    def relabelled(self, order: np.ndarray) -> Modes:
+        """With atom k what was atom `order[k]` (N,)."""
+        return replace(self, vectors=self.vectors[:, order], hessian=relabelled_hessian(self.hessian, order))
+
+
+def relabelled_hessian(hessian: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`hessian` (3N, 3N) with atom k what was atom `order[k]` (N,)."""
+    rows = (3 * np.asarray(order)[:, None] + np.arange(3)).ravel()
+    return hessian[np.ix_(rows, rows)]
 
 
 def masses(numbers) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from molgen.geometry.align import superpose
 from molgen.geometry.bonds import bond_graph, bond_orders, distance_matrix, fragments
 from molgen.geometry.model_hessian import STIFFEN, lindh_hessian
 from molgen.potentials.base import Potential
-from molgen.saddle.modes import gradient, internal_basis
+from molgen.saddle.modes import gradient, internal_basis, relabelled_hessian
 from molgen.saddle.optimize import Search, bofill_update, stationary_point
 
 SOFTEN = 20.0  # eV/Angstrom^2 added to the model Hessian when the bonding change is turned into a motion
@@ -44,6 +44,13 @@ class Refinement:
     converged: bool
     gradient_calls: int
     hessian: np.ndarray
+
+    def relabelled(self, order: np.ndarray | None) -> Refinement:
+        """With atom k what was atom `order[k]` (N,); the same where `order` is None."""
+        if order is None:
+            return self
+        hessian = relabelled_hessian(self.hessian, order)
+        return replace(self, positions=self.positions[order], hessian=hessian)
 
 
 def refine(

@@ -12,6 +12,7 @@ from molgen.saddle.modes import gradient
 from molgen.saddle.verify import LEAST_BARRIER, bonding_differences
 
 HALF_MADE, HALF_MADE_H = 1.45, 1.25  # length over the sum of covalent radii: C-C 2.2, C-H 1.34 Angstrom
+HALVINGS = 4  # of the way from reactant to product, to find where the one falls back and the other begins
 APART = (1.45, 1.8, 2.2)  # likewise, the steps by which a bond is drawn out: C-C to 3.3 Angstrom
 STIFFNESS = 40.0  # eV/Angstrom^2
 FMAX, MAX_CALLS = 0.1, 60  # eV/Angstrom, gradient calls
@@ -35,14 +36,35 @@ def half_made(
     Raises:
         CalculatorError: the calculator failed.
     """
-    numbers = potential.numbers
-    changes = compare_bonds(bond_graph(numbers, reactant), bond_graph(numbers, product))
-    if not changes.count:
-        return positions
-    pairs = np.array([*changes.broken, *changes.formed])
-    with_hydrogen = (numbers[pairs] == 1).any(1)
-    lengths = np.where(with_hydrogen, HALF_MADE_H, HALF_MADE) * _bond_lengths(numbers, pairs)
-    return _held(potential, positions, pairs, lengths, max_calls)
+    pairs, lengths = _on_the_way(potential.numbers, reactant, product, 0.5)
+    return _held(potential, positions, pairs, lengths, max_calls) if len(pairs) else positions
+
+
+def bisected(
+    potential: Potential, positions: np.ndarray, reactant: np.ndarray, product: np.ndarray, max_calls: int = MAX_CALLS
+) -> np.ndarray:
+    """`positions` relaxed with the bonds that change held where the reactant ends and the product begins.
+
+    As :func:`half_made`, but how far the bonds are made is found by halving the way: what is held is let go, and the
+    side it relaxes to, by its bonds or by most of them, is the one to move away from.
+
+    Args, Returns, Raises:
+        As of :func:`half_made`; `max_calls` is for each relaxation.
+    """
+    numbers, x, (low, high) = potential.numbers, np.asarray(positions, dtype=float), (0.0, 1.0)
+    if not len(_on_the_way(numbers, reactant, product, 0.5)[0]):
+        return x
+
+    def missing(y: np.ndarray) -> tuple[int, int]:
+        return bonding_differences(numbers, y, reactant), bonding_differences(numbers, y, product)
+
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        x = _held(potential, x, *_on_the_way(numbers, reactant, product, middle), max_calls)
+        freed = relax(potential, x, fmax=FMAX, max_calls=max_calls, stop=lambda at: 0 in missing(at.positions))
+        to_reactant, to_product = missing(freed.positions)
+        low, high = (middle, high) if to_reactant <= to_product else (low, middle)
+    return _held(potential, x, *_on_the_way(numbers, reactant, product, (low + high) / 2), max_calls)
 
 
 def falls(potential: Potential, start: np.ndarray, here: np.ndarray, there: np.ndarray) -> float | None:
@@ -76,6 +98,16 @@ def falls(potential: Potential, start: np.ndarray, here: np.ndarray, there: np.n
         if not bonding_differences(numbers, fall.positions, there):
             return far - fall.energy
     return None
+
+
+def _on_the_way(numbers: np.ndarray, reactant: np.ndarray, product: np.ndarray, share: float):
+    """The pairs (P, 2) bonded on one side only, and the lengths (P,), Angstrom, to hold them at, `share` of the way from
+    reactant to product; all are half made in the middle."""
+    changes = compare_bonds(bond_graph(numbers, reactant), bond_graph(numbers, product))
+    pairs = np.array([*changes.broken, *changes.formed], dtype=np.int64).reshape(-1, 2)
+    half = np.where((numbers[pairs] == 1).any(1), HALF_MADE_H, HALF_MADE)
+    made = np.where(np.arange(len(pairs)) < len(changes.broken), 1 - share, share)
+    return pairs, (1 + 2 * (half - 1) * (1 - made)) * _bond_lengths(numbers, pairs)
 
 
 def _bond_lengths(numbers: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from molgen.potentials.base import Potential
 from molgen.saddle.descent import DESCENT_CALLS, irc, kick, relax
 from molgen.saddle.modes import IMAGINARY, Modes, normal_modes
 from molgen.saddle.refine import Refinement, refine
+from molgen.saddle.relabel import relabelling
 
 SaddleVerdict = Literal["intended", "half", "unintended", "not_a_saddle"]
 
@@ -78,6 +79,8 @@ class Verification:
         gradient_calls: gradients spent, relaxing R or P (if that was needed) included.
         stereo: which well is another stereoisomer than was given, in words; empty if none.
         known: see :class:`Judgement`; the path begins there if it is the reactant, and ends there if the product.
+        order: (N,) the order of the candidate's atoms in which it joins R and P, of equivalent atoms other ones react
+            than were given; `modes` and path are in that order. None where it is the order given.
     """
 
     verdict: SaddleVerdict
@@ -89,6 +92,7 @@ class Verification:
     gradient_calls: int = 0
     stereo: str = ""
     known: str = ""
+    order: np.ndarray | None = None
 
     @property
     def imaginary_frequency_cm(self) -> float:
@@ -169,6 +173,14 @@ def verify(
         both = judged.verdict == "half" and not bonding_differences(potential.numbers, *wells)
         if not (both and reacts and method == "quick"):
             break  # else one end lies on both sides: the displacement may have leapt over a low barrier
+    order = None
+    if reacts and judged.verdict in ("half", "unintended"):
+        order = relabelling(potential.numbers, wells, reactant, product)
+    if order is not None:
+        x, modes = x[order], modes.relabelled(order)
+        sides = [[(energy, y[order]) for energy, y in side] for side in sides]
+        wells = [side[-1][1] for side in sides]
+        judged = judge_wells(potential, wells, drops, reactant, product, fmax=fmax, max_calls=max_calls)
     down, up = (sides[1], sides[0]) if judged.swapped else (sides[0], sides[1])
     frames = [*reversed(down), (modes.energy, x), *up]
     return Verification(
@@ -181,6 +193,7 @@ def verify(
         potential.calls - before,
         judged.stereo,
         judged.known,
+        order,
     )
 
 
@@ -240,7 +253,8 @@ def settle(
         max_calls: gradient calls for the search after the slide, and at least `DESCENT_CALLS` for a descent, at most.
 
     Returns:
-        Where it settled (`gradient_calls` includes those of the slide), and what was found there.
+        Where it settled (`gradient_calls` includes those of the slide), and what was found there; both in the order
+        of atoms in which it joins R and P.
 
     Raises:
         CalculatorError: the calculator failed.
@@ -248,13 +262,14 @@ def settle(
     options: dict[str, Any] = {"method": method, "max_calls": max(DESCENT_CALLS, max_calls)}
     checked = verify(potential, saddle.positions, reactant, product, **options)
     if checked.verdict != "not_a_saddle" or (checked.modes.frequencies_cm[1:2] > IMAGINARY).all():
-        return saddle, checked
+        return saddle.relabelled(checked.order), checked
     start = saddle.positions + SLIDE * checked.modes.vectors[1]
     slid = refine(potential, start, direction=checked.modes.vectors[0], max_calls=max_calls)
     calls = saddle.gradient_calls + slid.gradient_calls
     if not slid.converged:
         return replace(saddle, gradient_calls=calls), checked
-    return replace(slid, gradient_calls=calls), verify(potential, slid.positions, reactant, product, **options)
+    checked = verify(potential, slid.positions, reactant, product, **options)
+    return replace(slid, gradient_calls=calls).relabelled(checked.order), checked
 
 
 def _descend(potential, x, modes, sign, method, fmax, max_calls, scale) -> list[tuple[float, np.ndarray]]:

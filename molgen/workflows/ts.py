@@ -167,20 +167,26 @@ def _stages(
     Args:
         result: gets the correction. Others: as of :func:`find_ts`.
     """
+
+    def wanting() -> bool:
+        return not search.succeeded() and search.best_verdict() != "unverified"
+
     if model is not None:
         search.propose_tsgen(model, samples, steps or model.steps, seed)
         yield
         while search.advance():
             yield
+        while wanting() and search.go_on():
+            yield
         if search.verifies and search.best_verdict() == "intended":
             search.best_with_relaxed_ends()  # may show that none is
-    if not search.succeeded() and search.best_verdict() != "unverified" and not search.out_of_time():
+    if wanting() and not search.out_of_time():
         if model is not None:
             saddle = "the intended saddle" if search.verifies else "a saddle"
             log(f"no guess of the model leads to {saddle}: trying guesses without it too")
         search.propose_physics(samples if search.method is None else max(samples, PHYSICS_TRIES), seed)
         yield
-        while not search.succeeded() and search.advance():
+        while not search.succeeded() and (search.advance() or search.go_on()):
             yield
     if search.verifies:
         best = search.best_with_relaxed_ends()

@@ -20,7 +20,7 @@ from molgen.potentials.base import Potential
 from molgen.rng import generator
 from molgen.saddle import Verification, mode_overlap, refine
 from molgen.saddle.descent import relax
-from molgen.saddle.restrain import MAX_CALLS, half_made
+from molgen.saddle.restrain import MAX_CALLS, bisected, half_made
 from molgen.saddle.verify import LEAST_BARRIER, bonding_differences, judge_wells, settle
 from molgen.tsgen import Generator
 from molgen.tsgen.condition import prepare
@@ -32,7 +32,10 @@ from molgen.workflows.ts_result import OUT_OF_TIME, VERDICTS, Candidate, TSResul
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 STIR = 0.03  # Angstrom, noise that takes a side off the symmetry it may have before it is relaxed to a guess
+NEARLY = 0.2  # eV/Angstrom, largest force left of a refinement cut short that is worth going on with
+FURTHER = 4  # how many of the model's guesses go on, and of the others
 END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls, for the wells the barriers are measured from
+RELAXED = {"restrained": half_made, "bisected": bisected}  # raw guesses, by their source
 Method = Literal["quick", "irc", "none"]
 
 
@@ -41,9 +44,9 @@ class Guess(NamedTuple):
 
     Attributes:
         positions: (N, 3) Angstrom, float64.
-        source: "TS-GEN", "sqrt-distance" or "restrained". sample: index among the guesses.
+        source: "TS-GEN", "sqrt-distance", "restrained" or "bisected". sample: index among the guesses.
         features: what its confidence follows from, see :func:`molgen.tsgen.rank.guess_features`; None without a model.
-        raw: still to be relaxed, see :func:`molgen.saddle.restrain.half_made`.
+        raw: still to be relaxed, see :mod:`molgen.saddle.restrain`.
     """
 
     positions: np.ndarray
@@ -84,6 +87,8 @@ class TSSearch:
         self.candidates: list[Candidate] = []
         self.saddles: list[Candidate] = []  # those that a refinement converged to
         self.relaxed: list[Candidate] = []  # the ends of their paths
+        self.unfinished: list[tuple[float, Candidate, Guess]] = []  # force left, where a refinement was cut short
+        self.further = 0  # refinements that went on
         self.rejections: Counter = Counter()
         self.calibration: Mapping[str, Any] = {}
         self.done = 0  # guesses refined or rejected
@@ -125,17 +130,23 @@ class TSSearch:
 
     def propose_physics(self, samples: int, seed: int) -> None:
         """The sqrt-distance guess; it, and each side that is one piece, to be relaxed with the bonds that change held
-        half made; noisy copies of the sqrt-distance guess, so that there are `samples` of it.
+        half made, then where one side becomes the other; noisy copies of the sqrt-distance guess, so that there are
+        `samples` of it.
         """
         r, p = self.reaction.reactant_fragments, self.reaction.product_fragments
         sides = ((self.reaction.product, p), (self.reaction.reactant, r), (self.sqrt_guess, np.zeros_like(r)))
         starts = [x for x, fragments in sides if not fragments.any()] if self.method and self.bonds_change else []
-        for k in range(samples):
-            noise = SIGMA * generator(seed, k).normal(size=self.sqrt_guess.shape) if k else 0.0
-            self.guesses.append(Guess(self.sqrt_guess + noise, "sqrt-distance", len(self.guesses), None))
-            for at, start in enumerate(starts if k == 0 else []):
-                x = start + STIR * generator(seed, at, 1).normal(size=start.shape)
-                self.guesses.append(Guess(x, "restrained", len(self.guesses), None, raw=True))
+        self.further = 0
+
+        def add(x: np.ndarray, source: str, raw: bool = False) -> None:
+            self.guesses.append(Guess(x, source, len(self.guesses), None, raw))
+
+        add(self.sqrt_guess, "sqrt-distance")
+        for source in RELAXED:
+            for at, start in enumerate(starts):
+                add(start + STIR * generator(seed, at, 1).normal(size=start.shape), source, raw=True)
+        for k in range(1, samples):
+            add(self.sqrt_guess + SIGMA * generator(seed, k).normal(size=self.sqrt_guess.shape), "sqrt-distance")
 
     @property
     def bonds_change(self) -> bool:
@@ -144,9 +155,9 @@ class TSSearch:
 
     def _relaxed(self, guess: Guess) -> Guess | None:
         """A raw guess relaxed; None, counted, where the calculator fails."""
-        calls = min(self.max_calls, MAX_CALLS)
+        ends, calls = (self.reaction.reactant, self.reaction.product), min(self.max_calls, MAX_CALLS)
         try:
-            x = half_made(self.potential, guess.positions, self.reaction.reactant, self.reaction.product, calls)
+            x = RELAXED[guess.source](self.potential, guess.positions, *ends, calls)
         except FAILURES as error:
             self.rejections[failure(error)] += 1
             return None
@@ -176,6 +187,20 @@ class TSSearch:
             self.progress("refining guesses", self.done, total)
             return True
         return False
+
+    def go_on(self) -> bool:
+        """Refine the one further that was cut short nearest to a saddle; False when none is left, or no time."""
+        near = sorted((entry for entry in self.unfinished if entry[0] < NEARLY), key=lambda entry: entry[0])
+        if not near or self.further == FURTHER or self.out_of_time():
+            return False
+        _, candidate, guess = near[0]
+        self.unfinished.remove(near[0])
+        self.rejections -= Counter(["refinement did not converge"])
+        self.progress("refining further", self.further, FURTHER)
+        self.further += 1
+        if not self._carried(candidate, guess, self.potential.calls - candidate.gradient_calls):
+            self.candidates.remove(candidate)
+        return True
 
     def out_of_time(self) -> bool:
         """Whether no further guess may be begun."""
@@ -208,15 +233,21 @@ class TSSearch:
         """The candidate a guess becomes, at the cost of the calls since `before`; None when it is a known saddle."""
         candidate = Candidate(self._guess_atoms(guess), guess.source, guess.sample)
         candidate.confidence = candidate.atoms.info.get("confidence_guess")
+        return candidate if self._carried(candidate, guess, before) else None
+
+    def _carried(self, candidate: Candidate, guess: Guess, before: int) -> bool:
+        """Carry a candidate to a verdict, a failure of the calculator included; whether it is no known saddle."""
         try:
             is_new = self._refine_and_verify(candidate, guess)
         except FAILURES as error:
             self.rejections[failure(error)] += 1
             candidate.verdict, candidate.reason, is_new = "failed", cause(error), True
-        return self._finish(candidate, before) if is_new else None
+        self._finish(candidate, before)
+        return is_new
 
     def _refine_and_verify(self, candidate: Candidate, guess: Guess) -> bool:
-        """Carry a candidate from its guess to a verdict; whether it is none of the saddles already known.
+        """Carry a candidate from where it is, its guess at first, to a verdict; whether it is none of the saddles
+        already known.
 
         Raises:
             FAILURES: of the calculator or of its numbers; the candidate keeps what was found before.
@@ -225,22 +256,25 @@ class TSSearch:
         if self.method is None:
             candidate.reason = "not refined"
             return True
-        if overlap := overlapping(numbers, guess.positions):
+        start, earlier = candidate.atoms.positions, candidate.refine_calls
+        if overlap := overlapping(numbers, start):
             self.rejections["guess with overlapping atoms"] += 1
             candidate.verdict, candidate.reason = "not_a_saddle", f"{overlap} in the guess, so it was not refined"
             candidate.confidence = None
             return True
-        saddle = refine(self.potential, guess.positions, reactant=ends[0], product=ends[1], max_calls=self.max_calls)
-        candidate.refine_calls = saddle.gradient_calls
+        saddle = refine(self.potential, start, reactant=ends[0], product=ends[1], max_calls=self.max_calls)
+        candidate.refine_calls = earlier + saddle.gradient_calls
         candidate.atoms.positions, candidate.energy = saddle.positions, saddle.energy
         if not saddle.converged:  # cut short, it says nothing yet of the confidence
             self.rejections["refinement did not converge"] += 1
             candidate.verdict = "not_a_saddle"
-            candidate.reason = f"forces still {saddle.fmax:.2f} eV/A after {saddle.gradient_calls} gradient calls"
+            candidate.reason = f"forces still {saddle.fmax:.2f} eV/A after {candidate.refine_calls} gradient calls"
+            if not earlier:
+                self.unfinished.append((saddle.fmax, candidate, guess))
             return True
         if guess.features is not None:
             overlap = mode_overlap(saddle, numbers, *ends)
-            extra = refined_features(rmsd_of(saddle.positions, guess.positions), overlap, saddle.gradient_calls)
+            extra = refined_features(rmsd_of(saddle.positions, guess.positions), overlap, candidate.refine_calls)
             candidate.confidence = confidence({**guess.features, **extra}, self.calibration.get("refined"))
         if self._known(candidate):
             return False
@@ -249,10 +283,10 @@ class TSSearch:
             candidate.reason = "refined, not verified (--verify none)"
             return True
         settled, checked = settle(self.potential, saddle, *ends, method=self.method, max_calls=self.max_calls)
-        candidate.refine_calls = settled.gradient_calls
+        candidate.refine_calls = earlier + settled.gradient_calls
         candidate.atoms.positions, candidate.energy = settled.positions, settled.energy
         self._judge(candidate, checked)
-        return candidate.energy == saddle.energy or not self._known(candidate)
+        return settled is saddle or not self._known(candidate)
 
     def _known(self, candidate: Candidate) -> bool:
         """Whether an earlier guess led to this saddle, and the calculator did not fail there; counted.
