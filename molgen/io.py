@@ -227,8 +227,9 @@ def _pinned(r: SmilesSide, p: SmilesSide, where: str) -> np.ndarray:
     lone = sorted({int(label) for label in r.labels if label} ^ set(place))
     if lone:
         raise InputError(
-            f"atom-map number {lone[0]} is on one side only", where=where, expected="each number once on each side"
-        )
+            f"atom-map number {lone[0]} is on one side only", where=where, expected="each number once on each side",
+            remedy="number that atom on the other side too, or leave it without",
+        )  # fmt: skip
     pinned = np.array([place.get(int(label), -1) for label in r.labels], dtype=np.int64)
     if (r.numbers != p.numbers[pinned])[pinned >= 0].any():
         raise InputError("an atom-map number changes its element", where=where, expected="the same atom on both sides")

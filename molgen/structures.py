@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def checked_spin(numbers: np.ndarray, charge: int, spin: int | None) -> int:
 @dataclass(frozen=True, eq=False)
 class Structure:
     """`numbers` (N,) and `positions` (N, 3), Angstrom, of one side; `where` names its source; `notes` are for users;
-    `charge` is the sum of the formal charges, e, None where the source has none."""
+    `charge` is what the source says, or the sum of its formal charges, e; None where it has none."""
 
     numbers: np.ndarray
     positions: np.ndarray
@@ -129,10 +130,11 @@ def read_side(source: Any, side: str) -> Structure:
 
 def _read_part(source: Any, side: str) -> Structure:
     if isinstance(source, Atoms):
-        periodic = _unbound(side) if source.pbc.any() else ()
-        return Structure(
-            source.numbers.astype(np.int64), source.positions.astype(float), f"{side} (ase.Atoms)", periodic
-        )
+        notes = _unbound(side) if source.pbc.any() else ()
+        notes += (f"warning: {side}: its constraints are ignored, all atoms move",) if source.constraints else ()
+        where, told = f"{side} (ase.Atoms)", source.info.get("charge")
+        charge = int(told) if isinstance(told, (int, float, np.number)) and told == int(told) else None
+        return Structure(source.numbers.astype(np.int64), source.positions.astype(float), where, notes, charge)
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(
             f"cannot read a {type(source).__name__}", where=side, expected="a path, ase.Atoms, or a list of either"
@@ -260,12 +262,26 @@ def _last_of(path: Path, frames: int) -> tuple[str, ...]:
 
 def _read_xyz(path: Path) -> Structure:
     """The last frame of an xyz or extxyz file."""
-    frames, last, periodic = 0, (np.empty(0, np.int64), np.empty((0, 3))), False
-    for frames, (numbers, positions, comment) in enumerate(xyz_frames(path), start=1):  # noqa: B007
-        last, periodic = (numbers, positions), "Lattice=" in comment
+    frames = list(xyz_frames(path))
     if not frames:
         raise InputError("the file is empty", where=str(path), expected="an xyz file")
-    return Structure(*last, str(path), _last_of(path, frames) + (_unbound(str(path)) if periodic else ()))
+    numbers, positions, comment = frames[-1]
+    notes = _last_of(path, len(frames)) + (_unbound(str(path)) if "Lattice=" in comment else ())
+    if re.search(r"^\s*[DT]\s", _text(path), re.MULTILINE):
+        notes += (f"warning: {path}: isotopes weigh as much as the common ones here, so frequencies are not theirs",)
+    told = re.search(r"(?:^|\s)charge=\"?([+-]?\d+)", comment)
+    return Structure(numbers, positions, str(path), notes, int(told[1]) if told else None)
+
+
+def _text(path: Path) -> str:
+    """A text file; characters of another encoding than UTF-8, as in comments, are replaced."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path), expected="an xyz file") from error
+    if "\0" in text:
+        raise InputError("is not text", where=str(path), expected="an xyz file")
+    return text
 
 
 def xyz_frames(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
@@ -276,13 +292,7 @@ def xyz_frames(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
     Raises:
         InputError: not text, or a line that is no atom.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError("is not text", where=str(path), expected="an xyz file") from error
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path), expected="an xyz file") from error
-    at = 0
+    lines, at = _text(path).splitlines(), 0
     while at < len(lines):
         if not lines[at].strip():
             at += 1

@@ -28,7 +28,8 @@ from molgen.cli.ts import beside
 RESULT_KEYS = {
     "verdict", "confidence", "barrier_forward_kcal", "barrier_reverse_kcal", "imaginary_frequency_cm", "gradient_calls",
 }  # fmt: skip
-FILES = {"ts.xyz", "guesses.xyz", "path.xyz", "barrier.png", "summary.json", "manifest.json"}
+INPUTS = {"reactant.xyz", "product.xyz"}
+FILES = {"ts.xyz", "guesses.xyz", "path.xyz", "barrier.png", "summary.json", "manifest.json"} | INPUTS
 HCN = [str(files[0]) for files in sides("hcn")]
 runner = CliRunner()
 
@@ -368,12 +369,14 @@ def refused(result: Result, tmp_path: Path, texts: Sequence[str]) -> None:
 
 
 def test_where_the_search_goes_on_from_one_step(tmp_path: Path) -> None:
-    def told(known: str, charge: int) -> str:
-        best, reaction = SimpleNamespace(known=known), SimpleNamespace(charge=charge)
-        return beside(SimpleNamespace(best=best, reaction=reaction), tmp_path)
+    def told(known: str, charge: int, spin: int = 0, calculator: str = "gfn2") -> str:
+        best, reaction = SimpleNamespace(known=known), SimpleNamespace(charge=charge, spin=spin)
+        return beside(SimpleNamespace(best=best, reaction=reaction), tmp_path, calculator)
 
-    assert told("reactant", -1).endswith("go on with molgen ts intermediate.xyz PRODUCT --charge -1)")
-    assert told("product", 0).endswith("go on with molgen ts REACTANT intermediate.xyz)")
+    files = [tmp_path / name for name in ("reactant.xyz", "intermediate.xyz", "product.xyz")]
+    assert told("reactant", -1).endswith(f"go on with molgen ts {files[1]} {files[2]} --charge -1)")
+    assert told("product", 0).endswith(f"go on with molgen ts {files[0]} {files[1]})")
+    assert told("product", 0, 2, "gfn1").endswith(" --spin 2 --calculator gfn1)")
     assert told("", 0) == ""
     (tmp_path / "path.xyz").touch()
     assert told("", 0) == " (path.xyz shows what lies beside the best saddle)"

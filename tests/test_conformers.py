@@ -15,7 +15,7 @@ from molgen.geometry.shape import shape_distance
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import refine, verify
 from molgen.saddle.descent import relax
-from molgen.saddle.verify import judge_wells
+from molgen.saddle.judge import judge_wells
 
 ACID = np.array([6, 8, 8, 1, 1])
 HEAVY = [[0, 0, 0], [1.2, 0.2, 0], [-0.6, 1.2, 0], [-0.5, -0.95, 0]]
@@ -77,7 +77,7 @@ def test_other_conformers_are_said_to_be_others(rotamers):
 def test_a_ripple_does_not_count_between_conformers(rotamers, monkeypatch):
     potential = XtbPotential(ACID)
     found = refine(potential, np.array([*HEAVY, [-0.8, 1.5, 0.9]]), reactant=rotamers[0], product=rotamers[1])
-    monkeypatch.setattr(sys.modules["molgen.saddle.verify"], "LEAST_BARRIER", 0.5)  # eV; the barriers are 0.34 and 0.64
+    monkeypatch.setattr(sys.modules["molgen.saddle.judge"], "LEAST_BARRIER", 0.5)  # eV; the barriers are 0.34 and 0.64
     checked = verify(potential, found.positions, *rotamers)
     assert checked.verdict == "half" and "less than 0.5 eV below the saddle" in checked.reason
 

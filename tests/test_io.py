@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+from ase.constraints import FixAtoms
 from ase.io import read, write
 from scipy.spatial.transform import Rotation
 from ts_cases import molfile
@@ -11,7 +12,7 @@ from ts_cases import molfile
 from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, compare_bonds
 from molgen.io import load_reaction, write_extxyz
-from molgen.structures import formula
+from molgen.structures import formula, read_side
 
 _WATER = "3\nwater\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
 
@@ -287,6 +288,23 @@ def test_faulty_arguments(arguments, message):
         load_reaction(**arguments)
     assert caught.value.where is not None
     assert caught.value.expected is not None
+
+
+def test_what_a_source_says_besides_atoms(tmp_path):
+    """Charge, isotopes, constraints; a comment in another encoding."""
+    ammonium = molecule("NH3")
+    ammonium.append("H")
+    ammonium.positions[-1] = [0, 0, 1.1]
+    lines = [f"{s} {x:.5f} {y:.5f} {z:.5f}" for s, (x, y, z) in zip(ammonium.symbols, ammonium.positions, strict=True)]
+    path = tmp_path / "r.xyz"
+    path.write_bytes("\n".join(["5", "\xe9nergie en \xc5, charge=+1", *lines]).replace("H", "D", 1).encode("latin-1"))
+    side = read_side(path, "reactant")
+    assert side.charge == 1 and any("isotopes weigh as much" in note for note in side.notes)
+    assert list(side.numbers) == [7, 1, 1, 1, 1]
+    ammonium.info["charge"] = 1
+    assert not read_side(ammonium, "reactant").notes and read_side(ammonium, "reactant").charge == 1
+    ammonium.set_constraint(FixAtoms([0]))
+    assert read_side(ammonium, "reactant").notes == ("warning: reactant: its constraints are ignored, all atoms move",)
 
 
 def test_unreadable_formats(tmp_path):

@@ -49,7 +49,7 @@ def test_everything_known_of_the_saddle_is_relabelled_alike(hydration):
     assert rmsd_of(settled.positions, exchanged(refined.positions, *water)) < 1e-9
     fresh = normal_modes(potential, settled.positions)
     np.testing.assert_allclose(checked.modes.frequencies_cm, fresh.frequencies_cm, atol=5)
-    assert abs((checked.mode * fresh.vectors[0]).sum()) > 0.999
+    assert abs((checked.modes.vectors[0] * fresh.vectors[0]).sum()) > 0.999
     np.testing.assert_allclose(checked.modes.hessian, fresh.hessian, atol=0.5)
     np.testing.assert_allclose(
         settled.hessian, refined.relabelled(checked.order).hessian

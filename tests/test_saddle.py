@@ -2,16 +2,18 @@
 
 import numpy as np
 import pytest
+from ase.build import molecule
 
 from molgen.errors import CalculatorError, InputError
+from molgen.geometry.bonds import bonding_differences
 from molgen.potentials.analytic import MuellerBrown
 from molgen.potentials.base import Potential
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import normal_modes, reaction_direction, refine, verify
 from molgen.saddle.descent import _quadratic_descent, irc, relax
+from molgen.saddle.judge import judge_wells
 from molgen.saddle.optimize import bfgs_update, bofill_update, image_step, stationary_point
 from molgen.saddle.restrain import bisected, half_made
-from molgen.saddle.verify import bonding_differences
 
 NUMBERS = np.array([1, 6, 7])
 HCN = np.array([[0, 0, -1.07], [0, 0, 0], [0, 0, 1.15]])
@@ -194,6 +196,35 @@ def test_a_second_order_saddle_is_not_a_saddle():
     assert "2 imaginary modes" in found.reason
 
 
+def test_a_well_between_both_ends_is_the_nearer_one():
+    """A bond of 1.8 A is neither clearly broken beside 1.6 A nor clearly made beside 2.0 A."""
+
+    def ethane(length):
+        x = molecule("C2H6").positions
+        x[x[:, 2] > 0, 2] += length - np.linalg.norm(x[0] - x[1])
+        return x
+
+    potential, ends = XtbPotential(molecule("C2H6").numbers), [ethane(1.6), ethane(2.0)]
+
+    def verdict(*lengths):
+        found = judge_wells(potential, [ethane(length) for length in lengths], [0.1, 0.1], *ends)
+        return found.verdict, found.reason
+
+    assert verdict(1.78, 1.82)[0] == "intended" and verdict(2.0, 1.78)[0] == "intended"
+    assert verdict(1.78, 1.78) == ("half", "one well is the reactant, the other the reactant too")
+    assert verdict(1.82, 2.0) == ("half", "one well is the product, the other the product too")
+
+
+def test_direction_of_a_conformer_does_not_depend_on_where_another_molecule_is():
+    numbers, anti = [1, 8, 8, 1], np.array([[0.9, 0.9, 0], [0, 0.7, 0], [0, -0.7, 0], [-0.9, -0.9, 0]])
+    syn, argon = anti * [[1, 1, 1]] * 3 + [[-1.8, 0, 0]], np.array([[0.0, 0.0, 6.0]])
+    alone = reaction_direction(numbers, anti, anti, syn)
+    for far in (argon, argon + 5, -argon):
+        both = [np.vstack([anti, argon]), np.vstack([anti, argon]), np.vstack([syn, far])]
+        found = reaction_direction([*numbers, 18], *both)
+        assert np.allclose(found[:4], alone, atol=1e-6) and np.allclose(found[4], 0, atol=1e-9)
+
+
 def test_conformers_are_told_apart_by_shape():
     # ammonia inverts: R and P have the same bonds and, with the atoms labelled, are mirror images
     numbers = np.array([7, 1, 1, 1])
@@ -228,11 +259,8 @@ def test_a_barrier_low_enough_to_leap_over_is_seen():
     assert 0 < checked.barriers[0] < 0.005 and checked.barriers[1] == pytest.approx(0.22, abs=0.01)
 
 
-def test_no_descent_on_request(saddle):
-    found = verify(XtbPotential(NUMBERS), saddle.positions, HCN, HNC, method="none")
-    assert found.verdict == "half" and "not looked for" in found.reason
-    assert found.gradient_calls <= 4
-    with pytest.raises(InputError, match='"quick", "irc" or "none"'):
+def test_an_unknown_method_is_refused(saddle):
+    with pytest.raises(InputError, match='"quick" or "irc"'):
         verify(XtbPotential(NUMBERS), saddle.positions, HCN, HNC, method="fast")
 
 

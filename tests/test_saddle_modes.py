@@ -102,13 +102,6 @@ def test_modes_do_not_depend_on_orientation(water):
     assert a == pytest.approx(b, abs=1.0)
 
 
-def test_isotopes_of_a_given_hessian(water):
-    potential, x = water
-    modes = normal_modes(potential, x)
-    again = modes_of(modes.hessian, potential.numbers, x)
-    assert again.frequencies_cm == pytest.approx(modes.frequencies_cm)
-
-
 def test_a_single_atom_has_no_modes():
     modes = normal_modes(XtbPotential([2]), np.zeros((1, 3)))
     assert modes.frequencies_cm.shape == (0,) and modes.vectors.shape == (0, 1, 3) and modes.hessian.shape == (3, 3)

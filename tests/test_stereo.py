@@ -9,11 +9,11 @@ from rdkit import Chem
 from rdkit.Chem import AllChem
 
 from molgen import find_ts
+from molgen.geometry.bonds import bonding_differences
 from molgen.geometry.chirality import stereo_differences
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import verify
 from molgen.saddle.modes import Modes
-from molgen.saddle.verify import bonding_differences
 from molgen.workflows.ts_result import Candidate, ranked
 
 
@@ -31,6 +31,11 @@ def built(smiles: str, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
         ("F[C@H](C)Cl", "F[C@@H](C)Cl", ["C1"]),
         ("F[C@H](C)/C=C/C", "F[C@@H](C)/C=C\\C", ["C1", "C3=C4"]),
         ("F[C@H](C)[C@H](F)C", "F[C@H](C)[C@@H](F)C", ["C3"]),
+        ("C[C@H]1C[C@@H](C)C1", "C[C@H]1C[C@H](C)C1", ["C3"]),  # centres only beside each other
+        ("C[C@H]1CC[C@@H](C)CC1", "C[C@H]1CC[C@H](C)CC1", ["C4"]),
+        ("OC[C@H](O)[C@@H](O)[C@H](O)CO", "OC[C@H](O)[C@H](O)[C@H](O)CO", ["C4"]),
+        ("C[S@](=O)CC", "C[S@@](=O)CC", ["S1"]),
+        ("C[P@](CC)CCC", "C[P@@](CC)CCC", ["P1"]),
     ],
 )
 def test_isomers_are_told_apart(one, other, where):
@@ -41,7 +46,21 @@ def test_isomers_are_told_apart(one, other, where):
 
 
 @pytest.mark.parametrize(
-    "smiles", ["CC(=O)NC", "C=CC=C", "CCCC", "OC(=O)C=C", "C1CCCCC1", "c1ccccc1C", "C=C=CC", "CC(C)(C)O"]
+    "smiles",
+    [
+        "CC(=O)NC",
+        "C=CC=C",
+        "CCCC",
+        "OC(=O)C=C",
+        "C1CCCCC1",
+        "c1ccccc1C",
+        "C=C=CC",
+        "CC(C)(C)O",
+        "C[C@H]1C[C@@H](C)C1",
+        "OC[C@H](O)[C@@H](O)[C@H](O)CO",
+        "CC(C)(C)C(C)(C)C",
+        "CS(=O)C",
+    ],
 )
 def test_conformers_are_one_stereoisomer(smiles):
     """Amide bonds, single bonds between double ones, methyl groups and mirror images of them."""

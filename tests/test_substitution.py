@@ -9,10 +9,9 @@ from ase.io import read
 
 from molgen import find_ts
 from molgen.data.reactions import Reaction
-from molgen.geometry.bonds import distance_matrix, overlapping
+from molgen.geometry.bonds import bonding_differences, distance_matrix, overlapping
 from molgen.geometry.chirality import inverted_centres, substituted_centres
 from molgen.io import load_reaction
-from molgen.saddle.verify import bonding_differences
 from molgen.tsgen.condition import prepare
 from molgen.units import KCAL_MOL
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from molgen.cli.main import app
 from molgen.errors import CalculatorError, InputError
+from molgen.geometry.align import rmsd_of
 from molgen.io import load_reaction
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import refine
@@ -91,6 +92,19 @@ def test_a_fragment_that_takes_no_part_keeps_its_shape() -> None:
     assert len(water) == 3
     for guess in result.guesses:
         assert np.allclose(guess[water].get_all_distances(), given, atol=1e-6)
+
+
+def test_where_no_bond_changes_the_fragment_that_turns_is_no_spectator() -> None:
+    """Butene beside a water: the guess of its rotation is no reactant."""
+    result = find_ts(smiles=r"C/C=C\C.O>>C/C=C/C.O", refine=False, samples=2)
+    butene = np.flatnonzero(result.reaction.reactant_fragments == 0)
+    assert len(butene) == 12
+    for guess in result.guesses:
+        assert min(rmsd_of(guess.positions[butene], end[butene]) for end in ends_of(result)) > 0.2
+
+
+def ends_of(result: TSResult) -> tuple[np.ndarray, np.ndarray]:
+    return result.reaction.reactant, result.reaction.product
 
 
 def test_what_was_refined_comes_before_what_was_not() -> None:
@@ -177,6 +191,16 @@ def test_bonds_are_held_where_one_side_becomes_the_other() -> None:
     assert result.best.barrier_forward_kcal == pytest.approx(22.0, abs=0.5)
 
 
+def test_an_end_that_relaxes_to_another_molecule_is_said_to(tmp_path: Path) -> None:
+    """Glycine's zwitterion is none on GFN2-xTB: what is joined to the product is glycine."""
+    arguments = ["ts", "--smiles", "[NH3+]CC(=O)[O-]>>CN.O=C=O", "-n", "1", "--out", str(tmp_path / "out")]
+    told = CliRunner().invoke(app, arguments)
+    assert told.exit_code == 0 and "the reactant relaxes to another molecule (the reactant with O3-H" in told.stdout
+    assert "the reactant is no minimum of this calculator" in told.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["unstable"]) == list(summary["results"][0]["unstable"]) == ["reactant"]
+
+
 def test_pieces_that_fall_together_are_said_to(tmp_path: Path) -> None:
     """NH3 and BH3 on GFN2-xTB; a Diels-Alder reaction has a barrier, and one piece nothing to fall together."""
     out = tmp_path / "out"
@@ -217,7 +241,10 @@ def test_one_step_of_several_is_a_start_for_the_next(tmp_path: Path) -> None:
     out = tmp_path / "out"
     told = CliRunner().invoke(app, ["ts", "--smiles", "C=C.B>>CCB", "-n", "4", "--out", str(out)])
     said, best = " ".join(told.stderr.split()), json.loads((out / "summary.json").read_text())["results"][0]
-    assert told.exit_code == 3 and "go on with molgen ts REACTANT intermediate.xyz)" in said
+    assert (
+        told.exit_code == 3
+        and f"go on with molgen ts {out / 'reactant.xyz'} {out / 'intermediate.xyz'})" in said.replace("- ", "-")
+    )
     assert best["verdict"] == "half" and best["known"] == "product"
     assert best["reason"].endswith("another molecule (the reactant with C0-B2, C1-B2 formed)")
     borane = Atoms("BH3", 1.19 * np.array([[0, 0, 0], [1, 0, 0], [-0.5, 0.866, 0], [-0.5, -0.866, 0]]))

@@ -221,7 +221,7 @@ def test_failing_on_every_guess_is_an_error(how: str, hcn: Callable[..., TSResul
         hcn(calculator=FailingAt([1, 6, 7], None, how), out=tmp_path / "out")
     assert error.value.exit_code == 2 and "--charge" in str(error.value)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["status"] == "failed" and "SCF not converged" in summary["error"] or how == "nan"
+    assert summary["status"] == "failed" and ("SCF not converged" in summary["error"] or how == "nan")
     assert len(read(tmp_path / "out" / "guesses.xyz", index=":")) >= 3
 
 

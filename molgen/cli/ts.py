@@ -58,10 +58,10 @@ def ts(
 ) -> None:
     """Transition state between REACTANT and PRODUCT: guessed, refined, verified.
 
-    Writes ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png and summary.json to OUT; where --correction fits, also
-    ts_corrected.xyz: the saddle (if none was proven, the guess) as the level of the training set would have it. Exit
-    code 3 when no saddle was proven to join the two (with --verify none: when none was found), 4 when the calculator
-    failed on some guesses.
+    Writes ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png, reactant.xyz, product.xyz and summary.json to OUT; where
+    --correction fits, also ts_corrected.xyz: the saddle (if none was proven, the guess) as the level of the training
+    set would have it. Exit code 3 when no saddle was proven to join the two (with --verify none: when none was found),
+    4 when the calculator failed on some guesses.
     """
     from molgen.saddle import calls_allowed
     from molgen.workflows.ts import find_ts
@@ -83,9 +83,9 @@ def ts(
     if result.verified and result.best.stereo:
         common.warn(f"{result.best.stereo}: the barrier is that of this path, not between the isomers given")
     for side, other in result.unstable.items():
+        so = "The barrier is from there" if result.verified else "There may be no saddle to find"
         common.warn(
-            f"the {side} is no minimum of this calculator: relaxed, it becomes {other}. There may be no saddle "
-            "to find: try another --calculator"
+            f"the {side} is no minimum of this calculator: relaxed, it becomes {other}. {so}: try another --calculator"
         )
     if result.barrierless_kcal is not None:
         other = {"reactant": "product", "product": "reactant"}[result.barrierless_side]
@@ -95,7 +95,7 @@ def ts(
             f"{result.barrierless_kcal:.1f} kcal/mol down"
         )
     elif result.status == "gate_failed" and not result.unstable:
-        on = beside(result, out)
+        on = beside(result, out, calculator)
         limit = max_calls or calls_allowed(len(result.reaction))
         none = "no saddle was found" if verify == "none" else "no saddle was proven to join the two"
         common.warn(
@@ -106,14 +106,17 @@ def ts(
     raise typer.Exit(codes[result.status])
 
 
-def beside(result: Any, out: Path) -> str:
+def beside(result: Any, out: Path, calculator: str) -> str:
     """Where to look on from the best saddle, if there is one."""
     from molgen.workflows.ts_output import INTERMEDIATE
 
     if known := result.best.known:
-        sides = f"{INTERMEDIATE} PRODUCT" if known == "reactant" else f"REACTANT {INTERMEDIATE}"
-        charge = f" --charge {result.reaction.charge}" if result.reaction.charge else ""
-        return f" (the best saddle joins the {known} to {INTERMEDIATE}: go on with molgen ts {sides}{charge})"
+        files = (INTERMEDIATE, "product.xyz") if known == "reactant" else ("reactant.xyz", INTERMEDIATE)
+        options = [f"--charge {result.reaction.charge}"] if result.reaction.charge else []
+        options += [f"--spin {result.reaction.spin}"] if result.reaction.spin > 1 else []
+        options += [f"--calculator {calculator}"] if calculator != "gfn2" else []
+        command = " ".join(["molgen ts", *(str(out / file) for file in files), *options])
+        return f" (the best saddle joins the {known} to {INTERMEDIATE}: go on with {command})"
     return " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""
 
 
@@ -131,6 +134,8 @@ def more_effort(result: Any, limit: int) -> str:
 
 def report(result: Any, out: Path, calculator: str) -> str:
     """The result in words: verdict, barriers, mode, confidence, cost, files."""
+    from molgen.potentials.ase import level_name
+
     best, reaction = result.best, result.reaction
     lines = [f"verdict              {best.verdict.replace('_', ' ')}" + (f": {best.reason}" if best.reason else "")]
     if best.barrier_forward_kcal is not None:
@@ -143,7 +148,7 @@ def report(result: Any, out: Path, calculator: str) -> str:
     if best.imaginary_frequency_cm is not None:
         lines.append(f"imaginary frequency  {abs(best.imaginary_frequency_cm):.0f}i cm-1")
     if best.confidence is not None:
-        known = calculator == "gfn2" and not reaction.charge and not reaction.spin
+        known = level_name(calculator) == "GFN2-xTB" and not reaction.charge and not reaction.spin
         caution = "" if known else " (calibrated on neutral molecules with GFN2-xTB)"
         lines.append(f"confidence           {best.confidence:.0%} before verification{caution}")
     lines.append(f"guess                {best.source}, sample {best.sample}")
@@ -166,7 +171,7 @@ def report(result: Any, out: Path, calculator: str) -> str:
 
 def _side(text: str | None) -> str | list[str] | None:
     """One path, or several joined by commas."""
-    if text is None:
-        return None
+    if text is None or Path(text).is_file():  # a comma may be part of a name
+        return text
     parts = [part.strip() for part in text.split(",") if part.strip()]
     return parts if len(parts) > 1 else text

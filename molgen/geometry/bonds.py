@@ -14,6 +14,9 @@ from scipy.sparse.csgraph import connected_components
 # SMILES, 0.2 to 0.3 is a plateau on which 0.5 to 1 % of the geometries differ in any bond (a factor of 1.2 to 1.3
 # instead: 1.3 to 6 %, because H2 needs more of it than strained rings bear). Its upper end still bonds F2.
 TOLERANCE = 0.3
+# Angstrom, and a share of the sum of covalent radii, by which a pair's distance must differ as well for a bond made or
+# broken to count: 0.25, of H2 0.155, which tells it from linear H3
+CLEAR, CLEAR_SHARE = 0.25, 0.25
 TOO_CLOSE = 0.3  # Angstrom; two atoms are never nearer: the shortest bond there is, H2's, is 0.74
 OVERLAP = 0.6  # of the sum of covalent radii; the shortest distance in 1,900 transition states of RDB7 is 0.77 of it
 
@@ -94,6 +97,18 @@ def compare_bonds(before: np.ndarray, after: np.ndarray) -> BondChanges:
 
     before, after = np.asarray(before, bool), np.asarray(after, bool)
     return BondChanges(broken=pairs(before & ~after), formed=pairs(after & ~before))
+
+
+def bonding_changes(numbers, before: np.ndarray, after: np.ndarray) -> BondChanges:
+    """Pairs bonded in one of two geometries (N, 3) only, where that is not a matter of a little distance."""
+    first, second = (distance_matrix(x) - radius_sums(numbers) - TOLERANCE for x in (before, after))
+    clear = np.abs(first - second) > np.minimum(CLEAR, CLEAR_SHARE * radius_sums(numbers))
+    return compare_bonds((first < 0) & clear, (second < 0) & clear)
+
+
+def bonding_differences(numbers, a: np.ndarray, b: np.ndarray) -> int:
+    """Number of :func:`bonding_changes` between two geometries (N, 3)."""
+    return bonding_changes(numbers, a, b).count
 
 
 def bond_names(numbers, pairs: Iterable[tuple[int, int]]) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
 
 from molgen.geometry.align import rmsd
-from molgen.geometry.bonds import atom_classes, bond_graph, distance_matrix, radius_sums
+from molgen.geometry.bonds import bond_graph, distance_matrix, radius_sums
+from molgen.geometry.labelled import MOST, labelled_graph
 
 # A tetrahedral carbon's normalised volume is 0.51 (unit vectors to the neighbours); below half of it a centre is too
 # flat, as in an umbrella inversion, for its handedness to mean anything.
@@ -19,6 +21,7 @@ _FLAT = 0.25
 _DOUBLE = 0.92
 _STRAIGHT = 0.25  # sine of the angle at a double bond below which there is no cis and trans
 _TURNED = 0.5  # cosine of a torsion; cis above it, trans below its negative
+_PYRAMIDS = (15, 16, 33, 34, 52)  # elements that keep their hand with three neighbours
 
 
 def tetrahedral_quadruples(bonds: np.ndarray) -> np.ndarray:
@@ -87,34 +90,94 @@ def wrong_handedness(pred, true, quadruples=None) -> bool:
 def stereo_differences(numbers, positions_a, positions_b) -> list[str]:
     """Stereocentres ("C3") and double bonds ("C1=C2") that differ between two geometries (N, 3) of the same bonds.
 
-    Atoms are told apart by what they are bonded to, however far, but not by their number: a centre with two equal
-    neighbours has no handedness. Amide bonds and others that turn count as single.
+    Of all ways to lay equivalent atoms of one upon the other it is that of the fewest differences, so a centre between
+    two equal neighbours counts where others depend on it: *cis* and *trans* on a ring are told apart. Centres are atoms
+    with four neighbours, and S, Se, Te, P and As with three; no two alone-standing hydrogens, or halogens, on them.
+    Amide bonds and others that turn count as single; allenes and hindered rotors are not looked at.
     """
     a, b = (np.asarray(x, dtype=float) for x in (positions_a, positions_b))
+    numbers = np.asarray(numbers)
     bonds = bond_graph(numbers, a) & bond_graph(numbers, b)
-    colours = atom_classes(numbers, bonds)[-1]
+    units = [*_centres(numbers, bonds), *_double_bonds(numbers, bonds, a, b)]
+    found = [unit for unit in units if _differs(a, b, unit, np.arange(len(numbers)))]
+    for images in _symmetries(numbers, bonds) if found else ():
+        other = [unit for unit in units if _differs(a, b, unit, images)]
+        found = min(found, other, key=len)
+        if not found:
+            break
+    return ["=".join(f"{chemical_symbols[int(numbers[k])]}{k}" for k in unit.atoms) for unit in found]
 
-    def different(atoms: np.ndarray) -> bool:
-        return len({colours[k] for k in atoms}) == len(atoms)
 
-    def name(k: int) -> str:
-        return f"{chemical_symbols[int(numbers[k])]}{k}"
+class _Unit(NamedTuple):
+    """What can be one way or the other: a centre and its neighbours, or a double bond and those of both its ends."""
 
-    centres = [k for k in np.flatnonzero(bonds.sum(1) == 4).tolist() if different(np.flatnonzero(bonds[k]))]
-    corners = np.array([np.flatnonzero(bonds[k]) for k in centres], dtype=np.int64).reshape(-1, 4)
-    found = [name(k) for k, turned in zip(centres, inverted_centres(a, b, corners), strict=True) if turned]
+    atoms: tuple[int, ...]
+    neighbours: tuple[tuple[int, ...], ...]
+
+
+def _told_apart(numbers: np.ndarray, bonds: np.ndarray, atoms: np.ndarray) -> bool:
+    """Whether no two of `atoms` are of one element with no other neighbour."""
+    alone = [int(numbers[k]) for k in atoms if bonds[k].sum() == 1]
+    return len(set(alone)) == len(alone)
+
+
+def _centres(numbers: np.ndarray, bonds: np.ndarray) -> list[_Unit]:
+    pyramids = np.isin(numbers, _PYRAMIDS) & (bonds.sum(1) == 3)
+    near = {int(k): np.flatnonzero(bonds[k]) for k in np.flatnonzero((bonds.sum(1) == 4) | pyramids)}
+    return [_Unit((k,), (tuple(n.tolist()),)) for k, n in near.items() if _told_apart(numbers, bonds, n)]
+
+
+def _double_bonds(numbers: np.ndarray, bonds: np.ndarray, a: np.ndarray, b: np.ndarray) -> list[_Unit]:
     short = _DOUBLE * radius_sums(numbers)
     double = bonds & (distance_matrix(a) < short) & (distance_matrix(b) < short)
-    for i, j in combinations(np.flatnonzero(np.asarray(numbers) > 1).tolist(), 2):
+    found = []
+    for i, j in combinations(np.flatnonzero(numbers > 1).tolist(), 2):
         others = [np.setdiff1d(np.flatnonzero(bonds[k]), [i, j]) for k in (i, j)]
-        if double[i, j] and all(1 <= len(o) <= 2 and different(o) for o in others):
-            cosines = [_turn_cosine(x, i, j, others) for x in (a, b)]
-            if cosines[0] * cosines[1] < 0 and min(map(abs, cosines)) > _TURNED:
-                found.append(f"{name(i)}={name(j)}")
+        if double[i, j] and all(1 <= len(o) <= 2 and _told_apart(numbers, bonds, o) for o in others):
+            found.append(_Unit((i, j), tuple(tuple(o.tolist()) for o in others)))
     return found
 
 
-def _turn_cosine(x: np.ndarray, i: int, j: int, others: Sequence[np.ndarray]) -> float:
+def _differs(a: np.ndarray, b: np.ndarray, unit: _Unit, images: np.ndarray) -> bool:
+    """Whether `unit` is one way in `a`, the other in `b`, atom k of `a` being `images[k]` of `b`. What is too flat or
+    half turned is neither."""
+    there = [[int(images[k]) for k in near] for near in unit.neighbours]
+    if len(unit.atoms) == 1:
+        centre = unit.atoms[0]
+        values = _handedness(a, centre, unit.neighbours[0]), _handedness(b, int(images[centre]), there[0])
+        return values[0] * values[1] < 0 and min(map(abs, values)) > _FLAT
+    i, j = unit.atoms
+    values = _turn_cosine(a, i, j, unit.neighbours), _turn_cosine(b, int(images[i]), int(images[j]), there)
+    return values[0] * values[1] < 0 and min(map(abs, values)) > _TURNED
+
+
+def _handedness(x: np.ndarray, centre: int, near: Sequence[int]) -> float:
+    """Of four neighbours their normalised volume; of three that of the directions to them from the centre, which is
+    0.8 to 1 for a pyramid."""
+    if len(near) == 4:
+        return float(_normalised(x, [list(near)])[0])
+    arms = x[list(near)] - x[centre]
+    return float(np.linalg.det(arms / np.linalg.norm(arms, axis=1, keepdims=True)))
+
+
+def _symmetries(numbers: np.ndarray, bonds: np.ndarray) -> Iterator[np.ndarray]:
+    """Ways (N,) to lay the molecule upon itself; hydrogens follow the atom they are on."""
+    terminal = (numbers == 1) & (bonds.sum(1) == 1)
+    skeleton = np.flatnonzero(~terminal)
+    hydrogens = [np.flatnonzero(bonds[k] & terminal) for k in skeleton]
+    graph = labelled_graph(
+        [(int(numbers[k]), len(h)) for k, h in zip(skeleton, hydrogens, strict=True)],
+        [(i, j, 0) for i, j in np.argwhere(np.triu(bonds[np.ix_(skeleton, skeleton)])).tolist()],
+    )
+    for match in graph.GetSubstructMatches(graph, uniquify=False, maxMatches=MOST):
+        images = np.arange(len(numbers))
+        for k, image in enumerate(match):
+            images[skeleton[k]] = skeleton[image]
+            images[hydrogens[k]] = hydrogens[image]
+        yield images
+
+
+def _turn_cosine(x: np.ndarray, i: int, j: int, others: Sequence[Sequence[int]]) -> float:
     """Cosine of the turn about a bond i-j of what else is bound to i and to j (`others`, one atom or two each).
 
     The side of two atoms is the difference of their directions, so that it does not matter which comes first, and a

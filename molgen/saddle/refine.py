@@ -122,14 +122,17 @@ def reaction_direction(
         model: (3N, 3N) model Hessian at `positions`, made here if None.
 
     Returns:
-        The motion; that of the superposed Cartesian difference when no bond is made or broken (conformers); None when
-        reactant and product are the same.
+        The motion; that of the Cartesian difference, each fragment superposed by itself, when no bond is made or broken
+        (conformers); None when reactant and product are the same.
     """
     x = np.asarray(positions, dtype=float)
     model = lindh_hessian(numbers, x) if model is None else model
     if np.abs(_orders(numbers, product) - _orders(numbers, reactant)).max() < BONDING:
-        moved = [superpose(torch.tensor(np.asarray(end, dtype=float)), torch.tensor(x)) for end in (reactant, product)]
-        motion = (moved[1] - moved[0]).numpy()
+        motion, part = np.zeros_like(x), fragments(bond_graph(numbers, reactant))
+        for atoms in (part == k for k in np.unique(part)):  # where they lie to each other means nothing
+            ends = [torch.tensor(np.asarray(end, dtype=float)[atoms]) for end in (reactant, product)]
+            before, after = (superpose(end, torch.tensor(x[atoms])) for end in ends)
+            motion[atoms] = (after - before).numpy()
         norm = np.linalg.norm(motion)
         return motion / norm if norm > 1e-6 else None
     push = np.clip(_orders(numbers, product) - _orders(numbers, reactant), -1, 1)

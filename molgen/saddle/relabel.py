@@ -7,10 +7,9 @@ from rdkit import Chem
 
 from molgen.geometry.bonds import bond_graph
 from molgen.geometry.chirality import stereo_differences
+from molgen.geometry.labelled import MOST, labelled_graph
 
-# How a bond of both sides, of the first and of the second alone is drawn in the graph of a reaction
-_KEPT, _BROKEN, _FORMED = Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE
-MOST = 2_000  # labellings to choose from: those of six methyl groups would be 46,656
+NEAREST = 100  # labellings that change the fewest atoms, of which the stereoisomers are looked at
 
 
 def relabelling(numbers, wells, reactant: np.ndarray, product: np.ndarray) -> np.ndarray | None:
@@ -27,33 +26,27 @@ def relabelling(numbers, wells, reactant: np.ndarray, product: np.ndarray) -> np
         (N,) int64; `wells[k][order]` have the bonds of reactant and product, or of product and reactant. None without.
     """
     wanted = _condensed(numbers, reactant, product)
-    best: tuple[int, int, np.ndarray] | None = None
+    found: list[tuple[int, tuple[int, ...], np.ndarray, np.ndarray]] = []
     for first, second in (wells, wells[::-1]):
-        found = _condensed(numbers, first, second)
-        if found.GetNumBonds() != wanted.GetNumBonds():
-            continue
-        for match in found.GetSubstructMatches(wanted, uniquify=False, maxMatches=MOST):
-            order = np.array(match, dtype=np.int64)
-            moved = int((order != np.arange(len(order))).sum())
-            if best is not None and best[:2] <= (0, moved):
-                continue
-            pairs = ((reactant, first[order]), (product, second[order]))
-            other = sum(len(stereo_differences(numbers, end, well)) for end, well in pairs)
-            if best is None or (other, moved) < best[:2]:
-                best = other, moved, order
-    return None if best is None else best[2]
+        graph = _condensed(numbers, first, second)
+        if graph.GetNumBonds() == wanted.GetNumBonds():  # then a match is an isomorphism
+            matches = graph.GetSubstructMatches(wanted, uniquify=False, maxMatches=MOST)
+            found += [(sum(k != j for k, j in enumerate(match)), match, first, second) for match in matches]
+    least: tuple[int, tuple[int, ...]] | None = None
+    for _, match, first, second in sorted(found, key=lambda entry: entry[0])[:NEAREST]:
+        order = np.array(match, dtype=np.int64)
+        ends = ((reactant, first[order]), (product, second[order]))
+        other = sum(len(stereo_differences(numbers, end, well)) for end, well in ends)
+        if least is None or other < least[0]:
+            least = other, match
+        if not other:
+            break
+    return None if least is None else np.array(least[1], dtype=np.int64)
 
 
 def _condensed(numbers, before: np.ndarray, after: np.ndarray) -> Chem.Mol:
-    """The graph of a reaction: atoms by element, bonds by what becomes of them."""
-    mol = Chem.RWMol()
-    for z in numbers:
-        atom = Chem.Atom(int(z))
-        atom.SetNoImplicit(True)
-        mol.AddAtom(atom)
+    """The graph of a reaction: atoms by element, bonds by what becomes of them: kept, broken or formed."""
     first, second = bond_graph(numbers, before), bond_graph(numbers, after)
-    for i, j in np.argwhere(np.triu(first | second)).tolist():
-        kind = _KEPT if first[i, j] and second[i, j] else _BROKEN if first[i, j] else _FORMED
-        mol.AddBond(i, j, kind)
-    mol.UpdatePropertyCache(strict=False)
-    return mol.GetMol()
+    fate = np.where(first & second, 0, np.where(first, 1, 2))
+    pairs = np.argwhere(np.triu(first | second)).tolist()
+    return labelled_graph([(int(z), 0) for z in numbers], [(i, j, int(fate[i, j])) for i, j in pairs])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from molgen.geometry.bonds import bond_graph, compare_bonds, radius_sums
+from molgen.geometry.bonds import bonding_changes, bonding_differences, radius_sums
 from molgen.potentials.base import Potential
 from molgen.potentials.composite import DistanceRestraint, SumPotential
 from molgen.saddle.descent import DESCENT_CALLS, relax
+from molgen.saddle.judge import LEAST_BARRIER
 from molgen.saddle.modes import gradient
-from molgen.saddle.verify import LEAST_BARRIER, bonding_differences
 
 HALF_MADE, HALF_MADE_H = 1.45, 1.25  # length over the sum of covalent radii: C-C 2.2, C-H 1.34 Angstrom
 HALVINGS = 4  # of the way from reactant to product, to find where the one falls back and the other begins
@@ -83,7 +83,7 @@ def falls(potential: Potential, start: np.ndarray, here: np.ndarray, there: np.n
         CalculatorError: the calculator failed.
     """
     numbers, x = potential.numbers, np.asarray(start, dtype=float)
-    changes = compare_bonds(bond_graph(numbers, there), bond_graph(numbers, here))
+    changes = bonding_changes(numbers, there, here)
     pairs = np.array([*changes.broken, *changes.formed])
     drawn, ways = np.arange(len(pairs)) < len(changes.broken), []
     for factor in APART:
@@ -101,9 +101,9 @@ def falls(potential: Potential, start: np.ndarray, here: np.ndarray, there: np.n
 
 
 def _on_the_way(numbers: np.ndarray, reactant: np.ndarray, product: np.ndarray, share: float):
-    """The pairs (P, 2) bonded on one side only, and the lengths (P,), Angstrom, to hold them at, `share` of the way from
-    reactant to product; all are half made in the middle."""
-    changes = compare_bonds(bond_graph(numbers, reactant), bond_graph(numbers, product))
+    """The pairs (P, 2) bonded on one side only, and the lengths (P,), Angstrom, to hold them at, `share` of the way
+    from reactant to product; all are half made in the middle."""
+    changes = bonding_changes(numbers, reactant, product)
     pairs = np.array([*changes.broken, *changes.formed], dtype=np.int64).reshape(-1, 2)
     half = np.where((numbers[pairs] == 1).any(1), HALF_MADE_H, HALF_MADE)
     made = np.where(np.arange(len(pairs)) < len(changes.broken), 1 - share, share)

@@ -31,11 +31,6 @@ class Guesses:
     positions: Tensor
     deviation: Tensor
 
-    @property
-    def spread(self) -> float:
-        """Root-mean-square deviation of the guesses from the first, Angstrom; 0 for one guess."""
-        return float((self.positions - self.positions[:1]).square().sum(-1).mean().sqrt())
-
 
 @torch.no_grad()
 def flow_samples(

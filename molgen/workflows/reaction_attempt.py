@@ -15,14 +15,14 @@ from molgen.data.exclusion import reaction_key, reaction_keys
 from molgen.data.reactions import Reaction
 from molgen.data.sources import SourceMolecule
 from molgen.errors import CalculatorError, InputError
-from molgen.geometry.bonds import BondChanges, bond_graph, compare_bonds, fragments, overlapping
+from molgen.geometry.bonds import BondChanges, bond_graph, bonding_differences, compare_bonds, fragments, overlapping
 from molgen.potentials.base import Potential
 from molgen.rng import generator
 from molgen.saddle import normal_modes, refine
 from molgen.saddle.descent import kick, relax
+from molgen.saddle.judge import LEAST_BARRIER
 from molgen.saddle.modes import Modes, gradient
 from molgen.saddle.optimize import Search
-from molgen.saddle.verify import LEAST_BARRIER, bonding_differences
 from molgen.tsgen import load_model
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import generate

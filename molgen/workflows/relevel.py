@@ -32,11 +32,10 @@ import numpy as np
 from molgen.data.reactions import Reaction, load_npz, read_column, refuse_published, save_npz
 from molgen.errors import InputError
 from molgen.files import sha256
-from molgen.geometry.bonds import bond_graph, fragments
+from molgen.geometry.bonds import bond_graph, bonding_differences, fragments
 from molgen.pool import WorkerPool
 from molgen.potentials.ase import calculator_from_spec, level_name
 from molgen.run import Run
-from molgen.saddle.verify import bonding_differences
 from molgen.units import KCAL_MOL
 from molgen.workflows.journal import JOURNAL, Journal, carry_out
 from molgen.workflows.reaction_tools import BROKEN, NO_ANSWER, WORKER_DIED, refuse_all_failed

@@ -13,9 +13,10 @@ import torch
 from molgen.data.reactions import Reaction
 from molgen.errors import CalculatorError, InputError
 from molgen.geometry.align import rmsd_of
+from molgen.geometry.bonds import bonding_differences
 from molgen.potentials.base import Potential
 from molgen.saddle import Verification, calls_allowed, refine
-from molgen.saddle.verify import bonding_differences, settle
+from molgen.saddle.verify import settle
 from molgen.workflows.reaction_tools import FAILURES, Potentials, cause, centred, failure, relaxed_end, stage
 
 LEVEL_VERDICTS = ("intended", "half", "unintended", "not found")

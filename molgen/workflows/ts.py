@@ -191,6 +191,7 @@ def _stages(
     if search.verifies:
         best = search.best_with_relaxed_ends()
         search.relax_other_ends()
+        result.unstable = best.unstable
         if best.verdict != "intended" and not search.out_of_time():
             search.progress("looking for a reason", 0, 1)
             result.unstable, found = unstable_sides(search), barrierless(search)

@@ -25,8 +25,9 @@ _STEPS = {
 
 
 def write_result(run: Run, result: TSResult, final: bool) -> None:
-    """Write guesses.xyz, ts.xyz (ranked), path.xyz of the best, ts_corrected.xyz; `final`: barrier.png,
-    intermediate.xyz where only the first or the last step was found, summary.json.
+    """Write guesses.xyz, ts.xyz (ranked), path.xyz of the best, ts_corrected.xyz; `final`: barrier.png, reactant.xyz
+    and product.xyz in the same order of atoms, intermediate.xyz where only the first or the last step was found,
+    summary.json.
 
     Called after every candidate, so that an interrupted run keeps what it has.
     """
@@ -54,6 +55,8 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
         if final:
             run.write_bytes("barrier.png", profile(result, best))
     if final:
+        for name, x in (("reactant", result.reaction.reactant), ("product", result.reaction.product)):
+            write_extxyz(run.path(f"{name}.xyz"), [Atoms(result.reaction.numbers, x)])
         if (intermediate := best.intermediate) is not None:
             write_extxyz(run.path(INTERMEDIATE), [intermediate])
         run.finish(result.status)
@@ -87,6 +90,7 @@ def profile(result: TSResult, candidate: Candidate) -> bytes:
     parts = [candidate.verdict.replace("_", " ")]
     parts += [] if mode is None else [f"imaginary mode {abs(mode):.0f}i cm⁻¹"]
     parts += ["other stereoisomers than given"] if candidate.stereo else []
+    parts += [f"{' and '.join(candidate.unstable)} not as given"] if candidate.unstable else []
     # only the intended saddle has this reactant and this product at its ends
     labels = ("reactant", "product") if candidate.verdict == "intended" else _STEPS[candidate.known]
     return barrier_profile(

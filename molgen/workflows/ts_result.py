@@ -37,7 +37,8 @@ class Candidate:
         gradient_calls: calculator calls spent on this candidate; refine_calls: those until the saddle.
         stereo: which end of the path is another stereoisomer than was given, in words; empty if none.
         known: of verdict "half": "reactant" or "product", the end of the path that is what was given, where the other
-            is another molecule; else empty.
+            is another molecule; else empty. unstable: ends that relax to another molecule, which is what lies at that
+            end of the path: {"reactant": "another molecule"}.
     """
 
     atoms: Atoms
@@ -57,6 +58,7 @@ class Candidate:
     refine_calls: int = 0
     stereo: str = ""
     known: str = ""
+    unstable: dict[str, str] = field(default_factory=dict)
 
     @property
     def intermediate(self) -> Atoms | None:
@@ -69,7 +71,8 @@ class Candidate:
         """The figures `summary.json` lists."""
         keys = (
             "verdict", "confidence", "barrier_forward_kcal", "barrier_reverse_kcal", "imaginary_frequency_cm",
-            "gradient_calls", "refine_calls", "source", "sample", "energy", "stereo", "known", "reason",
+            "gradient_calls", "refine_calls", "source", "sample", "energy", "stereo", "known",
+            "unstable", "reason",
         )  # fmt: skip
         return {key: getattr(self, key) for key in keys}
 
@@ -104,7 +107,7 @@ class TSResult:
             there are weights for that.
         barrierless_side: the side, "reactant" or "product", whose pieces become the other without a barrier, and
             barrierless_kcal: what they lose, kcal/mol; looked for when no saddle was proven, "" and None where there is
-            none. unstable: likewise, sides in one piece that are no minimum of the calculator, and what they become:
+            none. unstable: sides that are no minimum of the calculator, as far as was seen, and what they become:
             {"reactant": "the product"} or "another molecule".
     """
 

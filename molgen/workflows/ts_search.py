@@ -15,13 +15,15 @@ from ase import Atoms
 from molgen.data.duplicates import SAME_ENERGY, SAME_RMSD
 from molgen.data.reactions import Reaction
 from molgen.geometry.align import rmsd_of, superpose
-from molgen.geometry.bonds import overlapping
+from molgen.geometry.bonds import bond_graph, bonding_differences, overlapping
+from molgen.geometry.shape import shape_distance
 from molgen.potentials.base import Potential
 from molgen.rng import generator
 from molgen.saddle import Verification, mode_overlap, refine
 from molgen.saddle.descent import relax
+from molgen.saddle.judge import LEAST_BARRIER, SHAPE, judge_wells
 from molgen.saddle.restrain import MAX_CALLS, bisected, half_made
-from molgen.saddle.verify import LEAST_BARRIER, bonding_differences, judge_wells, settle
+from molgen.saddle.verify import settle
 from molgen.tsgen import Generator
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import SIGMA, generate
@@ -113,19 +115,22 @@ class TSSearch:
             self.guesses.append(Guess(x, "TS-GEN", k, features))
 
     def _with_spectators(self, guess: np.ndarray) -> np.ndarray:
-        """The guess with fragments that are bonded alike on both sides as the reactant has them, each in its place."""
+        """The guess with fragments that are the same on both sides as the reactant has them, each in its place.
+
+        Where no bond changes at all, one that does not keep its shape is what reacts.
+        """
         x, r, p = guess.copy(), self.reaction.reactant_fragments, self.reaction.product_fragments
         for atoms in (np.flatnonzero(r == k) for k in range(int(r.max()) + 1)):
-            same = np.array_equal(atoms, np.flatnonzero(p == p[atoms[0]]))
-            if (
-                same
-                and len(atoms) < len(r)
-                and not bonding_differences(
-                    self.reaction.numbers[atoms], self.reaction.reactant[atoms], self.reaction.product[atoms]
-                )
-            ):
-                shape, place = (torch.from_numpy(np.asarray(y, dtype=float)) for y in (self.reaction.reactant, guess))
-                x[atoms] = superpose(shape[atoms], place[atoms]).numpy()
+            numbers = self.reaction.numbers[atoms]
+            before, after = self.reaction.reactant[atoms], self.reaction.product[atoms]
+            if len(atoms) == len(r) or not np.array_equal(atoms, np.flatnonzero(p == p[atoms[0]])):
+                continue
+            if bonding_differences(numbers, before, after):
+                continue
+            bonds = bond_graph(numbers, before)
+            if self.bonds_change or shape_distance(numbers, bonds, before, after) < SHAPE:
+                shape, place = (torch.from_numpy(np.asarray(y, dtype=float)) for y in (before, guess[atoms]))
+                x[atoms] = superpose(shape, place).numpy()
         return x
 
     def propose_physics(self, samples: int, seed: int) -> None:
@@ -304,7 +309,7 @@ class TSSearch:
 
     def _judge(self, candidate: Candidate, checked: Verification) -> None:
         candidate.verdict, candidate.reason = checked.verdict, checked.reason
-        candidate.stereo, candidate.known = checked.stereo, checked.known
+        candidate.stereo, candidate.known, candidate.unstable = checked.stereo, checked.known, dict(checked.unstable)
         candidate.imaginary_frequency_cm = checked.imaginary_frequency_cm
         candidate.path_positions, candidate.path_energies = checked.path_positions, checked.path_energies
         candidate.ts_index = checked.ts_index
@@ -368,6 +373,7 @@ class TSSearch:
         failed = candidate.reason.partition("; relaxing an end failed")
         judged = judge_wells(self.potential, [x[0], x[-1]], drops, self.reaction.reactant, self.reaction.product)
         candidate.verdict, candidate.stereo, candidate.known = judged.verdict, judged.stereo, judged.known
+        candidate.unstable = dict(judged.unstable)
         candidate.reason = judged.reason + failed[1] + failed[2]
         if judged.swapped:
             x, energy, candidate.ts_index = x[::-1], energy[::-1], len(x) - 1 - candidate.ts_index

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from molgen.geometry.bonds import bonding_differences
 from molgen.saddle.descent import relax
+from molgen.saddle.judge import OTHER
 from molgen.saddle.restrain import falls, half_made
-from molgen.saddle.verify import OTHER, bonding_differences
 from molgen.units import kcal
 from molgen.workflows.reaction_tools import FAILURES, failure
 from molgen.workflows.ts_search import END_CALLS, END_FMAX, TSSearch

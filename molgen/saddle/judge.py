@@ -1,0 +1,178 @@
+"""What the two wells of a saddle are: the reactant and the product that were given, or something else."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from molgen.errors import CalculatorError
+from molgen.geometry.bonds import (
+    BondChanges,
+    bond_graph,
+    bond_names,
+    bonding_changes,
+    bonding_differences,
+    distance_matrix,
+    molecule_key,
+)
+from molgen.geometry.chirality import stereo_differences
+from molgen.geometry.shape import shape_distance
+from molgen.potentials.base import Potential
+from molgen.saddle.descent import DESCENT_CALLS, relax
+
+SaddleVerdict = Literal["intended", "half", "unintended", "not_a_saddle"]
+
+OTHER = "another molecule"
+FEW = 4  # bonds that differ from an end, up to which a well is described by them
+SHAPE = 0.5  # Angstrom, see shape_distance: a well further than this from a conformer is another one
+SHAPE_FMAX = 0.01  # eV/Angstrom; torsions are soft, and a well that is not reached looks like another conformer
+LEAST_BARRIER = 0.02  # eV; below it the saddle is a ripple
+
+
+class Judgement(NamedTuple):
+    """What the two wells of a saddle make of it.
+
+    Attributes:
+        verdict: see :class:`Verification`. swapped: whether the first well is on P's side. reason: in words.
+        stereo: which end is another stereoisomer than was given, in words; empty if none.
+        known: of verdict "half": "reactant" or "product", the end that one well is, where the other is another
+            molecule, an intermediate it may be; else empty.
+        unstable: ends, "reactant" or "product", of which the well is what they relax to on this potential, which is
+            another molecule, in words.
+    """
+
+    verdict: SaddleVerdict
+    swapped: bool
+    reason: str
+    stereo: str = ""
+    known: str = ""
+    unstable: Mapping[str, str] = MappingProxyType({})
+
+
+def judge_wells(
+    potential: Potential,
+    wells: list[np.ndarray],
+    drops: list[float],
+    reactant: np.ndarray,
+    product: np.ndarray,
+    *,
+    fmax: float = 0.1,
+    max_calls: int = DESCENT_CALLS,
+) -> Judgement:
+    """What the two wells of a saddle make of it.
+
+    Args:
+        wells: (N, 3) Angstrom each. drops: eV, how far each lies below the saddle. Others: see :func:`verify`.
+    """
+    conformers = not bonding_differences(potential.numbers, reactant, product)
+    fmax = min(fmax, SHAPE_FMAX) if conformers else fmax
+    fits = _compare(potential, wells, reactant, product, conformers, fmax, max_calls)
+    names = [_name(potential.numbers, well, {"reactant": reactant, "product": product}) for well in wells]
+    for k in (0, 1) if conformers else ():
+        if drops[k] < LEAST_BARRIER:
+            fits[k], names[k] = (False, False), f"less than {LEAST_BARRIER} eV below the saddle"
+        elif not bonding_differences(potential.numbers, wells[k], reactant):
+            names[k] = "another conformer"
+    found = _judge(fits, names)
+    if conformers:
+        return found
+    stereo, unstable = _other_than_given(potential.numbers, wells, fits, {"reactant": reactant, "product": product})
+    but = [f"{what} than was given ({where})" for what, where in stereo.items()]
+    but += [f"the {end} relaxes to {what}" for end, what in unstable.items()]
+    reason = f"{found.reason}, but {' and '.join(but)}" if but else found.reason
+    return found._replace(reason=reason, stereo=" and ".join(but[: len(stereo)]), unstable=unstable)
+
+
+def _other_than_given(numbers, wells, fits, ends: dict[str, np.ndarray]) -> tuple[dict[str, str], dict[str, str]]:
+    """Of wells that are an end, those that are another stereoisomer of it, and where, and those that are what it
+    relaxes to: {"another stereoisomer of the reactant": "C3"} and {"reactant": "another molecule"}."""
+    stereo: dict[str, str] = {}
+    unstable: dict[str, str] = {}
+    for well, fit in zip(wells, fits, strict=True):
+        for (name, end), fits_it in zip(ends.items(), fit, strict=True):
+            if fits_it and bonding_differences(numbers, end, well):
+                unstable.setdefault(name, _name(numbers, well, ends))
+            elif fits_it and (where := stereo_differences(numbers, end, well)):
+                stereo.setdefault(f"another stereoisomer of the {name}", ", ".join(where))
+    return stereo, unstable
+
+
+def _compare(potential, wells, reactant, product, conformers, fmax, max_calls) -> list[tuple[bool, bool]]:
+    """For each well: is it R, is it P. `conformers`: R and P have the same bonds."""
+    numbers = potential.numbers
+
+    def fit(ends):
+        same = [tuple(not bonding_differences(numbers, well, end) for end in ends) for well in wells]
+        if not conformers:
+            return same
+        bonds = bond_graph(numbers, reactant)
+        # where nothing but hydrogens of one atom changed places (an umbrella, a methyl group), they are told apart
+        exchange = shape_distance(numbers, bonds, *ends) > SHAPE
+        limit = min(SHAPE, shape_distance(numbers, bonds, *ends, exchange=exchange) / 2)
+        near = [
+            [shape_distance(numbers, bonds, end, well, exchange=exchange) < limit for end in ends] for well in wells
+        ]
+        return [(a and c, b and d) for (a, b), (c, d) in zip(same, near, strict=True)]
+
+    fits = fit((reactant, product))
+    ends = [reactant, product]
+    for side in (0, 1):
+        lost = any(not any(f) for f in fits)
+        if lost and not any(f[side] for f in fits):
+            # an end that this potential cannot describe keeps the geometry it was given in
+            with contextlib.suppress(CalculatorError):
+                ends[side] = relax(potential, ends[side], fmax=fmax, max_calls=max_calls).positions
+    relaxed = fit(ends) if conformers or bonding_differences(numbers, *ends) else fits
+    either = [(a[0] or b[0], a[1] or b[1]) for a, b in zip(fits, relaxed, strict=True)]
+    changed = bonding_changes(numbers, reactant, product)
+    return [_nearer(x, reactant, product, changed) if all(f) else f for x, f in zip(wells, either, strict=True)]
+
+
+def _nearer(well: np.ndarray, reactant: np.ndarray, product: np.ndarray, changed: BondChanges) -> tuple[bool, bool]:
+    """Which end a well is that might be either: that of the more alike lengths of the bonds that change."""
+    pairs = np.array([*changed.broken, *changed.formed], dtype=np.int64).reshape(-1, 2).T
+    here, *ends = (distance_matrix(x)[pairs[0], pairs[1]] for x in (well, reactant, product))
+    one, other = (float(np.abs(here - end).sum()) for end in ends)
+    return one <= other, other < one
+
+
+def _name(numbers, well: np.ndarray, ends: dict[str, np.ndarray]) -> str:
+    """What to call a well that is none of the ends, whose atoms are told apart."""
+
+    def key(x: np.ndarray) -> str:
+        return molecule_key(numbers, bond_graph(numbers, x))
+
+    same = [end for end, x in ends.items() if key(x) == key(well)]
+    if same:
+        molecule = "same molecule" if len(same) == 2 else "".join(same)
+        return f"the {molecule} with atoms of one element exchanged"
+    changes = {end: bonding_changes(numbers, x, well) for end, x in ends.items()}
+    end, nearest = min(changes.items(), key=lambda item: item[1].count)
+    if not 0 < nearest.count <= FEW:
+        return OTHER
+    parts = ((nearest.formed, "formed"), (nearest.broken, "broken"))
+    return f"{OTHER} (the {end} with {' and '.join(f'{bond_names(numbers, p)} {how}' for p, how in parts if p)})"
+
+
+def _judge(fits: list[tuple[bool, bool]], names: list[str]) -> Judgement:
+    """By what the wells fit; `names` says what one is that fits neither end."""
+    (first_r, first_p), (second_r, second_p) = fits
+    if first_r and second_p:
+        return Judgement("intended", False, "the wells on its sides are reactant and product")
+    if first_p and second_r:
+        return Judgement("intended", True, "the wells on its sides are reactant and product")
+    if first_r or second_r or first_p or second_p:
+        both = (first_r and second_r) or (first_p and second_p)
+        found = "reactant" if first_r or second_r else "product"
+        other = f"the {found} too" if both else names[1 if first_r or first_p else 0]
+        known = found if other.startswith(OTHER) else ""
+        reason = f"one well is the {found}, the other {other}"
+        return Judgement("half", not (first_r or second_p), reason, known=known)
+    reason = "neither well is the reactant or the product"
+    if {*names} != {OTHER}:
+        reason += f": one is {names[0]}, the other {names[1] if names[1] != names[0] else 'too'}"
+    return Judgement("unintended", False, reason)
