@@ -156,7 +156,8 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
     summary = {
         "gate": {"khat_biased": 0.3, "limit": 0.7}, "weights": weights, "weights_biased": weights, "verdict": "warn",
         "verdict_unbiased": "biased", "axes": ["rad"],
-        "disagreement_kt": {"histogram": 0.8, "bias": 1.9, "limit": 0.5}, "results": [], "rejections": {},
+        "disagreement_kt": {"histogram": 0.8, "bias": 1.9, "limit": 0.5}, "results": [],
+        "rejections": {"atoms too close": 3}, "weight_zero": 2,
         "barriers": [{"basins": [0, 1], "place": math.pi / 9, "samples": 9, "forward": estimate, "reverse": poor}],
         "missing": ["2 parts of the surface are joined by no sample"], "wall_seconds": 3.0, "energy_calls": 7,
         "rounds": 2,
@@ -174,12 +175,16 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
         "ancestors": 350,
         "halves": 0.21,
         "shift": 0.42,
+        "memory": 0.34,
         "limit": 0.3,
+        "forgot": 0.5,
         "used": True,
     }
     mended = report({**summary, "repair": chains}, tmp_path)
     assert "400 chains of 22 moves from 350 samples; their halves differ by 0.21 kT (fine up to 0.3)" in mended
     assert "0.42 kT from the weights' surface (fine up to 0.6)" in mended and "repair failed" not in mended
+    assert "they remember 34% of where they began (fine up to 50%)" in mended
+    assert "weight zero      2 of 100 samples" in text and "rejected         3 x atoms too close, of all" in text
     assert "repair failed    by sequential" in report({**summary, "repair": {**chains, "used": False}}, tmp_path)
     assert (
         "repaired" not in text and "missing?         2 parts" in text and "without bias     biased; k-hat 0.4" in text
@@ -220,7 +225,7 @@ def test_a_wall_knows_the_variable_by_label_and_by_definition(
     molgen: Callable[..., Result], hcn: Path, wall: str
 ) -> None:
     result = molgen("--xyz", hcn, "--cv", "d = distance 0 1", "--wall", wall, "--forecast")
-    assert result.exit_code == 0 and " to 1.9 A; 3 walls" in result.stdout, result.stderr
+    assert result.exit_code == 0 and " to 1.9 A; 2 walls" in result.stdout, result.stderr
 
 
 def test_force_field_and_controller_count_from_the_file_where_they_lie_there(tmp_path: Path) -> None:

@@ -165,3 +165,39 @@ def test_basins_of_a_few_samples_are_not_told_and_said_to_be_there():
     assert [basin.free_energy.reliable for basin in basins(few, fes)] == [False]
     assert "100.0% of the weight" in untold(few, fes)[0]
     assert untold(*on_circle(three_wells, 2 * np.pi)[:2]) == []
+
+
+@pytest.mark.parametrize("n", [8_000, 36_000])
+@pytest.mark.parametrize("depth", [0.0, 3.0])
+def test_noise_of_sparse_bins_is_no_basin(depth: float, n: int) -> None:
+    """A flat surface of two angles, or one with a single minimum, by samples whose weights scatter."""
+    rng = np.random.default_rng([7, n])
+    x = rng.uniform(-np.pi, np.pi, (n, 2))
+    free = depth * (2 - np.cos(x).sum(1)) + 1.3 * rng.standard_normal(n)
+    ensemble = ensemble_of(x, free, 2 * np.pi)
+    assert len(basins(ensemble, ensemble.fes(["a", "b"], bins=[EDGES[::2], EDGES[::2]]))) == 1
+    wells = ensemble_of(x, 4 * (2 - np.cos(2 * x[:, 0]) - np.cos(x[:, 1])) + rng.standard_normal(n), 2 * np.pi)
+    assert len(basins(wells, wells.fes(["a", "b"], bins=[EDGES[::2], EDGES[::2]]))) == 2
+
+
+def test_scatter_of_path_weights_is_no_disagreement() -> None:
+    """The same surface twice, once by weights that scatter; and one that is off by more than that."""
+    rng = np.random.default_rng(3)
+    x, where = rng.uniform(-np.pi, np.pi, (8_000, 2)), np.ones((24, 24), bool)
+    even, odd = (ensemble_of(x, np.zeros(len(x)) + s * rng.standard_normal(len(x)), 2 * np.pi) for s in (0.0, 1.3))
+    one, other = (e.fes(["a", "b"], bins=[EDGES[::2], EDGES[::2]]) for e in (odd, even))
+    plain, beyond = (_apart(one.free_energy, other.free_energy, where, error=e) / KT for e in (None, one.error))
+    assert plain > 0.3 and beyond < 0.15
+    tilted = other.free_energy + KT * np.cos(one.centres[0])[:, None]
+    assert _apart(one.free_energy, tilted, where, error=one.error) / KT == pytest.approx(0.5**0.5, abs=0.1)
+
+
+def test_a_top_at_the_end_of_a_profile_is_no_barrier() -> None:
+    """A density that rises from its lower end: unknown, and no error that would end a run."""
+    x = np.random.default_rng(4).beta(3.0, 1.0, 4_000)
+    for between in ((0.0, 0.5), (0.0005, 0.5)):
+        found = profile_barrier(
+            CollectiveVariable("x", x, ""), np.zeros(len(x)), np.full(len(x), 1 / len(x)), T, between=between,
+            limits=(0.0, 1.0),
+        )  # fmt: skip
+        assert not found.forward.reliable and not np.isfinite(found.forward.error)

@@ -173,6 +173,9 @@ def test_an_unknown_barrier_is_said(path: ReactionPath, kept: list[int], text: s
     if entries:
         assert entries["barrier"]["reaction"]["unit"] == "kJ/mol"
         assert not barrier_of(replace(ensemble, at_best="failed"), path).reaction.reliable
+    else:
+        nothing = barrier_of(ensemble, path)
+        assert np.isinf(nothing.forward.value) and not nothing.forward.reliable and text[13:] in nothing.forward.why
 
 
 def test_without_path_file(folder: Path, path: ReactionPath) -> None:

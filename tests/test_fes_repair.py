@@ -14,7 +14,7 @@ from molgen.cli.fes_report import report
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.reweight.ensemble import Ensemble
 from molgen.units import KB
-from molgen.workflows import fes_outcome
+from molgen.workflows import fes_outcome, fes_repair
 from molgen.workflows.fes_outcome import DISAGREE, ensemble_of, final_draws, outcome, surfaces
 from molgen.workflows.fes_repair import Chains, Repair
 
@@ -101,19 +101,21 @@ def test_sequential_monte_carlo_mends_what_the_weights_do_not(converged: tuple[E
 
 
 @pytest.mark.parametrize(
-    ("khat", "halves", "passed", "verdict"),
+    ("khat", "halves", "memory", "passed", "verdict"),
     [
-        (0.8, 0.1, True, "warn"),
-        (0.8, 0.4, False, "biased"),
-        (1.2, 0.1, False, "failed"),
-        (0.8, np.nan, False, "biased"),
+        (0.8, 0.1, 0.2, True, "warn"),
+        (0.8, 0.4, 0.2, False, "biased"),
+        (1.2, 0.1, 0.2, False, "failed"),
+        (0.8, np.nan, 0.2, False, "biased"),
+        (0.8, 0.1, 0.9, False, "biased"),  # populations are still those of the weights
+        (0.6, 0.1, 0.9, True, "warn"),  # which may stand
     ],
 )
 def test_the_second_chance_is_judged(
-    converged: tuple[Ensemble, Sampler], khat: float, halves: float, passed: bool, verdict: str
+    converged: tuple[Ensemble, Sampler], khat: float, halves: float, memory: float, passed: bool, verdict: str
 ):
     found = surfaces(*converged)
-    repair = Repair(400, 10, 300, 0.6, 1000, halves)
+    repair = Repair(400, 10, 300, 0.6, 1000, halves, memory=memory)
     found = replace(found, biased=replace(found.biased, khat=khat), repair=repair)
     assert found.passed is passed and found.verdict == verdict
 
@@ -152,8 +154,7 @@ def test_a_repair_that_could_not_pass_is_not_paid_for(converged: tuple[Ensemble,
 
 
 def test_what_k_hat_refuses_is_mended_unasked(converged: tuple[Ensemble, Sampler]) -> None:
-    """Weights with a heavy tail, by a controller that pulls aside: chains replace them, for better or
-    worse, and the gate is theirs."""
+    """Weights with a heavy tail, by a controller that pulls aside: chains are tried, and the gate is theirs."""
     _, sampler = converged
     good, history = sampler.controller, sampler.history
     try:
@@ -162,11 +163,14 @@ def test_what_k_hat_refuses_is_mended_unasked(converged: tuple[Ensemble, Sampler
             patch.setattr(fes_outcome, "RELIABLE_KHAT", -10.0)  # no weights are good enough
             patch.setattr(fes_outcome, "MEAN_EXISTS", np.inf)
             found = outcome(sampler, 1200, 1)
+            patch.setattr(fes_repair, "chains", lambda first, *_, moves, **__: ((first, 1.0) for _ in range(moves)))
+            frozen = outcome(sampler, 1200, 1).surfaces
     finally:
         sampler.controller, sampler.history = good, history
+    assert frozen.repair is None and frozen.tried is not None and frozen.tried.memory > 0.99, "chains that do nothing"
     repair = found.surfaces.repair or found.surfaces.tried
-    assert repair is not None and found.surfaces.passed is (found.surfaces.repair is not None)
-    for worse in ({"ancestors": repair.particles // 3}, {"shift": 0.7}, {"halves": 0.4}):
-        good = replace(repair, ancestors=repair.particles, shift=0.1, halves=0.1)
+    assert repair is not None and repair.memory < frozen.tried.memory
+    for worse in ({"ancestors": repair.particles // 3}, {"shift": 0.7}, {"halves": 0.4}, {"memory": 0.6}):
+        good = replace(repair, ancestors=repair.particles, shift=0.1, halves=0.1, memory=0.1)
         sure = replace(found.surfaces, biased=replace(found.surfaces.biased, khat=0.8), repair=good)
         assert sure.passed and not replace(sure, repair=replace(good, **worse)).passed

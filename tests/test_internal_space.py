@@ -256,8 +256,12 @@ def test_what_has_no_internal_coordinates_is_refused():
 
 def test_a_force_field_without_rings_chooses_internal_coordinates():
     system = system_from_pdb([ALA2], ["amber14/protein.ff14SB.xml"])
-    assert coordinates_of(system, "auto") == "internal" and coordinates_of(system, "cartesian") == "cartesian"
-    assert coordinates_of(System(system.potential, system.starts), "auto") == "cartesian"  # bonds may break
+    phi, bare = ["phi 1"], System(system.potential, system.starts)
+    assert coordinates_of(system, "auto", phi) == "internal"
+    assert coordinates_of(system, "cartesian", phi) == "cartesian"
+    turn, loose = "t = torsion 4 6 8 14", "torsion 0 6 8 14"
+    for cvs, kind in (([turn], "internal"), ([loose], "cartesian"), ([turn, "distance 0 1"], "cartesian")):
+        assert coordinates_of(bare, "auto", cvs) == kind, cvs  # bonds may break where more than a bond is turned
     assert default_settings("internal").sampler.draws > default_settings("cartesian").sampler.draws
     z = tree_zmatrix(system.numbers, system.bonds, system.starts[0])
     assert sorted(z.fold[z.fold > 0]) == [1, 1, 1, 1, 3, 3, 3]  # two omega, phi, psi; three methyl groups

@@ -19,7 +19,7 @@ from test_cli_fes import FEW, hcn, molgen, quick  # noqa: F401  fixtures
 
 from molgen import find_ts, sample_cv
 from molgen.cvdiffusion.bias import Axis
-from molgen.cvdiffusion.walls import parse_wall
+from molgen.cvdiffusion.walls import Wall, parse_wall
 from molgen.errors import InputError
 from molgen.potentials.xtb import XtbPotential
 from molgen.variables import Molecule, parse_cv
@@ -154,12 +154,32 @@ def test_the_range_of_a_path_is_not_that_of_a_sum_with_it(tmp_path: Path, monkey
     known = Molecule(np.array([1, 1]))
 
     def axis(text: str) -> Axis:
-        return axis_of(parse_cv(text, known), None, [], None, None, np.array([0.5]), known.numbers)[0]
+        return axis_of(parse_cv(text, known), None, [], None, None, np.array([0.5]), known.numbers, 0.026)[0]
 
     assert (axis("path-s path.xyz").low, axis("s = path-s path.xyz [0,1]").high) == (-0.05, 1.05)
     for text in ("path-s path.xyz - path-z path.xyz", "2*path-s path.xyz"):
         with pytest.raises(InputError, match="its range is not known"):
             axis(text)
+
+
+def test_a_wall_is_what_was_asked_and_no_more() -> None:
+    """No second one on its side, and a grid that holds what lies behind a soft one."""
+    known, kt = Molecule(np.array([1, 8, 1])), 0.026
+
+    def grid(text: str, *walls: str, limits: tuple[float, float] | None = None) -> tuple[Axis, list[Wall]]:
+        built = [parse_wall(wall, known) for wall in walls]
+        start = np.array([1.8 if "angle" in text else 1.0])
+        axis, _, fences = axis_of(parse_cv(text, known), limits, built, None, None, start, known.numbers, kt)
+        return axis, fences
+
+    axis, fences = grid("angle 0 1 2", "angle 0 1 2 < 120 k=0.5", "angle 0 1 2 > 60 k=0.5")
+    behind = 3 * (kt / 0.5) ** 0.5
+    assert not fences
+    assert (axis.low, axis.high) == pytest.approx((np.pi / 3 - behind, 2 * np.pi / 3 + behind))
+    axis, fences = grid("distance 0 1", "distance 0 1 < 2.0")
+    assert axis.high == pytest.approx(2.3) and [(fence.above, fence.limit) for fence in fences] == [(False, axis.low)]
+    _, fences = grid("distance 0 1", "distance 0 1 < 5.0", limits=(0.5, 2.0))
+    assert sorted(fence.limit for fence in fences) == [0.5, 2.0], "a wall beyond the range does not end it"
 
 
 def test_a_file_of_several_frames_is_taken_at_its_word_aloud(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def fes(
         str,
         typer.Option(
             "--coordinates",
-            help="cartesian; internal, where bonds stay; auto: internal for --pdb without rings, else cartesian.",
+            help="cartesian; internal, where bonds stay; auto: internal without rings, for --pdb or torsions alone.",
         ),
     ] = "auto",
     rounds: Annotated[
@@ -170,9 +170,10 @@ def fes(
             khat, limit = summary["gate"]["khat_biased"], summary["gate"]["limit"]
             fault = f"is above {limit:g}" if khat else "is none, from so few weights"
             common.warn(f"k-hat of the path weights {fault}{mended}: the surface is not to be trusted; try {advice}")
-        more = f"molgen fes --pretrained {folder} -n {10 * summary['weights']['n']} --out NEW"
+        more = f"; or draw more: molgen fes --pretrained {folder} -n {10 * summary['weights']['n']} --out NEW"
+        more = ", or more samples (-n)" if options["from_ts"] else more  # whose controller has no variables by name
         for text in summary.get("unknown", []):
-            common.warn(f"{text}; try {advice if options['pretrained'] else f'{advice}; or draw more: {more}'}")
+            common.warn(f"{text}; try {advice}{'' if options['pretrained'] else more}")
         raise typer.Exit(common.ExitCode.GATE_FAILED)
 
 
@@ -286,7 +287,7 @@ def _settings(o: Options, cvs: list[str], system: Any) -> Any:
                 remedy="leave it out, or use --coordinates cartesian",
             )  # fmt: skip
         wanted = "cartesian"
-    kind = coordinates_of(system, wanted)
+    kind = coordinates_of(system, wanted, cvs)
     usual = replace(default_settings(kind), coordinates=wanted)
     if kind == "internal" and o["width"] != usual.sampler.width:
         raise InputError(

@@ -33,7 +33,8 @@ def report(summary: dict[str, Any], out: Path) -> str:
                 f"by sequential Monte Carlo, {repair['particles']} chains of {repair['moves']} moves from "
                 f"{repair['ancestors']} samples; their halves differ by {common.number(repair['halves'])} kT "
                 f"(fine up to {repair['limit']:g}), {common.number(repair['shift'])} kT from the weights' "
-                f"surface (fine up to {2 * repair['limit']:g})",
+                f"surface (fine up to {2 * repair['limit']:g}); they remember {max(repair['memory'], 0.0):.0%} of "
+                f"where they began (fine up to {repair['forgot']:.0%})",
             )
         )
     for row in summary["results"]:
@@ -53,7 +54,10 @@ def report(summary: dict[str, Any], out: Path) -> str:
         if isinstance(row, dict):
             rows.append((name if name == "reaction" else f"barrier {name}", _estimated(row)))
     rows += [("missing?", text) for text in summary.get("missing", [])]
-    rows += [("weight zero", f"{count} x {reason}") for reason, count in sorted(summary["rejections"].items())]
+    if lost := summary["weight_zero"]:
+        rows.append(("weight zero", f"{lost} of {weights['n']} samples"))
+    rows += [("rejected", f"{count} x {reason}, of all energies") for reason, count in
+             sorted(summary["rejections"].items())]  # fmt: skip
     cost = f"{summary['energy_calls']} energies, {summary['wall_seconds']:.0f} s, {summary['rounds']} rounds"
     rows.append(("cost", cost))
     rows.append(("files", common.written(out)))

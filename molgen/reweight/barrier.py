@@ -167,7 +167,7 @@ def profile_barrier(
     density = density if finer.rings() and not density.rings() else finer
     values, errors, places, settled = _settled(density, x, (a, b), weights, KB * temperature, groups, replicas, seed)
     parts = [np.abs(x - spot) <= WINDOW * (high - low) / intervals for spot in places]
-    if density.rings():
+    if density.rings() or not np.isfinite(values).all():
         values, settled = np.full(4, np.inf), False
     return _barrier(values, errors, places[0], parts, log_weights, weights, groups, settled)
 
@@ -219,17 +219,20 @@ def _settled(
     more = np.maximum(moved**2 - noise**2, 0.0) if known else np.zeros(4)
     place = _profile_figures(curve, between, weights)[-1]
     free, centres = -curve.log_density(), curve.centres
-    wells = [float(centres[side][free[side].argmin()]) for side in (centres < place, centres >= place)]
+    wells = [float(centres[side][free[side].argmin()]) if side.any() else place
+             for side in (centres < place, centres >= place)]  # fmt: skip
     values = found[0] - np.where(np.isfinite(bias[0]), bias[0], 0.0)
     return values, np.sqrt(error[0] ** 2 + more), [place, *wells], agree
 
 
 def _profile_figures(curve: SmoothDensity, between: tuple[float, float], weights: np.ndarray) -> np.ndarray:
-    """Of a profile: top, left and right minimum, kT, and the place of the top."""
+    """Of a profile: top, left and right minimum, kT, and the place of the top; a top at an end has no minimum beside
+    it, but infinity."""
     free, centres = -curve.log_density(weights), curve.centres
     inner = (centres >= between[0]) & (centres <= between[1])
     place, height = _summit(centres[inner], free[inner])
-    return np.array([height, free[centres < place].min(), free[centres >= place].min(), place])
+    wells = (free[centres < place].min(initial=np.inf), free[centres >= place].min(initial=np.inf))
+    return np.array([height, *wells, place])
 
 
 def _limits(variable: CollectiveVariable, weights: np.ndarray, a: float, b: float) -> tuple[float, float]:

@@ -85,7 +85,7 @@ def sample_cv(
     system = _system(potential, starts)
     return run_fes(
         system, cvs, temperature, ranges=ranges, walls=walls,
-        settings=settings or default_settings(coordinates_of(system, "auto")), seed=seed, out=out,
+        settings=settings or default_settings(coordinates_of(system, "auto", cvs)), seed=seed, out=out,
         overwrite=overwrite, resume=resume, units=units, log=log, progress=progress,
     )[0]  # fmt: skip
 

@@ -18,6 +18,8 @@ from molgen.units import shown_value
 NARROW = 0.5  # of the bins along one variable: fewer with samples are a run that stayed where it began
 WORTH = 1e-3  # of the weight: basins with too few samples that hold less are strays
 SHALLOW = 1.0  # kT: a basin with a lower way out belongs to its neighbour
+NOISE = 3.0  # standard errors of the way out and the minimum, likewise
+UNKNOWN = 1.0  # kT: error of a bin whose samples are too few to tell
 REDRAWS = 100  # resamplings of the bootstrap
 KNOTS = 2.0  # bins between knots of the smooth curve that barriers are read from
 LOW = 8.0  # kT above the minimum: lower bins are compared between surfaces, and a surface should not stop beside one
@@ -40,7 +42,8 @@ class Basin:
 
 
 def basins(ensemble: Ensemble, fes: FES) -> list[Basin]:
-    """Where the surface drains to, bin by bin; basins less than 1 kT deep are merged, with < 25 samples left out.
+    """Where the surface drains to, bin by bin; basins less than 1 kT deep, or than three times the errors of the bins
+    that say so, are merged, with < 25 samples left out.
 
     The first stays whatever it holds, as the zero of the others; with < 25 samples it is not reliable.
     """
@@ -214,9 +217,11 @@ def _drained(fes: FES) -> np.ndarray:
     """Basin of each bin (shape of the grid), the flat index of its minimum; -1 where there is no sample.
 
     Bins are flooded from below: one without a lower neighbour starts a basin, one between two joins the deeper, and
-    merges them where the shallower is less than `SHALLOW` kT deep.
+    merges them where the shallower is less than `SHALLOW` kT deep, or no deeper than noise.
     """
     shape, free = fes.free_energy.shape, fes.free_energy.reshape(-1) / fes.kt
+    error = fes.error.reshape(-1) / fes.kt
+    error = np.where(np.isfinite(error), error, UNKNOWN)
     label = np.full(free.shape, -1)
     root: dict[int, int] = {}
 
@@ -236,7 +241,7 @@ def _drained(fes: FES) -> np.ndarray:
         deepest = min(near, key=lambda basin: free[basin])
         label[at] = deepest
         for other in near - {deepest}:
-            if free[at] - free[other] < SHALLOW:
+            if free[at] - free[other] < max(SHALLOW, NOISE * np.hypot(error[at], error[other])):
                 root[other] = deepest
     return np.array([top(basin) if basin >= 0 else -1 for basin in label]).reshape(shape)
 

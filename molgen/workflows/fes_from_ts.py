@@ -30,6 +30,7 @@ from molgen.potentials.ase import calculator_from_spec
 from molgen.potentials.base import Potential
 from molgen.reweight.barrier import Barrier, find_barrier
 from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.estimate import Estimate
 from molgen.reweight.importance import LEAST_DRAWS
 from molgen.run import Run
 from molgen.saddle.modes import finite_difference_hessian, masses
@@ -130,10 +131,9 @@ class ReactionPath:
                         for e in self.energies]  # fmt: skip
             frames = zip(self.frames, energies, strict=True)
             write_extxyz(run.path(PATH), [Atoms(ensemble.numbers, x, info=info) for x, info in frames])
-        try:
-            barrier = barrier_of(ensemble, self)
-        except InputError as error:
-            return {}, [f"the barrier: {error.what}"]
+        barrier, why = _barrier_or_why(ensemble, self)
+        if why:
+            return {}, [f"the barrier: {why}"]
         sides, few = {"forward": barrier.forward, "reverse": barrier.reverse}, barrier.samples < LEAST_DRAWS
         missing = [
             f"the {name} barrier: too few samples at s = {barrier.place:.2f} ({barrier.samples})"
@@ -249,15 +249,25 @@ def even_path(frames: np.ndarray, saddle: int, images: int = IMAGES) -> tuple[np
 
 
 def barrier_of(ensemble: Ensemble, path: ReactionPath) -> Barrier:
-    """The free-energy barrier along s; see `molgen.reweight.barrier` for its definition."""
+    """The free-energy barrier along s, see `molgen.reweight.barrier` for its definition; infinite, and why, where no
+    sample lies on one side."""
+    return _barrier_or_why(ensemble, path)[0]
+
+
+def _barrier_or_why(ensemble: Ensemble, path: ReactionPath) -> tuple[Barrier, str]:
     s = ensemble.cv("path-s").values
     used = np.flatnonzero((ensemble.weights > 0) & np.isfinite(s))
     slopes = np.zeros(len(s))
     slopes[used] = path_speed(path, ensemble.positions[used])
-    return ensemble.doubted(find_barrier(
-        s, slopes, ensemble.log_weights, ensemble.weights, ensemble.temperature, groups=ensemble.groups,
-        near=float(evaluate(path.cvs[:1], path.frames[path.saddle][None])[0][0, 0]),
-    ))  # fmt: skip
+    near = float(evaluate(path.cvs[:1], path.frames[path.saddle][None])[0][0, 0])
+    try:
+        found = find_barrier(
+            s, slopes, ensemble.log_weights, ensemble.weights, ensemble.temperature, groups=ensemble.groups, near=near
+        )
+    except InputError as error:
+        unknown = Estimate(np.inf, np.inf, np.inf, False, "eV", error.what)
+        return Barrier(unknown, unknown, unknown, unknown, near, 0), error.what
+    return ensemble.doubted(found), ""
 
 
 def path_speed(path: ReactionPath, positions: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from molgen.variables import CV
 WIDTHS = {"A": 0.1, "rad": 0.2}  # hill widths, in the unit of the variable
 WIDTH_SHARE = 1 / 30  # hill width of a variable without a unit, as a share of its range
 SHORTEST = 0.7  # where the grid of a distance begins, as a share of the sum of covalent radii
-BEYOND = 0.3  # distance, Angstrom, from a wall to the end of the grid
+BEYOND, DEVIATIONS = 0.3, 3.0  # from a wall to the end of the grid, at least: Angstrom, standard deviations behind it
 CELLS = 4  # grid cells a hill width
 
 
@@ -30,25 +30,27 @@ def axis_of(
     bins: int | None,
     starts: np.ndarray,
     numbers: np.ndarray,
+    kt: float,
 ) -> tuple[Axis, float, list[Wall]]:
-    """The axis of a collective variable, its hill width, and walls that keep it on the axis.
+    """The axis of a collective variable, its hill width, and walls that keep it on the axis where none of `walls` does.
 
     Args:
         limits: (low, high) in the unit of `cv`; None to find them. width: of the hills, or None. starts: (S,) its
-            values in the starting structures. numbers: (N,) atomic numbers.
+            values in the starting structures. numbers: (N,) atomic numbers. kt: eV.
 
     Raises:
         InputError: no range can be found, a start lies outside of it, or the grid is too coarse for the hills.
     """
     where = f"collective variable {cv.name!r}"
     limits = None if limits is None else number_pair(limits, f"range of {cv.name}")
+    own = [wall for wall in walls if wall.cv.definition == cv.definition]
     if cv.period is not None:
         half = cv.period / 2
         if limits is not None and not math.isclose(limits[1] - limits[0], cv.period, rel_tol=1e-6):
             raise InputError("a periodic variable has its period for a range", where=where, remedy="give no range")
         low, high = (-half, half) if limits is None else limits
     else:
-        low, high = limits if limits is not None else _found(cv, walls, numbers, where)
+        low, high = limits if limits is not None else _found(cv, own, numbers, where, kt)
     scale, unit = shown(cv.unit)
     if not (low < high and math.isfinite(low) and math.isfinite(high)):
         raise InputError(f"range {low * scale:g} to {high * scale:g}", where=where, expected="finite, low < high")
@@ -63,20 +65,24 @@ def axis_of(
     if not 0 < width < math.inf:
         raise InputError(f"hill width {width * scale:g}", where=where, expected=f"above 0, in {unit or 'its unit'}")
     count = bins or max(8, math.ceil(CELLS * (high - low) / width))
-    stiffness = STIFFNESS.get(cv.unit, 20.0)
-    fences = [] if cv.period is not None else [Wall(cv, high, True, stiffness), Wall(cv, low, False, stiffness)]
+    fences = []
+    if cv.period is None:
+        fences = [Wall(cv, limit, above, STIFFNESS.get(cv.unit, 20.0)) for limit, above in ((high, True), (low, False))
+                  if not any(wall.above == above and low <= wall.limit <= high for wall in own)]  # fmt: skip
     return Axis(cv.name, cv.unit, low, high, count, cv.period), width, fences
 
 
-def _found(cv: CV, walls: Sequence[Wall], numbers: np.ndarray, where: str) -> tuple[float, float]:
-    """A range from walls on the same variable; the low end of a plain distance from covalent radii."""
-    own = [wall for wall in walls if wall.cv.definition == cv.definition]
-    highs = [wall.limit for wall in own if wall.above]
-    lows = [wall.limit for wall in own if not wall.above]
-    pad = BEYOND if cv.unit == "A" else 0.0
+def _found(cv: CV, own: Sequence[Wall], numbers: np.ndarray, where: str, kt: float) -> tuple[float, float]:
+    """A range as far beyond the walls `own` as samples get; the low end of a plain distance from covalent radii."""
+
+    def beyond(wall: Wall) -> float:
+        return max(BEYOND if cv.unit == "A" else 0.0, DEVIATIONS * math.sqrt(kt / wall.stiffness))
+
+    highs = [wall.limit + beyond(wall) for wall in own if wall.above]
+    lows = [wall.limit - beyond(wall) for wall in own if not wall.above]
     pair = re.fullmatch(r"distance (\d+) (\d+)", cv.definition)
     if not lows and pair:
-        lows = [SHORTEST * float(radius_sums(numbers)[int(pair[1]), int(pair[2])]) + pad]
+        lows = [SHORTEST * float(radius_sums(numbers)[int(pair[1]), int(pair[2])])]
     if re.fullmatch(r"path-s(?:(?! [-+] ).)*", cv.definition):  # alone, not as part of a sum
         highs, lows = highs or [1.05], lows or [-0.05]
     if not highs or not lows:
@@ -87,4 +93,4 @@ def _found(cv: CV, walls: Sequence[Wall], numbers: np.ndarray, where: str) -> tu
             expected="a range, or walls on both of its sides (a distance needs the upper one only)",
             remedy=f'give --range "LOW HIGH" in the order of --cv, or {" and ".join(missing)}',
         )
-    return min(lows) - pad, max(highs) + pad
+    return min(lows), max(highs)

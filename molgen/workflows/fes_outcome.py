@@ -21,6 +21,7 @@ from molgen.reweight.importance import (
     Verdict,
     WeightDiagnostics,
     diagnose,
+    few_effective,
     group_factors,
     kish,
     normalised,
@@ -41,6 +42,7 @@ CHUNK = 500  # trajectories drawn at a time
 PARTS = 4  # groups of rounds under the resting bias, which count by their own effective sizes
 RESTS = 0.2  # kT: the surface rests when no bin below `LOW` moves by more between snapshots
 SNAPSHOTS = 20  # snapshots of the surface in a whole run
+FORGOT = 0.5  # correlation of the variables where chains began and ended, up to which they count as moved
 DISAGREE = 0.3  # root mean square between two estimates that passes, kT; see docs/benchmarks.md, a spoilt controller
 EVEN, DISAGREE_EVEN = 0.5, 1.0  # k-hat up to which weights have a variance (Vehtari et al. 2024), and may move more
 MEAN_EXISTS = 1.0  # k-hat above which the weights have no mean
@@ -56,7 +58,7 @@ class Surfaces:
             by the bias alone. bias: (shape of the bins) eV, from the bias itself; minimum 0.
         biased: diagnostics of the weights for the biased target, which decide whether to believe `path`.
         effective: samples without the bias, as Kish counts them.
-        disagreement: root mean square difference to `path` where it is below 8 kT, kT, by name.
+        disagreement: root mean square difference to `path` where it is below 8 kT, kT, by name, beyond its errors.
         basins: deepest first; none for three variables.
         barriers: between neighbouring basins, by their places; of one variable only.
         missing: what the surface may lack, in words.
@@ -93,12 +95,19 @@ class Surfaces:
 
     @property
     def passed(self) -> bool:
-        """The gate: k-hat of the weights for the biased target is at most 0.7; or their mean exists, and chains that
-        began from many different samples came to rest not far from where the weights had them."""
+        """The gate: k-hat of the weights for the biased target is at most 0.7, and they are enough; or their mean
+        exists, and chains that began from many different samples came to rest not far from where the weights had them.
+
+        Chains keep the populations of what they do not leave, so where k-hat refuses the weights they must have
+        forgotten where they began.
+        """
         if self.repair is None:
-            return bool(self.biased.khat <= RELIABLE_KHAT)
+            return bool(self.biased.khat <= RELIABLE_KHAT and not few_effective(self.biased))
         rest = self.repair.halves <= DISAGREE and self.repair.shift <= 2 * DISAGREE
-        return bool(self.biased.khat < MEAN_EXISTS and rest and self.repair.ancestors >= self.repair.particles / 2)
+        sound = self.biased.khat <= RELIABLE_KHAT or self.repair.memory <= FORGOT
+        return bool(
+            self.biased.khat < MEAN_EXISTS and rest and sound and self.repair.ancestors >= self.repair.particles / 2
+        )
 
     @property
     def verdict(self) -> Verdict:
@@ -273,7 +282,7 @@ def repaired(
         histogram_fes(list(e.cvs.values()), e.log_weights, e.weights, e.temperature, bins=new.path.edges).free_energy
         for e in map(ensemble_from, (states[:half], states[half:]))
     )
-    apart = {"histogram": _apart(new.path.free_energy, found.histogram.free_energy, low) / kt}
+    apart = {"histogram": _apart(new.path.free_energy, found.histogram.free_energy, low, error=new.path.error) / kt}
     return ensemble, replace(
         new,
         histogram=found.histogram,
@@ -312,7 +321,9 @@ def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:
         bias=depth - depth.min(),
         biased=diagnose(biased),
         effective=kish(ensemble.log_weights) * len(ensemble),
-        disagreement={name: _apart(path.free_energy, other, low) / target.kt for name, other in others.items()},
+        disagreement={
+            name: _apart(path.free_energy, other, low, error=path.error) / target.kt for name, other in others.items()
+        },
         basins=found,
         barriers=barriers(ensemble, path, found),
         missing=unvisited(path) + (untold(ensemble, path) if len(edges) < 3 else []),
@@ -364,11 +375,22 @@ def _wrapped(bias: Any, cvs: np.ndarray) -> np.ndarray:
     return np.stack([axis.wrapped(cvs[:, d]) for d, axis in enumerate(bias.axes)], 1)
 
 
-def _apart(one: np.ndarray, other: np.ndarray, where: np.ndarray, counts: np.ndarray | None = None) -> float:
-    """Root mean square difference where both are known, up to a constant; a bin counts once, or by its samples."""
-    both = where & np.isfinite(one) & np.isfinite(other)
+def _apart(
+    one: np.ndarray,
+    other: np.ndarray,
+    where: np.ndarray,
+    counts: np.ndarray | None = None,
+    error: np.ndarray | None = None,
+) -> float:
+    """Root mean square difference where both are known, up to a constant; a bin counts once, or by its samples.
+
+    `error`: of `one`, whose square is left out of the mean; bins where it is unknown do not count.
+    """
+    noise = np.zeros_like(one) if error is None else error
+    both = where & np.isfinite(one) & np.isfinite(other) & np.isfinite(noise)
     if both.sum() < FEWEST_BINS:  # the constant alone would make few bins agree
         return float("inf")
     difference, weights = one[both] - other[both], None if counts is None else counts[both]
     mean = np.average(difference, weights=weights)
-    return float(np.sqrt(np.average((difference - mean) ** 2, weights=weights)))
+    square = np.average((difference - mean) ** 2 - noise[both] ** 2, weights=weights)
+    return float(np.sqrt(max(square, 0.0)))

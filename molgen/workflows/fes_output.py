@@ -20,7 +20,7 @@ from molgen.run import Run
 from molgen.units import KJ_MOL, energy_unit
 from molgen.workflows.ensemble_run import ensemble_hash
 from molgen.workflows.fes_basins import Basin
-from molgen.workflows.fes_outcome import DISAGREE, Outcome, Surfaces
+from molgen.workflows.fes_outcome import DISAGREE, FORGOT, Outcome, Surfaces
 
 CONTROLLER = "controller"
 MOST_FRAMES = 2000  # frames in samples.xyz, drawn by weight; all samples are in weights.npz
@@ -84,9 +84,10 @@ def write_results(
         "weights": asdict(ensemble.diagnostics),
         "weights_biased": asdict(found.biased),
         "disagreement_kt": {**found.disagreement, "limit": found.limit},
-        "repair": tried and {**asdict(tried), "limit": DISAGREE, "used": tried is found.repair},
+        "repair": tried and {**asdict(tried), "limit": DISAGREE, "forgot": FORGOT, "used": tried is found.repair},
         "energy_calls": sampler.energies_used,
         "rejections": dict(target.rejections),
+        "weight_zero": sum(ensemble.validity.values()),
         "rounds": len(sampler.records),
         "steps": [sampler.schedule.steps, outcome.kernels[0].steps],
         "bias_skipped": target.bias.skipped,

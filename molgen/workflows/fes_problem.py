@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -127,7 +128,9 @@ class Problem:
         values = evaluate(variables, system.starts)[0]
         axes, chosen, fences = [], [], []
         for d, (cv, limit, width) in enumerate(zip(variables, limits, widths, strict=True)):
-            axis, used, fence = axis_of(cv, limit, built, width, settings.bins, values[:, d], system.numbers)
+            axis, used, fence = axis_of(
+                cv, limit, built, width, settings.bins, values[:, d], system.numbers, KB * temperature
+            )
             axes.append(axis)
             chosen.append(used)
             fences += fence
@@ -235,7 +238,7 @@ class Problem:
     def _space(self, frames: np.ndarray, mirror: bool) -> tuple[Schedule, Space]:
         """The coordinates of the process, and its times in them."""
         system, fixed, schedule = self.system, self._singled_out(), self.settings.schedule
-        if coordinates_of(system, self.settings.coordinates) == "cartesian":
+        if coordinates_of(system, self.settings.coordinates, self.cvs) == "cartesian":
             space = CartesianSpace(len(system.numbers), system.exchangeable(fixed), mirror)
             return replace(schedule, spread=self._spread(frames)), space
         z = self.zmatrix()
@@ -286,10 +289,11 @@ def _refuse_twins(variables: Sequence[CV], system: System) -> None:
             )
 
 
-def coordinates_of(system: System, wanted: str) -> str:
+def coordinates_of(system: System, wanted: str, cvs: Sequence[CV | str]) -> str:
     """ "cartesian" or "internal".
 
-    "auto" is internal where a force field keeps the bonds (a topology is known), no ring is cut and no group is linear.
+    "auto" is internal where bonds stay, no ring is cut and no group is linear. They stay in a force field (a topology
+    is known), and where nothing but torsions is pushed along.
 
     Raises:
         InputError: internal coordinates are wanted, and the molecule has none.
@@ -298,10 +302,18 @@ def coordinates_of(system: System, wanted: str) -> str:
         tree_zmatrix(system.numbers, system.bonds, system.starts[0])
     if wanted != "auto":
         return wanted
-    bonds = int(system.bonds.sum()) // 2
-    if system.topology is None or bonds != len(system.numbers) - 1:
+    tree = int(system.bonds.sum()) // 2 == len(system.numbers) - 1
+    if not tree or system.topology is None and not all(_turns(cv, system.bonds) for cv in cvs):
         return "cartesian"
     try:
-        return coordinates_of(system, "internal")
+        return coordinates_of(system, "internal", cvs)
     except InputError:
         return "cartesian"
+
+
+def _turns(cv: CV | str, bonds: np.ndarray) -> bool:
+    """Whether a variable is the torsion of a chain of bonded atoms."""
+    definition = cv.rpartition("=")[2].strip() if isinstance(cv, str) else cv.definition
+    match = re.fullmatch(r"torsion (\d+) (\d+) (\d+) (\d+)", definition)
+    atoms = [int(k) for k in match.groups()] if match else []
+    return bool(atoms) and max(atoms) < len(bonds) and all(bonds[i, j] for i, j in itertools.pairwise(atoms))

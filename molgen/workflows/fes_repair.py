@@ -37,6 +37,7 @@ class Repair:
         halves: root mean square difference, kT, of the surfaces of two halves of the recorded moves, bins counting by
             their samples, which tells whether the chains had come to rest; NaN until it is known.
         shift: likewise of their surface and that of the weights: chains too slow to mend much seem to rest as well.
+        memory: correlation of a variable between where the chains began and ended, of the variable that remembers most.
     """
 
     particles: int
@@ -46,6 +47,7 @@ class Repair:
     energies: int
     halves: float = float("nan")
     shift: float = 0.0
+    memory: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,4 +102,16 @@ def moved(sampler: Sampler, draws: Batch, begin: Chains) -> tuple[list[Batch], R
             rates.append(rate)
     target.rejections = counted
     used = target.potential.calls - calls
-    return states, Repair(m, moves, len(np.unique(chosen)), float(np.mean(rates)), used)
+    memory = max(
+        _correlation(draws.cvs[chosen, d], states[-1].cvs[:, d], axis.period) for d, axis in enumerate(target.bias.axes)
+    )
+    return states, Repair(m, moves, len(np.unique(chosen)), float(np.mean(rates)), used, memory=memory)
+
+
+def _correlation(before: np.ndarray, after: np.ndarray, period: float | None) -> float:
+    """Of two sets (m,) of values of one variable, of a periodic one on the circle; 1 of what does not vary at all."""
+    turn = 1.0 if period is None else 2j * np.pi / period
+    one, other = (x if period is None else np.exp(turn * x) for x in (before, after))
+    one, other = one - one.mean(), other - other.mean()
+    scale = np.sqrt((np.abs(one) ** 2).mean() * (np.abs(other) ** 2).mean())
+    return float(np.real((np.conj(one) * other).mean()) / scale) if scale > 0 else 1.0
