@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 TEMPERATURES = (310.0, 380.0, 470.0, 600.0)
 UNIT = 0.0005  # Angstrom of one int16 step
+STATE = ".state.npz"  # how the file of an unfinished simulation ends
 SAME_TEMPERATURE = 0.5  # K
 _REQUIRED = ("x", "e", "names", "bonds")
 
@@ -87,7 +88,7 @@ class MDSet:
 
 
 def md_files(paths: Sequence[Path]) -> list[Path]:
-    """The npz files of files and folders, each once.
+    """The npz files of files and folders, each once; states of unfinished simulations are none.
 
     Raises:
         InputError: a folder without any.
@@ -95,17 +96,23 @@ def md_files(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-        if not inside:
-            raise InputError("no npz file in this folder", where=str(path), expected="files of `molgen data md`")
-        found += inside
+        finished = [file for file in inside if not file.name.endswith(STATE)]
+        if not finished:
+            what = f"{inside[0].name} is unfinished" if inside else "no npz file in this folder"
+            raise InputError(
+                what, where=str(path), expected="files of `molgen data md`",
+                remedy="finish it by the same command with --resume" if inside else "",
+            )  # fmt: skip
+        found += finished
     return list(dict.fromkeys(found))
 
 
 def load_md(path: str | os.PathLike) -> MDSet:
     """The frames of one file, with atoms labelled as the file has them.
 
-    Which of two CH2 hydrogens is HB2, or which methyl of a valine CG1, is an accident of how the start structure was
-    built: it stays the same through a file and differs from file to file. Energies do not depend on it.
+    Which of two CH2 hydrogens is HB2, or which methyl of a valine CG1, was an accident of how each replica's start
+    structure was built in files of `molgen data md` until 27 November 2026, and changes along them with the exchanges;
+    since then it is the same in all. Energies do not depend on it.
 
     Raises:
         InputError: no such file, not an npz, missing keys, shapes that disagree, non-finite values, or atoms and bonds
@@ -149,6 +156,16 @@ def load_md(path: str | os.PathLike) -> MDSet:
         acceptance=float(arrays.get("acc", np.nan)),
         flow=str(arrays.get("flow", "")),
     )
+
+
+def peptide_of(path: Path) -> tuple[str, str | None]:
+    """Sequence and caps of a file, by its names alone.
+
+    Raises:
+        InputError: no file of molecular dynamics.
+    """
+    arrays = read_npz(path, ("names",), ("names",), expected="an npz of molecular dynamics", remedy="make it again")
+    return _sequence_of(tuple(arrays["names"].astype(str).tolist()), str(path))
 
 
 def save_md(path: str | Path, data: MDSet) -> Path:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from molgen.data.md import TEMPERATURES, MDSet, save_md
+from molgen.data.md import STATE, TEMPERATURES, MDSet, save_md
 from molgen.data.peptide import Peptide, build_peptide
 from molgen.data.start import start_structure
 from molgen.data.stereochemistry import before_proline, wrong_chirality
@@ -210,18 +210,22 @@ def generate_md(
     settle: int = SETTLE,
     save_seconds: float = SAVE_SECONDS,
     moves: Moves | None = None,
+    named: Callable[[np.ndarray], np.ndarray] | None = None,
     cis: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Simulate one peptide and write `path` (format: molgen.data.md), a frame a ps at each temperature.
 
-    What is done so far lies in `path` with the ending .state.npz, written every `save_seconds`; a run that finds it
+    What is done so far lies in `path` with the ending `STATE`, written every `save_seconds`; a run that finds it
     goes on from there. On the same machine the file has the same bytes as if it had not been stopped.
 
     Args:
         sequence, cap: as in `build_peptide`. frames: number of frames a temperature. temperatures: K.
         platform: "auto" takes Reference up to 60 atoms, CPU (one thread) above.
         hot, settle: ps before recording, see the module. moves: made every ps, at `temperatures`.
+        named: start structures (n, N, 3) with equivalent atoms (the hydrogens of a CH2, the methyl groups of a valine)
+            named alike, as `molgen.prose.layout.Layout.named` does; without it, and without moves, they are named by
+            chance in every replica, and names change along the frames of a temperature.
         cis: one replica of four starts with a peptide bond cis that is not before proline.
         progress: called with ps done, total.
 
@@ -237,12 +241,13 @@ def generate_md(
     peptide = build_peptide(sequence, cap)
     platform = platform if platform != "auto" else "Reference" if len(peptide) <= SMALL else "CPU"
     seed_here = sample_seed(seed, *sequence.encode())
-    state_path = path.with_name(path.stem + ".state.npz")
+    state_path = path.with_name(path.stem + STATE)
     starts = np.zeros((len(temperatures), len(peptide), 3))
     if not state_path.exists():
         for k, turned in enumerate(_forms(peptide, len(temperatures), seed_here, cis)):
             starts[k] = start_structure(peptide, sample_seed(seed_here, 2, k), turned)
-        starts = starts if moves is None else moves.named(starts)
+        named = named or (None if moves is None else moves.named)
+        starts = starts if named is None else named(starts)
     system, flow = heavy_hydrogens(peptide), "" if moves is None else moves.hash
     replicas = ReplicaExchange(system, starts, temperatures, seed_here, platform, hot, settle, moves=moves)
     x = np.zeros((len(temperatures), frames, len(peptide), 3), dtype=np.float32)

@@ -333,6 +333,19 @@ def test_other_files_of_a_folder_are_not_read(data: Path, tmp_path: Path) -> Non
         (tmp_path / f"GG-{k}.npz").write_bytes((data / "GA.npz").read_bytes())
     again = [tmp_path / "GG.npz", tmp_path]
     assert [len(case.sets) for case in workflow.gather(again, ["GG"])] == [1], "each file once, of other peptides none"
+    (tmp_path / "GG.npz").rename(tmp_path / "run1.npz")
+    assert [len(case.sets) for case in workflow.gather([tmp_path], ["GG"])] == [1], "whatever its name"
+    with pytest.raises(InputError, match="KW.npz: not an npz file"):
+        workflow.gather([tmp_path / "KW.npz"], ["GG"])
+
+
+def test_states_of_unfinished_simulations_are_no_data(data: Path, tmp_path: Path) -> None:
+    state = tmp_path / "AA.state.npz"
+    state.write_bytes(b"anything")
+    with pytest.raises(InputError, match="AA.state.npz is unfinished(?s:.*)--resume"):
+        workflow.gather([tmp_path])
+    (tmp_path / "GG.npz").write_bytes((data / "GG.npz").read_bytes())
+    assert [case.name for case in workflow.gather([tmp_path])] == ["GG"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from molgen.checkpoint import SHIPPED, TENSORS_FILE
 from molgen.cli import fes_report, main
 from molgen.cli import peptide as command
 from molgen.data.peptide import Peptide
+from molgen.reweight.importance import diagnose
+from molgen.workflows import peptide_output
 
 FILES = {"topology.pdb", "samples.xtc", "weights.npz", "ramachandran.png", "weights.png", "summary.json"}
 runner = CliRunner()
@@ -77,7 +79,7 @@ def test_the_advice_is_what_was_not_tried_or_still_gains(tmp_path: Path) -> None
         "smc": None,
         "weights": {"khat": 0.9, "threshold": 0.66, "n": 1000},
     }
-    rising, falling = ([{"ess": ess} for ess in row] for row in ((0.01, 0.02, 0.05), (0.01, 0.05, 0.02)))
+    rising, falling = ([{"kept": k == best} for k in range(3)] for best in (2, 1))
     for finetuning, smc, expected in (
         ([], None, "try --finetune 4 or --smc"),
         (rising, None, f"try --weights {tmp_path / 'adapter'} --finetune 4 --out NEW or --smc"),
@@ -94,6 +96,22 @@ def test_few_effective_samples_ask_for_more(tmp_path: Path) -> None:
     weights = {"khat": 0.3, "threshold": 0.4, "n": 60, "ess": 0.2}
     told = {"prose_compat": False, "verdict": "biased", "smc": None, "finetuning": [], "weights": weights}
     assert command._advice(told, tmp_path) == "12 effective samples are too few: give -n 300 or more"
+    told["weights"] = {**weights, "khat": 0.64}  # above its threshold, and no reason to refuse
+    assert command._advice(told, tmp_path) == "12 effective samples are too few: give -n 300 or more"
+    told["weights"] = {**weights, "khat": None}  # hardly a weight that counts
+    assert command._advice(told, tmp_path).endswith("try --finetune 4 or --smc")
+
+
+def test_everything_that_a_verdict_rests_on_is_said() -> None:
+    rng = np.random.default_rng(1)
+    for spread, n, texts in (
+        (1.7, 100, ["effective samples, fine from 25", "k-hat"]),
+        (1.0, 30, ["effective samples"]),
+    ):
+        found = diagnose(spread * rng.standard_normal(n))
+        said = peptide_output._refused(found)
+        assert all(text in said for text in texts), (said, found)
+    assert peptide_output._refused(diagnose(np.full(30, -np.inf))) == "too few weights for a k-hat"
 
 
 def test_smc_is_reported(tmp_path: Path) -> None:
@@ -106,7 +124,10 @@ def test_smc_is_reported(tmp_path: Path) -> None:
         "weights": weights, "smc": {
             "hot_temperature": 600.0, "hot_weights": {"khat": 0.61}, "unique_ancestors": 7, "ess_of_ancestors": 0.3,
         },
-        "finetuning": [{"ess": 0.01, "khat": 0.9}, {"ess": 0.2, "khat": 0.4}], "results": [],
+        "finetuning": [
+            {"ess": 0.01, "ess_psis": 0.02, "khat": 0.9, "kept": False},
+            {"ess": 0.2, "ess_psis": 0.21, "khat": 0.4, "kept": True},
+        ], "results": [],
         "proposals": 12, "redrawn": {"contact": 3}, "rejections": {"non-finite energy": 2},
         "samples_per_second": None, "energies_per_second": None, "energy_calls": 77,
     }  # fmt: skip
@@ -115,7 +136,7 @@ def test_smc_is_reported(tmp_path: Path) -> None:
     assert lines[1].endswith("): k-hat 0.9, fine up to 0.7; descends from 3 effective ancestors of 9")
     assert "none, too few weights" in lines[4] and "600 K, k-hat 0.61 there" in lines[5]
     assert "30.00% by ancestor" in lines[3] and "7 of 9 proposals" in lines[6]
-    assert "after 1 rounds" in lines[8] and "20.00%, k-hat 0.4" in lines[8]
+    assert "after 1 rounds" in lines[8] and "20.00% raw, 21.00% with smoothed weights, k-hat 0.4, kept" in lines[8]
     assert "3 x contact (25.00% of 12)" in lines[9] and "2 x non-finite energy" in lines[10]
     assert lines[11].endswith("77 energies")
 

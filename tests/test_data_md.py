@@ -20,6 +20,7 @@ from molgen.data.stereochemistry import before_proline, cis_bonds, peptide_bonds
 from molgen.errors import InputError
 from molgen.geometry.internal import dihedral
 from molgen.units import KB, KJ_MOL
+from molgen.workflows.md import _Simulation
 
 mm = pytest.importorskip("openmm")
 QUICK = {"temperatures": (310.0, 600.0), "hot": 2, "settle": 1}
@@ -158,6 +159,16 @@ def test_both_forms_of_proline_are_sampled(tmp_path):
     generate_md("GP", tmp_path / "GP.npz", 2, temperatures=(310.0, 380.0), hot=1, settle=0)
     md = load_md(tmp_path / "GP.npz")
     assert (cis_bonds(md.peptide, md.positions)[..., 0].sum(0) == 1).all()
+
+
+def test_equivalent_groups_have_one_name_in_all_frames(tmp_path):
+    """Which methyl group of a valine is CG1: by chance in every start, and in frames that replicas exchange."""
+    options = {"frames": 3, "cap": None, "temperatures": (310.0, 380.0, 470.0, 600.0), "hot": 1, "settle": 0}
+    _Simulation(tmp_path, {**options, "seed": 0, "platform": "Reference"}, None)("VA", lambda ps: None)
+    data = load_md(tmp_path / "VA.npz")
+    at = [[name.split(":")[2] for name in data.names].index(name) for name in ("CA", "HB", "CG1", "CG2")]
+    x = data.positions.astype(float)[:, :, at]
+    assert len(np.unique(np.sign(np.linalg.det(x[..., 1:, :] - x[..., :1, :])))) == 1
 
 
 def test_handedness_is_that_of_rdkit():

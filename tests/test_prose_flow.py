@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import CancelledError
+from threading import Event
 
 import numpy as np
 import pytest
@@ -79,6 +81,13 @@ def test_blocks_at_once_give_the_sequential_result(molecule: str, block: int | N
     assert (out.log_q - one.log_q[some])[finite].abs().max() < 1e-6
     if block is None:
         assert out.rounds < layout.atoms, "fewer rounds than atoms"
+
+
+def test_sampling_stops_between_atoms() -> None:
+    layout, one, stop = layout_of("TP"), drawn("TP"), Event()
+    stop.set()
+    with pytest.raises(CancelledError):
+        sample(flow_of(), layout, one.noise[:2], one.kelvin[:2], stop=stop)
 
 
 def test_a_sample_depends_on_seed_and_index_alone() -> None:

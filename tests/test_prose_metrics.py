@@ -245,6 +245,16 @@ def test_dipeptides_have_no_residue_with_both_angles(rng: np.random.Generator) -
     assert found["js_bonds"]["floor"] > 0 and found["points"]["reference"] == [50, 51]
 
 
+def test_one_residue_has_no_bond_between_two(rng: np.random.Generator) -> None:
+    def one(n: int) -> Conformations:
+        x = rng.normal(size=(n, 2))
+        return Conformations(Torsions(x[:, :1], x[:, 1:], x[:, :0], np.array([0]), np.array([0])), rng.normal(size=n))
+
+    found = compare(one(60), halves(one(101)), 310.0)
+    assert found["js_bonds"] == {"raw": None, "reweighted": None, "floor": None}
+    assert found["js_residues"]["floor"] > 0
+
+
 def test_pairs_are_of_one_residue_or_of_one_bond() -> None:
     phi, psi = np.array([[10.0, 20.0]]), np.array([[1.0, 2.0]])  # phi of 1 and 2, psi of 0 and 1
     t = angles(phi, psi)

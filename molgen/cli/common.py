@@ -258,6 +258,11 @@ def _escaped(text: str) -> str:
     return escape(text)
 
 
+def sequences_of(text: str) -> list[str]:
+    """The sequences of "AA, GPEV"."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def seconds_of(text: str) -> float:
     """Seconds of "90s", "30m", "2h", "1h30m" or a plain number of seconds.
 

@@ -115,7 +115,7 @@ def evaluate_prose(
     from molgen.workflows.draws import DRAWN
     from molgen.workflows.evaluate_prose import evaluate_prose, gather
 
-    wanted = [part for text in sequences for part in text.split(",") if part] if sequences else None
+    wanted = common.sequences_of(",".join(sequences)) if sequences else None
     require_platform(platform)
     cases = gather(data or [], wanted, cap)
     proposal = load_flow(weights, dtype=common.resolve_dtype(dtype))

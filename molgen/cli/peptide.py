@@ -102,7 +102,10 @@ def report(summary: dict[str, Any], out: Path) -> str:
         )
         rows.append(("ancestors", f"{smc['unique_ancestors']} of {weights['n']} proposals have descendants"))
     for number, row in enumerate(summary["finetuning"]):
-        rows.append((f"after {number} rounds", f"ESS {row['ess']:.2%}, k-hat {common.number(row['khat'])}"))
+        said = (
+            f"ESS {row['ess']:.2%} raw, {row['ess_psis']:.2%} with smoothed weights, k-hat {common.number(row['khat'])}"
+        )
+        rows.append((f"after {number} rounds", f"{said}{', kept' if row['kept'] else ''}"))
     for row in summary["results"]:
         said = doubt(row["khat"], row["reliable"], row.get("why", ""))
         value = f"{common.number(row['value'], 5)} +- {common.number(row['error'])} {row['unit']}".rstrip()
@@ -128,13 +131,13 @@ def _judged(weights: dict[str, Any]) -> str:
 
 
 def _advice(summary: dict[str, Any], out: Path) -> str:
-    from molgen.reweight.importance import LEAST_DRAWS
+    from molgen.reweight.importance import LEAST_DRAWS, RELIABLE_KHAT
 
     if summary["prose_compat"]:
         return "the largest weights were dropped (--prose-compat): averages are biased by construction"
-    tuned, smc, n = [row["ess"] for row in summary["finetuning"]], summary["smc"], summary["weights"]["n"]
+    tuned, smc, n = summary["finetuning"], summary["smc"], summary["weights"]["n"]
     ways = [] if tuned else ["--finetune 4"]
-    if tuned and tuned[-1] == max(tuned):  # still gaining
+    if tuned and tuned[-1]["kept"]:  # still gaining
         ways.append(f"--weights {out / 'adapter'} --finetune 4 --out NEW")
     if not smc:
         ways.append("--smc")
@@ -142,10 +145,10 @@ def _advice(summary: dict[str, Any], out: Path) -> str:
         enough = 2 * LEAST_DRAWS * n / effective  # about twice what is needed
         ways.append(f"-n {math.ceil(enough / 1000) * 1000}")
     remedy = f"try {' or '.join(ways)}" if ways else "neither finetuning nor --smc has repaired that"
-    if summary["weights"]["khat"] is None and n < LEAST_DRAWS:  # there is no k-hat, which says nothing of them
-        return f"{n} samples are too few to judge the weights: give -n 1000 or more"
     weights = summary["weights"]
-    if not smc and weights["khat"] <= weights["threshold"]:  # what there is lacks nothing but number
+    if weights["khat"] is None and n < LEAST_DRAWS:  # there is no k-hat, which says nothing of them
+        return f"{n} samples are too few to judge the weights: give -n 1000 or more"
+    if not smc and weights["khat"] is not None and weights["khat"] <= RELIABLE_KHAT:  # what lacks is number
         found, enough = weights["ess"] * n, 2 * LEAST_DRAWS / weights["ess"]
         return f"{found:.0f} effective samples are too few: give -n {math.ceil(enough / 100) * 100} or more"
     return f"{summary['verdict']}: averages over this ensemble are not Boltzmann averages; {remedy}"

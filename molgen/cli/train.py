@@ -236,7 +236,7 @@ def train_prose(
     model = make_flow(config or "small") if init is None else load_flow(init).model
     if layers is not None:
         model = deepened(model, layers)
-    chosen = [sequence.strip() for sequence in val.split(",") if sequence.strip()]
+    chosen = common.sequences_of(val)
     with common.progress() as bar:
         task = bar.add_task("files", total=None)
         found = load_training_data(

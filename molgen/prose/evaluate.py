@@ -162,13 +162,13 @@ def compare(
         return found | {k: float(np.mean([distance(v, part) for part in against])) for k, v in own.items() if len(v)}
 
     nothing = {"raw": None, "reweighted": None, "floor": None}
-    both = bool(sample.torsions.pairs(0))
+    residues, bonds = (bool(sample.torsions.pairs(across)) for across in (0, 1))
     return {
         "e_w2": row(energies, finite, reference),
         "t_w2": row(torus, thin, parts),
         "tica_w2": row(tica, thin, parts),
-        "js_bonds": row(partial(divergence, across=1), views, reference),
-        "js_residues": row(partial(divergence, across=0), views, reference) if both else nothing,
+        "js_bonds": row(partial(divergence, across=1), views, reference) if bonds else nothing,
+        "js_residues": row(partial(divergence, across=0), views, reference) if residues else nothing,
         "points": {name: len(view) for name, view in thin.items()} | {"reference": [len(part) for part in parts]},
         "lag": lag,
         "bins": BINS,

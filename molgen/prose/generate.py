@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 
 import numpy as np
 import torch
@@ -73,12 +74,13 @@ def propose(
     def one(indices: range) -> tuple[np.ndarray, np.ndarray]:
         torch.set_num_threads(1)
         noise = torch.stack([uniform(seed, i, layout.noise) for i in indices])
-        out = sample(flow, layout, noise, torch.full((len(indices),), float(temperature), dtype=torch.float64))
+        kelvins = torch.full((len(indices),), float(temperature), dtype=torch.float64)
+        out = sample(flow, layout, noise, kelvins, stop=stop)
         return out.x.cpu().numpy(), out.log_q.cpu().numpy()
 
     # batches side by side, each on one thread: two threads within one operation gain little, and lose a factor of three
     # on a machine that has anything else to do, since they wait for each other
-    threads, parts = torch.get_num_threads(), []
+    threads, parts, stop = torch.get_num_threads(), [], Event()
     with ThreadPoolExecutor(threads if on_cpu else 1) as pool:
         try:
             for part in pool.map(one, batches):
@@ -86,6 +88,7 @@ def propose(
                 if progress is not None:
                     progress(len(part[1]))
         finally:
+            stop.set()  # after Ctrl-C: shutdown waits for the batches under way
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
     xs, log_qs = zip(*parts, strict=True)
@@ -98,12 +101,18 @@ def uniform(seed: int, index: int, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def sample(flow: ProseFlow, layout: Layout, noise: Tensor, temperature: Tensor, block: int = 1) -> Sampled:
+def sample(
+    flow: ProseFlow, layout: Layout, noise: Tensor, temperature: Tensor, block: int = 1, stop: Event | None = None
+) -> Sampled:
     """Map noise to conformations.
 
     Args:
         noise: (B, layout.noise) in (0, 1). temperature: (B,) K.
         block: atoms placed at once; 1 is sequential, N is pure Jacobi iteration. The result is the same.
+        stop: looked at after every atom.
+
+    Raises:
+        CancelledError: `stop` was set.
     """
     b, n = len(noise), layout.atoms
     dtype, device = flow.waves.dtype, flow.waves.device
@@ -113,6 +122,8 @@ def sample(flow: ProseFlow, layout: Layout, noise: Tensor, temperature: Tensor, 
     q, log_q, rounds = torch.zeros_like(x), noise.new_zeros(b, n), 0
     h, cache, content = flow.encode(layout), TrunkCache(), None
     for begin in range(0, n, block):
+        if stop is not None and stop.is_set():
+            raise CancelledError
         end = min(begin + block, n)
         rows = Rows.of(layout, range(begin, end))
         ranks = rows.ranks

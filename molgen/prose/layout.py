@@ -15,7 +15,7 @@ from molgen.data.peptide import Parameters, Peptide
 from molgen.geometry.internal import ZMatrix
 from molgen.prose.limits import Limits
 from molgen.prose.rotors import Bends, Rotor, Terms, build_rotor
-from molgen.prose.zmatrix import build_zmatrix
+from molgen.prose.zmatrix import build_zmatrix, canonical
 from molgen.units import COULOMB
 
 if TYPE_CHECKING:
@@ -84,6 +84,12 @@ class Layout:
     def order(self) -> Tensor:
         """(N,) atom index of each rank."""
         return torch.from_numpy(self.z.order).to(self.device)
+
+    def named(self, positions: np.ndarray) -> np.ndarray:
+        """Positions (n, N, 3) in the peptide's order, equivalent hydrogens and methyl groups named as the flow does."""
+        found = np.array(positions, dtype=float)
+        found[:, self.z.order] = canonical(self.z, torch.from_numpy(found)[:, self.z.order]).numpy()
+        return found
 
     @cached_property
     def references(self) -> tuple[Tensor, Tensor, Tensor]:

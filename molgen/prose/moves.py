@@ -18,7 +18,6 @@ from molgen.data.stereochemistry import wrong_chirality
 from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
 from molgen.prose.weights import Proposal
-from molgen.prose.zmatrix import canonical
 from molgen.rng import generator, sample_seed
 from molgen.units import KB
 
@@ -53,10 +52,7 @@ class FlowMoves:
 
     def named(self, positions: np.ndarray) -> np.ndarray:
         """Positions (n, N, 3) with equivalent hydrogens and methyl groups named as the flow names them."""
-        z, order = self._layout.z, self._layout.order
-        found = np.array(positions, dtype=float)
-        found[:, order.numpy()] = canonical(z, torch.from_numpy(found)[:, order]).numpy()
-        return found
+        return self._layout.named(positions)
 
     def __call__(
         self, move: int, positions: np.ndarray, energies: np.ndarray

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from molgen.data.md import MDSet, load_md, md_files
-from molgen.data.peptide import Peptide, build_peptide, plain_sequence, residues_of
+from molgen.data.md import MDSet, load_md, md_files, peptide_of
+from molgen.data.peptide import Peptide, build_peptide, residues_of
 from molgen.data.stereochemistry import turned_bonds
 from molgen.errors import CalculatorError, InputError
 from molgen.prose.evaluate import (
@@ -52,11 +52,14 @@ class Case:
         return self.peptide.sequence + (f"_{self.peptide.cap}" if self.peptide.cap else "")
 
     def frames(self, temperature: float) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Positions (F, N, 3) in Angstrom and energies (F,) in eV at `temperature`, of every set that has it."""
-        found = []
+        """Positions (F, N, 3) in Angstrom and energies (F,) in eV at `temperature`, of every set that has it.
+
+        Equivalent atoms are named as the flow names them, whatever the file does.
+        """
+        found, layout = [], Layout.of(self.peptide)
         for md in self.sets:
             if (k := md.at(temperature)) is not None:
-                found.append((np.asarray(md.positions[k], dtype=float), np.asarray(md.energies[k], dtype=float)))
+                found.append((layout.named(md.positions[k]), np.asarray(md.energies[k], dtype=float)))
         return found
 
 
@@ -79,19 +82,13 @@ def gather(data: Sequence[str | Path], sequences: Sequence[str] | None = None, c
         )
     if sequences is not None:
         wanted = list(dict.fromkeys(build_peptide(sequence, cap) for sequence in sequences))
-    files: list[Path] = []
-    for path in map(Path, data):
-        inside = md_files([path])
-        if wanted is not None and path.is_dir():  # a file in a folder is named after its sequence
-            inside = [
-                file for file in inside if any(peptide.sequence in plain_sequence(file.stem) for peptide in wanted)
-            ]
-        files += inside
+    named = [path for path in map(Path, data) if not path.is_dir()]
+    files = md_files(list(map(Path, data)))
     sets: dict[tuple[str, str | None], list[MDSet]] = {}
     for file in dict.fromkeys(files):
-        md = load_md(file)
-        if wanted is not None and (md.sequence, md.cap) not in {(p.sequence, p.cap) for p in wanted}:
+        if wanted is not None and not _holds(file, wanted, file in named):
             continue
+        md = load_md(file)
         runs = sets.setdefault((md.sequence, md.cap), [])
         if len(runs) == 2:
             raise InputError(
@@ -104,6 +101,17 @@ def gather(data: Sequence[str | Path], sequences: Sequence[str] | None = None, c
     if not peptides:
         raise InputError("nothing to evaluate", expected="--data with files of molecular dynamics, or --sequences")
     return [Case(peptide, tuple(sets.get((peptide.sequence, peptide.cap), ()))) for peptide in peptides]
+
+
+def _holds(file: Path, wanted: Sequence[Peptide], named: bool) -> bool:
+    """Whether a file is of one of the peptides; one that was not `named`, nor is after one of them, may be no file of
+    molecular dynamics at all."""
+    try:
+        return peptide_of(file) in {(peptide.sequence, peptide.cap) for peptide in wanted}
+    except InputError:
+        if named or any(peptide.sequence in file.stem for peptide in wanted):
+            raise
+        return False
 
 
 def evaluate_prose(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from zlib import crc32
 
@@ -72,7 +72,7 @@ class FinetuneSettings:
 @dataclass(frozen=True)
 class Round:
     """One round: k-hat and ESS of fresh draws of the flow it began with; the exponent its weights were tempered with;
-    losses of its training; energies evaluated."""
+    losses of its training; energies evaluated; whether that flow is the one that was kept."""
 
     khat: float
     ess: float
@@ -80,6 +80,7 @@ class Round:
     exponent: float
     losses: dict[str, float]
     energy_calls: int
+    kept: bool = False
 
 
 def finetune_flow(
@@ -156,6 +157,7 @@ def finetune_flow(
         record.append(Round(found.khat, found.ess, found.ess_psis, exponent, losses, fresh.calls))
         if last:
             break
+    record[best] = replace(record[best], kept=True)
     config = {**proposal.config, "finetuned": _describe(layout, temperature, proposal, best, record, s)}
     save_checkpoint(folder, flows[best].model.state_dict(), config)
     return load_flow(folder), record

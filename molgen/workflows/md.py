@@ -14,6 +14,7 @@ from molgen.data.peptide import build_peptide, plain_sequence
 from molgen.data.remd import HOT, SETTLE, generate_md
 from molgen.errors import CalculatorError, InputError, MolgenError
 from molgen.pool import Died, WorkerPool
+from molgen.prose.layout import Layout
 from molgen.prose.moves import FlowMoves
 from molgen.prose.weights import Proposal, load_flow
 from molgen.rng import sample_seed
@@ -162,11 +163,13 @@ class _Simulation:
     def __call__(self, sequence: str, progress: Callable[[int], None]) -> dict[str, Any]:
         path = self.directory / f"{sequence}.npz"
         try:
-            moves = None
+            moves, named = None, Layout.of(build_peptide(sequence, self.options["cap"])).named
             if self.proposal is not None:
                 kinds = (self.options[key] for key in ("cap", "temperatures", "seed", "platform"))
                 moves = moves_of(self.proposal, sequence, *kinds)
-            return generate_md(sequence, path, moves=moves, progress=lambda done, total: progress(done), **self.options)
+            return generate_md(
+                sequence, path, moves=moves, named=named, progress=lambda done, total: progress(done), **self.options
+            )
         except MolgenError as error:
             reason = str(error)
         except Exception as error:  # OpenMM's own, such as "Particle coordinate is NaN"

@@ -15,7 +15,15 @@ from molgen.prose.validity import validate
 from molgen.report import ensemble_plots
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.estimate import effective_groups
-from molgen.reweight.importance import LEAST_DRAWS, Verdict, WeightDiagnostics, diagnose, normalised, verdict
+from molgen.reweight.importance import (
+    LEAST_DRAWS,
+    Verdict,
+    WeightDiagnostics,
+    diagnose,
+    few_effective,
+    normalised,
+    verdict,
+)
 from molgen.reweight.smc import Population
 from molgen.run import RUN_KEYS, Run
 from molgen.units import energy_unit, shown
@@ -99,9 +107,9 @@ def reasons(sampled: Sampled) -> list[str]:
 def _refused(found: WeightDiagnostics) -> str:
     if not np.isfinite(found.khat):
         return "too few weights for a k-hat"
-    if found.khat <= found.threshold:
-        return f"{found.ess * found.n:.1f} effective samples, fine from {LEAST_DRAWS}"
-    return f"k-hat {found.khat:.2f}, fine up to {found.threshold:.2f}"
+    texts = [f"{found.ess * found.n:.1f} effective samples, fine from {LEAST_DRAWS}"] if few_effective(found) else []
+    texts += [f"k-hat {found.khat:.2f}, fine up to {found.threshold:.2f}"] if found.khat > found.threshold else []
+    return "; ".join(texts)
 
 
 def observed(ensemble: Ensemble, observables: Iterable[str], units: str) -> list[dict[str, Any]]:
