@@ -151,12 +151,22 @@ def textbook(report: dict) -> str:
 
 
 def ions(report: dict) -> str:
-    """Named reactions of ions and radicals, with what is said of those without a proven saddle."""
+    """Named reactions of ions and radicals."""
+    return said(report["ions"])
+
+
+def elements(report: dict) -> str:
+    """Named reactions of other elements and larger molecules."""
+    return said(report["elements"])
+
+
+def said(rows: list[dict]) -> str:
+    """Reactions with what is said of those without a proven saddle."""
     lines = [
         "| reaction | verdict | barrier there, back, kcal/mol | guess | gradient calls | s | wells of others |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in report["ions"]:
+    for row in rows:
         others = row["reason"] if row["verdict"] in ("half", "unintended") else ""
         gone = [f"the {side} is no minimum: it becomes {other}" for side, other in row.get("unstable", {}).items()]
         lines.append(f"| {' | '.join([*_cells(row), '; '.join(filter(None, [others, *gone]))])} |")
@@ -171,7 +181,7 @@ def _cells(row: dict) -> list[str]:
 
 
 MAKERS = {
-    "textbook.json": {"textbook": textbook, "ions": ions},
+    "textbook.json": {"textbook": textbook, "ions": ions, "elements": elements},
     "ts.json": {"geometry": geometry, "invariance": invariance, "saddles": saddles, "confidence": confidence},
     "correction.json": {"gradients": gradients},
     "barriers.json": {"barriers": barriers},

@@ -3,8 +3,8 @@
     python benchmarks/textbook.py --out runs/textbook [--only Claisen Cope]
 
 Those of neutral molecules without numbers once more as structures: each side in the best of its own conformers by
-RDKit, the product's atoms shuffled. What is in OUT/textbook.jsonl already is not run again. Then
-`benchmarks/tables.py`.
+RDKit, the product's atoms shuffled. `elements`: beyond H, C, N and O, and larger molecules. What is in
+OUT/textbook.jsonl already is not run again. Then `benchmarks/tables.py`.
 """
 
 from __future__ import annotations
@@ -112,14 +112,43 @@ IONS = {
     "methyl radical and ethene": "[CH3].C=C>>CC[CH2]",
     "tert-butoxyl radical, beta scission": "CC(C)(C)[O]>>CC(C)=O.[CH3]",
 }  # fmt: skip
-SETS = {"textbook": REACTIONS, "ions": IONS}
+ELEMENTS = {
+    "Wittig, oxaphosphetane opens": "C1COP1(C)(C)C>>C=C.O=P(C)(C)C",
+    "Wittig, oxaphosphetane forms": "CP(C)(C)=C.C=O>>C1COP1(C)(C)C",
+    "Arbuzov": "CO[P+](OC)(OC)C.[Cl-]>>COP(=O)(OC)C.CCl",
+    "Staudinger, N2 leaves": "[N-]=[N+]=NC.CP(C)C>>CN=P(C)(C)C.N#N",
+    "sulfoxide elimination": "CS(=O)CC>>C=C.CSO",
+    "selenoxide elimination": "C[Se](=O)CC>>C=C.C[Se]O",
+    "Mislow-Evans": "CS(=O)CC=C>>CSOCC=C",
+    "thiirane and a phosphine": "C1CS1.CP(C)C>>C=C.S=P(C)(C)C",
+    "Brook": "[SiH3]CC=O>>C=CO[SiH3]",
+    "hydrosilylation": "C=C.[SiH4]>>CC[SiH3]",
+    "SN2 at silicon": "[F-].C[Si](C)(C)Cl>>F[Si](C)(C)C.[Cl-]",
+    "alkyl exchange of a borane": "CB(C)C.C=C>>CCCB(C)C",
+    "phosgene to Cl2 and CO": "ClC(Cl)=O>>ClCl.[C-]#[O+]",
+    "HF from fluoroethane": "FCC>>C=C.F",
+    "bromine and ethene": "C=C.BrBr>>BrCCBr",
+    "dichlorocarbene and ethene": "C=C.[C](Cl)Cl>>C1CC1(Cl)Cl",
+    "SN2, I- and CH3Br": "[I-].CBr>>CI.[Br-]",
+    "anthracene and maleic anhydride":
+        "c1ccc2cc3ccccc3cc2c1.O=C1C=CC(=O)O1>>O=C1OC(=O)C2C1C1c3ccccc3C2c2ccccc12",
+    "retro-ene, diphenyl": "C=CCC(O)(c1ccccc1)c1ccccc1>>C=CC.O=C(c1ccccc1)c1ccccc1",
+    "Claisen, aromatic": "C=CCOc1ccccc1>>C=CCC1C=CC=CC1=O",
+    "Hofmann elimination": "C[N+](C)(C)CC.[OH-]>>C=C.CN(C)C.O",
+    "hydroxypyridine beside a water": "Oc1ccccn1.O>>O=c1cccc[nH]1.O",
+    "hydroxypyridine by way of a water":
+        "[H:1][O:2]c1cccc[n:3]1.[H:4][O:5][H:6]>>[O:2]=c1cccc[n:3]1[H:4].[H:1][O:5][H:6]",
+    "Prilezhaev": "C=C.OOC=O>>C1CO1.OC=O",
+}  # fmt: skip
+SETS = {"textbook": REACTIONS, "ions": IONS, "elements": ELEMENTS}
+ALL = REACTIONS | IONS | ELEMENTS
 
 
 def examine(name: str, weights: str) -> dict:
     """One row: what came of the SMILES and, under "structures", of its two sides."""
-    smiles = (REACTIONS | IONS)[name]
+    smiles = ALL[name]
     row = {"name": name, "smiles": smiles, **outcome(smiles=smiles, weights=weights)}
-    if ":1]" in smiles or name in IONS:  # a reaction into itself: only the numbers tell what reacts
+    if ":1]" in smiles or name not in REACTIONS:  # a reaction into itself: only the numbers tell what reacts
         return row
     reactant, product = (embed_molecule(part, name, seed=5) for part in smiles.split(">>"))
     order = np.random.default_rng(0).permutation(len(product.numbers))
@@ -150,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", default="tsgen")
-    parser.add_argument("--only", nargs="+", choices=[*REACTIONS, *IONS], default=[*REACTIONS, *IONS])
+    parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(ALL))
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)

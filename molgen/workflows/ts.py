@@ -64,7 +64,7 @@ def find_ts(
     The model proposes, the calculator disposes: every distinct guess is refined to a saddle, its modes counted, and
     both sides followed down to see which molecules they are. When no guess of the model leads to the intended saddle,
     or the weights do not know an element, guesses without a model are tried as well: the sqrt-distance guess, and both
-    sides relaxed by the calculator with the bonds that change held half made.
+    sides relaxed by the calculator with the bonds that change held half made, or where one side becomes the other.
 
     Args:
         reactant, product: path (xyz, extxyz, pdb, sdf), ase.Atoms, or a list of these, one a fragment. Any atom
@@ -75,7 +75,8 @@ def find_ts(
         calculator: "gfn2", "gfn1", "module:Class", an ASE calculator, or a molgen Potential; calculator_kwargs: for
             "module:Class".
         verify: "quick" (modes, then descents), "irc" (intrinsic reaction coordinate), "none".
-        max_calls: gradient calls of one refinement, at most; default 100, 8 an atom for more than 21 atoms.
+        max_calls: gradient calls of one refinement, at most; default 100, 8 an atom for more than 21 atoms. As many
+            again for a few that end near a saddle, where none was proven.
         time_budget: s; no further guess is refined after that, the first always is. What is left is counted in
             `result.rejections`.
         out: folder for ts.xyz, guesses.xyz, path.xyz, ts_corrected.xyz, barrier.png, summary.json, manifest.json.
