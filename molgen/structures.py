@@ -245,11 +245,9 @@ def _read_with_ase(path: Path) -> Structure:
         frames = read(path, index=":")
     except Exception as error:  # ASE's readers raise whatever their parsing meets
         raise InputError(
-            f"cannot be read ({type(error).__name__}: {error})",
-            where=str(path),
-            expected="a structure file that ASE knows",
-            remedy="convert it to xyz",
-        ) from error
+            f"cannot be read ({type(error).__name__}: {error})", where=str(path),
+            expected="a structure file that ASE knows", remedy="convert it to xyz",
+        ) from error  # fmt: skip
     if not frames:
         raise InputError("holds no structure", where=str(path), expected="one molecule")
     notes = _last_of(path, len(frames)) + (_unbound(str(path)) if frames[-1].pbc.any() else ())
@@ -308,17 +306,15 @@ def _frame(lines: list[str], at: int, path: str) -> tuple[np.ndarray, np.ndarray
         count = int(lines[at])
     except ValueError:
         raise InputError(
-            f"'{lines[at].strip()}' is not a number of atoms",
-            where=f"{path}, line {at + 1}",
+            f"'{lines[at].strip()}' is not a number of atoms", where=f"{path}, line {at + 1}",
             expected="xyz: number of atoms, a comment line, then 'element x y z' lines",
-        ) from None
+        ) from None  # fmt: skip
     if count < 1 or at + 2 + count > len(lines):
         raise InputError(
-            f"{count} atoms announced, {max(0, len(lines) - at - 2)} found",
-            where=f"{path}, line {at + 1}",
+            f"{count} atoms announced, {max(0, len(lines) - at - 2)} found", where=f"{path}, line {at + 1}",
             expected="as many atom lines as the first line says",
             remedy="correct the count, or fetch the file again: it may be cut short",
-        )
+        )  # fmt: skip
     element, first = _columns(lines[at + 1], f"{path}, line {at + 2}")
     numbers, positions = np.empty(count, np.int64), np.empty((count, 3))
     for k in range(count):

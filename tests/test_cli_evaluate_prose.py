@@ -340,8 +340,7 @@ def test_other_files_of_a_folder_are_not_read(data: Path, tmp_path: Path) -> Non
 
 
 def test_states_of_unfinished_simulations_are_no_data(data: Path, tmp_path: Path) -> None:
-    state = tmp_path / "AA.state.npz"
-    state.write_bytes(b"anything")
+    (tmp_path / "AA.state.npz").write_bytes(b"anything")
     with pytest.raises(InputError, match="AA.state.npz is unfinished(?s:.*)--resume"):
         workflow.gather([tmp_path])
     (tmp_path / "GG.npz").write_bytes((data / "GG.npz").read_bytes())
