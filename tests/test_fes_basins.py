@@ -95,12 +95,12 @@ def test_the_ensemble_reads_the_same_barrier():
         line.barrier("a", (-0.5, 1.5))
 
 
-def plane(free, keep) -> list[str]:
+def plane(free, keep, walled=None) -> list[str]:
     """What a surface over two angles, sampled where `keep` says, may lack."""
     points = np.random.default_rng(2).uniform(-np.pi, np.pi, (60_000, 2))
     points = points[keep(*points.T)]
     ensemble = ensemble_of(points, free(*points.T), None)
-    return unvisited(ensemble.fes(["a", "b"], bins=[np.linspace(-np.pi, np.pi, 25)] * 2))
+    return unvisited(ensemble.fes(["a", "b"], bins=[np.linspace(-np.pi, np.pi, 25)] * 2), walled)
 
 
 def test_a_surface_that_stops_at_a_low_place_is_pointed_out():
@@ -112,6 +112,8 @@ def test_a_surface_that_stops_at_a_low_place_is_pointed_out():
     assert plane(bowl, lambda a, b: bowl(a, b) < 12) == []
     cut = plane(bowl, lambda a, b: (bowl(a, b) < 12) & (a < np.pi / 12))
     assert len(cut) == 1 and "beside low ones" in cut[0] and "(22.5 degrees, " in cut[0]
+    beyond = np.repeat(np.linspace(-np.pi, np.pi, 25)[1:, None] > np.pi / 8, 24, 1)
+    assert plane(bowl, lambda a, b: (bowl(a, b) < 12) & (a < np.pi / 12), beyond) == [], "a wall is there"
     halves = plane(bowl, lambda a, b: (bowl(a, b) < 12) & (np.abs(a) > 0.6))
     assert any("2 parts of the surface are joined by no sample" in note for note in halves)
 

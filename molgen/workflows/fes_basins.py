@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import label as connected
 
+from molgen.cvdiffusion.walls import Wall
 from molgen.reweight.barrier import Barrier, profile_barrier
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.estimate import NO_KHAT, Estimate
 from molgen.reweight.free_energy import FES, bin_indices
 from molgen.reweight.importance import LEAST_DRAWS
 from molgen.units import shown_value
+from molgen.variables import CV
 
 NARROW = 0.5  # of the bins along one variable: fewer with samples are a run that stayed where it began
 WORTH = 1e-3  # of the weight: basins with too few samples that hold less are strays
@@ -120,12 +122,15 @@ def barriers(ensemble: Ensemble, fes: FES, found: Sequence[Basin]) -> list[tuple
     return rows
 
 
-def unvisited(fes: FES) -> list[str]:
+def unvisited(fes: FES, walled: np.ndarray | None = None) -> list[str]:
     """What the surface may lack, in words: most of the range, along one variable; parts that no sample joins; edges
     where it stops although it is low.
 
     An edge is a bin without a sample beside three in a row, the nearest below `LOW` kT, whose numbers of samples,
-    carried on as a line and as a parabola, both promise `EXPECTED` or more.
+    carried on as a line and as a parabola, both promise `EXPECTED` or more, unless it lies behind a wall.
+
+    Args:
+        walled: (shape of the grid) whether a bin lies behind a wall.
     """
     notes = []
     seen = int((fes.counts > 0).sum())
@@ -140,12 +145,22 @@ def unvisited(fes: FES) -> list[str]:
             f"{len(parts)} parts of the surface are joined by no sample (around {_places(fes, parts)}): what lies "
             "between them may be missing"
         )
-    if edges := _open_edges(fes):
+    if edges := _open_edges(fes, np.zeros(fes.counts.shape, bool) if walled is None else walled):
         notes.append(
             f"{len(edges)} bins without a sample lie beside low ones that have many (at {_places(fes, edges[:3])}): "
             "the surface may go on there; start a structure there, let the bias grow longer, or add a wall"
         )
     return notes
+
+
+def walled(fes: FES, cvs: Sequence[CV], walls: Sequence[Wall]) -> np.ndarray:
+    """Bins (shape of the grid) behind a wall on the variable of an axis."""
+    behind = [np.zeros(len(centres), bool) for centres in fes.centres]
+    for cv, centres, parts in zip(cvs, fes.centres, behind, strict=True):
+        for wall in walls:
+            if wall.cv.definition == cv.definition:
+                parts |= centres > wall.limit if wall.above else centres < wall.limit
+    return np.logical_or.reduce(np.meshgrid(*behind, indexing="ij"))
 
 
 def _parts(fes: FES) -> list[int]:
@@ -168,7 +183,7 @@ def _parts(fes: FES) -> list[int]:
     ]
 
 
-def _open_edges(fes: FES) -> list[int]:
+def _open_edges(fes: FES, walled: np.ndarray) -> list[int]:
     """Bins without a sample where many were to be expected, flat, most first."""
     with np.errstate(divide="ignore"):
         seen = np.where(fes.counts >= SEEN, np.log(fes.counts), np.nan)
@@ -179,7 +194,7 @@ def _open_edges(fes: FES) -> list[int]:
             one, two, three = (_shifted(seen, k * step, axis, period is not None) for k in (1, 2, 3))
             onward = np.minimum(3 * one - 3 * two + three, 2 * one - two)
             promised = np.fmax(promised, onward + _shifted(low, step, axis, period is not None))
-    promised = np.where(fes.counts == 0, promised, -np.inf).reshape(-1)
+    promised = np.where((fes.counts == 0) & ~walled, promised, -np.inf).reshape(-1)
     return [int(at) for at in np.argsort(-promised) if promised[at] >= np.log(EXPECTED)]
 
 

@@ -30,7 +30,7 @@ from molgen.reweight.importance import (
     worst,
 )
 from molgen.rng import generator, sample_seed
-from molgen.workflows.fes_basins import LOW, Basin, barriers, basins, untold, unvisited
+from molgen.workflows.fes_basins import LOW, Basin, barriers, basins, untold, unvisited, walled
 from molgen.workflows.fes_repair import Chains, Repair, chains_from, moved
 
 if TYPE_CHECKING:
@@ -326,7 +326,8 @@ def surfaces(ensemble: Ensemble, sampler: Sampler) -> Surfaces:
         },
         basins=found,
         barriers=barriers(ensemble, path, found),
-        missing=unvisited(path) + (untold(ensemble, path) if len(edges) < 3 else []),
+        missing=unvisited(path, walled(path, target.cvs, target.walls))
+        + (untold(ensemble, path) if len(edges) < 3 else []),
     )
 
 
