@@ -130,7 +130,9 @@ def fes(
         float, typer.Option("--width", help="Width of the stiffest thermal motion, A; for cartesian coordinates.")
     ] = 0.05,
     controller: Annotated[str, typer.Option("--controller", help="auto, pair or trunk.")] = "auto",
-    stop: Annotated[bool, typer.Option("--stop/--no-stop", help="End early once the surface rests.")] = True,
+    stop: Annotated[
+        bool, typer.Option("--stop/--no-stop", help="End early once the surface rests; of one variable.")
+    ] = True,
     repair: Annotated[
         str, typer.Option("--repair", help="Sequential Monte Carlo where weights fail: auto, always (warn too), never.")
     ] = "auto",

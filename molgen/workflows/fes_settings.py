@@ -32,7 +32,8 @@ class FesSettings:
         samples: drawn with the finished controller, in `fine` times as many steps.
         paths: that the density of each is averaged over; costs time of the controller, no energies.
         learning_rate: peak. fixed_kernels: keep the kernels of a Gaussian target (for comparison).
-        stop: end before all rounds are done once the surface rests.
+        stop: end before all rounds are done once the surface rests; of two or three variables the noise of its many
+            bins hardly lets it.
         repair: whether sequential Monte Carlo may try to mend what path weights do not, for as many energies as the run
             took: "auto" where k-hat refuses the weights, "always" where the verdict is not "reliable", or "never".
     """
