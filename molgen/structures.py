@@ -133,7 +133,7 @@ def _read_part(source: Any, side: str) -> Structure:
         notes = _unbound(side) if source.pbc.any() else ()
         notes += (f"warning: {side}: its constraints are ignored, all atoms move",) if source.constraints else ()
         where, told = f"{side} (ase.Atoms)", source.info.get("charge")
-        charge = int(told) if isinstance(told, (int, float, np.number)) and told == int(told) else None
+        charge = int(told) if isinstance(told, (int, float, np.number)) and float(told).is_integer() else None
         return Structure(source.numbers.astype(np.int64), source.positions.astype(float), where, notes, charge)
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(

@@ -303,6 +303,9 @@ def test_what_a_source_says_besides_atoms(tmp_path):
     assert list(side.numbers) == [7, 1, 1, 1, 1]
     ammonium.info["charge"] = 1
     assert not read_side(ammonium, "reactant").notes and read_side(ammonium, "reactant").charge == 1
+    for told, charge in ((np.float64(-2.0), -2), (0.5, None), (np.nan, None), ("1", None)):
+        ammonium.info["charge"] = told
+        assert read_side(ammonium, "reactant").charge == charge
     ammonium.set_constraint(FixAtoms([0]))
     assert read_side(ammonium, "reactant").notes == ("warning: reactant: its constraints are ignored, all atoms move",)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -171,7 +172,7 @@ def report(result: Any, out: Path, calculator: str) -> str:
 
 def _side(text: str | None) -> str | list[str] | None:
     """One path, or several joined by commas."""
-    if text is None or Path(text).is_file():  # a comma may be part of a name
+    if text is None or os.path.isfile(text):  # a comma may be part of a name
         return text
     parts = [part.strip() for part in text.split(",") if part.strip()]
     return parts if len(parts) > 1 else text
