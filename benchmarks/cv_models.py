@@ -170,6 +170,7 @@ def corrupted_rows(seed: int) -> list[dict]:
             "ess_biased": found.biased.ess, "delta_f_error": (delta.value - truth) / KT,
             "apart": found.disagreement["histogram"], "verdict": found.verdict,
             "rmse_repaired": apart(mended.path.free_energy, reference), "halves": mended.repair.halves,
+            "memory": mended.repair.memory, "accepted": mended.passed,
             "delta_f_error_repaired": (difference(chain, divide).value - truth) / KT,
             "energies_repair": mended.repair.energies,
         })  # fmt: skip

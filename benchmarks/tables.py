@@ -203,8 +203,8 @@ def cv_corrupted(report: dict) -> str:
     lines = [
         "| controller evaluated beside the point by, Å | histogram RMSE, kT | path RMSE, kT (worst) | "
         "ΔF error, kT (worst) | k-hat (worst) | histogram to path, kT (least to most) | verdict not `reliable` | "
-        "repaired: RMSE, kT (worst) | ΔF error, kT (worst) | halves apart, kT (worst) |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "repaired: RMSE, kT (worst) | ΔF error, kT (worst) | halves apart, kT (worst) | memory (worst) | accepted |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for shift in sorted({row["shift"] for row in report["corrupted"]}):
         rows = [row for row in report["corrupted"] if row["shift"] == shift]
@@ -217,10 +217,11 @@ def cv_corrupted(report: dict) -> str:
             + " | ".join(
                 f"{_mean(values):.2f} ({max(values):.2f})"
                 for values in (
-                    [abs(r[key]) for r in rows] for key in ("rmse_repaired", "delta_f_error_repaired", "halves")
+                    [abs(r[key]) for r in rows]
+                    for key in ("rmse_repaired", "delta_f_error_repaired", "halves", "memory")
                 )
             )
-            + " |"
+            + f" | {sum(r['accepted'] for r in rows)} of {len(rows)} |"
         )
     return "\n".join(lines)
 
