@@ -267,7 +267,7 @@ def _read_xyz(path: Path) -> Structure:
     notes = _last_of(path, len(frames)) + (_unbound(str(path)) if "Lattice=" in comment else ())
     if re.search(r"^\s*[DT]\s", _text(path), re.MULTILINE):
         notes += (f"warning: {path}: isotopes weigh as much as the common ones here, so frequencies are not theirs",)
-    told = re.search(r"(?:^|\s)charge=\"?([+-]?\d+)", comment)
+    told = re.search(r"(?:^|\s)charge=\"?([+-]?\d+)(?![\d.])", comment)
     return Structure(numbers, positions, str(path), notes, int(told[1]) if told else None)
 
 

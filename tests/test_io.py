@@ -301,6 +301,8 @@ def test_what_a_source_says_besides_atoms(tmp_path):
     side = read_side(path, "reactant")
     assert side.charge == 1 and any("isotopes weigh as much" in note for note in side.notes)
     assert list(side.numbers) == [7, 1, 1, 1, 1]
+    path.write_text("\n".join(["5", "charge=-0.83", *lines]))
+    assert read_side(path, "reactant").charge is None, "a partial charge"
     ammonium.info["charge"] = 1
     assert not read_side(ammonium, "reactant").notes and read_side(ammonium, "reactant").charge == 1
     for told, charge in ((np.float64(-2.0), -2), (0.5, None), (np.nan, None), ("1", None)):

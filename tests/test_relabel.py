@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from molgen import find_ts
+from molgen.data.reactions import Reaction
 from molgen.geometry.align import rmsd_of
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import normal_modes, refine
 from molgen.saddle.relabel import relabelling
 from molgen.saddle.verify import settle, verify
+from molgen.workflows.ts_search import Guess, TSSearch
 
 LINE = np.array([[0.0, 0.0, 0.0], [0.74, 0.0, 0.0], [3.0, 0.0, 0.0]])  # H0-H1 beside H2
 
@@ -55,6 +57,17 @@ def test_everything_known_of_the_saddle_is_relabelled_alike(hydration):
         settled.hessian, refined.relabelled(checked.order).hessian
     )  # and the energy, a number, is the same
     assert settled.energy == refined.energy
+
+
+def test_the_guess_of_a_relabelled_saddle_is_relabelled_too(hydration):
+    """The correction to the level of the training set reads both."""
+    numbers, saddle, reactant, product, water = hydration
+    ends = [np.zeros(7, int)] * 2
+    reaction = Reaction(numbers, reactant, exchanged(product, *water), *ends, 0, 0)
+    search = TSSearch(reaction, XtbPotential(numbers), "quick", lambda *stage: None)
+    search.guesses.append(Guess(saddle + 0.01, "TS-GEN", 0, None))
+    assert search.advance() and search.succeeded()
+    assert rmsd_of(search.guesses[0].positions, search.candidates[0].atoms.positions) < 0.1
 
 
 def test_another_reaction_is_not_relabelled(hydration):

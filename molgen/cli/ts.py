@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,7 +117,7 @@ def beside(result: Any, out: Path, calculator: str) -> str:
         options = [f"--charge {result.reaction.charge}"] if result.reaction.charge else []
         options += [f"--spin {result.reaction.spin}"] if result.reaction.spin > 1 else []
         options += [f"--calculator {calculator}"] if calculator != "gfn2" else []
-        command = " ".join(["molgen ts", *(str(out / file) for file in files), *options])
+        command = " ".join(["molgen ts", *(shlex.quote(str(out / file)) for file in files), *options])
         return f" (the best saddle joins the {known} to {INTERMEDIATE}: go on with {command})"
     return " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""
 

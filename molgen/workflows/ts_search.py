@@ -291,6 +291,8 @@ class TSSearch:
         candidate.refine_calls = earlier + settled.gradient_calls
         candidate.atoms.positions, candidate.energy = settled.positions, settled.energy
         self._judge(candidate, checked)
+        if checked.order is not None:  # the correction reads the guess beside the saddle
+            self.guesses[guess.sample] = guess._replace(positions=guess.positions[checked.order])
         return settled is saddle or not self._known(candidate)
 
     def _known(self, candidate: Candidate) -> bool:
