@@ -3,8 +3,9 @@
     python benchmarks/textbook.py --out runs/textbook [--only Claisen Cope]
 
 Those of neutral molecules without numbers once more as structures: each side in the best of its own conformers by
-RDKit, the product's atoms shuffled. `elements`: beyond H, C, N and O, and larger molecules. What is in
-OUT/textbook.jsonl already is not run again. Then `benchmarks/tables.py`.
+RDKit, the product's atoms shuffled. `elements`: beyond H, C, N and O, and larger molecules. `water`: the ions again, in
+implicit water, with Gibbs energies at 298.15 K. What is in OUT/textbook.jsonl already is not run again; the committed
+file gets the sets of which all rows are there. Then `benchmarks/tables.py`.
 """
 
 from __future__ import annotations
@@ -140,14 +141,17 @@ ELEMENTS = {
         "[H:1][O:2]c1cccc[n:3]1.[H:4][O:5][H:6]>>[O:2]=c1cccc[n:3]1[H:4].[H:1][O:5][H:6]",
     "Prilezhaev": "C=C.OOC=O>>C1CO1.OC=O",
 }  # fmt: skip
-SETS = {"textbook": REACTIONS, "ions": IONS, "elements": ELEMENTS}
-ALL = REACTIONS | IONS | ELEMENTS
+IN_WATER = ", in water"
+WATER = {name + IN_WATER: smiles for name, smiles in IONS.items() if "+" in smiles or "-" in smiles}
+SETS = {"textbook": REACTIONS, "ions": IONS, "elements": ELEMENTS, "water": WATER}
+ALL = REACTIONS | IONS | ELEMENTS | WATER
 
 
 def examine(name: str, weights: str) -> dict:
     """One row: what came of the SMILES and, under "structures", of its two sides."""
     smiles = ALL[name]
-    row = {"name": name, "smiles": smiles, **outcome(smiles=smiles, weights=weights)}
+    options = {"solvent": "water", "temperature": 298.15} if name in WATER else {}
+    row = {"name": name, "smiles": smiles, **outcome(smiles=smiles, weights=weights, **options)}
     if ":1]" in smiles or name not in REACTIONS:  # a reaction into itself: only the numbers tell what reacts
         return row
     reactant, product = (embed_molecule(part, name, seed=5) for part in smiles.split(">>"))
@@ -171,6 +175,7 @@ def outcome(*sides: Atoms, **options: Any) -> dict:
         "barrierless_side": result.barrierless_side, "barrierless_kcal": result.barrierless_kcal,
         "unstable": result.unstable, "gradient_calls": result.gradient_calls,
         "seconds": round(result.seconds, 1),
+        "thermochemistry": result.thermochemistry.summary() if result.thermochemistry else None,
     }  # fmt: skip
 
 
@@ -202,9 +207,13 @@ def main() -> None:
         "commit": commit.stdout.strip(), "weights": load_model(args.weights).hash, "torch": torch.__version__,
         "machine": f"{platform.processor() or platform.machine()}, 1 thread", "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-    report = {"about": about} | {key: [done[name] for name in names if name in done] for key, names in SETS.items()}
-    if all(len(report[key]) == len(names) for key, names in SETS.items()):
-        write_atomic(ROOT / "benchmarks/results/textbook.json", json.dumps(report, indent=1) + "\n")
+    target = ROOT / "benchmarks/results/textbook.json"
+    report = json.loads(target.read_text())
+    for key, names in SETS.items():
+        if all(name in done for name in names):
+            report[key] = [done[name] for name in names]
+            report["about"][key] = about
+    write_atomic(target, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

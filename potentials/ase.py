@@ -66,7 +66,7 @@ def calculator_from_spec(
 
     Args:
         spec: "gfn2" or "gfn1" (embedded xTB), or "module:Class", an importable ASE calculator.
-        kwargs: the constructor's keyword arguments, for "module:Class" only; they go over those of QUIET.
+        kwargs: the constructor's keyword arguments, of xTB `solvent` alone; they go over those of QUIET.
         numbers: (N,) atomic numbers.
         charge, spin: total charge (e) and number of unpaired electrons.
 
@@ -77,11 +77,12 @@ def calculator_from_spec(
     kwargs = dict(kwargs or {})
     where = f"calculator {spec!r}"
     if spec.lower() in EMBEDDED:
-        if kwargs:
+        if kwargs.keys() - {"solvent"}:
             raise errors.InputError(
-                f"takes no arguments, got {sorted(kwargs)}", where=where, remedy='use "tblite.ase:TBLite" to set them'
-            )
-        return XtbPotential(numbers, charge, spin, EMBEDDED[spec.lower()])
+                f"takes the argument solvent alone, got {sorted(kwargs)}", where=where,
+                remedy='use "tblite.ase:TBLite" to set others',
+            )  # fmt: skip
+        return XtbPotential(numbers, charge, spin, EMBEDDED[spec.lower()], **kwargs)
     module_name, _, class_name = spec.partition(":")
     if not module_name or not class_name:
         raise errors.InputError(
@@ -119,12 +120,29 @@ def calculator_from_spec(
     return AsePotential(calculator, numbers, charge, spin)
 
 
-def level_name(spec: str, kwargs: Mapping[str, Any] | None = None) -> str:
-    """The electronic-structure level that a calculator's name stands for: "GFN2-xTB", or class and arguments."""
-    if spec.lower() in EMBEDDED:
-        return EMBEDDED[spec.lower()]
+def level_name(spec: Any, kwargs: Mapping[str, Any] | None = None) -> str:
+    """The electronic-structure level that a calculator, or its name, stands for: "GFN2-xTB", or class and arguments."""
+    if not isinstance(spec, str):
+        return type(spec).__name__
     given = ", ".join(f"{key}={value!r}" for key, value in sorted((kwargs or {}).items()))
-    return spec.rpartition(":")[2] + (f"({given})" if given else "")
+    return EMBEDDED.get(spec.lower(), spec.rpartition(":")[2]) + (f"({given})" if given else "")
+
+
+def with_solvent(calculator: Any, kwargs: Mapping[str, Any] | None, solvent: str | None) -> dict[str, Any]:
+    """The arguments of a calculator in this implicit solvent; `kwargs` as they are where `solvent` is None.
+
+    Raises:
+        InputError: the calculator is not xTB, whose solvents alone go by this name.
+    """
+    kwargs = dict(kwargs or {})
+    if solvent is None:
+        return kwargs
+    if not isinstance(calculator, str) or calculator.lower() not in EMBEDDED:
+        raise errors.InputError(
+            f"{solvent!r} beside the calculator {calculator!r}", where="--solvent", expected=" or ".join(EMBEDDED),
+            remedy="set up another calculator's solvent in its own arguments: --calculator-kwargs",
+        )  # fmt: skip
+    return kwargs | {"solvent": solvent}
 
 
 class PotentialCalculator(Calculator):

@@ -42,6 +42,9 @@ class ExitCode(IntEnum):
 
 Calculator = Annotated[str, typer.Option("--calculator", help="gfn2, gfn1, or module:Class of an ASE calculator.")]
 CalculatorKwargs = Annotated[str | None, typer.Option("--calculator-kwargs", help="JSON, for module:Class.")]
+Solvent = Annotated[
+    str | None, typer.Option("--solvent", help="Implicit solvent of xTB: water, thf, ...; default the gas phase.")
+]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes; default one a core.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed; the same seed gives the same samples.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
@@ -276,3 +279,11 @@ def seconds_of(text: str) -> float:
     if total <= 0:
         raise InputError("no time given", where="--time-budget", expected="a positive duration, such as 2h")
     return total
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "3e-07 s", "12 min", "4.1 years"."""
+    for unit, size in (("years", 31_557_600), ("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.2g} s"

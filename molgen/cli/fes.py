@@ -32,7 +32,7 @@ DECIDED = {
         ("charge", "spin", "calculator", "calculator_kwargs"),
         "energies from a force field: --forcefield, --solvent, --platform",
     ),
-    "xyz": (("forcefield", "solvent", "platform"), "energies from a calculator: --calculator, --charge, --spin"),
+    "xyz": (("forcefield", "platform"), "energies from a calculator: --calculator, --solvent, --charge, --spin"),
 }  # fmt: skip
 
 
@@ -70,7 +70,10 @@ def fes(
         str | None,
         typer.Option("--pretrained", help="Draw from a finished controller: ala2, sn2, or the folder of a run."),
     ] = None,
-    solvent: Annotated[str, typer.Option("--solvent", help="For --pdb: obc2 or none.")] = "obc2",
+    solvent: Annotated[
+        str | None,
+        typer.Option("--solvent", help="Implicit: for --pdb obc2 (the default) or none, for xTB water, thf, ..."),
+    ] = None,
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
     cv: Annotated[
         list[str] | None,
@@ -263,14 +266,16 @@ def _system(o: Options) -> tuple[Any, dict[str, Any]]:
         )
     if o["xyz"]:
         kwargs = common.calculator_kwargs(o["calculator_kwargs"])
-        system = system_from_files(o["xyz"], o["calculator"], kwargs, o["charge"], o["spin"])
-        described = {key: (system.source or {})[key] for key in ("calculator", "charge", "spin")}
-        described |= {"calculator_kwargs": kwargs} if kwargs else {}
+        system = system_from_files(o["xyz"], o["calculator"], kwargs, o["charge"], o["spin"], o["solvent"])
+        source = system.source or {}
+        described = {key: source[key] for key in ("calculator", "charge", "spin")}
+        described |= {"calculator_kwargs": source["kwargs"]} if source["kwargs"] else {}
         return system, {"xyz": [str(p) for p in o["xyz"]], **described}
     field = {"forcefield": o["forcefield"]} if o["forcefield"] else {}
-    system = system_from_pdb(o["pdb"], solvent=o["solvent"], platform=o["platform"], **field)
-    used = (system.source or {})["forcefield"]
-    return system, {"pdb": [str(p) for p in o["pdb"]], "forcefield": used, "solvent": o["solvent"]}
+    field |= {"solvent": o["solvent"]} if o["solvent"] else {}
+    system = system_from_pdb(o["pdb"], platform=o["platform"], **field)
+    used = {key: (system.source or {})[key] for key in ("forcefield", "solvent")}
+    return system, {"pdb": [str(p) for p in o["pdb"]], **used}
 
 
 def _settings(o: Options, cvs: list[str], system: Any) -> Any:

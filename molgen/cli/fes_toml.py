@@ -68,6 +68,8 @@ def typed(key: str, value: Any, default: Any, config: Path) -> Any:
     elif key == "pretrained":
         good, example = isinstance(value, str), "ala2"
         result = _beside(config, str(value)) if good else value
+    elif key == "solvent":
+        good, example = isinstance(value, str), "water"
     elif key == "from_ts":
         good, example, result = isinstance(value, str), "a path", config.parent / str(value)
     elif key == "out":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from collections import Counter
@@ -13,6 +14,8 @@ import typer
 
 from molgen.cli import common
 from molgen.files import SUMMARY
+
+KINDS = ("gibbs", "enthalpy")
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +39,11 @@ def ts(
     ] = True,
     calculator: common.Calculator = "gfn2",
     calculator_kwargs: common.CalculatorKwargs = None,
+    solvent: common.Solvent = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("-T", "--temperature", help="K; also Gibbs energies and rates there, from normal modes."),
+    ] = None,
     verify: Annotated[str, typer.Option("--verify", help="quick (modes, descents), irc, or none.")] = "quick",
     max_calls: Annotated[
         int | None,
@@ -74,14 +82,15 @@ def ts(
     with common.stages("guessing") as progress:
         result = find_ts(
             _side(reactant), _side(product), smiles=smiles, charge=charge, spin=spin, samples=samples, refine=refine,
-            calculator=calculator, calculator_kwargs=kwargs, verify=verify, max_calls=max_calls, time_budget=seconds,
-            out=out, overwrite=overwrite, weights=weights, correction=correction, steps=steps, map_atoms=map_atoms,
-            seed=seed, device=str(torch_device), dtype=common.resolve_dtype(dtype), log=common.log, progress=progress,
+            calculator=calculator, calculator_kwargs=kwargs, solvent=solvent, temperature=temperature, verify=verify,
+            max_calls=max_calls, time_budget=seconds, out=out, overwrite=overwrite, weights=weights,
+            correction=correction, steps=steps, map_atoms=map_atoms, seed=seed, device=str(torch_device),
+            dtype=common.resolve_dtype(dtype), log=common.log, progress=progress,
         )  # fmt: skip
     if as_json:
         common.print_json(json.loads((out / SUMMARY).read_text(encoding="utf-8")))
     else:
-        typer.echo(report(result, out, calculator))
+        typer.echo(report(result, out))
     if result.verified and result.best.stereo:
         common.warn(f"{result.best.stereo}: the barrier is that of this path, not between the isomers given")
     for side, other in result.unstable.items():
@@ -97,7 +106,7 @@ def ts(
             f"{result.barrierless_kcal:.1f} kcal/mol down"
         )
     elif result.status == "gate_failed" and not result.unstable:
-        on = beside(result, out, calculator)
+        on = beside(result, out, calculator, solvent)
         limit = max_calls or calls_allowed(len(result.reaction))
         none = "no saddle was found" if verify == "none" else "no saddle was proven to join the two"
         common.warn(
@@ -108,7 +117,7 @@ def ts(
     raise typer.Exit(codes[result.status])
 
 
-def beside(result: Any, out: Path, calculator: str) -> str:
+def beside(result: Any, out: Path, calculator: str, solvent: str | None = None) -> str:
     """Where to look on from the best saddle, if there is one."""
     from molgen.workflows.ts_output import INTERMEDIATE
 
@@ -117,6 +126,7 @@ def beside(result: Any, out: Path, calculator: str) -> str:
         options = [f"--charge {result.reaction.charge}"] if result.reaction.charge else []
         options += [f"--spin {result.reaction.spin}"] if result.reaction.spin > 1 else []
         options += [f"--calculator {calculator}"] if calculator != "gfn2" else []
+        options += [f"--solvent {solvent}"] if solvent else []
         command = " ".join(["molgen ts", *(shlex.quote(str(out / file)) for file in files), *options])
         return f" (the best saddle joins the {known} to {INTERMEDIATE}: go on with {command})"
     return " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""
@@ -134,10 +144,8 @@ def more_effort(result: Any, limit: int) -> str:
     return advice
 
 
-def report(result: Any, out: Path, calculator: str) -> str:
+def report(result: Any, out: Path) -> str:
     """The result in words: verdict, barriers, mode, confidence, cost, files."""
-    from molgen.potentials.ase import level_name
-
     best, reaction = result.best, result.reaction
     lines = [f"verdict              {best.verdict.replace('_', ' ')}" + (f": {best.reason}" if best.reason else "")]
     if best.barrier_forward_kcal is not None:
@@ -147,10 +155,11 @@ def report(result: Any, out: Path, calculator: str) -> str:
         else:
             above = [f"{round(value, 1) + 0.0:.1f}" for value in (forward, back)]  # no -0.0
             lines.append(f"above its wells      {above[0]} and {above[1]} kcal/mol")
+    lines += thermochemistry_lines(result.thermochemistry) if result.thermochemistry else []
     if best.imaginary_frequency_cm is not None:
         lines.append(f"imaginary frequency  {abs(best.imaginary_frequency_cm):.0f}i cm-1")
     if best.confidence is not None:
-        known = level_name(calculator) == "GFN2-xTB" and not reaction.charge and not reaction.spin
+        known = result.level == "GFN2-xTB" and not reaction.charge and not reaction.spin
         caution = "" if known else " (calibrated on neutral molecules with GFN2-xTB)"
         lines.append(f"confidence           {best.confidence:.0%} before verification{caution}")
     lines.append(f"guess                {best.source}, sample {best.sample}")
@@ -169,6 +178,24 @@ def report(result: Any, out: Path, calculator: str) -> str:
         lines.append(f"set aside            {count} x {reason}")
     lines.append(f"files                {common.written(out)}")
     return "\n".join(lines)
+
+
+def thermochemistry_lines(found: Any) -> list[str]:
+    """Gibbs barriers and rates in words."""
+    gibbs, enthalpy = ([found.summary()[f"{kind}_{way}_kcal"] for way in ("forward", "reverse")] for kind in KINDS)
+    forward, back = found.rates
+    lasts = common.duration(math.log(2) / forward if forward else math.inf)
+    lines = [
+        f"Gibbs barrier        {gibbs[0]:.1f} kcal/mol forward, {gibbs[1]:.1f} back at {found.temperature:g} K; "
+        f"enthalpy {enthalpy[0]:.1f}, {enthalpy[1]:.1f}",
+        f"rate                 {forward:.1e} 1/s forward, half-life {lasts}; {back:.1e} 1/s back; "
+        f"tunnelling x {found.tunnelling:.1f}",
+    ]
+    for pieces in found.pieces.values():
+        rate = "as fast as they meet" if pieces.rate is None else f"{pieces.rate:.1e} {pieces.rate_unit}"
+        barrier = f"Gibbs barrier {pieces.barrier_kcal:.1f} kcal/mol ({found.standard_state})"
+        lines.append(f"molecules apart      {' + '.join(pieces.names)}: {barrier}, {rate}")
+    return lines
 
 
 def _side(text: str | None) -> str | list[str] | None:

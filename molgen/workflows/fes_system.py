@@ -13,7 +13,7 @@ import numpy as np
 from molgen.errors import InputError
 from molgen.geometry.bonds import atom_classes, bond_graph
 from molgen.geometry.chirality import signed_volumes, tetrahedral_quadruples
-from molgen.potentials.ase import calculator_from_spec
+from molgen.potentials.ase import calculator_from_spec, with_solvent
 from molgen.potentials.base import Potential
 from molgen.structures import check_positions, checked_spin, read_side, total_charge
 from molgen.units import NM
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import mdtraj
     from openmm import app
 
-SOLVENTS = {"none": None, "obc2": "implicit/obc2.xml"}
+SOLVENTS = {"none": None, "obc2": "implicit/obc2.xml"}  # of a force field
 MOST_QUADRUPLES = 40  # signed volumes that a controller sees
 
 
@@ -106,12 +106,13 @@ def system_from_files(
     kwargs: Mapping[str, Any] | None = None,
     charge: int | None = None,
     spin: int | None = None,
+    solvent: str | None = None,
 ) -> System:
     """A molecule by one structure file a basin and a calculator, "gfn2" or as `--calculator`.
 
     Args:
         charge: e; None: the formal charges of sdf and mol files, else 0. spin: unpaired electrons; None for the fewest
-            possible.
+            possible. solvent: implicit, of xTB, such as "water"; None for the gas phase.
 
     Raises:
         InputError: no file, unreadable ones, or of different molecules; no such calculator.
@@ -128,8 +129,9 @@ def system_from_files(
             )
     charge, told = total_charge(charge, read)
     spin = checked_spin(read[0].numbers, charge, spin)
-    potential = calculator_from_spec(calculator, dict(kwargs or {}), read[0].numbers, charge, spin)
-    source = {"calculator": calculator, "kwargs": dict(kwargs or {}), "charge": charge, "spin": spin}
+    kwargs = with_solvent(calculator, kwargs, solvent)
+    potential = calculator_from_spec(calculator, kwargs, read[0].numbers, charge, spin)
+    source = {"calculator": calculator, "kwargs": kwargs, "charge": charge, "spin": spin}
     notes = (*(note for part in read for note in part.notes), *told)
     return System(potential, np.stack([part.positions for part in read]), source=source, notes=notes)
 

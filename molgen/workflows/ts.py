@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -14,7 +15,9 @@ from molgen.device import resolve_device
 from molgen.errors import CalculatorError, InputError, check_counts
 from molgen.geometry.bonds import overlapping
 from molgen.io import load_reaction
+from molgen.potentials.ase import level_name, with_solvent
 from molgen.saddle import calls_allowed
+from molgen.saddle.thermochemistry import ReactionThermochemistry
 from molgen.threads import one_thread
 from molgen.tsgen import Generator
 from molgen.tsgen.correction_model import Correction
@@ -28,6 +31,7 @@ from molgen.workflows.ts_correction import (
 from molgen.workflows.ts_result import Candidate, TSResult
 from molgen.workflows.ts_search import Method, TSSearch
 from molgen.workflows.ts_setup import model_for, potential_for
+from molgen.workflows.ts_thermo import reaction_thermochemistry
 from molgen.workflows.ts_without import barrierless, unstable_sides
 
 PHYSICS_TRIES = 4  # sqrt-distance guesses, at least, until one leads to the intended saddle
@@ -44,6 +48,8 @@ def find_ts(
     refine: bool = True,
     calculator: Any = "gfn2",
     calculator_kwargs: Mapping[str, Any] | None = None,
+    solvent: str | None = None,
+    temperature: float | None = None,
     verify: str = "quick",
     max_calls: int | None = None,
     time_budget: float | None = None,
@@ -73,7 +79,8 @@ def find_ts(
             the fewest possible.
         samples: guesses drawn. refine: False keeps the raw guesses (then nothing is verified).
         calculator: "gfn2", "gfn1", "module:Class", an ASE calculator, or a molgen Potential; calculator_kwargs: for
-            "module:Class".
+            "module:Class". solvent: implicit, of xTB, such as "water"; None for the gas phase.
+        temperature: K, of Gibbs energies and rates of the best candidate (`result.thermochemistry`); None for none.
         verify: "quick" (modes, then descents), "irc" (intrinsic reaction coordinate), "none".
         max_calls: gradient calls of one refinement, at most; default 100, 8 an atom for more than 21 atoms. As many
             again for a few that end near a saddle, where none was proven.
@@ -102,9 +109,12 @@ def find_ts(
         raise InputError(f"{dtype!r} given", where="dtype", expected="torch.float32 or torch.float64")
     if time_budget is not None and not (isinstance(time_budget, (int, float)) and time_budget > 0):
         raise InputError(f"{time_budget!r} given", where="--time-budget", expected="a duration above 0, in seconds")
+    if temperature is not None:
+        _check_temperature(temperature, refine and verify != "none")
     begin, device = time.monotonic(), str(resolve_device(device))
     reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
-    potential = potential_for(calculator, calculator_kwargs, reaction)
+    calculator_kwargs = with_solvent(calculator, calculator_kwargs, solvent)
+    potential = potential_for(calculator, calculator_kwargs, reaction.numbers, reaction.charge, reaction.spin)
     model = model_for(weights, reaction, device, dtype, notes)
     corrector, unfit = fitting_correction(correction, reaction, calculator, calculator_kwargs, device, dtype)
     if unfit and correction not in (DEFAULT_CORRECTION, "none"):
@@ -120,15 +130,21 @@ def find_ts(
         "reactant": None if reactant is None else str(reactant), "product": None if product is None else str(product),
         "smiles": smiles, "charge": reaction.charge,
         "spin": reaction.spin, "samples": samples, "refine": refine, "calculator": str(calculator),
-        "calculator_kwargs": dict(calculator_kwargs or {}), "verify": verify, "weights": str(weights),
+        "calculator_kwargs": calculator_kwargs, "temperature": temperature, "verify": verify, "weights": str(weights),
         "correction": str(correction), "steps": steps, "max_calls": calls_each,
         "time_budget": time_budget, "map_atoms": map_atoms, "folder": str(Path.cwd()),
     }  # fmt: skip
 
+    def thermo(best: Candidate) -> ReactionThermochemistry | None:
+        make = partial(potential_for, calculator, calculator_kwargs)
+        return reaction_thermochemistry(search, best, cast(float, temperature), make, "solvent" in calculator_kwargs)
+
     def work(write: Callable[[TSResult], None]) -> TSResult:
         """Search; after every step, `write` how things stand."""
         result = TSResult([], reaction, notes, [], checkpoint_hash=model.hash if model else None)
-        for _ in _stages(search, result, model, corrector, samples=samples, steps=steps, seed=seed, log=log):
+        result.level = level_name(calculator, calculator_kwargs)
+        options: dict[str, Any] = {"samples": samples, "steps": steps, "seed": seed, "log": log}
+        for _ in _stages(search, result, model, corrector, thermo if temperature else None, **options):
             search.report(result)
             result.seconds = time.monotonic() - begin
             write(result)
@@ -157,6 +173,7 @@ def _stages(
     result: TSResult,
     model: Generator | None,
     corrector: Correction | None,
+    thermo: Callable[[Candidate], ReactionThermochemistry | None] | None,
     *,
     samples: int,
     steps: int | None,
@@ -166,7 +183,7 @@ def _stages(
     """The guesses of the model one by one, physics where these do not do, the correction; yields after each.
 
     Args:
-        result: gets the correction. Others: as of :func:`find_ts`.
+        result: gets the correction. thermo: of the best candidate. Others: as of :func:`find_ts`.
     """
 
     def wanting() -> bool:
@@ -199,7 +216,24 @@ def _stages(
             result.barrierless_side, result.barrierless_kcal = found or ("", None)
         if corrector is not None:
             result.corrected = _corrected(corrector, search, best)
+        if thermo is not None:
+            result.thermochemistry = thermo(best)
         yield
+
+
+def _check_temperature(temperature: Any, verifies: bool) -> None:
+    """Refuse a temperature that is none, or one beside a saddle that nobody checks.
+
+    Raises:
+        InputError: names `--temperature`.
+    """
+    if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
+        raise InputError(f"{temperature!r} given", where="--temperature", expected="kelvin, above 0")
+    if not verifies:
+        raise InputError(
+            "Gibbs energies of a saddle that is not verified", where="--temperature", expected="--verify quick or irc",
+            remedy="leave out --verify none and --no-refine, or the temperature",
+        )  # fmt: skip
 
 
 def _corrected(corrector: Correction, search: TSSearch, best: Candidate) -> CorrectedTS | None:

@@ -87,7 +87,7 @@ def fitting_correction(
 def _unfit(found: Correction, reaction: Reaction, calculator: Any, kwargs: Mapping[str, Any] | None) -> str:
     """Why a correction cannot be used, with what can be done about it; "" where it can."""
     reads = found.model.level
-    level = level_name(calculator, kwargs) if isinstance(calculator, str) else type(calculator).__name__
+    level = level_name(calculator, kwargs)
     if reads != level or not isinstance(calculator, str):
         names = [f"--calculator {name}" for name, embedded in EMBEDDED.items() if embedded == reads]
         return (

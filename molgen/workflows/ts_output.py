@@ -42,6 +42,8 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
         barrierless_side=result.barrierless_side,
         barrierless_kcal=result.barrierless_kcal,
         unstable=result.unstable,
+        level=result.level,
+        thermochemistry=result.thermochemistry.summary() if result.thermochemistry else None,
     )
     if not result.candidates:
         return

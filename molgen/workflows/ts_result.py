@@ -11,6 +11,7 @@ import numpy as np
 from ase import Atoms
 
 from molgen.data.reactions import Reaction
+from molgen.saddle.thermochemistry import ReactionThermochemistry
 from molgen.workflows.ts_correction import CorrectedTS
 
 OUT_OF_TIME = "time budget reached"  # among the rejections of a result
@@ -109,6 +110,8 @@ class TSResult:
             barrierless_kcal: what they lose, kcal/mol; looked for when no saddle was proven, "" and None where there is
             none. unstable: sides that are no minimum of the calculator, as far as was seen, and what they become:
             {"reactant": "the product"} or "another molecule".
+        level: of the calculator, such as "GFN2-xTB". thermochemistry: Gibbs energies of the best candidate, where a
+            temperature was given and it is intended.
     """
 
     candidates: list[Candidate]
@@ -123,6 +126,8 @@ class TSResult:
     barrierless_side: str = ""
     barrierless_kcal: float | None = None
     unstable: dict[str, str] = field(default_factory=dict)
+    level: str = ""
+    thermochemistry: ReactionThermochemistry | None = None
 
     @property
     def best(self) -> Candidate:

@@ -95,6 +95,7 @@ class TSSearch:
         self.calibration: Mapping[str, Any] = {}
         self.done = 0  # guesses refined or rejected
         self.calls_before = potential.calls  # the user's own Potential may have worked before
+        self.other_calls = 0  # of the calculator for some of the atoms
         self.sqrt_guess = prepare([reaction]).guess[0].double().numpy()
 
     @property
@@ -223,7 +224,8 @@ class TSSearch:
         """Put into `result` what has been found so far and what it cost."""
         result.candidates = ranked(self.candidates)
         result.guesses = [self._guess_atoms(guess) for guess in self.guesses if not guess.raw]
-        result.gradient_calls, result.rejections = self.potential.calls - self.calls_before, self.rejections
+        result.gradient_calls = self.potential.calls - self.calls_before + self.other_calls
+        result.rejections = self.rejections
 
     def _guess_atoms(self, guess: Guess) -> Atoms:
         """With source, sample and, where the weights are calibrated, confidence in `info`."""

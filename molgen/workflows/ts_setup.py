@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from molgen.data.reactions import Reaction
@@ -16,8 +17,14 @@ from molgen.structures import MAX_ATOMS
 from molgen.tsgen import Generator, load_model
 
 
-def potential_for(calculator: Any, kwargs: Mapping[str, Any] | None, reaction: Reaction) -> Potential:
-    """The calculator of a reaction.
+def potential_for(
+    calculator: Any, kwargs: Mapping[str, Any] | None, numbers: np.ndarray, charge: int, spin: int
+) -> Potential:
+    """The calculator of a molecule, or of several.
+
+    Args:
+        calculator, kwargs: as of :func:`molgen.find_ts`.
+        numbers: (N,) atomic numbers. charge: e. spin: unpaired electrons.
 
     Raises:
         InputError: a Potential made for other atoms, charge or spin. CalculatorError: it cannot be built.
@@ -29,9 +36,9 @@ def potential_for(calculator: Any, kwargs: Mapping[str, Any] | None, reaction: R
         )  # fmt: skip
     if isinstance(calculator, Potential):
         for name, given, wanted in (
-            ("atomic numbers", calculator.numbers.tolist(), reaction.numbers.tolist()),
-            ("charge", calculator.charge, reaction.charge),
-            ("spin", calculator.spin, reaction.spin),
+            ("atomic numbers", calculator.numbers.tolist(), numbers.tolist()),
+            ("charge", calculator.charge, charge),
+            ("spin", calculator.spin, spin),
         ):
             if given != wanted:
                 raise InputError(
@@ -41,8 +48,8 @@ def potential_for(calculator: Any, kwargs: Mapping[str, Any] | None, reaction: R
                 )
         return calculator
     if isinstance(calculator, str):
-        return calculator_from_spec(calculator, dict(kwargs or {}), reaction.numbers, reaction.charge, reaction.spin)
-    return AsePotential(calculator, reaction.numbers, reaction.charge, reaction.spin)
+        return calculator_from_spec(calculator, dict(kwargs or {}), numbers, charge, spin)
+    return AsePotential(calculator, numbers, charge, spin)
 
 
 def model_for(

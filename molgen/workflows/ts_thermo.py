@@ -1,0 +1,131 @@
+"""Gibbs energies along a reaction with a proven saddle: barriers and rates at a temperature."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from molgen.errors import InputError
+from molgen.geometry.bonds import bonding_differences
+from molgen.potentials.base import Potential
+from molgen.saddle.descent import relax
+from molgen.saddle.modes import gradient, normal_modes
+from molgen.saddle.thermochemistry import BAR, ReactionThermochemistry, Thermochemistry, molar_pressure, thermochemistry
+from molgen.structures import formula, possible_spin
+from molgen.workflows.reaction_tools import FAILURES, cause, failure
+from molgen.workflows.ts_result import Candidate
+from molgen.workflows.ts_search import END_CALLS, END_FMAX, TSSearch
+
+MOST_PIECES = 4  # of a side that is looked at molecule by molecule
+CHARGES = range(-2, 3)  # e, that one of them may have
+Maker = Callable[[np.ndarray, int, int], Potential]  # of (numbers, charge, spin)
+Share = tuple[int, int]  # charge and unpaired electrons of a molecule
+
+
+def reaction_thermochemistry(
+    search: TSSearch, best: Candidate, temperature: float, make: Maker, in_solution: bool
+) -> ReactionThermochemistry | None:
+    """Gibbs energies of an intended saddle, of the wells beside it, and of the molecules of a side each alone.
+
+    Failures of the calculator are counted in the rejections of the search, its calls for single molecules in
+    `other_calls`.
+
+    Args:
+        best: with relaxed ends.
+        temperature: K.
+        make: a potential of some of the atoms; raises InputError where there is none.
+        in_solution: of 1 mol/L; else a gas at 1 bar.
+
+    Returns:
+        None where nothing was proven, or the calculator failed.
+    """
+    if best.verdict != "intended" or best.path_positions is None:
+        return None
+    reaction = search.reaction
+    pressure = molar_pressure(temperature) if in_solution else BAR
+    at: dict[str, Any] = {"temperature": temperature, "pressure": pressure}
+    x = {"reactant": best.path_positions[0], "saddle": best.atoms.positions, "product": best.path_positions[-1]}
+    points, frequency = {}, 0.0
+    try:
+        for k, (name, geometry) in enumerate(x.items()):
+            search.progress("normal modes", k, len(x))
+            modes, saddle = normal_modes(search.potential, geometry), name == "saddle"
+            points[name] = thermochemistry(geometry, reaction.numbers, modes, spin=reaction.spin, saddle=saddle, **at)
+            frequency = float(modes.frequencies_cm[0]) if saddle else frequency
+    except FAILURES as error:
+        search.rejections[failure(error)] += 1
+        best.reason += f"; no Gibbs energies ({cause(error)})"
+        return None
+    state = "1 mol/L" if in_solution else "1 bar"
+    found = ReactionThermochemistry(temperature, pressure, state, **points, imaginary_frequency_cm=frequency)
+    for side in ("reactant", "product"):
+        alone = None if side in best.unstable else _alone(search, side, x[side], make, at)
+        if alone is not None:
+            found.pieces[side] = found.above(*alone)
+    return found
+
+
+def _alone(
+    search: TSSearch, side: str, well: np.ndarray, make: Maker, at: Mapping[str, Any]
+) -> tuple[list[str], list[Thermochemistry]] | None:
+    """Names and figures of the molecules of a side, each relaxed alone from where it is in the well (N, 3).
+
+    How charge and unpaired electrons are shared is what takes the fewest charges; where that leaves a choice, what has
+    the lowest energy. None for a side in one piece or in too many, a potential of all atoms alone, a molecule that does
+    not stay what it is, and where the calculator fails, which is counted.
+    """
+    part = getattr(search.reaction, f"{side}_fragments")
+    if not 0 < part.max() < MOST_PIECES:
+        return None
+    search.progress(f"molecules of the {side}", 0, 1)
+    numbers = [search.reaction.numbers[part == k] for k in range(part.max() + 1)]
+    starts = [well[part == k] for k in range(part.max() + 1)]
+    options = _shares(numbers, search.reaction.charge, search.reaction.spin)
+    made: dict[tuple[int, Share], tuple[Potential, float]] = {}
+    try:
+        for k, share in sorted({(k, share) for option in options for k, share in enumerate(option)}):
+            potential = make(numbers[k], *share)
+            made[k, share] = potential, gradient(potential, starts[k])[0]
+        if not options:
+            return None
+        best = min(options, key=lambda option: sum(made[k, share][1] for k, share in enumerate(option)))
+        names, points = [], []
+        for k, (charge, spin) in enumerate(best):
+            potential, x = made[k, (charge, spin)][0], starts[k]
+            if len(x) > 1:
+                x = relax(potential, x, fmax=END_FMAX, max_calls=END_CALLS).positions
+            if bonding_differences(numbers[k], starts[k], x):
+                return None
+            points.append(thermochemistry(x, numbers[k], normal_modes(potential, x), spin=spin, **at))
+            names.append(formula(numbers[k]) + (f"({charge:+d})" if charge else ""))
+        return names, points
+    except FAILURES as error:
+        search.rejections[failure(error)] += 1
+        return None
+    except InputError:  # a potential that was made for all atoms
+        return None
+    finally:
+        search.other_calls += sum(potential.calls for potential, _ in made.values())
+
+
+def _shares(pieces: Sequence[np.ndarray], charge: int, spin: int) -> list[tuple[Share, ...]]:
+    """Ways to share charge and unpaired electrons among molecules of these atomic numbers, those with the fewest
+    charges."""
+    possible = [
+        [
+            (q, s)
+            for q, s in itertools.product(CHARGES, range(spin + 1))
+            if z.sum() > q and possible_spin(z.sum() - q, s)
+        ]
+        for z in pieces
+    ]
+    options = [
+        option
+        for option in itertools.product(*possible)
+        if sum(q for q, _ in option) == charge and sum(s for _, s in option) == spin
+    ]
+    fewest = min((sum(abs(q) for q, _ in option) for option in options), default=0)
+    return [option for option in options if sum(abs(q) for q, _ in option) == fewest]
