@@ -1,6 +1,6 @@
 """Named reactions from SMILES, most without atom-map numbers, through `molgen.find_ts` as it comes.
 
-    python benchmarks/textbook.py --out runs/textbook [--only Claisen Cope]
+    python benchmarks/textbook.py --out runs/textbook [--sets ions water] [--only Claisen Cope]
 
 Those of neutral molecules without numbers once more as structures: each side in the best of its own conformers by
 RDKit, the product's atoms shuffled. `elements`: beyond H, C, N and O, and larger molecules. `water`: the ions again, in
@@ -184,14 +184,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", default="tsgen")
-    parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(ALL))
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument(
+        "--only", nargs="+", choices=list(ALL), metavar="NAME", help="reactions; default those of --sets"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "textbook.jsonl"
     done = {row["name"]: row for row in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
     with file.open("a") as log:
-        for name in (name for name in args.only if name not in done):
+        wanted = args.only or [name for key in args.sets for name in SETS[key]]
+        for name in (name for name in wanted if name not in done):
             done[name] = examine(name, args.weights)
             log.write(json.dumps(done[name]) + "\n")
             log.flush()
