@@ -160,6 +160,24 @@ def elements(report: dict) -> str:
     return said(report["elements"])
 
 
+def water(report: dict) -> str:
+    """The ions in implicit water, beside what they do in the gas phase."""
+    lines = [
+        "| reaction | gas phase | barrier there, back, kcal/mol | in water | barrier there, back "
+        "| Gibbs barrier above the reactants apart, rate | gradient calls | s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    gas = {row["name"]: row for row in report["ions"]}
+    for row in report["water"]:
+        name = row["name"].removesuffix(", in water")
+        pieces = ((row.get("thermochemistry") or {}).get("pieces") or {}).get("reactant")
+        apart = f"{pieces['barrier_kcal']:.1f}" if pieces else ""
+        apart += f", {pieces['rate']:.0e} {pieces['rate_unit']}" if pieces and pieces["rate"] is not None else ""
+        before, after = _cells(gas[name]), _cells(row)
+        lines.append(f"| {' | '.join([name, *before[1:3], *after[1:3], apart, *after[4:]])} |")
+    return "\n".join(lines)
+
+
 def said(rows: list[dict]) -> str:
     """Reactions with what is said of those without a proven saddle."""
     lines = [
@@ -181,7 +199,7 @@ def _cells(row: dict) -> list[str]:
 
 
 MAKERS = {
-    "textbook.json": {"textbook": textbook, "ions": ions, "elements": elements},
+    "textbook.json": {"textbook": textbook, "ions": ions, "elements": elements, "water": water},
     "ts.json": {"geometry": geometry, "invariance": invariance, "saddles": saddles, "confidence": confidence},
     "correction.json": {"gradients": gradients},
     "barriers.json": {"barriers": barriers},

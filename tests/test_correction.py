@@ -314,7 +314,7 @@ def test_without_a_saddle_the_guess_is_carried_over(tmp_path, monkeypatch):
     assert not found.verified and found.corrected is not None and found.corrected.source == "guess"
     assert read(tmp_path / "ts_corrected.xyz").positions == pytest.approx(found.corrected.positions, abs=1e-6)
     assert json.loads((tmp_path / "summary.json").read_text())["corrected"]["source"] == "guess"
-    assert "not verified; from the guess, since no saddle was proven" in report(found, tmp_path, "gfn2")
+    assert "not verified; from the guess, since no saddle was proven" in report(found, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,12 @@ def test_a_calculator_that_raises_or_returns_nan_costs_one_sample():
             errors.InputError,
             "calculator 'gfn3': unknown calculator\n  expected: gfn2, gfn1 or \"module:Class\"",
         ),
-        ("gfn2", {"a": 1}, errors.InputError, "takes no arguments, got .'a'.\n  remedy: use \"tblite.ase:TBLite\""),
+        (
+            "gfn2",
+            {"a": 1},
+            errors.InputError,
+            "the argument solvent alone, got .'a'.\n  remedy: use \"tblite.ase:TBLite\"",
+        ),
         ("no.such:X", {}, errors.InputError, "cannot import module 'no.such'.*\n  remedy: install the package"),
         ("ase.calculators.emt:Emt", {}, errors.InputError, "no class 'Emt'\n  expected: one of .*EMT"),
         ("ase.calculators.emt:", {}, errors.InputError, "unknown calculator"),
