@@ -14,6 +14,7 @@ import typer
 
 from molgen.cli import common
 from molgen.files import SUMMARY
+from molgen.units import kcal
 
 KINDS = ("gibbs", "enthalpy")
 
@@ -52,6 +53,10 @@ def ts(
     time_budget: Annotated[
         str | None, typer.Option("--time-budget", help="After 90s, 30m, ..., begin no further guess.")
     ] = None,
+    follow: Annotated[
+        int,
+        typer.Option("--follow", min=0, help="Where one step of several is found, search on, so many times at most."),
+    ] = 2,
     map_atoms: Annotated[bool, typer.Option("--map/--no-map", help="Map atoms when the orders differ.")] = True,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "tsgen",
     correction: Annotated[
@@ -83,7 +88,7 @@ def ts(
         result = find_ts(
             _side(reactant), _side(product), smiles=smiles, charge=charge, spin=spin, samples=samples, refine=refine,
             calculator=calculator, calculator_kwargs=kwargs, solvent=solvent, temperature=temperature, verify=verify,
-            max_calls=max_calls, time_budget=seconds, out=out, overwrite=overwrite, weights=weights,
+            max_calls=max_calls, time_budget=seconds, follow=follow, out=out, overwrite=overwrite, weights=weights,
             correction=correction, steps=steps, map_atoms=map_atoms, seed=seed, device=str(torch_device),
             dtype=common.resolve_dtype(dtype), log=common.log, progress=progress,
         )  # fmt: skip
@@ -91,14 +96,15 @@ def ts(
         common.print_json(json.loads((out / SUMMARY).read_text(encoding="utf-8")))
     else:
         typer.echo(report(result, out))
-    if result.verified and result.best.stereo:
-        common.warn(f"{result.best.stereo}: the barrier is that of this path, not between the isomers given")
+    for saddle in saddles_of(result):
+        if saddle.stereo:
+            common.warn(f"{saddle.stereo}: the barrier is that of this path, not between the isomers given")
     for side, other in result.unstable.items():
-        so = "The barrier is from there" if result.verified else "There may be no saddle to find"
+        so = "The barrier is from there" if result.status != "gate_failed" else "There may be no saddle to find"
         common.warn(
             f"the {side} is no minimum of this calculator: relaxed, it becomes {other}. {so}: try another --calculator"
         )
-    if result.barrierless_kcal is not None:
+    if result.barrierless_kcal is not None and result.status == "gate_failed":
         other = {"reactant": "product", "product": "reactant"}[result.barrierless_side]
         common.warn(
             "no saddle was proven, and with this calculator there may be none: drawn apart along the bonds that "
@@ -117,10 +123,19 @@ def ts(
     raise typer.Exit(codes[result.status])
 
 
+def saddles_of(result: Any) -> list[Any]:
+    """Those that the result consists of: one, those of all steps, or none."""
+    if result.mechanism is not None and result.mechanism.complete:
+        return [step.saddle for step in result.mechanism.steps if step.saddle is not None]
+    return [result.best] if result.verified else []
+
+
 def beside(result: Any, out: Path, calculator: str, solvent: str | None = None) -> str:
     """Where to look on from the best saddle, if there is one."""
     from molgen.workflows.ts_output import INTERMEDIATE
 
+    if result.mechanism is not None:
+        return " (search-2 and so on went on from the best saddle's intermediate, in vain)"
     if known := result.best.known:
         files = (INTERMEDIATE, "product.xyz") if known == "reactant" else ("reactant.xyz", INTERMEDIATE)
         options = [f"--charge {result.reaction.charge}"] if result.reaction.charge else []
@@ -147,14 +162,18 @@ def more_effort(result: Any, limit: int) -> str:
 def report(result: Any, out: Path) -> str:
     """The result in words: verdict, barriers, mode, confidence, cost, files."""
     best, reaction = result.best, result.reaction
+    steps = result.mechanism
     lines = [f"verdict              {best.verdict.replace('_', ' ')}" + (f": {best.reason}" if best.reason else "")]
-    if best.barrier_forward_kcal is not None:
+    if steps is not None and steps.complete:
+        lines = [f"verdict              intended, in {len(steps.steps)} steps"]
+    elif best.barrier_forward_kcal is not None:
         forward, back = best.barrier_forward_kcal, best.barrier_reverse_kcal
         if best.verdict == "intended":
             lines.append(f"barrier              {forward:.1f} kcal/mol forward, {back:.1f} back")
         else:
             above = [f"{round(value, 1) + 0.0:.1f}" for value in (forward, back)]  # no -0.0
             lines.append(f"above its wells      {above[0]} and {above[1]} kcal/mol")
+    lines += mechanism_lines(steps) if steps is not None else []
     lines += thermochemistry_lines(result.thermochemistry) if result.thermochemistry else []
     if best.imaginary_frequency_cm is not None:
         lines.append(f"imaginary frequency  {abs(best.imaginary_frequency_cm):.0f}i cm-1")
@@ -178,6 +197,21 @@ def report(result: Any, out: Path) -> str:
         lines.append(f"set aside            {count} x {reason}")
     lines.append(f"files                {common.written(out)}")
     return "\n".join(lines)
+
+
+def mechanism_lines(found: Any) -> list[str]:
+    """The steps from the reactant to the product in words."""
+    lines = []
+    for k, step in enumerate(found.steps, start=1):
+        barriers, change = step.barriers_kcal, kcal(step.path_energies[-1] - step.path_energies[0])
+        if barriers is not None:
+            told = f"barrier {barriers[0]:.1f} kcal/mol forward, {barriers[1]:.1f} back"
+        else:
+            told = "not found" if step.search is None else f"no barrier, {change:+.1f} kcal/mol"
+        lines.append(f"{f'step {k}':21}{step.ends[0]} to {step.ends[1]}: {told}")
+    if math.isfinite(found.highest_kcal):
+        lines.append(f"highest point        {found.highest_kcal:.1f} kcal/mol above the reactant")
+    return lines
 
 
 def thermochemistry_lines(found: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,21 +58,23 @@ def heading(figure: Figure, title: str, subtitle: str, color: str = INK) -> Text
 def barrier_profile(
     coordinate: ArrayLike,
     energies: ArrayLike,
-    ts_index: int,
+    ts_index: int | Sequence[int],
     *,
     title: str,
     subtitle: str = "",
     labels: tuple[str, str] = ("reactant", "product"),
+    between: Mapping[int, str] | None = None,
     unit: str = "kcal/mol",
 ) -> bytes:
-    """Energy along a path through a transition state.
+    """Energy along a path through a transition state, or several.
 
     Args:
         coordinate: (M,) path length, Angstrom amu^1/2 or Angstrom; increasing.
         energies: (M,) relative to the first point, in `unit`.
-        ts_index: which point is the transition state.
-        labels: names of the two ends.
+        ts_index: which point is the transition state, or which points are.
+        labels: names of the two ends. between: names of points in between, by index.
     """
+    tops = [ts_index] if isinstance(ts_index, int) else list(ts_index)
     s, e = np.asarray(coordinate, dtype=float), np.asarray(energies, dtype=float)
     low, high = min(e.min(), 0.0), max(e.max(), 0.0)
     room = max(high - low, LEAST_RANGE)
@@ -81,12 +83,16 @@ def barrier_profile(
         axes = figure.subplots()
         axes.axhline(0, color=QUIET, lw=0.6, ls=":")
         axes.plot(s, e, color=CURVE, lw=1.8, marker="o", ms=2.5, zorder=2)
-        axes.plot(s[ts_index], e[ts_index], "o", color=ACCENT, ms=8, zorder=3)
+        axes.plot(s[tops], e[tops], "o", color=ACCENT, ms=8, zorder=3)
 
         def label(text: str, x: float, y: float, up: float, **style: Any) -> None:
             axes.annotate(text, (x, y), (0, up), textcoords="offset points", **style)
 
-        label(f"TS\n{_number(e[ts_index])}", s[ts_index], e[ts_index], 10, ha="center", color=ACCENT, weight="bold")
+        for k, top in enumerate(tops, start=1):
+            name = "TS" if len(tops) == 1 else f"TS {k}"
+            label(f"{name}\n{_number(e[top])}", s[top], e[top], 10, ha="center", color=ACCENT, weight="bold")
+        for at, name in (between or {}).items():
+            label(f"{name}\n{_number(e[at], sign='+')}", s[at], e[at], -28, ha="center")
         label(labels[0], s[0], min(_lowest_near(s, e, s[0]), 0.0), -16, ha="left")
         label(f"{labels[1]}\n{_number(e[-1], sign='+')}", s[-1], _lowest_near(s, e, s[-1]), -28, ha="right")
         axes.set_xlabel("path length, Å")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 
+from molgen.data.reactions import Reaction
 from molgen.device import resolve_device
 from molgen.errors import CalculatorError, InputError, check_counts
 from molgen.geometry.bonds import overlapping
 from molgen.io import load_reaction
 from molgen.potentials.ase import level_name, with_solvent
+from molgen.run import Run
 from molgen.saddle import calls_allowed
 from molgen.saddle.thermochemistry import ReactionThermochemistry
 from molgen.threads import one_thread
@@ -28,6 +31,8 @@ from molgen.workflows.ts_correction import (
     correct_saddle,
     fitting_correction,
 )
+from molgen.workflows.ts_mechanism import followed
+from molgen.workflows.ts_output import write_result
 from molgen.workflows.ts_result import Candidate, TSResult
 from molgen.workflows.ts_search import Method, TSSearch
 from molgen.workflows.ts_setup import model_for, potential_for
@@ -53,6 +58,7 @@ def find_ts(
     verify: str = "quick",
     max_calls: int | None = None,
     time_budget: float | None = None,
+    follow: int = 2,
     out: str | Path | None = None,
     overwrite: bool = False,
     weights: str | Path = "tsgen",
@@ -86,6 +92,8 @@ def find_ts(
             again for a few that end near a saddle, where none was proven.
         time_budget: s; no further guess is refined after that, the first always is. What is left is counted in
             `result.rejections`.
+        follow: where one step of several is found, search on from the intermediate, so many times at most
+            (`result.mechanism`), each with the options of the first search.
         out: folder for ts.xyz, guesses.xyz, path.xyz, ts_corrected.xyz, barrier.png, summary.json, manifest.json.
             overwrite: replace a run there.
         weights: name or folder. steps: flow steps; default the weights' own. device, dtype: of the model.
@@ -101,7 +109,7 @@ def find_ts(
     """
     check_counts(
         samples=(samples, 1), steps=(steps, 1), max_calls=(max_calls, 1), seed=(seed, 0), charge=(charge, None),
-        spin=(spin, 0),
+        spin=(spin, 0), follow=(follow, 0),
     )  # fmt: skip
     if verify not in get_args(Method):
         raise InputError(f"unknown method {verify!r}", where="--verify", expected=", ".join(get_args(Method)))
@@ -125,28 +133,29 @@ def find_ts(
         log(note)
     calls_each = max_calls or calls_allowed(len(reaction))
     deadline = math.inf if time_budget is None else begin + time_budget
-    search = TSSearch(reaction, potential, cast(Method, verify) if refine else None, progress, calls_each, deadline)
     settings = {
         "reactant": None if reactant is None else str(reactant), "product": None if product is None else str(product),
         "smiles": smiles, "charge": reaction.charge,
         "spin": reaction.spin, "samples": samples, "refine": refine, "calculator": str(calculator),
         "calculator_kwargs": calculator_kwargs, "temperature": temperature, "verify": verify, "weights": str(weights),
         "correction": str(correction), "steps": steps, "max_calls": calls_each,
-        "time_budget": time_budget, "map_atoms": map_atoms, "folder": str(Path.cwd()),
+        "time_budget": time_budget, "follow": follow, "map_atoms": map_atoms, "folder": str(Path.cwd()),
     }  # fmt: skip
 
-    def thermo(best: Candidate) -> ReactionThermochemistry | None:
-        make = partial(potential_for, calculator, calculator_kwargs)
-        return reaction_thermochemistry(search, best, cast(float, temperature), make, "solvent" in calculator_kwargs)
-
-    def work(write: Callable[[TSResult], None]) -> TSResult:
+    def look(reaction: Reaction, corrector: Correction | None, write: Callable[[TSResult], None]) -> TSResult:
         """Search; after every step, `write` how things stand."""
+        method, since = cast(Method, verify) if refine else None, time.monotonic()
+        search = TSSearch(reaction, potential, method, progress, calls_each, deadline)
         result = TSResult([], reaction, notes, [], checkpoint_hash=model.hash if model else None)
         result.level = level_name(calculator, calculator_kwargs)
+        make = partial(potential_for, calculator, calculator_kwargs)
+        thermo = None
+        if temperature is not None:
+            thermo = partial(reaction_thermochemistry, search, temperature, make, "solvent" in calculator_kwargs)
         options: dict[str, Any] = {"samples": samples, "steps": steps, "seed": seed, "log": log}
-        for _ in _stages(search, result, model, corrector, thermo if temperature else None, **options):
+        for _ in _stages(search, result, model, corrector, thermo, **options):
             search.report(result)
-            result.seconds = time.monotonic() - begin
+            result.seconds = time.monotonic() - since
             write(result)
         if all(candidate.verdict == "failed" for candidate in result.candidates):
             raise CalculatorError(
@@ -156,16 +165,31 @@ def find_ts(
             )
         return result
 
-    if out is None:
-        with one_thread(len(reaction)):
-            return work(lambda result: None)
-    from molgen.run import Run
-    from molgen.workflows.ts_output import write_result
+    def searched(reaction: Reaction, corrector: Correction | None, folder: Path | None, most: int) -> TSResult:
+        """Search, in a folder of its own if there is one, and go on from what was found."""
 
-    with Run(out, "ts", settings, seed=seed, device=device, overwrite=overwrite) as run, one_thread(len(reaction)):
-        result = work(lambda partial: write_result(run, partial, final=False))
-        write_result(run, result, final=True)
-    return result
+        def on(gap: Reaction, number: int) -> TSResult | None:
+            log(f"search {number + 1}: what is left of the reaction")
+            try:
+                return searched(gap, None, None if run is None else run.path(f"search-{number + 1}"), 0)
+            except CalculatorError as error:
+                log(f"warning: {error}")
+                return None
+
+        opened = nullcontext() if folder is None else Run(folder, "ts", settings, **of_run)
+        with opened as run:
+            write = partial(write_result, run) if run is not None else lambda result, final: None
+            result = look(reaction, corrector, partial(write, final=False))
+            result.mechanism = followed(result, on, most)
+            if result.mechanism is not None:
+                result.gradient_calls = sum(search.gradient_calls for search in result.mechanism.searches)
+                result.seconds = time.monotonic() - begin
+            write(result, final=True)
+        return result
+
+    of_run: dict[str, Any] = {"seed": seed, "device": device, "overwrite": overwrite}
+    with one_thread(len(reaction)):
+        return searched(reaction, corrector, None if out is None else Path(out), follow)
 
 
 def _stages(

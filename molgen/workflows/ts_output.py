@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -15,9 +16,11 @@ from molgen.report.plots import barrier_profile
 from molgen.run import Run
 from molgen.structures import formula
 from molgen.units import kcal
+from molgen.workflows.ts_mechanism import Mechanism
 from molgen.workflows.ts_result import Candidate, TSResult
 
 INTERMEDIATE = "intermediate.xyz"
+LEAP = 2.0  # Angstrom
 # by the end that is known, what the ends of a path are called
 _STEPS = {
     "": ("one side", "other side"), "reactant": ("reactant", "intermediate"), "product": ("intermediate", "product"),
@@ -26,8 +29,8 @@ _STEPS = {
 
 def write_result(run: Run, result: TSResult, final: bool) -> None:
     """Write guesses.xyz, ts.xyz (ranked), path.xyz of the best, ts_corrected.xyz; `final`: barrier.png, reactant.xyz
-    and product.xyz in the same order of atoms, intermediate.xyz where only the first or the last step was found,
-    summary.json.
+    and product.xyz in the same order of atoms, intermediate.xyz where the first or the last step of several was found,
+    mechanism.xyz and mechanism.png where the search went on from there, summary.json.
 
     Called after every candidate, so that an interrupted run keeps what it has.
     """
@@ -61,6 +64,10 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
             write_extxyz(run.path(f"{name}.xyz"), [Atoms(result.reaction.numbers, x)])
         if (intermediate := best.intermediate) is not None:
             write_extxyz(run.path(INTERMEDIATE), [intermediate])
+        if result.mechanism is not None:
+            write_extxyz(run.path("mechanism.xyz"), mechanism_frames(result.mechanism))
+            run.write_bytes("mechanism.png", mechanism_profile(result.mechanism))
+            run.record(mechanism=result.mechanism.summary())
         run.finish(result.status)
 
 
@@ -77,11 +84,45 @@ def path_frames(result: TSResult, candidate: Candidate) -> list[Atoms]:
     return frames
 
 
+def mechanism_frames(mechanism: Mechanism) -> list[Atoms]:
+    """All steps as frames from the reactant to the product; `step` (from 1), `state` where it is an end or a saddle,
+    energies in eV where they are known, in `info`."""
+    numbers, frames, onto = mechanism.searches[0].reaction.numbers, [], mechanism.steps[0].path_positions[0]
+    for k, step in enumerate(mechanism.steps, start=1):
+        states = {0: step.ends[0], len(step.path_positions) - 1: step.ends[1]}
+        states |= {step.saddle.ts_index: "transition state"} if step.saddle and step.saddle.ts_index is not None else {}
+        aligned = _aligned(step.path_positions, onto)
+        onto = aligned[-1]
+        for at, (x, energy) in enumerate(zip(aligned, step.path_energies, strict=True)):
+            frame = Atoms(numbers, x)
+            frame.info = {"step": k} | ({"state": states[at]} if at in states else {})
+            frame.info |= {"energy": float(energy)} if np.isfinite(energy) else {}
+            frames.append(frame)
+    return frames
+
+
+def mechanism_profile(mechanism: Mechanism) -> bytes:
+    """The picture of all steps: energies along their paths, kcal/mol above the first known."""
+    path = np.concatenate([step.path_positions for step in mechanism.steps])
+    energies = np.concatenate([step.path_energies for step in mechanism.steps])
+    first = np.cumsum([0, *(len(step.path_positions) for step in mechanism.steps)])
+    tops = [int(at) + step.saddle.ts_index for at, step in zip(first, mechanism.steps, strict=False)
+            if step.saddle and step.saddle.ts_index is not None]  # fmt: skip
+    between = {int(at): step.ends[0] for at, step in zip(first[1:], mechanism.steps[1:], strict=False)}
+    reaction = mechanism.searches[0].reaction
+    ends = [_name(reaction.numbers, x) for x in (reaction.reactant, reaction.product)]
+    known = energies[np.isfinite(energies)]
+    subtitle = f"{len(mechanism.steps)} steps" + ("" if mechanism.complete else ", one of them unknown")
+    return barrier_profile(
+        _length(path), kcal(energies - known[0]), tops, title=" → ".join(ends), subtitle=subtitle, between=between
+    )
+
+
 def profile(result: TSResult, candidate: Candidate) -> bytes:
     """The barrier picture: energy along the candidate's path, kcal/mol above its first frame."""
     assert candidate.path_positions is not None and candidate.path_energies is not None
     path = candidate.path_positions
-    length = np.concatenate([[0.0], np.cumsum(np.sqrt(np.square(np.diff(path, axis=0)).sum((1, 2))))])
+    length = _length(path)
     energies = np.array([kcal(e - candidate.path_energies[0]) for e in candidate.path_energies])
     z = result.reaction.numbers
     ends = [_name(z, path[0]), _name(z, path[-1])]
@@ -98,6 +139,13 @@ def profile(result: TSResult, candidate: Candidate) -> bytes:
     return barrier_profile(
         length, energies, candidate.ts_index or 0, title=title, subtitle=", ".join(parts), labels=labels
     )
+
+
+def _length(path: np.ndarray) -> np.ndarray:
+    """(M,) Angstrom along the frames (M, N, 3) of a path, each superposed on the one before; pieces that come from far
+    away count no more than `LEAP`."""
+    steps = (np.linalg.norm(_aligned(b[None], a)[0] - a) for a, b in itertools.pairwise(path))
+    return np.cumsum([0.0, *(min(step, LEAP) for step in steps)])
 
 
 def _name(numbers: np.ndarray, positions: np.ndarray) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
@@ -13,6 +13,9 @@ from ase import Atoms
 from molgen.data.reactions import Reaction
 from molgen.saddle.thermochemistry import ReactionThermochemistry
 from molgen.workflows.ts_correction import CorrectedTS
+
+if TYPE_CHECKING:
+    from molgen.workflows.ts_mechanism import Mechanism
 
 OUT_OF_TIME = "time budget reached"  # among the rejections of a result
 TIE = 0.005  # eV; saddles closer than this, mirror images above all, are ranked by confidence
@@ -112,6 +115,7 @@ class TSResult:
             {"reactant": "the product"} or "another molecule".
         level: of the calculator, such as "GFN2-xTB". thermochemistry: Gibbs energies of the best candidate, where a
             temperature was given and it is intended.
+        mechanism: where the best candidate is one step of several, and the search was told to go on.
     """
 
     candidates: list[Candidate]
@@ -128,6 +132,7 @@ class TSResult:
     unstable: dict[str, str] = field(default_factory=dict)
     level: str = ""
     thermochemistry: ReactionThermochemistry | None = None
+    mechanism: Mechanism | None = None
 
     @property
     def best(self) -> Candidate:
@@ -136,12 +141,15 @@ class TSResult:
 
     @property
     def verified(self) -> bool:
-        """Whether the best candidate is a saddle proven to join this reactant and product."""
+        """Whether the best candidate is a saddle proven to join this reactant and product; of several steps see
+        `mechanism`."""
         return self.best.verdict == "intended"
 
     @property
     def status(self) -> str:
         """ "ok", "partial" (a calculator failure cost a guess) or "gate_failed" (nothing was verified)."""
+        if self.mechanism is not None and self.mechanism.complete:
+            return "ok"
         if self.best.verdict not in ("intended", "unverified"):
             return "gate_failed"
         return "partial" if self.rejections.get("calculator failed") else "ok"
@@ -152,8 +160,11 @@ class TSResult:
     def __str__(self) -> str:
         if not self.candidates:
             return "no candidate"
-        b = self.best
+        b, cost = self.best, f"({self.gradient_calls} gradient calls, {self.seconds:.1f} s)"
+        if self.mechanism is not None and self.mechanism.complete:
+            count, top = len(self.mechanism.steps), self.mechanism.highest_kcal
+            return f"intended in {count} steps, {top:.1f} kcal/mol above the reactant at most {cost}"
         barrier = "" if b.barrier_forward_kcal is None else f", barrier {b.barrier_forward_kcal:.1f} kcal/mol forward"
         barrier += "" if b.barrier_reverse_kcal is None else f", {b.barrier_reverse_kcal:.1f} back"
         mode = "" if b.imaginary_frequency_cm is None else f", imaginary mode {abs(b.imaginary_frequency_cm):.0f}i cm-1"
-        return f"{b.verdict}{barrier}{mode} ({self.gradient_calls} gradient calls, {self.seconds:.1f} s)"
+        return f"{b.verdict}{barrier}{mode} {cost}"

@@ -26,23 +26,24 @@ Share = tuple[int, int]  # charge and unpaired electrons of a molecule
 
 
 def reaction_thermochemistry(
-    search: TSSearch, best: Candidate, temperature: float, make: Maker, in_solution: bool
+    search: TSSearch, temperature: float, make: Maker, in_solution: bool, best: Candidate
 ) -> ReactionThermochemistry | None:
-    """Gibbs energies of an intended saddle, of the wells beside it, and of the molecules of a side each alone.
+    """Gibbs energies of a saddle beside the reactant or the product, of the wells there, and of the molecules of these
+    sides each alone.
 
     Failures of the calculator are counted in the rejections of the search, its calls for single molecules in
     `other_calls`.
 
     Args:
-        best: with relaxed ends.
         temperature: K.
         make: a potential of some of the atoms; raises InputError where there is none.
         in_solution: of 1 mol/L; else a gas at 1 bar.
+        best: a candidate with relaxed ends.
 
     Returns:
         None where nothing was proven, or the calculator failed.
     """
-    if best.verdict != "intended" or best.path_positions is None:
+    if not (best.verdict == "intended" or best.known) or best.path_positions is None:
         return None
     reaction = search.reaction
     pressure = molar_pressure(temperature) if in_solution else BAR
@@ -62,7 +63,8 @@ def reaction_thermochemistry(
     state = "1 mol/L" if in_solution else "1 bar"
     found = ReactionThermochemistry(temperature, pressure, state, **points, imaginary_frequency_cm=frequency)
     for side in ("reactant", "product"):
-        alone = None if side in best.unstable else _alone(search, side, x[side], make, at)
+        given = best.known in ("", side) and side not in best.unstable
+        alone = _alone(search, side, x[side], make, at) if given else None
         if alone is not None:
             found.pieces[side] = found.above(*alone)
     return found

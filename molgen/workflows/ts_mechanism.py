@@ -1,0 +1,163 @@
+"""Reactions of several steps: searches that go on from the intermediate where an earlier one ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from molgen.data.reactions import Reaction
+from molgen.geometry.bonds import bond_graph, bonding_differences, fragments
+from molgen.units import KCAL_MOL, kcal
+from molgen.workflows.ts_result import Candidate, TSResult
+
+_UNNAMED = ("", "")
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of a mechanism.
+
+    Attributes:
+        ends: what lies on its sides, such as ("reactant", "intermediate 1").
+        saddle: the candidate that joins them; None where one becomes the other without a barrier, or nobody knows how.
+        path_positions: (M, N, 3) Angstrom, from the first end to the second; path_energies: (M,) eV, nan if unknown.
+        search: which search found it, from 0; None: nobody knows how its ends become each other.
+    """
+
+    ends: tuple[str, str]
+    saddle: Candidate | None
+    path_positions: np.ndarray
+    path_energies: np.ndarray
+    search: int | None
+
+    @property
+    def barriers_kcal(self) -> tuple[float, float] | None:
+        """There and back, kcal/mol, above its own ends; of a step without a saddle None."""
+        if self.saddle is None or self.saddle.ts_index is None:
+            return None
+        top, ends = self.path_energies[self.saddle.ts_index], self.path_energies[[0, -1]]
+        return float(kcal(top - ends[0])), float(kcal(top - ends[1]))
+
+    def summary(self) -> dict[str, Any]:
+        """The figures `summary.json` lists."""
+        barriers = self.barriers_kcal or (None, None)
+        return {
+            "ends": list(self.ends), "search": self.search,
+            "barrier_forward_kcal": barriers[0], "barrier_reverse_kcal": barriers[1],
+            "imaginary_frequency_cm": self.saddle.imaginary_frequency_cm if self.saddle else None,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Mechanism:
+    """Steps from the reactant to the product.
+
+    Attributes:
+        steps: in order. searches: what each search found, the first that of the whole reaction.
+    """
+
+    steps: list[Step]
+    searches: list[TSResult]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every step is known."""
+        return all(step.search is not None for step in self.steps)
+
+    @property
+    def highest_kcal(self) -> float:
+        """The highest point of all steps above the reactant's end of the first, kcal/mol; nan if that is unknown."""
+        return float(kcal(max(np.nanmax(step.path_energies) for step in self.steps) - self.steps[0].path_energies[0]))
+
+    def summary(self) -> dict[str, Any]:
+        """The figures `summary.json` lists."""
+        steps = [step.summary() for step in self.steps]
+        return {"complete": self.complete, "highest_kcal": self.highest_kcal, "steps": steps}
+
+
+def followed(first: TSResult, search: Callable[[Reaction, int], TSResult | None], most: int) -> Mechanism | None:
+    """The mechanism that begins with what a first search found; None where that is one step, or nothing to go on from.
+
+    A saddle that joins one side of a gap to another molecule leaves a smaller gap, which is searched next.
+
+    Args:
+        search: of the reaction that is left, with the number of the search, from 1; None where it failed.
+        most: how often.
+    """
+    way, searches = _Way(first.reaction), [first]
+    way.add(first, 0)
+    while most and way.gap is not None and (way.before or way.after) and len(searches) <= most:
+        found = search(way.gap, len(searches))
+        if found is None:
+            break
+        searches.append(found)
+        if not way.add(found, len(searches) - 1):
+            break
+    steps = way.steps()
+    return Mechanism(steps, searches) if most and len(steps) > 1 else None
+
+
+class _Way:
+    """Steps known from the reactant on, and back from the product, and the gap between them."""
+
+    def __init__(self, reaction: Reaction):
+        self.before: list[Step] = []
+        self.after: list[Step] = []
+        self.gap: Reaction | None = reaction
+
+    def add(self, result: TSResult, search: int) -> bool:
+        """Narrow or close the gap by what a search of it found; whether it did."""
+        gap, best = self.gap, result.best
+        assert gap is not None
+        if best.verdict == "intended":
+            self.before.append(_step(best, search))
+            self.gap = None
+        elif result.barrierless_kcal is not None and (self.before or self.after):
+            self.before.append(self._fall(gap, result.barrierless_side, result.barrierless_kcal * KCAL_MOL, search))
+            self.gap = None
+        elif best.known and best.path_positions is not None:
+            new = best.path_positions[-1 if best.known == "reactant" else 0]
+            if any(not bonding_differences(gap.numbers, new, state) for state in self._states(gap)):
+                return False  # round in a circle
+            part = fragments(bond_graph(gap.numbers, new))
+            if best.known == "reactant":
+                self.before.append(_step(best, search))
+                self.gap = replace(gap, reactant=new, reactant_fragments=part, name="")
+            else:
+                self.after.insert(0, _step(best, search))
+                self.gap = replace(gap, product=new, product_fragments=part, name="")
+        else:
+            return False
+        return True
+
+    def steps(self) -> list[Step]:
+        """All in order, named, the gap among them."""
+        gap = self.gap
+        left = (
+            []
+            if gap is None
+            else [Step(_UNNAMED, None, np.stack([gap.reactant, gap.product]), np.full(2, np.nan), None)]
+        )
+        steps = [*self.before, *left, *self.after]
+        names = ["reactant", *(f"intermediate {k}" for k in range(1, len(steps))), "product"]
+        return [replace(step, ends=(names[k], names[k + 1])) for k, step in enumerate(steps)]
+
+    def _states(self, gap: Reaction) -> list[np.ndarray]:
+        known = [step.path_positions[end] for step in [*self.before, *self.after] for end in (0, -1)]
+        return [gap.reactant, gap.product, *known]
+
+    def _fall(self, gap: Reaction, side: str, lost: float, search: int) -> Step:
+        """The step of a gap whose pieces on one side fall to the other, measured from a neighbour whose energy is
+        known."""
+        change = -lost if side == "reactant" else lost
+        start = self.before[-1].path_energies[-1] if self.before else self.after[0].path_energies[0] - change
+        energies = np.array([start, start + change])
+        return Step(_UNNAMED, None, np.stack([gap.reactant, gap.product]), energies, search)
+
+
+def _step(saddle: Candidate, search: int) -> Step:
+    assert saddle.path_positions is not None and saddle.path_energies is not None
+    return Step(_UNNAMED, saddle, saddle.path_positions, saddle.path_energies, search)
