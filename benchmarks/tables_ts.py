@@ -133,8 +133,16 @@ def _outcome(row: dict) -> tuple[str, str, str]:
     if verdict == "intended":
         verdict += ", another stereoisomer" if row["stereo"] else ""
         return verdict, f"{row['barrier_forward_kcal']:.1f}", f"{row['barrier_reverse_kcal']:.1f}"
+    if (row.get("mechanism") or {}).get("complete"):
+        steps = row["mechanism"]["steps"]
+        return f"intended, in {len(steps)} steps", "; ".join(_barriers(step) for step in steps), ""
     lost, side = row.get("barrierless_kcal"), row.get("barrierless_side")
     return verdict + ("" if lost is None else f"; no barrier: the {side}'s pieces lose {lost:.0f} kcal/mol"), "", ""
+
+
+def _barriers(step: dict) -> str:
+    there, back = step["barrier_forward_kcal"], step["barrier_reverse_kcal"]
+    return "none" if there is None else f"{there:.1f}, {back:.1f}"
 
 
 def textbook(report: dict) -> str:
@@ -185,7 +193,8 @@ def said(rows: list[dict]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        others = row["reason"] if row["verdict"] in ("half", "unintended") else ""
+        whole = (row.get("mechanism") or {}).get("complete")
+        others = row["reason"] if row["verdict"] in ("half", "unintended") and not whole else ""
         gone = [f"the {side} is no minimum: it becomes {other}" for side, other in row.get("unstable", {}).items()]
         lines.append(f"| {' | '.join([*_cells(row), '; '.join(filter(None, [others, *gone]))])} |")
     return "\n".join(lines)

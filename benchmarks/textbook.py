@@ -176,6 +176,7 @@ def outcome(*sides: Atoms, **options: Any) -> dict:
         "unstable": result.unstable, "gradient_calls": result.gradient_calls,
         "seconds": round(result.seconds, 1),
         "thermochemistry": result.thermochemistry.summary() if result.thermochemistry else None,
+        "mechanism": result.mechanism.summary() if result.mechanism else None,
     }  # fmt: skip
 
 

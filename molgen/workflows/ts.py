@@ -169,6 +169,8 @@ def find_ts(
         """Search, in a folder of its own if there is one, and go on from what was found."""
 
         def on(gap: Reaction, number: int) -> TSResult | None:
+            if time.monotonic() > deadline:
+                return None
             log(f"search {number + 1}: what is left of the reaction")
             try:
                 return searched(gap, None, None if run is None else run.path(f"search-{number + 1}"), 0)

@@ -70,7 +70,8 @@ class Mechanism:
     @property
     def highest_kcal(self) -> float:
         """The highest point of all steps above the reactant's end of the first, kcal/mol; nan if that is unknown."""
-        return float(kcal(max(np.nanmax(step.path_energies) for step in self.steps) - self.steps[0].path_energies[0]))
+        known = [float(step.path_energies.max()) for step in self.steps if step.search is not None]
+        return kcal(max(known) - float(self.steps[0].path_energies[0]))
 
     def summary(self) -> dict[str, Any]:
         """The figures `summary.json` lists."""

@@ -102,20 +102,19 @@ def mechanism_frames(mechanism: Mechanism) -> list[Atoms]:
 
 
 def mechanism_profile(mechanism: Mechanism) -> bytes:
-    """The picture of all steps: energies along their paths, kcal/mol above the first known."""
-    path = np.concatenate([step.path_positions for step in mechanism.steps])
-    energies = np.concatenate([step.path_energies for step in mechanism.steps])
-    first = np.cumsum([0, *(len(step.path_positions) for step in mechanism.steps)])
-    tops = [int(at) + step.saddle.ts_index for at, step in zip(first, mechanism.steps, strict=False)
-            if step.saddle and step.saddle.ts_index is not None]  # fmt: skip
-    between = {int(at): step.ends[0] for at, step in zip(first[1:], mechanism.steps[1:], strict=False)}
+    """The picture of all steps that are known: energies along their paths, kcal/mol above the first."""
+    steps = [step for step in mechanism.steps if step.search is not None]
+    energies = np.concatenate([step.path_energies for step in steps])
+    first = np.cumsum([0, *(len(step.path_positions) for step in steps)])
+    tops = [int(at) + (step.saddle.ts_index or 0) for at, step in zip(first, steps, strict=False) if step.saddle]
+    between = {int(at): step.ends[0] for at, step in zip(first[1:], steps[1:], strict=False)}
     reaction = mechanism.searches[0].reaction
     ends = [_name(reaction.numbers, x) for x in (reaction.reactant, reaction.product)]
-    known = energies[np.isfinite(energies)]
-    subtitle = f"{len(mechanism.steps)} steps" + ("" if mechanism.complete else ", one of them unknown")
     return barrier_profile(
-        _length(path), kcal(energies - known[0]), tops, title=" → ".join(ends), subtitle=subtitle, between=between
-    )
+        _length(np.concatenate([step.path_positions for step in steps])), kcal(energies - energies[0]), tops,
+        title=" → ".join(ends), labels=(steps[0].ends[0], steps[-1].ends[1]), between=between,
+        subtitle=f"{len(mechanism.steps)} steps" + ("" if mechanism.complete else ", one of them unknown"),
+    )  # fmt: skip
 
 
 def profile(result: TSResult, candidate: Candidate) -> bytes:
@@ -144,8 +143,8 @@ def profile(result: TSResult, candidate: Candidate) -> bytes:
 def _length(path: np.ndarray) -> np.ndarray:
     """(M,) Angstrom along the frames (M, N, 3) of a path, each superposed on the one before; pieces that come from far
     away count no more than `LEAP`."""
-    steps = (np.linalg.norm(_aligned(b[None], a)[0] - a) for a, b in itertools.pairwise(path))
-    return np.cumsum([0.0, *(min(step, LEAP) for step in steps)])
+    steps = [np.linalg.norm(_aligned(b[None], a)[0] - a) for a, b in itertools.pairwise(path)]
+    return np.cumsum(np.minimum(np.array([0.0, *steps]), LEAP))
 
 
 def _name(numbers: np.ndarray, positions: np.ndarray) -> str:

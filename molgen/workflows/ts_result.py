@@ -105,7 +105,8 @@ class TSResult:
         candidates: distinct saddles, best first.
         reaction: the mapped reaction. notes: what was decided about the input, and warnings.
         guesses: the geometries the refinement started from.
-        gradient_calls: all calculator calls, failed candidates included. seconds: wall time, model and calculator.
+        gradient_calls: all calculator calls, failed candidates included, and those of searches that went on. seconds:
+            wall time, model and calculator.
         rejections: reason -> count of guesses that came to nothing. checkpoint_hash: of the weights used, if any.
         corrected: the verified saddle, or without one the first guess, carried to the level of the training set, where
             there are weights for that.
