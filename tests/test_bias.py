@@ -10,6 +10,7 @@ from molgen.cvdiffusion.bias import Axis, WellTemperedBias
 from molgen.cvdiffusion.correct import correction
 from molgen.errors import InputError
 from molgen.units import KB
+from molgen.workflows.fes_output import _cap_reached
 
 PHI = Axis("phi 1", "rad", -np.pi, np.pi, 36, 2 * np.pi)
 DISTANCE = Axis("distance 0 4", "A", 2.0, 6.0, 20, None)
@@ -319,3 +320,12 @@ def test_nothing_to_correct_by():
     b = bias(1)
     centres, heights = correction(b, np.zeros((40, 1)), (np.arange(40) == 0).astype(float))
     assert centres.shape == (0, 1) and heights.shape == (0,)
+
+
+def test_a_bias_that_has_grown_to_its_cap_is_known():
+    low = bias(1, cap=KT * 5)
+    low.add(points(4, 1, 0), 0.01)
+    assert _cap_reached(low) is None and _cap_reached(bias(1)) is None
+    for seed in range(60):
+        low.add(points(64, 1, seed), 20 * KT)
+    assert _cap_reached(low) == pytest.approx(5)

@@ -192,6 +192,8 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
     quiet = report({**summary, "disagreement_kt": {"histogram": 0.2, "bias": 1.9, "limit": 0.5}}, tmp_path)
     empty = report({**summary, "disagreement_kt": {"histogram": None, "bias": None, "limit": 0.5}}, tmp_path)
     assert "without weights  not comparable: too few bins" in empty
+    assert "reached its cap" not in text
+    assert "bias             reached its cap of 23 kT: what lies" in report({**summary, "cap_kt": 23.0}, tmp_path)
     assert "repair much" not in quiet and "histogram off by 0.2 kT (fine up to 0.5); the bias alone" in quiet
 
 

@@ -54,6 +54,9 @@ def report(summary: dict[str, Any], out: Path) -> str:
         if isinstance(row, dict):
             rows.append((name if name == "reaction" else f"barrier {name}", _estimated(row)))
     rows += [("missing?", text) for text in summary.get("missing", [])]
+    if (cap := summary.get("cap_kt")) and "barrier" not in summary:
+        rows.append(("bias", f"reached its cap of {cap:.0f} kT: what lies behind higher barriers was not visited; --cap"
+                             " raises it"))  # fmt: skip
     if lost := summary["weight_zero"]:
         rows.append(("weight zero", f"{lost} of {weights['n']} samples"))
     rows += [("rejected", f"{count} x {reason}, of all energies") for reason, count in

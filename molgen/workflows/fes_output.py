@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.plumed import COLUMNS, colvar_text, fes_text, field_name, hills_text
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.io import write_extxyz
@@ -25,6 +26,7 @@ from molgen.workflows.fes_outcome import DISAGREE, FORGOT, Outcome, Surfaces
 CONTROLLER = "controller"
 MOST_FRAMES = 2000  # frames in samples.xyz, drawn by weight; all samples are in weights.npz
 LABELLED = 6  # basins named in the picture
+AT_CAP = 0.98  # of the cap; where the bias counts as grown to it
 
 
 def write_results(
@@ -91,6 +93,7 @@ def write_results(
         "rounds": len(sampler.records),
         "steps": [sampler.schedule.steps, outcome.kernels[0].steps],
         "bias_skipped": target.bias.skipped,
+        "cap_kt": _cap_reached(target.bias),
         "seconds": dict(seconds),
         "notes": notes,
         "missing": [*found.missing, *unknown],
@@ -106,6 +109,13 @@ def write_results(
         results=[_row(basin, energy, units, number) for number, basin in enumerate(found.basins)],
         **figures,
     )
+
+
+def _cap_reached(bias: WellTemperedBias) -> float | None:
+    """The cap of the bias, kT, where it has grown that high: barriers above it were not crossed, unless by chance."""
+    if bias.cap is None or bias.values.max() < AT_CAP * bias.cap:
+        return None
+    return bias.cap / bias.kt
 
 
 def _row(basin: Basin, energy: float, units: str, number: int) -> dict[str, Any]:
