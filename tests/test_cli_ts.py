@@ -376,14 +376,17 @@ def test_a_comma_may_be_part_of_a_name(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_where_the_search_goes_on_from_one_step(tmp_path: Path) -> None:
-    def told(known: str, charge: int, spin: int = 0, calculator: str = "gfn2") -> str:
+    def told(known: str, charge: int, spin: int = 0, calculator: str = "gfn2", solvent=None, way=None) -> str:
         best, reaction = SimpleNamespace(known=known), SimpleNamespace(charge=charge, spin=spin)
-        return beside(SimpleNamespace(best=best, reaction=reaction), tmp_path, calculator)
+        return beside(SimpleNamespace(best=best, reaction=reaction, mechanism=way), tmp_path, calculator, solvent)
 
     files = [tmp_path / name for name in ("reactant.xyz", "intermediate.xyz", "product.xyz")]
     assert told("reactant", -1).endswith(f"go on with molgen ts {files[1]} {files[2]} --charge -1)")
     assert told("product", 0).endswith(f"go on with molgen ts {files[0]} {files[1]})")
     assert told("product", 0, 2, "gfn1").endswith(" --spin 2 --calculator gfn1)")
+    assert told("reactant", 0, solvent="water").endswith(" --solvent water)") and "in vain" in told(
+        "reactant", 0, way=1
+    )
     assert told("", 0) == ""
     (tmp_path / "path.xyz").touch()
     assert told("", 0) == " (path.xyz shows what lies beside the best saddle)"

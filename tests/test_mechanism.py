@@ -151,6 +151,16 @@ def test_phosgene_from_smiles_to_files(tmp_path: Path) -> None:
     assert not (out / "search-2").exists() and not (out / "mechanism.xyz").exists()
 
 
+def test_pieces_that_fall_together_need_no_second_search(tmp_path: Path) -> None:
+    result = find_ts(smiles="C=C.B>>CCB", samples=2, correction="none", out=tmp_path / "out")
+    assert result.mechanism is not None and result.mechanism.complete
+    first, second = result.mechanism.steps
+    assert first.saddle is None and first.search == 1 and second.saddle is result.best
+    assert result.mechanism.searches[1].candidates == [] and not (tmp_path / "out" / "search-2").exists()
+    assert result.mechanism.highest_kcal == 0.0, "the saddle lies below boranes and ethene apart"
+    assert (tmp_path / "out" / "mechanism.png").exists()
+
+
 def test_phosgene_from_python() -> None:
     result = find_ts(smiles=PHOSGENE)
     assert result.mechanism is not None and result.mechanism.complete and not result.verified

@@ -239,7 +239,7 @@ def test_a_flat_stretch_is_no_barrier() -> None:
 def test_one_step_of_several_is_a_start_for_the_next(tmp_path: Path) -> None:
     """Hydroboration: a complex of both forms first."""
     out = tmp_path / "out"
-    told = CliRunner().invoke(app, ["ts", "--smiles", "C=C.B>>CCB", "-n", "4", "--out", str(out)])
+    told = CliRunner().invoke(app, ["ts", "--smiles", "C=C.B>>CCB", "-n", "4", "--follow", "0", "--out", str(out)])
     said, best = " ".join(told.stderr.split()), json.loads((out / "summary.json").read_text())["results"][0]
     assert (
         told.exit_code == 3

@@ -14,7 +14,6 @@ import typer
 
 from molgen.cli import common
 from molgen.files import SUMMARY
-from molgen.units import kcal
 
 KINDS = ("gibbs", "enthalpy")
 
@@ -201,6 +200,8 @@ def report(result: Any, out: Path) -> str:
 
 def mechanism_lines(found: Any) -> list[str]:
     """The steps from the reactant to the product in words."""
+    from molgen.units import kcal
+
     lines = []
     for k, step in enumerate(found.steps, start=1):
         barriers, change = step.barriers_kcal, kcal(step.path_energies[-1] - step.path_energies[0])
@@ -225,10 +226,10 @@ def thermochemistry_lines(found: Any) -> list[str]:
         f"rate                 {forward:.1e} 1/s forward, half-life {lasts}; {back:.1e} 1/s back; "
         f"tunnelling x {found.tunnelling:.1f}",
     ]
-    for pieces in found.pieces.values():
+    for side, pieces in found.pieces.items():
         rate = "as fast as they meet" if pieces.rate is None else f"{pieces.rate:.1e} {pieces.rate_unit}"
         barrier = f"Gibbs barrier {pieces.barrier_kcal:.1f} kcal/mol ({found.standard_state})"
-        lines.append(f"molecules apart      {' + '.join(pieces.names)}: {barrier}, {rate}")
+        lines.append(f"{f'{side} apart':21}{' + '.join(pieces.names)}: {barrier}, {rate}")
     return lines
 
 

@@ -142,12 +142,16 @@ def find_ts(
         "time_budget": time_budget, "follow": follow, "map_atoms": map_atoms, "folder": str(Path.cwd()),
     }  # fmt: skip
 
-    def look(reaction: Reaction, corrector: Correction | None, write: Callable[[TSResult], None]) -> TSResult:
-        """Search; after every step, `write` how things stand."""
-        method, since = cast(Method, verify) if refine else None, time.monotonic()
+    def begun(reaction: Reaction) -> tuple[TSSearch, TSResult]:
+        method = cast(Method, verify) if refine else None
         search = TSSearch(reaction, potential, method, progress, calls_each, deadline)
         result = TSResult([], reaction, notes, [], checkpoint_hash=model.hash if model else None)
         result.level = level_name(calculator, calculator_kwargs)
+        return search, result
+
+    def look(reaction: Reaction, corrector: Correction | None, write: Callable[[TSResult], None]) -> TSResult:
+        """Search; after every step, `write` how things stand."""
+        since, search, result = time.monotonic(), *begun(reaction)
         make = partial(potential_for, calculator, calculator_kwargs)
         thermo = None
         if temperature is not None:
@@ -172,6 +176,11 @@ def find_ts(
             if time.monotonic() > deadline:
                 return None
             log(f"search {number + 1}: what is left of the reaction")
+            search, result = begun(gap)
+            if (fall := barrierless(search)) is not None:  # pieces that fall together need no saddle
+                result.barrierless_side, result.barrierless_kcal = fall
+                search.report(result)
+                return result
             try:
                 return searched(gap, None, None if run is None else run.path(f"search-{number + 1}"), 0)
             except CalculatorError as error:

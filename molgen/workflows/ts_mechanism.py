@@ -56,7 +56,8 @@ class Mechanism:
     """Steps from the reactant to the product.
 
     Attributes:
-        steps: in order. searches: what each search found, the first that of the whole reaction.
+        steps: in order. searches: what each search found, the first that of the whole reaction; one without candidates
+            where pieces fall together, so that no saddle was looked for.
     """
 
     steps: list[Step]
@@ -111,13 +112,15 @@ class _Way:
 
     def add(self, result: TSResult, search: int) -> bool:
         """Narrow or close the gap by what a search of it found; whether it did."""
-        gap, best = self.gap, result.best
+        gap = self.gap
         assert gap is not None
+        if result.barrierless_kcal is not None and (self.before or self.after):
+            self.before.append(self._fall(gap, result.barrierless_side, result.barrierless_kcal * KCAL_MOL, search))
+            self.gap = None
+            return True
+        best = result.best
         if best.verdict == "intended":
             self.before.append(_step(best, search))
-            self.gap = None
-        elif result.barrierless_kcal is not None and (self.before or self.after):
-            self.before.append(self._fall(gap, result.barrierless_side, result.barrierless_kcal * KCAL_MOL, search))
             self.gap = None
         elif best.known and best.path_positions is not None:
             new = best.path_positions[-1 if best.known == "reactant" else 0]
