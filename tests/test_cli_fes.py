@@ -222,7 +222,7 @@ def test_a_file_that_is_not_there(molgen: Callable[..., Result], tmp_path: Path)
     assert result.exit_code == 2 and "nowhere.toml: cannot be read" in result.stderr
 
 
-@pytest.mark.parametrize("wall", ["d < 1.6", "distance 0 1 < 1.6"])
+@pytest.mark.parametrize("wall", ["d < 1.6", "distance 0 1 < 1.6", "distance 1 0 < 1.6"])
 def test_a_wall_knows_the_variable_by_label_and_by_definition(
     molgen: Callable[..., Result], hcn: Path, wall: str
 ) -> None:

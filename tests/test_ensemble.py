@@ -191,7 +191,8 @@ def test_samples_of_zero_weight_may_be_anything():
 def test_groups_hold_the_error_of_copies():
     """Every sample four times over: without groups the error comes out halved."""
     once = gaussian_ensemble(1000, 5)
-    copies = once[np.repeat(np.arange(1000), 4)]
+    copies = Ensemble(**{**vars_of(once[np.repeat(np.arange(1000), 4)]), "groups": None})
+    assert once[np.repeat(np.arange(1000), 4)].groups is not None and once[::2].groups is None
     grouped = Ensemble(**{**vars_of(copies), "groups": np.repeat(np.arange(1000), 4)})
     single = Ensemble(**{**vars_of(once), "smoothed": False})  # raw weights: the tails of 1000 and 4000 differ
     copies, grouped = (Ensemble(**{**vars_of(e), "smoothed": False}) for e in (copies, grouped))

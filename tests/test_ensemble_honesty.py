@@ -13,6 +13,7 @@ from molgen.errors import InputError
 from molgen.reweight.estimate import Estimate, doubt, effective_groups
 from molgen.reweight.free_energy import CollectiveVariable
 from molgen.reweight.importance import VERDICTS
+from molgen.units import KB
 from molgen.variables import custom
 
 
@@ -273,3 +274,33 @@ def test_a_group_that_weighs_all_leaves_one() -> None:
     assert effective_groups(np.where(groups == 7, 1.0, 1e-9), groups) == pytest.approx(1)
     assert effective_groups(np.ones(30), None) == pytest.approx(30)
     assert not ensemble(np.where(groups == 7, 0.0, -30.0), groups=groups).expectation("distance 0 1").reliable
+
+
+def test_estimates_of_a_few_equal_samples_say_so() -> None:
+    """Two frames of a dynamics have equal weights, and tell little."""
+    for count, reliable in ((2, False), (24, False), (400, True)):
+        found = ensemble(np.zeros(count)).expectation(np.random.default_rng(0).standard_normal(count))
+        assert found.reliable == reliable and ("fewer than 25" in str(found)) != reliable
+
+
+def test_a_barrier_stops_at_the_next_basin() -> None:
+    """Three wells of a torsion; the middle one of two is no minimum of the barrier beside it."""
+    turn = np.linspace(-np.pi, np.pi, 20001)
+    kt = KB * 300.0
+    free = (
+        4.0 * (1 + np.cos(3 * turn)) / 2 + 3.0 * (1 + np.cos(turn)) / 2
+    )  # kT; wells at 180 and, 2.25 up, near 63 degrees
+    cumulated = np.cumsum(np.exp(-0.3 * free))
+    x = np.interp(np.random.default_rng(0).random(6000), cumulated / cumulated[-1], turn)
+    angle = CollectiveVariable("t", x, "rad", 2 * np.pi)
+    drawn = replace(ensemble(-0.7 * np.interp(x, turn, free)), cvs={"t": angle})
+    gauche = (turn > 0.5) & (turn < 2)
+    well, bottom = float(turn[gauche][free[gauche].argmin()]), free[gauche].min()
+    barrier = drawn.barrier("t", (-well, well))
+    exact = kt * (7.0 - bottom)
+    for side in (barrier.forward, barrier.reverse):
+        assert side.reliable and abs(side.value - exact) < 4 * side.error + 0.1 * kt
+    third = drawn.barrier("t", (well, np.pi))  # from gauche to trans
+    top = free[(turn > well)].max()
+    assert abs(third.forward.value - kt * (top - bottom)) < 4 * third.forward.error + 0.1 * kt
+    assert abs(third.reverse.value - kt * top) < 4 * third.reverse.error + 0.1 * kt

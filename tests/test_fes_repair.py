@@ -89,6 +89,8 @@ def test_sequential_monte_carlo_mends_what_the_weights_do_not(converged: tuple[E
     assert len(ensemble) == 400 * (repair.moves - repair.moves // 2)
     found = ensemble.free_energy(*sides(ensemble)).scaled(1 / KT, "kT")
     assert found.value == pytest.approx(exact, abs=3 * found.error) and found.error < 0.3
+    apart = ensemble.diagnostics.log_z - plain.ensemble.diagnostics.log_z
+    assert abs(apart) < 0.5, "on the scale of the weights, as `Ensemble.merge` needs it"
     truth = wells()._along(mended.surfaces.path.centres[0]) / KT
     near = truth - truth.min() < 6
 

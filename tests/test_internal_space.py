@@ -17,6 +17,7 @@ from molgen.cvdiffusion.noising import Schedule, fit_variances, simulate
 from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph
 from molgen.geometry.internal import to_internal
+from molgen.potentials.xtb import XtbPotential
 from molgen.reweight.importance import diagnose
 from molgen.workflows.fes_problem import Problem, coordinates_of
 from molgen.workflows.fes_settings import default_settings
@@ -260,6 +261,8 @@ def test_a_force_field_without_rings_chooses_internal_coordinates():
     assert coordinates_of(system, "auto", phi) == "internal"
     assert coordinates_of(system, "cartesian", phi) == "cartesian"
     turn, loose = "t = torsion 4 6 8 14", "torsion 0 6 8 14"
+    for spelt in ("torsion_4_6_8_14", "Torsion 14  8 6 4", "torsion 14 8 6 4"):
+        assert coordinates_of(bare, "auto", spelt) == "internal", spelt
     for cvs, kind in (([turn], "internal"), ([loose], "cartesian"), ([turn, "distance 0 1"], "cartesian")):
         assert coordinates_of(bare, "auto", cvs) == kind, cvs  # bonds may break where more than a bond is turned
     assert default_settings("internal").sampler.draws > default_settings("cartesian").sampler.draws
@@ -289,3 +292,25 @@ def test_a_point_without_a_geometry_is_rejected_and_counted():
     batch = target.evaluate(points, np.zeros(4), 1)
     assert batch.accepted.tolist() == [True, False, True, True] and target.rejections == {"no geometry": 1}
     assert np.isneginf(target.log_weights(batch)[1]) and (batch.gradient[1] == 0).all()
+
+
+def test_a_nitrogen_that_may_turn_inside_out_is_sampled_in_cartesian_coordinates():
+    """An amide's is flat, a sulfoxide keeps its hand; dimethylamine's is flat in this start, and does not stay so."""
+    invertible = {
+        "NO": [0],
+        "CNC": [1],
+        "NCCO": [0],
+        "CC(N)=O": [],
+        "C[N+](=O)[O-]": [],
+        "Nc1ccccc1": [],
+        "CS(C)=O": [],
+    }
+    for smiles, expected in invertible.items():
+        numbers, bonds, x = built(smiles)
+        system = System(XtbPotential(numbers), x[None])
+        assert system.invertible() == expected, smiles
+        chain = next((c for c in system.chains() if bonds[c[0], c[1]] and bonds[c[2], c[3]]), None)
+        if chain is not None and smiles != "Nc1ccccc1":
+            torsion = "torsion " + " ".join(map(str, chain))
+            assert coordinates_of(system, "auto", torsion) == ("cartesian" if expected else "internal"), smiles
+            assert coordinates_of(system, "internal", torsion) == "internal"

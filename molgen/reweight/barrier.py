@@ -35,6 +35,7 @@ SIDES = ("forward", "reverse", "reaction", "mean")
 STRAYS = 1e-3  # of the samples at each end: one far away would spread the knots over the emptiness between
 KNOTS = 20  # intervals of the spline in `limits`, by default 0 to 1
 FINER, APART = 2, 3.0  # halvings of all knot intervals; errors of what they change by which it is more than noise
+COARSE, HIGH = 24, 1.0  # intervals of a first look at all basins; kT that a top between two is above either
 WINDOW = 1.5  # intervals on each side of the top, in which redraws look for it and its k-hat is that of the samples
 
 
@@ -135,8 +136,9 @@ def profile_barrier(
     Args:
         variable: of n samples. log_weights: (n,) raw. weights: (n,) normalised.
         between: a place in each basin, low < high, in the unit of the variable.
-        limits: of the curve: the two basins and nothing else; None: a whole period around the middle, or the range of
-            the samples with a weight, a thousandth left out at each end.
+        limits: of the curve: the two basins and nothing else; None: as far as the next tops beyond them that are
+            `HIGH` kT above both of their sides, at most a whole period around the middle, or the range of the samples
+            with a weight, a thousandth left out at each end.
         width: between knots of the spline to begin with; None: a fifteenth of `limits`.
         groups: (n,) labels of samples that depend on each other.
 
@@ -152,13 +154,16 @@ def profile_barrier(
             f"limits {low:g} to {high:g}, more than a whole turn", where=where,
             expected=f"at most {variable.period:.4g} {variable.unit}",
         )  # fmt: skip
-    width = (high - low) / 15 if width is None else width
+    fitting, width = width is None, (high - low) / 15 if width is None else width
     if not low <= a < b <= high or not width > 0:
         raise InputError(
             f"between {a:g} and {b:g}, where samples reach from {low:g} to {high:g}" if limits is None and width > 0
             else f"between {a:g} and {b:g} on {low:g} to {high:g}, {width:g} wide", where=where,
             expected="low <= first < second <= high, a width above 0",
         )  # fmt: skip
+    if limits is None:
+        low, high = _alone(variable.wrapped(low), weights, (low, high), (a, b))
+        width = (high - low) / 15 if fitting else width
     x, intervals = variable.wrapped(low), max(4, round((high - low) / width))
     density = SmoothDensity.of(x, weights, _occupied(x[weights > 0], low, high, a, b), intervals)
     if not ((density.centres >= a) & (density.centres <= b)).any():
@@ -170,6 +175,27 @@ def profile_barrier(
     if density.rings() or not np.isfinite(values).all():
         values, settled = np.full(4, np.inf), False
     return _barrier(values, errors, places[0], parts, log_weights, weights, groups, settled)
+
+
+def _alone(
+    x: np.ndarray, weights: np.ndarray, limits: tuple[float, float], between: tuple[float, float]
+) -> tuple[float, float]:
+    """Those of `limits` that hold the two basins and no other."""
+    density = SmoothDensity.of(x, weights, _occupied(x[weights > 0], *limits, *between), COARSE)
+    free, centres = -density.log_density(), density.centres
+    ends = []
+    for start, step, limit in zip(between, (-1, 1), limits, strict=True):
+        way = np.flatnonzero(centres <= start)[::-1] if step < 0 else np.flatnonzero(centres >= start)
+        lowest, top = np.inf, None
+        for k in way:
+            lowest = min(lowest, free[k])
+            if top is None or free[k] > free[top]:
+                top = k if free[k] > lowest + HIGH else None
+            elif free[k] < free[top] - HIGH:
+                limit = float(centres[top])
+                break
+        ends.append(limit)
+    return ends[0], ends[1]
 
 
 def _occupied(x: np.ndarray, low: float, high: float, a: float, b: float) -> tuple[float, float]:

@@ -254,8 +254,7 @@ class Ensemble:
 
         Args:
             between: a place in each basin, low < high, in its unit.
-            limits: of the profile, the two basins and nothing else; None: a whole period around the middle, or the
-                range of the samples with a weight but for the outermost thousandth.
+            limits: of the profile, the two basins and nothing else; None: as far as the tops to the next ones.
             width: between knots of the smooth curve to begin with; None: a fifteenth of the limits.
             replicas: redraws for the bootstrap errors.
 
@@ -290,15 +289,19 @@ class Ensemble:
         return replace(self, log_weights=drop_top(self.log_weights, share), at_best="biased", smoothed=False)
 
     def __getitem__(self, index: Any) -> Ensemble:
-        """The samples at `index` (slice, mask or indices), weights and all; `validity` stays that of the whole."""
+        """The samples at `index` (slice, mask or indices), weights and all; `validity` stays that of the whole.
+
+        One that is there twice counts as one for errors.
+        """
         part = np.atleast_1d(np.arange(len(self))[index])
+        groups = part if self.groups is None and len(np.unique(part)) < len(part) else None
         return replace(
             self,
             positions=self.positions[part],
             log_weights=self.log_weights[part],
             energies=self.energies[part],
             log_q=None if self.log_q is None else self.log_q[part],
-            groups=None if self.groups is None else self.groups[part],
+            groups=groups if self.groups is None else self.groups[part],
             cvs={name: replace(cv, values=np.asarray(cv.values)[part]) for name, cv in self.cvs.items()},
         )
 

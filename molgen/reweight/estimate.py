@@ -140,11 +140,13 @@ def effective_groups(terms: np.ndarray, groups: np.ndarray | None) -> float:
 
 
 def few_groups(terms: np.ndarray, groups: np.ndarray | None) -> bool:
-    """Whether fewer than 25 groups of draws hold all of the weight, or of the influence on an estimate.
+    """Whether fewer than 25 groups of draws hold all of the weight, or of the influence on an estimate; without groups,
+    whether fewer samples do.
 
     Copies and descendants of a few draws have neither a tail nor a spread that could tell what the few missed.
     """
-    return groups is not None and 0 < effective_groups(terms, groups) < LEAST_DRAWS
+    count = np.count_nonzero(terms) if groups is None else effective_groups(terms, groups)
+    return bool(0 < count < LEAST_DRAWS)
 
 
 def delta_error(influence: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:

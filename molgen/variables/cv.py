@@ -33,7 +33,8 @@ class CV:
         function: positions (B, N, 3) float64 Angstrom -> values (B,) in `unit`; differentiable, if it is to be
             pushed along.
         bends: atoms i-j-k that must not lie on a line, where the gradient is undefined.
-        definition: what it is without its label, by which a wall is known to be on the same variable; else its name.
+        definition: what it is, without its label and whichever end its atoms are named from, by which a wall is known
+            to be on the same variable; else its name.
         references: structures (M, N, 3) in Angstrom that its text names, by that name.
     """
 
@@ -71,15 +72,18 @@ def linear(cvs: Sequence[CV], coefficients: Sequence[float]) -> CV:
         raise InputError(f"{len(cvs)} variables, coefficients {list(coefficients)}", expected="one number for each")
     units = {cv.unit for cv in cvs}
     pairs = list(zip(coefficients, cvs, strict=True))
-    name = "".join(
-        f" {'-' if c < 0 else '+'} {'' if abs(c) == 1 else f'{abs(c):g}*'}{cv.name}" for c, cv in pairs
-    ).removeprefix(" + ")
+    factors = [f" {'-' if c < 0 else '+'} {'' if abs(c) == 1 else f'{abs(c):g}*'}" for c in coefficients]
+    name, definition = (
+        "".join(factor + getattr(cv, text) for factor, cv in zip(factors, cvs, strict=True)).removeprefix(" + ").strip()
+        for text in ("name", "definition")
+    )
     return CV(
-        name.strip(),
+        name,
         units.pop() if len(units) == 1 else "",
         None,
         lambda x: torch.stack([c * cv.function(x) for c, cv in pairs]).sum(0),
         tuple(bend for cv in cvs for bend in cv.bends),
+        definition,
         references={name: frames for cv in cvs for name, frames in cv.references.items()},
     )
 

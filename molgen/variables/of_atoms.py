@@ -15,13 +15,16 @@ from molgen.variables.cv import CV, angle_at, distinct, norm
 def distance(i: int, j: int) -> CV:
     """Distance of two atoms, Angstrom."""
     distinct(i, j)
-    return CV(f"distance {i} {j}", "A", None, lambda x: norm(x[:, j] - x[:, i]))
+    return CV(
+        f"distance {i} {j}", "A", None, lambda x: norm(x[:, j] - x[:, i]), definition=_either_way("distance", i, j)
+    )
 
 
 def angle(i: int, j: int, k: int) -> CV:
     """Angle at j, 0 to pi; without gradient at both ends."""
     distinct(i, j, k)
-    return CV(f"angle {i} {j} {k}", "rad", None, lambda x: angle_at(x, i, j, k), ((i, j, k),))
+    definition = _either_way("angle", i, j, k)
+    return CV(f"angle {i} {j} {k}", "rad", None, lambda x: angle_at(x, i, j, k), ((i, j, k),), definition)
 
 
 def torsion(i: int, j: int, k: int, l: int) -> CV:  # noqa: E741
@@ -35,7 +38,13 @@ def torsion(i: int, j: int, k: int, l: int) -> CV:  # noqa: E741
         value = value + 2 * math.pi * (value <= -math.pi)
         return value + 0 / (norm(first) * norm(second))  # nan on a line, where atan2 alone would have some value
 
-    return CV(f"torsion {i} {j} {k} {l}", "rad", 2 * math.pi, function, ((i, j, k), (j, k, l)))
+    bends, definition = ((i, j, k), (j, k, l)), _either_way("torsion", i, j, k, l)
+    return CV(f"torsion {i} {j} {k} {l}", "rad", 2 * math.pi, function, bends, definition)
+
+
+def _either_way(kind: str, *atoms: int) -> str:
+    """One text for atoms that read the same from either end."""
+    return " ".join(map(str, (kind, *min(atoms, atoms[::-1]))))
 
 
 def volume(i: int, j: int, k: int, l: int) -> CV:  # noqa: E741

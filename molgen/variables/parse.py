@@ -59,13 +59,15 @@ def parse_cv(text: str, molecule: Molecule, called: str = "collective variable")
         except InputError as error:
             remedy = error.remedy or f"write {usage}; atoms and residues count from 0"
             raise InputError(error.what, where=where, expected=error.expected or usage, remedy=remedy) from error
-        terms.append(replace(cv, name=f"{kind} {match['rest'] or ''}".strip()))
+        written = f"{kind} {match['rest'] or ''}".strip()
+        of_atoms_alone = kind in EITHER_WAY and ";" not in written
+        terms.append(replace(cv, name=written, definition=cv.definition if of_atoms_alone else written))
         factors.append(float(match["factor"] or 1) * (-1 if sign == "-" else 1))
     try:
         cv = terms[0] if factors == [1] else linear(terms, factors)
     except InputError as error:
         raise InputError(error.what, where=where, expected=error.expected, remedy=error.remedy) from error
-    return replace(cv, name=label[1] if label else body, definition=cv.name)
+    return replace(cv, name=label[1] if label else body)
 
 
 def _pieces(lead: str, body: str) -> list[tuple[str, str]]:
@@ -176,4 +178,5 @@ KINDS: dict[str, tuple[str, Build]] = {
     "path-s": ("path-s FILE [I,J,...]", _from_file(path_s)),
     "path-z": ("path-z FILE [I,J,...]", _from_file(path_z)),
 }
+EITHER_WAY = ("distance", "angle", "torsion")  # kinds that know their definition, of atoms read from either end
 FROM_FILES = ("rmsd", "path-s", "path-z")

@@ -170,6 +170,11 @@ class Problem:
         for name in still:
             self.notes.append(f"{name} does not move in the starting simulation: is it constant by construction?")
         self.notes.extend(self._unbonded())
+        if isinstance(space, InternalSpace) and (kept := self.system.invertible()):
+            self.notes.append(
+                f"internal coordinates keep atom {kept[0]} on the side of its neighbours where it starts; with "
+                "--coordinates cartesian it turns inside out"
+            )
         for note in self.notes:
             log(note)
         return Sampler(
@@ -289,21 +294,25 @@ def _refuse_twins(variables: Sequence[CV], system: System) -> None:
             )
 
 
-def coordinates_of(system: System, wanted: str, cvs: Sequence[CV | str]) -> str:
+def coordinates_of(system: System, wanted: str, cvs: CV | str | Sequence[CV | str]) -> str:
     """ "cartesian" or "internal".
 
-    "auto" is internal where bonds stay, no ring is cut and no group is linear. They stay in a force field (a topology
-    is known), and where nothing but torsions is pushed along.
+    "auto" is internal where bonds stay, no ring is cut, no group is linear and no nitrogen may turn inside out. Bonds
+    stay in a force field (a topology is known), and where nothing but torsions is pushed along.
 
     Raises:
-        InputError: internal coordinates are wanted, and the molecule has none.
+        InputError: internal coordinates are wanted, and the molecule has none; no such variable.
     """
     if wanted == "internal":
         tree_zmatrix(system.numbers, system.bonds, system.starts[0])
     if wanted != "auto":
         return wanted
     tree = int(system.bonds.sum()) // 2 == len(system.numbers) - 1
-    if not tree or system.topology is None and not all(_turns(cv, system.bonds) for cv in cvs):
+    molecule, cvs = system.molecule(), [cvs] if isinstance(cvs, (CV, str)) else cvs
+    variables = [parse_cv(cv, molecule) if isinstance(cv, str) else cv for cv in cvs]
+    if not tree or system.topology is None and not all(_turns(cv, system.bonds) for cv in variables):
+        return "cartesian"
+    if system.invertible():
         return "cartesian"
     try:
         return coordinates_of(system, "internal", cvs)
@@ -311,9 +320,8 @@ def coordinates_of(system: System, wanted: str, cvs: Sequence[CV | str]) -> str:
         return "cartesian"
 
 
-def _turns(cv: CV | str, bonds: np.ndarray) -> bool:
+def _turns(cv: CV, bonds: np.ndarray) -> bool:
     """Whether a variable is the torsion of a chain of bonded atoms."""
-    definition = cv.rpartition("=")[2].strip() if isinstance(cv, str) else cv.definition
-    match = re.fullmatch(r"torsion (\d+) (\d+) (\d+) (\d+)", definition)
+    match = re.fullmatch(r"torsion (\d+) (\d+) (\d+) (\d+)", cv.definition)
     atoms = [int(k) for k in match.groups()] if match else []
-    return bool(atoms) and max(atoms) < len(bonds) and all(bonds[i, j] for i, j in itertools.pairwise(atoms))
+    return bool(atoms) and all(bonds[i, j] for i, j in itertools.pairwise(atoms))

@@ -91,13 +91,15 @@ def moved(sampler: Sampler, draws: Batch, begin: Chains) -> tuple[list[Batch], R
         log_p, slope = target.log_weights(batch), -target.gradient(batch)
         return Ends(log_p, log_p, slope, slope)
 
+    known = target.log_weights(draws)
+    log_z = float(np.logaddexp.reduce(known) - np.log(len(known)))  # the scale of the draws, for `Ensemble.merge`
     first = start(densities, draws.points[chosen])
     options = {"moves": moves, "adapt": moves // 2, "leapfrog": LEAPFROG, "step": STEP, "seed": seed}
     states, rates = [], []
     for number, (reached, rate) in enumerate(chains(first, densities, 1.0, **options)):
         if number >= moves // 2:
             batch = target.evaluate(reached.positions, np.zeros(m), sampler.number)
-            log_path = batch.log_path - target.log_weights(batch)  # equal weights under the bias
+            log_path = batch.log_path - target.log_weights(batch) + log_z  # equal weights under the bias
             states.append(replace(batch, log_path=np.where(batch.accepted, log_path, 0.0)))
             rates.append(rate)
     target.rejections = counted

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from openmm import app
 
 SOLVENTS = {"none": None, "obc2": "implicit/obc2.xml"}  # of a force field
+HEAVIEST_INVERTIBLE = 9  # atomic number
+PYRAMID = 0.3  # Angstrom above its three neighbours, where an atom is a pyramid: 0.38 in ammonia, 0.2 in aniline
+SATURATED = {6: 4, 7: 3, 8: 2}  # neighbours, by atomic number
 MOST_QUADRUPLES = 40  # signed volumes that a controller sees
 
 
@@ -86,6 +89,24 @@ class System:
         volumes = signed_volumes(self.starts, quadruples)
         same = (volumes * volumes[:1] > 0).all(0) if len(quadruples) else np.zeros(0, dtype=bool)
         return quadruples[same], np.sign(volumes[0])[same] if len(quadruples) else np.zeros(0)
+
+    def invertible(self) -> list[int]:
+        """Atoms of the second row with three neighbours that form a pyramid and turn inside out within nanoseconds or
+        less, such as an amine's nitrogen; those of lower rows keep their hand.
+
+        Nitrogen and oxygen are ones unless a neighbour is unsaturated, as in amides, anilines and nitro groups, however
+        flat a start may be; others where they are a pyramid in a start.
+        """
+        bonds, found = self.bonds, []
+        unsaturated = np.array([n < SATURATED.get(int(z), 0) for z, n in zip(self.numbers, bonds.sum(1), strict=True)])
+        for atom in np.flatnonzero((bonds.sum(1) == 3) & (self.numbers <= HEAVIEST_INVERTIBLE)):
+            corner, one, two, three = (self.starts[:, k] for k in (atom, *np.flatnonzero(bonds[atom])))
+            normal = np.cross(two - one, three - one)
+            height = np.abs(((corner - one) * normal).sum(-1)) / np.linalg.norm(normal, axis=-1)
+            lone_pair = self.numbers[atom] in (7, 8) and not unsaturated[bonds[atom]].any()
+            if lone_pair or height.max() > PYRAMID:
+                found.append(int(atom))
+        return found
 
     def chains(self) -> np.ndarray:
         """(Q, 4) one torsion around each bond of two atoms that have other neighbours, heavy ones where possible."""
