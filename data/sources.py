@@ -15,7 +15,8 @@ from molgen.data.reactions import Reaction, load_npz, read_column, refuse_publis
 from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, molecule_key
 from molgen.smiles import embed_molecule
-from molgen.structures import MOLFILES, checked_spin, read_mdl, read_side, xyz_frames
+from molgen.structures import MOLFILES, Structure, checked_spin, read_mdl, read_side
+from molgen.xyz import charge_of, xyz_frames
 
 SMALLEST = 4  # atoms; smaller fragments of a reaction have next to no reactions of their own
 LISTS = {".smi", ".smiles", ".txt"}
@@ -59,7 +60,7 @@ def read_molecules(path: str | os.PathLike, charge: int | None = None, spin: int
     elif suffix in MOLFILES:
         found = list(_from_molfile(path, spin))
     else:
-        found = _from_frames(path, charge or 0, spin)
+        found = _from_frames(path, charge, spin)
     unique: dict[str, SourceMolecule] = {}
     for molecule in found:
         unique.setdefault(key_of(molecule), molecule)
@@ -116,15 +117,20 @@ def _from_molfile(path: Path, spin: int | None) -> Iterator[SourceMolecule]:
         yield _molecule(record.numbers, record.positions, record.charge or 0, spin, name)
 
 
-def _from_frames(path: Path, charge: int, spin: int | None) -> list[SourceMolecule]:
-    """Molecules of another structure file; of a trajectory, in which one molecule moves, its last frame."""
+def _from_frames(path: Path, charge: int | None, spin: int | None) -> list[SourceMolecule]:
+    """Molecules of another structure file; of a trajectory, in which one molecule moves, its last frame. Those without
+    a charge of their own have `charge`."""
+
+    def charged(side: Structure) -> int:
+        return (charge or 0) if side.charge is None else side.charge
+
     last = read_side(path, "molecule")
     if not last.notes:
-        return [_molecule(last.numbers, last.positions, charge, spin, path.stem)]
+        return [_molecule(last.numbers, last.positions, charged(last), spin, path.stem)]
     found: dict[str, SourceMolecule] = {}
     for number, atoms in enumerate(_frames(path), start=1):
         side = read_side(atoms, f"{path}, molecule {number}")
-        molecule = _molecule(side.numbers, side.positions, charge, spin, f"{path.name}:{number}")
+        molecule = _molecule(side.numbers, side.positions, charged(side), spin, f"{path.name}:{number}")
         found[key_of(molecule)] = molecule
     return list(found.values())
 
@@ -133,7 +139,10 @@ def _frames(path: Path) -> list[Atoms]:
     """All frames of a file that `read_side` has found readable."""
     if path.suffix.lower() not in {".xyz", ".extxyz"}:
         return list(iread(path, index=":"))
-    return [Atoms(numbers, positions) for numbers, positions, _ in xyz_frames(path)]
+    return [
+        Atoms(numbers, positions, info={"charge": charge_of(comment)[0]})
+        for numbers, positions, comment in xyz_frames(path)
+    ]
 
 
 def _molecule(numbers: np.ndarray, positions: np.ndarray, charge: int, spin: int | None, name: str) -> SourceMolecule:

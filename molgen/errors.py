@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from numbers import Integral, Real
 from typing import Any
 
@@ -71,6 +72,17 @@ def check_counts(where: str | None = None, /, **least: tuple[Any, int | None]) -
             limit = "" if minimum is None else f", at least {minimum}"
             place = f"{where}, {name}" if where else f"--{name.replace('_', '-')}"
             raise InputError(f"{value!r} given", where=place, expected=f"a whole number{limit}")
+
+
+def check_paths(**paths: Any) -> None:
+    """Refuse names of files or folders that are none; None stands for "not given".
+
+    Raises:
+        InputError: names the option.
+    """
+    for name, value in paths.items():
+        if value is not None and not isinstance(value, (str, os.PathLike)):
+            raise InputError(f"{value!r} given", where=f"--{name.replace('_', '-')}", expected="a name or a path")
 
 
 def number_pair(value: Any, where: str) -> tuple[float, float]:

@@ -16,11 +16,11 @@ from ase import Atoms
 from molgen.data.reactions import Reaction
 from molgen.errors import InputError
 from molgen.files import write_atomic
-from molgen.geometry.bonds import bond_graph, bond_names, compare_bonds, distance_matrix, fragments
-from molgen.geometry.chirality import stereo_differences
+from molgen.geometry.bonds import atom_classes, bond_graph, bond_names, compare_bonds, distance_matrix, fragments
+from molgen.geometry.chirality import signed_volumes, stereo_differences, tetrahedral_quadruples
 from molgen.geometry.mapping import Mapping, given_mapping
 from molgen.geometry.mapping import map_atoms as find_mapping
-from molgen.smiles import SmilesSide, embed_reaction, shaped_like
+from molgen.smiles import SmilesSide, embed_reaction, same_handed, shaped_like
 from molgen.structures import MAX_ATOMS, Structure, checked_spin, formula, read_side, total_charge
 
 _DEGENERATE = 0.2  # Angstrom; sides closer than this after re-ordering are one molecule: the order tells what reacts
@@ -57,6 +57,11 @@ def load_reaction(
     if smiles is not None:
         if reactant is not None or product is not None:
             raise InputError("both files and SMILES given", where="--smiles", expected="one or the other")
+        if not map_atoms:
+            raise InputError(
+                "SMILES have no order of atoms to keep", where="--no-map", expected="structure files",
+                remedy="number the atoms in the SMILES, or leave it out",
+            )  # fmt: skip
         r, p, mapping, charge = _from_smiles(smiles, charge)
         name, told = smiles, []
     else:
@@ -193,6 +198,8 @@ def _from_smiles(smiles: str, charge: int | None) -> tuple[Structure, Structure,
     pinned = _pinned(r, p, where)
     first = find_mapping(r.numbers, r.conformers[0], p.numbers, p.conformers[0], pinned=pinned).permutation
     back = np.argsort(first)
+    p = _same_handed(r, p, first, where)
+    r = _same_handed(p, r, back, where)
     parts = [fragments(side.bonds) for side in (r, p)]
     likened = (
         shaped_like(r, p.conformers[0][first], parts[1][first]), shaped_like(p, r.conformers[0][back], parts[0][back])
@@ -246,6 +253,18 @@ def _most_alike(r: SmilesSide, p: SmilesSide, permutation: np.ndarray) -> tuple[
     apart = np.stack([(((after - x) ** 2) * together).sum(axis=(1, 2)) for x in before])
     one, other = np.unravel_index(int(apart.argmin()), apart.shape)
     return r.conformers[one], p.conformers[other]
+
+
+def _same_handed(r: SmilesSide, p: SmilesSide, permutation: np.ndarray, where: str) -> SmilesSide:
+    """Side p with the hands of r where its SMILES leaves them open, of stereocentres that do not react."""
+    after = p.bonds[np.ix_(permutation, permutation)]
+    shared = r.bonds & after
+    classes = [np.array(atom_classes(r.numbers, bonds)[-1]) for bonds in (r.bonds, after)]
+    near = tetrahedral_quadruples(shared)
+    kept = np.array([any(len(set(of[q])) == 4 for of in classes) for q in near], dtype=bool)
+    centres = np.concatenate([np.flatnonzero(shared.sum(1) == 4)[:, None], near], axis=1)[kept]
+    hands = np.sign(signed_volumes(r.conformers[0], near[kept]))
+    return same_handed(p, permutation[centres], hands, where)
 
 
 def _describe(r: Structure, p: Structure, mapping: Mapping, asked: bool) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from molgen.errors import InputError
+from molgen.geometry.chirality import signed_volumes
 
 _CONFORMERS = 12
 _SHAPED = 4  # conformers that follow the other side of the reaction
@@ -147,6 +148,36 @@ def shaped_like(side: SmilesSide, positions: np.ndarray, parts: np.ndarray, seed
             centre = side.conformers[0][list(members)].mean(axis=0)
             found[:, list(members)] = x[np.arange(_SHAPED) % len(x)] + centre
     return replace(side, conformers=np.concatenate([side.conformers, found]))
+
+
+def same_handed(side: SmilesSide, centres: np.ndarray, hands: np.ndarray, where: str, seed: int = 0) -> SmilesSide:
+    """The side embedded anew where a stereocentre that its SMILES leaves open has not the hand that is asked for.
+
+    Args:
+        centres: (Q, 5) atoms: a centre and its four neighbours. hands: (Q,) signs of the neighbours' volume.
+    """
+    from rdkit import Chem
+
+    conformers, fragments = side.conformers.copy(), []
+    for fragment, members in side.fragments:
+        at = {atom: k for k, atom in enumerate(members)}
+        own = [(at[c[0]], [at[a] for a in c[1:]], hand) for c, hand in zip(centres, hands, strict=True) if c[0] in at]
+        own = [c for c in own if fragment.GetAtomWithIdx(c[0]).GetChiralTag() == Chem.ChiralType.CHI_UNSPECIFIED]
+        molecule, x = Chem.Mol(fragment), side.conformers[:, list(members)]
+        tags = [Chem.ChiralType.CHI_TETRAHEDRAL_CW] * len(own)
+        for _ in range(2):  # what the first tags come to tells which to turn
+            if not any((np.sign(signed_volumes(x, [near])) != hand).any() for _, near, hand in own):
+                break
+            for k, (centre, near, hand) in enumerate(own):
+                set_before = molecule.GetAtomWithIdx(centre).GetChiralTag() == tags[k]
+                if set_before and np.sign(signed_volumes(x[0], [near]))[0] != hand:
+                    tags[k] = Chem.ChiralType.CHI_TETRAHEDRAL_CCW
+                molecule.GetAtomWithIdx(centre).SetChiralTag(tags[k])
+            made = _conformers(molecule, where, seed)[0]
+            x = made[np.arange(_CONFORMERS) % len(made)] + side.conformers[0][list(members)].mean(axis=0)
+        conformers[:, list(members)] = x
+        fragments.append((molecule, members))
+    return replace(side, conformers=conformers, fragments=tuple(fragments))
 
 
 def _as_written(molecule, positions: np.ndarray) -> bool:

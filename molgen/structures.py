@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
 from ase.formula import Formula
 from numpy.typing import ArrayLike
 
 from molgen.errors import InputError
 from molgen.geometry.bonds import TOO_CLOSE, bond_graph, compare_bonds, distance_matrix
+from molgen.xyz import atomic_number, charge_of, text_of, xyz_frames
 
 MAX_ATOMS = 150
 MOLFILES = {".sdf", ".mol"}
 FAR = 1e5  # Angstrom; a coordinate beyond is no molecule's, and its digits would not do
-_NUMBER_OF = {**atomic_numbers, "D": 1, "T": 1}  # isotopes have the electrons of hydrogen, and weigh as much here
 _GAP = 10.0  # Angstrom between the parts of a side that come from different files
 
 
@@ -265,96 +265,12 @@ def _read_xyz(path: Path) -> Structure:
         raise InputError("the file is empty", where=str(path), expected="an xyz file")
     numbers, positions, comment = frames[-1]
     notes = _last_of(path, len(frames)) + (_unbound(str(path)) if "Lattice=" in comment else ())
-    if re.search(r"^\s*[DT]\s", _text(path), re.MULTILINE):
+    if re.search(r"^\s*[DT]\s", text_of(path), re.MULTILINE):
         notes += (f"warning: {path}: isotopes weigh as much as the common ones here, so frequencies are not theirs",)
-    told = re.search(r"(?:^|\s)charge=\"?([+-]?\d+)(?![\d.])", comment)
-    return Structure(numbers, positions, str(path), notes, int(told[1]) if told else None)
-
-
-def _text(path: Path) -> str:
-    """A text file; characters of another encoding than UTF-8, as in comments, are replaced."""
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path), expected="an xyz file") from error
-    if "\0" in text:
-        raise InputError("is not text", where=str(path), expected="an xyz file")
-    return text
-
-
-def xyz_frames(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
-    """Numbers (N,), positions (N, 3) and comment of each frame of an xyz or extxyz file.
-
-    Parsed here so that a message can name the line. Blank lines around frames are skipped.
-
-    Raises:
-        InputError: not text, or a line that is no atom.
-    """
-    lines, at = _text(path).splitlines(), 0
-    while at < len(lines):
-        if not lines[at].strip():
-            at += 1
-            continue
-        numbers, positions, end = _frame(lines, at, str(path))
-        yield numbers, positions, lines[at + 1]
-        at = end
-
-
-def _frame(lines: list[str], at: int, path: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Numbers (N,), positions (N, 3) and the line after the frame that begins at line `at`."""
-    try:
-        count = int(lines[at])
-    except ValueError:
-        raise InputError(
-            f"'{lines[at].strip()}' is not a number of atoms", where=f"{path}, line {at + 1}",
-            expected="xyz: number of atoms, a comment line, then 'element x y z' lines",
-        ) from None  # fmt: skip
-    if count < 1 or at + 2 + count > len(lines):
-        raise InputError(
-            f"{count} atoms announced, {max(0, len(lines) - at - 2)} found", where=f"{path}, line {at + 1}",
-            expected="as many atom lines as the first line says",
-            remedy="correct the count, or fetch the file again: it may be cut short",
-        )  # fmt: skip
-    element, first = _columns(lines[at + 1], f"{path}, line {at + 2}")
-    numbers, positions = np.empty(count, np.int64), np.empty((count, 3))
-    for k in range(count):
-        number = at + 2 + k
-        where, fields = f"{path}, line {number + 1}", lines[number].split()
-        try:
-            x, y, z = fields[first : first + 3]
-            positions[k] = float(x), float(y), float(z)
-            symbol = fields[element]
-        except (ValueError, IndexError):
-            raise InputError(
-                f"'{lines[number].strip()}' is not an atom", where=where, expected="element x y z, Angstrom"
-            ) from None
-        numbers[k] = _number(symbol, where)
-    return numbers, positions, at + 2 + count
-
-
-def _columns(comment: str, where: str) -> tuple[int, int]:
-    """Columns of the element and of x; an extxyz comment may say so (Properties=species:S:1:pos:R:3)."""
-    _, found, text = comment.partition("Properties=")
-    if not found:
-        return 0, 1
-    fields = text.split()[0].strip("\"'").split(":") if text.split() else []
-    starts, column = {}, 0
-    for name, width in zip(fields[0::3], fields[2::3], strict=False):
-        starts[name] = column
-        column += int(width) if width.isdecimal() else 1
-    if "species" not in starts or "pos" not in starts:
-        raise InputError(
-            "Properties names no species or no pos", where=where, expected="Properties=species:S:1:pos:R:3"
-        )
-    return starts["species"], starts["pos"]
-
-
-def _number(symbol: str, where: str) -> int:
-    """Atomic number of a symbol in any case, or of a number."""
-    number = int(symbol) if symbol.isdecimal() else _NUMBER_OF.get(symbol.capitalize(), 0)
-    if not 1 <= number <= 118:
-        raise InputError(f"unknown element '{symbol}'", where=where, expected="an element symbol or an atomic number")
-    return number
+    charge, unread = charge_of(comment)
+    if unread:
+        notes += (f"warning: {path}: {unread!r} in its comment is no whole charge, and counts as none",)
+    return Structure(numbers, positions, str(path), notes, charge)
 
 
 def check_positions(positions: np.ndarray, where: str) -> None:
@@ -384,7 +300,7 @@ def check_positions(positions: np.ndarray, where: str) -> None:
 def _check(part: Structure) -> None:
     _check_size(len(part.numbers), part.where)
     for k, number in enumerate(part.numbers):
-        _number(str(int(number)), f"{part.where}, atom {k}")
+        atomic_number(str(int(number)), f"{part.where}, atom {k}")
     check_positions(part.positions, part.where)
 
 

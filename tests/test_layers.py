@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "molgen"
 ROWS = (
     {"__init__", "units", "errors", "rng", "files", "npz", "pool", "device", "threads"},
     {"geometry", "nn", "smiles", "checkpoint", "batch"},
-    {"structures"},
+    {"structures", "xyz"},
     {"potentials"},
     {"data"},
     {"io"},

@@ -152,9 +152,9 @@ def test_a_calculator_that_fails_at_the_modes_costs_the_gibbs_energies_alone() -
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"temperature": 0}, "--temperature: 0 given"),
-        ({"temperature": math.nan}, "--temperature: nan given"),
-        ({"temperature": "warm"}, "--temperature: 'warm' given"),
+        ({"temperature": 0}, "--temperature: temperature 0 K"),
+        ({"temperature": math.nan}, "--temperature: temperature nan K"),
+        ({"temperature": "warm"}, "--temperature: temperature 'warm'"),
         ({"temperature": 300, "refine": False}, "of a saddle that is not verified"),
         ({"temperature": 300, "verify": "none"}, "of a saddle that is not verified"),
     ],

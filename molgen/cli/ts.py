@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,7 +112,7 @@ def ts(
             f"{result.barrierless_kcal:.1f} kcal/mol down"
         )
     elif result.status == "gate_failed" and not result.unstable:
-        on = beside(result, out, calculator, solvent)
+        on = beside(result, out, calculator, solvent, kwargs)
         limit = max_calls or calls_allowed(len(result.reaction))
         none = "no saddle was found" if verify == "none" else "no saddle was proven to join the two"
         common.warn(
@@ -129,7 +130,9 @@ def saddles_of(result: Any) -> list[Any]:
     return [result.best] if result.verified else []
 
 
-def beside(result: Any, out: Path, calculator: str, solvent: str | None = None) -> str:
+def beside(
+    result: Any, out: Path, calculator: str, solvent: str | None = None, kwargs: Mapping[str, Any] | None = None
+) -> str:
     """Where to look on from the best saddle, if there is one."""
     from molgen.workflows.ts_output import INTERMEDIATE
 
@@ -139,7 +142,8 @@ def beside(result: Any, out: Path, calculator: str, solvent: str | None = None) 
         files = (INTERMEDIATE, "product.xyz") if known == "reactant" else ("reactant.xyz", INTERMEDIATE)
         options = [f"--charge {result.reaction.charge}"] if result.reaction.charge else []
         options += [f"--spin {result.reaction.spin}"] if result.reaction.spin > 1 else []
-        options += [f"--calculator {calculator}"] if calculator != "gfn2" else []
+        options += [f"--calculator {shlex.quote(calculator)}"] if calculator != "gfn2" else []
+        options += [f"--calculator-kwargs {shlex.quote(json.dumps(dict(kwargs)))}"] if kwargs else []
         options += [f"--solvent {solvent}"] if solvent else []
         command = " ".join(["molgen ts", *(shlex.quote(str(out / file)) for file in files), *options])
         return f" (the best saddle joins the {known} to {INTERMEDIATE}: go on with {command})"

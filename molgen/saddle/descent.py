@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from molgen.errors import MolgenError
 from molgen.geometry.model_hessian import lindh_hessian
 from molgen.potentials.base import Potential
 from molgen.saddle.modes import Modes, gradient, internal_basis, masses
@@ -13,6 +14,7 @@ from molgen.saddle.optimize import Search, bofill_update, stationary_point
 
 DROP = 0.02  # eV, drop in energy aimed at by the first displacement off the saddle
 KICK = (0.05, 0.3)  # Angstrom, its least and largest norm
+HALVINGS = 4  # displacements tried along a soft mode
 TRUST = (0.15, 0.3)  # Angstrom; short steps keep a descent in the valley it started in
 SOFTEST = 0.5  # eV/Angstrom^2, least curvature of the Hessian a descent starts from
 DESCENT_CALLS = 150  # gradient calls of a descent, at most
@@ -21,12 +23,42 @@ STRIDE = 0.1  # Angstrom amu^(1/2), arc length of an IRC step
 Path = list[tuple[float, np.ndarray]]
 
 
+class Flat(MolgenError):
+    """Beside what should be a saddle the energy does not fall."""
+
+
 def kick(positions: np.ndarray, modes: Modes, sign: int, scale: float = 1.0) -> np.ndarray:
     """`positions` (N, 3) moved along the imaginary mode to side `sign` (+1 or -1), far enough to be off the saddle;
     `scale`: a share of that."""
     mode = modes.vectors[0]
     curvature = mode.ravel() @ modes.hessian @ mode.ravel()
     return positions + sign * scale * np.clip(np.sqrt(2 * DROP / max(-curvature, 1e-3)), *KICK) * mode
+
+
+def off_saddle(potential: Potential, positions: np.ndarray, modes: Modes, sign: int, scale: float = 1.0) -> np.ndarray:
+    """As :func:`kick`, half as far, and so on, where the mode is so soft that all of it would lead uphill.
+
+    Raises:
+        Flat: the energy falls nowhere. CalculatorError: the calculator failed.
+    """
+    mode = modes.vectors[0].ravel()
+    for part in scale * 0.5 ** np.arange(HALVINGS):
+        start = kick(positions, modes, sign, float(part))
+        if -(mode @ modes.hessian @ mode) * KICK[1] ** 2 > 2 * DROP:  # stiff enough for the quadratic surface
+            return start
+        if gradient(potential, start)[0] < modes.energy:
+            return start
+    raise Flat("the energy does not fall along its mode", where="descent")
+
+
+def falling(path: Path) -> Path:
+    """The points of a path that lie no higher than those before them: a minimisation may take a short step up."""
+    lowest, kept = np.inf, []
+    for energy, x in path:
+        if not energy > lowest:
+            lowest = energy
+            kept.append((energy, x))
+    return kept
 
 
 def relax(
@@ -72,7 +104,7 @@ def irc(
     """
     shape, root = positions.shape, np.sqrt(np.repeat(masses(potential.numbers), 3))
     hessian = modes.hessian / np.outer(root, root)
-    x = kick(positions, modes, sign)
+    x = off_saddle(potential, positions, modes, sign)
     energy, slope = gradient(potential, x)
     path = [(energy, x)]
     for _ in range(max_steps):

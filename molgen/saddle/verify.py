@@ -11,7 +11,7 @@ import numpy as np
 from molgen.errors import InputError
 from molgen.geometry.bonds import bonding_differences
 from molgen.potentials.base import Potential
-from molgen.saddle.descent import DESCENT_CALLS, irc, kick, relax
+from molgen.saddle.descent import DESCENT_CALLS, Flat, falling, irc, off_saddle, relax
 from molgen.saddle.judge import LEAST_BARRIER, SHAPE_FMAX, SaddleVerdict, judge_wells
 from molgen.saddle.modes import IMAGINARY, Modes, normal_modes
 from molgen.saddle.refine import Refinement, refine
@@ -124,7 +124,10 @@ def verify(
     reacts = bonding_differences(potential.numbers, reactant, product) > 0
     least = fmax if reacts else min(fmax, SHAPE_FMAX)
     for scale in (1.0, NUDGE):
-        sides = [_descend(potential, x, modes, sign, method, least, max_calls, scale) for sign in (1, -1)]
+        try:
+            sides = [_descend(potential, x, modes, sign, method, least, max_calls, scale) for sign in (1, -1)]
+        except Flat as flat:
+            return Verification("not_a_saddle", flat.what, modes, gradient_calls=potential.calls - before)
         wells, drops = [side[-1][1] for side in sides], [modes.energy - side[-1][0] for side in sides]
         judged = judge_wells(potential, wells, drops, reactant, product, fmax=fmax, max_calls=max_calls)
         both = judged.verdict == "half" and not bonding_differences(potential.numbers, *wells)
@@ -194,7 +197,7 @@ def _descend(potential, x, modes, sign, method, fmax, max_calls, scale) -> list[
     """(energy, positions) from beside the saddle, `scale` times as far off as usual, to the well on side `sign`, there
     with forces below `fmax`."""
     if method == "quick":
-        return _fallen(potential, kick(x, modes, sign, scale), modes, fmax, max_calls, modes.hessian)
+        return _fallen(potential, off_saddle(potential, x, modes, sign, scale), modes, fmax, max_calls, modes.hessian)
     path, hessian = irc(potential, x, modes, sign, max_steps=IRC_STEPS, least_force=max(fmax, IRC_FMAX))
     return path + _fallen(potential, path[-1][1], modes, fmax, max_calls, hessian)[1:]
 
@@ -206,7 +209,7 @@ def _fallen(potential, start, modes, fmax, max_calls, hessian) -> list[tuple[flo
     while True:
         left = max_calls - (potential.calls - before)
         found = relax(potential, path[-1][1], fmax=fmax, max_calls=left, hessian=hessian)
-        path = path[:-1] + found.path
+        path = path[:-1] + falling(found.path)
         fmax /= 5
         if not found.converged or modes.energy - path[-1][0] >= LEAST_BARRIER or fmax < FINEST or left < 2:
             return path

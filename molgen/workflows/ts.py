@@ -14,7 +14,7 @@ import torch
 
 from molgen.data.reactions import Reaction
 from molgen.device import resolve_device
-from molgen.errors import CalculatorError, InputError, check_counts
+from molgen.errors import CalculatorError, InputError, check_counts, check_paths, check_temperature
 from molgen.geometry.bonds import overlapping
 from molgen.io import load_reaction
 from molgen.potentials.ase import level_name, with_solvent
@@ -62,7 +62,7 @@ def find_ts(
     out: str | Path | None = None,
     overwrite: bool = False,
     weights: str | Path = "tsgen",
-    correction: str = DEFAULT_CORRECTION,
+    correction: str | None = DEFAULT_CORRECTION,
     steps: int | None = None,
     map_atoms: bool = True,
     seed: int = 0,
@@ -111,9 +111,12 @@ def find_ts(
         samples=(samples, 1), steps=(steps, 1), max_calls=(max_calls, 1), seed=(seed, 0), charge=(charge, None),
         spin=(spin, 0), follow=(follow, 0),
     )  # fmt: skip
+    check_paths(out=out, weights=weights, correction=correction)
+    if weights is None:
+        raise InputError("None given", where="--weights", expected="a name or a path")
     if verify not in get_args(Method):
         raise InputError(f"unknown method {verify!r}", where="--verify", expected=", ".join(get_args(Method)))
-    if not isinstance(dtype, torch.dtype):
+    if dtype not in (torch.float32, torch.float64):
         raise InputError(f"{dtype!r} given", where="dtype", expected="torch.float32 or torch.float64")
     if time_budget is not None and not (isinstance(time_budget, (int, float)) and time_budget > 0):
         raise InputError(f"{time_budget!r} given", where="--time-budget", expected="a duration above 0, in seconds")
@@ -124,8 +127,8 @@ def find_ts(
     calculator_kwargs = with_solvent(calculator, calculator_kwargs, solvent)
     potential = potential_for(calculator, calculator_kwargs, reaction.numbers, reaction.charge, reaction.spin)
     model = model_for(weights, reaction, device, dtype, notes)
-    corrector, unfit = fitting_correction(correction, reaction, calculator, calculator_kwargs, device, dtype)
-    if unfit and correction not in (DEFAULT_CORRECTION, "none"):
+    corrector, unfit = fitting_correction(correction or "none", reaction, calculator, calculator_kwargs, device, dtype)
+    if unfit and correction not in (DEFAULT_CORRECTION, "none", None):
         notes.append(f"warning: {correction} {unfit}: nothing is corrected")
     elif corrector is not None and corrector.without_gain:
         notes.append(f"warning: {correction} did not help where it was validated ({corrector.without_gain})")
@@ -262,8 +265,7 @@ def _check_temperature(temperature: Any, verifies: bool) -> None:
     Raises:
         InputError: names `--temperature`.
     """
-    if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
-        raise InputError(f"{temperature!r} given", where="--temperature", expected="kelvin, above 0")
+    check_temperature(temperature)
     if not verifies:
         raise InputError(
             "Gibbs energies of a saddle that is not verified", where="--temperature", expected="--verify quick or irc",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 
 import numpy as np
@@ -17,7 +16,7 @@ from molgen.run import Run
 from molgen.structures import formula
 from molgen.units import kcal
 from molgen.workflows.ts_mechanism import Mechanism
-from molgen.workflows.ts_result import Candidate, TSResult
+from molgen.workflows.ts_result import Candidate, TSResult, atoms_of
 
 INTERMEDIATE = "intermediate.xyz"
 LEAP = 2.0  # Angstrom
@@ -61,7 +60,7 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
             run.write_bytes("barrier.png", profile(result, best))
     if final:
         for name, x in (("reactant", result.reaction.reactant), ("product", result.reaction.product)):
-            write_extxyz(run.path(f"{name}.xyz"), [Atoms(result.reaction.numbers, x)])
+            write_extxyz(run.path(f"{name}.xyz"), [atoms_of(result.reaction, x)])
         if (intermediate := best.intermediate) is not None:
             write_extxyz(run.path(INTERMEDIATE), [intermediate])
         if result.mechanism is not None:
@@ -75,11 +74,10 @@ def path_frames(result: TSResult, candidate: Candidate) -> list[Atoms]:
     """The path as frames from the reactant's end to the product's, energies in eV and relative kcal/mol in `info`."""
     assert candidate.path_positions is not None and candidate.path_energies is not None
     frames = []
-    for x, energy in zip(
-        _aligned(candidate.path_positions, candidate.atoms.positions), candidate.path_energies, strict=True
-    ):
-        frame = Atoms(result.reaction.numbers, x)
-        frame.info = {"energy": float(energy), "relative_kcal": round(kcal(energy - candidate.path_energies[0]), 4)}
+    placed = _aligned(candidate.path_positions, candidate.ts_index or 0)
+    for x, energy in zip(placed, candidate.path_energies, strict=True):
+        frame = atoms_of(result.reaction, x)
+        frame.info |= {"energy": float(energy), "relative_kcal": round(kcal(energy - candidate.path_energies[0]), 4)}
         frames.append(frame)
     return frames
 
@@ -87,15 +85,14 @@ def path_frames(result: TSResult, candidate: Candidate) -> list[Atoms]:
 def mechanism_frames(mechanism: Mechanism) -> list[Atoms]:
     """All steps as frames from the reactant to the product; `step` (from 1), `state` where it is an end or a saddle,
     energies in eV where they are known, in `info`."""
-    numbers, frames, onto = mechanism.searches[0].reaction.numbers, [], mechanism.steps[0].path_positions[0]
+    reaction, frames = mechanism.searches[0].reaction, []
+    placed = iter(_aligned(np.concatenate([step.path_positions for step in mechanism.steps]), 0))
     for k, step in enumerate(mechanism.steps, start=1):
         states = {0: step.ends[0], len(step.path_positions) - 1: step.ends[1]}
         states |= {step.saddle.ts_index: "transition state"} if step.saddle and step.saddle.ts_index is not None else {}
-        aligned = _aligned(step.path_positions, onto)
-        onto = aligned[-1]
-        for at, (x, energy) in enumerate(zip(aligned, step.path_energies, strict=True)):
-            frame = Atoms(numbers, x)
-            frame.info = {"step": k} | ({"state": states[at]} if at in states else {})
+        for at, energy in enumerate(step.path_energies):
+            frame = atoms_of(reaction, next(placed))
+            frame.info |= {"step": k} | ({"state": states[at]} if at in states else {})
             frame.info |= {"energy": float(energy)} if np.isfinite(energy) else {}
             frames.append(frame)
     return frames
@@ -143,7 +140,7 @@ def profile(result: TSResult, candidate: Candidate) -> bytes:
 def _length(path: np.ndarray) -> np.ndarray:
     """(M,) Angstrom along the frames (M, N, 3) of a path, each superposed on the one before; pieces that come from far
     away count no more than `LEAP`."""
-    steps = [np.linalg.norm(_aligned(b[None], a)[0] - a) for a, b in itertools.pairwise(path)]
+    steps = np.linalg.norm(np.diff(_aligned(path, 0), axis=0), axis=(1, 2))
     return np.cumsum(np.minimum(np.array([0.0, *steps]), LEAP))
 
 
@@ -153,7 +150,11 @@ def _name(numbers: np.ndarray, positions: np.ndarray) -> str:
     return " + ".join(sorted(formula(numbers[part == k]) for k in range(int(part.max()) + 1)))
 
 
-def _aligned(path: np.ndarray, onto: np.ndarray) -> np.ndarray:
-    """Frames (M, N, 3) of a path, each superposed on `onto` (N, 3), so that a viewer does not see them tumble."""
-    target = torch.from_numpy(np.asarray(onto, dtype=float)).expand(len(path), -1, -1)
-    return superpose(torch.from_numpy(np.asarray(path, dtype=float)), target).numpy()
+def _aligned(path: np.ndarray, at: int) -> np.ndarray:
+    """Frames (M, N, 3) of a path, each superposed on its neighbour towards frame `at`, so that nothing tumbles."""
+    placed = [np.asarray(x, dtype=float) for x in path]
+    for order in (range(at + 1, len(path)), range(at - 1, -1, -1)):
+        for k in order:
+            onto = placed[k - 1 if k > at else k + 1]
+            placed[k] = superpose(torch.from_numpy(placed[k]), torch.from_numpy(onto)).numpy()
+    return np.array(placed)

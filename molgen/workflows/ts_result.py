@@ -69,7 +69,8 @@ class Candidate:
         """The other molecule at the end of its path, where the first step or the last was found (`known`)."""
         if not self.known or self.path_positions is None:
             return None
-        return Atoms(self.atoms.numbers, self.path_positions[-1 if self.known == "reactant" else 0])
+        told = {key: self.atoms.info[key] for key in ("charge",) if key in self.atoms.info}
+        return Atoms(self.atoms.numbers, self.path_positions[-1 if self.known == "reactant" else 0], info=told)
 
     def summary(self) -> dict[str, Any]:
         """The figures `summary.json` lists."""
@@ -79,6 +80,11 @@ class Candidate:
             "unstable", "reason",
         )  # fmt: skip
         return {key: getattr(self, key) for key in keys}
+
+
+def atoms_of(reaction: Reaction, positions: np.ndarray) -> Atoms:
+    """Positions (N, 3) as Atoms that name the charge, which molgen reads from `info` and files, if there is one."""
+    return Atoms(reaction.numbers, positions, info={"charge": reaction.charge} if reaction.charge else {})
 
 
 def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -20,7 +20,7 @@ from molgen.geometry.shape import shape_distance
 from molgen.potentials.base import Potential
 from molgen.rng import generator
 from molgen.saddle import Verification, mode_overlap, refine
-from molgen.saddle.descent import relax
+from molgen.saddle.descent import falling, relax
 from molgen.saddle.judge import LEAST_BARRIER, SHAPE, judge_wells
 from molgen.saddle.restrain import MAX_CALLS, bisected, half_made
 from molgen.saddle.verify import settle
@@ -30,7 +30,7 @@ from molgen.tsgen.generate import SIGMA, generate
 from molgen.tsgen.rank import confidence, guess_features, refined_features
 from molgen.units import kcal
 from molgen.workflows.reaction_tools import FAILURES, cause, failure
-from molgen.workflows.ts_result import OUT_OF_TIME, VERDICTS, Candidate, TSResult, ranked
+from molgen.workflows.ts_result import OUT_OF_TIME, VERDICTS, Candidate, TSResult, atoms_of, ranked
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 STIR = 0.03  # Angstrom, noise that takes a side off the symmetry it may have before it is relaxed to a guess
@@ -229,8 +229,8 @@ class TSSearch:
 
     def _guess_atoms(self, guess: Guess) -> Atoms:
         """With source, sample and, where the weights are calibrated, confidence in `info`."""
-        atoms = Atoms(self.reaction.numbers, guess.positions)
-        atoms.info = {"source": guess.source, "sample": guess.sample}
+        atoms = atoms_of(self.reaction, guess.positions)
+        atoms.info |= {"source": guess.source, "sample": guess.sample}
         value = confidence(guess.features, self.calibration.get("guess")) if guess.features else None
         if value is not None:
             atoms.info["confidence_guess"] = round(value, 4)
@@ -354,7 +354,7 @@ class TSSearch:
             if well.energy >= energy[end]:
                 continue
             changed |= bonding_differences(self.reaction.numbers, x[end], well.positions) > 0
-            downhill = well.path[1:]
+            downhill = falling(well.path)[1:]
             if end == 0:
                 x, energy = [p for _, p in downhill[::-1]] + x, [e for e, _ in downhill[::-1]] + energy
                 candidate.ts_index += len(downhill)
