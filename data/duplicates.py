@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import pdist
 
+from molgen.data.reactions import Reaction
 from molgen.geometry.align import rmsd
 from molgen.geometry.bonds import distance_matrix
 
 SAME_RMSD = 0.05  # Angstrom; two transition states are one within this and SAME_ENERGY
 SAME_ENERGY = 2e-3  # eV
+SAME_DISTANCE = 0.01  # Angstrom; of one structure, as files round it
 LABELLINGS = 500  # ways to exchange equivalent atoms that are tried
 
 
@@ -96,3 +100,23 @@ def _graph(saddle: Saddle, flip: bool):
     for i, j in zip(*np.nonzero(np.triu(before | after, 1)), strict=True):
         graph.add_edge(int(i), int(j), bonded=(bool(before[i, j]), bool(after[i, j])))
     return graph
+
+
+def among(reactions: Sequence[Reaction], others: Sequence[Reaction]) -> np.ndarray:
+    """(len(reactions),) whether a reaction is one of the others: atoms in the same order, and the distances within its
+    transition state alike to `SAME_DISTANCE`, whichever way it runs, however it lies and is rounded."""
+    found = np.zeros(len(reactions), dtype=bool)
+    groups: dict[bytes, tuple[list[int], list[int]]] = {}
+    for which, part in enumerate((reactions, others)):
+        for at, reaction in enumerate(part):
+            groups.setdefault(reaction.numbers.tobytes(), ([], []))[which].append(at)
+    for here, there in groups.values():
+        if here and there:
+            one, other = _distances(reactions, here), _distances(others, there)
+            found[here] = cKDTree(other).query(one, p=np.inf, distance_upper_bound=SAME_DISTANCE)[0] < np.inf
+    return found
+
+
+def _distances(reactions: Sequence[Reaction], at: Sequence[int]) -> np.ndarray:
+    """(len(at), N (N - 1) / 2) Angstrom, within transition states of N atoms."""
+    return np.array([pdist(np.asarray(reactions[k].ts, dtype=float)) for k in at])

@@ -55,7 +55,8 @@ def import_rdb7(path: str | os.PathLike) -> Iterator[Reaction]:
     """Reactions of an RDB7 folder in order of their number; a csv beside the folders is not needed.
 
     Products in one file are in the reactant's order. Where each fragment has its own file, or the order disagrees, the
-    atoms are mapped by geometry: fewest bond changes, then least displacement.
+    atoms are mapped by geometry, fewest bond changes, then least displacement, from the transition state: it has the
+    reactant's order, and shows which hydrogen leaves.
     """
     folders = sorted(p for p in Path(path).rglob("rxn*") if p.is_dir() and re.fullmatch(r"rxn\d+", p.name))
     if not folders:
@@ -77,7 +78,7 @@ def import_rdb7(path: str | os.PathLike) -> Iterator[Reaction]:
                 "the structures have different atoms", where=str(folder), expected="the same atoms in r, ts and p"
             )
         if len(parts) > 1 or given_mapping(numbers, reactant, numbers_p, product) is None:
-            product = product[map_atoms(numbers, reactant, numbers_p, product).permutation]
+            product = product[map_atoms(numbers, ts, numbers_p, product).permutation]
         yield _reaction(numbers, reactant, ts, product, str(int(number)))
 
 

@@ -130,11 +130,23 @@ def load_md(path: str | os.PathLike) -> MDSet:
         raise InputError(
             f"the atoms are not those of {sequence}", where=where, expected="names and order of molgen.data.peptide"
         )
+    x, e, acceptance = arrays["x"], arrays["e"], arrays.get("acc", np.float64(np.nan))
+    kinds = {"x": x.dtype == np.int16 or x.dtype.kind == "f", "e": e.dtype.kind in "fiu" and e.ndim == 2,
+             "bonds": arrays["bonds"].dtype.kind in "iu" and arrays["bonds"].ndim == 2,
+             "acc": acceptance.dtype.kind in "fiu" and not acceptance.ndim}  # fmt: skip
+    if wrong := [name for name, good in kinds.items() if not good]:
+        raise InputError(
+            f"{wrong[0]} has type {np.asarray(arrays[wrong[0]]).dtype} and shape {np.asarray(arrays[wrong[0]]).shape}",
+            where=where, expected="x (T, F, N, 3), int16 in 0.0005 A or floating in A, e (T, F) in kJ/mol, bonds "
+            "(B, 2), acc a number",
+        )  # fmt: skip
     bonds = np.sort(arrays["bonds"].astype(np.int64), axis=1)
     if bonds.shape[1:] != (2,) or {*map(tuple, bonds.tolist())} != {*map(tuple, peptide.bonds.tolist())}:
         raise InputError(f"the bonds are not those of {sequence}", where=where, expected="bonds of molgen.data.peptide")
-    x, e = arrays["x"], arrays["e"]
-    temperatures = np.asarray(arrays.get("temperatures", TEMPERATURES if len(x) == 4 else ()), dtype=np.float64)
+    temperatures = np.atleast_1d(arrays.get("temperatures", np.array(TEMPERATURES if len(x) == 4 else ())))
+    if temperatures.dtype.kind not in "fiu" or not ((temperatures > 0) & np.isfinite(temperatures)).all():
+        raise InputError(f"temperatures {temperatures.tolist()}", where=where, expected="kelvin, each above 0")
+    temperatures = temperatures.astype(np.float64)
     shape = (len(temperatures), e.shape[-1], len(names), 3)
     if x.shape != shape or e.shape != shape[:2]:
         raise InputError(
@@ -153,7 +165,7 @@ def load_md(path: str | os.PathLike) -> MDSet:
         energies=e.astype(np.float64) * KJ_MOL,
         names=names,
         bonds=peptide.bonds,
-        acceptance=float(arrays.get("acc", np.nan)),
+        acceptance=float(acceptance),
         flow=str(arrays.get("flow", "")),
     )
 

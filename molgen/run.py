@@ -9,10 +9,11 @@ with Run(out, "ts", settings, seed=0, device="cpu") as run:
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -43,6 +44,7 @@ class Run:
         overwrite: replace an earlier run in `directory`.
         resume: continue an earlier run in `directory`; a fresh start where there is none. None where the command
             cannot: a message does not offer it then.
+        reads: what the run is given to read besides the paths in `settings`.
 
     Attributes:
         results: list that `finish` writes when it is given no other; fill it as results arrive.
@@ -64,6 +66,7 @@ class Run:
         device: str = "cpu",
         overwrite: bool = False,
         resume: bool | None = None,
+        reads: Iterable[Any] = (),
     ):
         check_counts(seed=(seed, 0))
         self.directory = Path(directory)
@@ -76,6 +79,7 @@ class Run:
         self._earlier_seconds = 0.0
         self._finished = False
         self._begin = time.monotonic()
+        self._reads = [*reads, *_texts(self._settings)]
         self._open(overwrite, resume)
         self._write_manifest()
 
@@ -197,6 +201,7 @@ class Run:
                 where=where, expected=f"a run of molgen {self.command}, to replace it",
                 remedy="choose another --out, or remove the folder yourself",
             )  # fmt: skip
+        self._keep_what_is_read()
         self._clear()
 
     def _continue(self) -> None:
@@ -252,6 +257,20 @@ class Run:
         self._earlier_seconds = float((self._read(SUMMARY) or {}).get("wall_seconds") or 0.0)
         self.resumed = True
 
+    def _keep_what_is_read(self) -> None:
+        """Refuse to replace an earlier run by one that reads what it wrote, such as weights."""
+        root = self.directory.resolve()
+        own = {(root / str(name)).resolve() for name in (self._read(MANIFEST) or {}).get("files", [])}
+        for text in self._reads:
+            if not isinstance(text, (str, os.PathLike)) or not os.path.exists(text):
+                continue
+            path = Path(text).resolve()
+            if own & {path, *path.parents}:
+                raise InputError(
+                    f"{text} lies in it, and would be removed before the run", where=str(self.directory),
+                    expected="a folder to replace that holds nothing the run reads", remedy="choose another --out",
+                )  # fmt: skip
+
     def _clear(self) -> None:
         """Remove what the earlier run listed as its own."""
         root = self.directory.resolve()
@@ -290,3 +309,11 @@ class Run:
                 f"not valid JSON ({error})", where=str(path), remedy="remove the file, or choose another --out"
             ) from error
         return content if isinstance(content, dict) else None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(part)

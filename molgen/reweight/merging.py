@@ -27,6 +27,9 @@ def merged(ensembles: Iterable[Ensemble]) -> Ensemble:
     parts = list(ensembles)
     if not parts:
         raise InputError("no ensemble to merge", where="Ensemble.merge", expected="one or more")
+    for at, part in enumerate(parts):
+        if not hasattr(part, "log_weights"):
+            raise InputError(f"{part!r} given", where=f"Ensemble.merge, ensemble {at}", expected="an Ensemble")
     first = parts[0]
     for at, part in enumerate(parts[1:], 1):
         if not np.array_equal(part.numbers, first.numbers) or part.temperature != first.temperature:

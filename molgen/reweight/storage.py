@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from molgen.errors import InputError
 from molgen.files import explained, write_atomic
 from molgen.npz import read_npz, write_npz
 from molgen.reweight.free_energy import CollectiveVariable
-from molgen.reweight.importance import WeightDiagnostics
+from molgen.reweight.importance import VERDICTS, Verdict, WeightDiagnostics
 
 if TYPE_CHECKING:
     from molgen.reweight.ensemble import Ensemble
@@ -29,6 +31,8 @@ class Paths(Protocol):
 
 def save(ensemble: Ensemble, to: str | Path | Paths, positions: bool) -> list[Path]:
     """Write the files of `Ensemble.save`; `weights.npz` last, so that its presence means the rest is there."""
+    if not isinstance(to, (str, os.PathLike)) and not hasattr(to, "path"):
+        raise InputError(f"{to!r} given", where="Ensemble.save", expected="a folder to write to")
     if isinstance(to, (str, Path)) and Path(to).is_file():
         raise InputError("is a file", where=str(to), expected="a folder to write to", remedy="name another one")
     place = (lambda name: Path(to) / name) if isinstance(to, (str, Path)) else to.path
@@ -67,24 +71,43 @@ def load(folder: str | Path) -> dict[str, Any]:
             raise InputError(
                 f"cannot be read ({error})", where=str(folder), remedy="write the ensemble again"
             ) from error
-    n = len(stored["log_weights"])
+    n = len(np.atleast_1d(stored["log_weights"]))
     if len(stored["positions"]) != n:
         raise InputError(
             f"{len(stored['positions'])} samples, and {n} weights in {WEIGHTS}",
             where=str(folder / SAMPLES),
             expected="files of one run",
         )
+    try:
+        return _arguments(stored) | {"topology": topology}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"damaged ({error})", where=str(folder / WEIGHTS), expected="weights of a saved ensemble",
+            remedy="write the ensemble again",
+        ) from error  # fmt: skip
+
+
+def _arguments(stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Those of the `Ensemble` that arrays hold, but for the topology.
+
+    Raises:
+        TypeError, ValueError, OverflowError: an array holds something else.
+    """
+    cvs = zip(*(stored[f"cv_{key}"] for key in _CV), strict=True)
+    counts = zip(map(str, stored["validity_reasons"]), map(int, stored["validity_counts"]), strict=True)
+    at_best = str(stored["at_best"])
     return {
-        **{name: stored[name] for name in ("positions", "log_weights", "energies", "numbers")},
+        "positions": stored["positions"].astype(float),
+        **{name: stored[name].astype(float) for name in ("log_weights", "energies")},
         **{name: stored.get(name) for name in ("log_q", "groups")},
+        "numbers": stored["numbers"],
         "temperature": float(stored["temperature"]),
-        "topology": topology,
         "cvs": {
             str(name): CollectiveVariable(str(name), values, str(unit), None if np.isnan(period) else float(period))
-            for name, values, unit, period in zip(*(stored[f"cv_{key}"] for key in _CV), strict=True)
+            for name, values, unit, period in cvs
         },
-        "validity": dict(zip(map(str, stored["validity_reasons"]), map(int, stored["validity_counts"]), strict=True)),
-        "at_best": str(stored["at_best"]),
+        "validity": dict(counts),
+        "at_best": VERDICTS[VERDICTS.index(cast(Verdict, at_best))],
         "smoothed": bool(stored["smoothed"]),
         "redrawn_by": _diagnostics(stored.get("redrawn_by")),
     }
@@ -138,4 +161,21 @@ def _trajectory_files(ensemble: Ensemble) -> dict[str, bytes]:
         for name, part in ((TOPOLOGY, frames[int(np.argmax(ensemble.log_weights))]), (SAMPLES, frames)):
             part.save(str(Path(folder) / name))
             files[name] = (Path(folder) / name).read_bytes()
+        read = mdtraj.load_pdb(str(Path(folder) / TOPOLOGY), standard_names=False).topology
+    known, own = (
+        {tuple(sorted((a.index, b.index))) for a, b in topology.bonds}
+        for topology in (read, frames.topology)
+        if topology is not None
+    )
+    files[TOPOLOGY] = _with_bonds(files[TOPOLOGY].decode(), sorted(own - known)).encode()
     return files
+
+
+def _with_bonds(pdb: str, bonds: Sequence[tuple[int, int]]) -> str:
+    """A pdb file with CONECT records of bonds (atoms from 0) that no reader knows by the names of the residues, such as
+    that of a first proline's nitrogen to its second hydrogen."""
+    lines = pdb.splitlines()
+    serial = [line[6:11] for line in lines if line.startswith(("ATOM", "HETATM"))]
+    end = next((at for at, line in enumerate(lines) if line.startswith(("CONECT", "END"))), len(lines))
+    lines[end:end] = [f"CONECT{serial[i]}{serial[j]}" for i, j in bonds]
+    return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from molgen.data.duplicates import among
 from molgen.data.importers import import_reactions
 from molgen.data.reactions import Reaction, load_npz
 from molgen.errors import InputError
@@ -194,14 +195,12 @@ def load_training_data(
         train, val = _drawn(path, train, 0.05 if val_share is None else val_share, seed)
     _check_transition_states(val, path)
     for extra in more:
-        known = {_content(reaction) for reaction in train}
         found = _training_reactions(extra, train_split)
-        new = [reaction for reaction in found if _content(reaction) not in known]
+        new = [reaction for reaction, old in zip(found, among(found, train), strict=True) if not old]
         if len(new) < len(found):
             warn(f"{len(found) - len(new)} training reactions of {extra} are in an earlier --data too and count once")
         train += new
-    held_out = {_content(reaction) for reaction in val}
-    kept = [reaction for reaction in train if _content(reaction) not in held_out]
+    kept = [reaction for reaction, held_out in zip(train, among(train, val), strict=True) if not held_out]
     if not kept:
         raise InputError(
             "all training reactions are validation reactions too", where=str(path), expected="others to validate by",
@@ -257,16 +256,6 @@ def _check_transition_states(reactions: Sequence[Reaction], path: Path) -> None:
                 f"two atoms of the transition state within {TOO_CLOSE} Angstrom",
                 where=f"{path}, reaction {reaction.name}", expected="a structure in Angstrom", remedy="remove it",
             )  # fmt: skip
-
-
-def _content(reaction: Reaction) -> bytes:
-    """The same for a reaction that is read twice, in either direction, whatever its name."""
-    ends, ts = (reaction.reactant, reaction.product), np.asarray(reaction.ts)
-    return b"".join([reaction.numbers.tobytes(), *sorted(_rounded(x) for x in ends), _rounded(ts)])
-
-
-def _rounded(x: np.ndarray) -> bytes:
-    return (np.round(x, 3) + 0.0).tobytes()  # no -0.0
 
 
 def make_model(

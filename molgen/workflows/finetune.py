@@ -303,14 +303,10 @@ def _train(
     def loss(index: Tensor) -> dict[str, Tensor]:
         return {"loss": spread(index) / dof}
 
-    done = 0
-
     def epoch(generator: torch.Generator) -> Iterator[Tensor]:
-        nonlocal done
         for _ in range(50):
             yield torch.multinomial(weights, s.batch, replacement=True, generator=generator)
-            done += 1
-            report(done, steps)
+            report(trainer.step, steps)
 
     def validate(_: ProseFlow) -> dict[str, float]:
         index = torch.multinomial(weights, 8 * s.batch, replacement=True, generator=torch.Generator().manual_seed(seed))

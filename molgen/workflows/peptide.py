@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from molgen.data.peptide import Peptide, build_peptide, residues_of
 from molgen.device import resolve_device
-from molgen.errors import CalculatorError, InputError, check_counts, check_temperature
+from molgen.errors import CalculatorError, InputError, check_counts, check_paths, check_temperature
 from molgen.prose.layout import Layout
 from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
@@ -103,9 +104,14 @@ def sample_peptide(
             folder cannot be used, or the disk is full (finished pieces are kept for `resume`).
         CheckpointError: no such weights. CalculatorError: hardly a proposal is the molecule, or none has an energy.
     """
-    observables = (observables,) if isinstance(observables, str) else tuple(observables)
+    observables = (observables,) if isinstance(observables, str) else observables
+    if not isinstance(observables, Sequence) or not all(isinstance(text, str) for text in observables):
+        raise InputError(
+            f"{observables!r} given", where="observables", expected='texts such as "rg" or "phi 1"',
+            remedy="for functions: Ensemble.expectation",
+        )  # fmt: skip
     _check(n, finetune, workers, units, temperature)
-    _check_kinds(n, observables, weights, prose_compat, "resume" if resume else "overwrite" if overwrite else "", out)
+    _check_kinds(n, weights, prose_compat, "resume" if resume else "overwrite" if overwrite else "", out)
     peptide = build_peptide(sequence, cap)
     topology = peptide.mdtraj_topology()
     for text in observables:
@@ -122,7 +128,7 @@ def sample_peptide(
     }  # fmt: skip
     with Energies(peptide, platform, workers) as energies, tempfile.TemporaryDirectory() as scratch:
         given = {"seed": seed, "device": str(torch_device), "overwrite": overwrite, "resume": resume}
-        run = Run(out, "peptide", settings, **given) if out is not None else None
+        run = Run(out, "peptide", settings, **given, reads=[weights]) if out is not None else None
         if run is not None and (finished := finished_run(run)) is not None:
             log(f"{run.directory} is finished: its samples are read again")
             update_summary(run, *finished, observables, units)
@@ -256,25 +262,19 @@ def ladder_start(trials: Sequence[Draws]) -> float:
 def _check(n: int, rounds: int, workers: int | str, units: str, temperature: float) -> None:
     check_counts(samples=(n, 1), finetune=(rounds, 0))
     check_temperature(temperature, "-T")
-    if workers != "auto" and not (isinstance(workers, int) and workers > 0):
+    if workers != "auto" and not (isinstance(workers, Integral) and not isinstance(workers, bool) and int(workers) > 0):
         raise InputError(f"{workers!r} workers", where="--workers", expected="auto, or at least 1")
     energy_unit(units)
 
 
-def _check_kinds(
-    n: int, observables: Sequence[str], weights: str | Path | Proposal, prose_compat: bool, into: str, out: Any
-) -> None:
+def _check_kinds(n: int, weights: str | Path | Proposal, prose_compat: bool, into: str, out: Any) -> None:
     """`into`: the option given that needs a folder; empty if none was."""
     if prose_compat and not round(TOP_SHARE * n):
         raise InputError(
             f"the largest {TOP_SHARE:.1%} of {n} weights are none", where="--prose-compat",
             remedy=f"give -n {math.ceil(1 / TOP_SHARE)} or more",
         )  # fmt: skip
-    if not all(isinstance(text, str) for text in observables):
-        raise InputError(
-            f"{observables!r} given", where="observables", expected='texts such as "rg" or "phi 1"',
-            remedy="for functions: Ensemble.expectation",
-        )  # fmt: skip
+    check_paths(out=out)
     if not isinstance(weights, (str, Path, Proposal)):
         raise InputError(f"{weights!r} given", where="weights", expected="a name, a folder, or a loaded flow")
     if into and out is None:
