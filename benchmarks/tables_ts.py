@@ -64,7 +64,10 @@ def saddles(report: dict) -> str:
     if "ranked" in report:
         r = report["ranked"]
         rest = 1 - r.get("intended", 0) - r.get("half", 0) - r.get("unintended", 0)
-        shares = " | ".join(f"{v:.1%}" for v in (r.get("intended", 0), r.get("half", 0), r.get("unintended", 0), rest))
+        several = r.get("several_steps", 0)
+        first = f"{r.get('intended', 0):.1%}" + (f", and {several:.1%} in several steps" if several else "")
+        others = (r.get("half", 0) - r.get("half_in_steps", 0), r.get("unintended", 0), rest)
+        shares = " | ".join([first, *(f"{value:.1%}" for value in others)])
         lines.append(
             f"| `molgen ts` ({r['n']} reactions; 8 samples, ranked) | {shares} | all calls: {r['calls_mean']:.0f} | | |"
         )

@@ -161,6 +161,9 @@ def ranked(reactions: list[Reaction], weights: str, out: Path) -> dict:
                 result = find_ts(*sides, map_atoms=False, weights=weights)
                 row |= {"verdict": result.best.verdict, "calls": result.gradient_calls, "source": result.best.source}
                 row |= {"seconds": round(result.seconds, 2), "candidates": len(result.candidates)}
+                way = result.mechanism
+                row["steps"] = len(way.steps) if way is not None and way.complete else 0
+                row["calls_on"] = sum(s.gradient_calls for s in way.searches[1:]) if way is not None else 0
             except CalculatorError as error:
                 row["reason"] = str(error)
             done[reaction.name] = row
@@ -170,7 +173,13 @@ def ranked(reactions: list[Reaction], weights: str, out: Path) -> dict:
     share = {v: float(np.mean([row["verdict"] == v for row in rows])) for v in sorted({row["verdict"] for row in rows})}
     calls, seconds = np.array([row["calls"] for row in rows]), np.array([row["seconds"] for row in rows])
     from_flow = float(np.mean([row["verdict"] == "intended" and row["source"] == "TS-GEN" for row in rows]))
-    figures = {"calls_mean": float(calls.mean()), "calls_median": float(np.median(calls))}
+    on = np.array([row.get("calls_on", 0) for row in rows])
+    figures = {
+        "calls_mean": float(calls.mean()), "calls_median": float(np.median(calls)),
+        "calls_first_mean": float((calls - on).mean()),
+        "several_steps": float(np.mean([row["verdict"] != "intended" and row.get("steps", 0) > 0 for row in rows])),
+        "half_in_steps": float(np.mean([row["verdict"] == "half" and row.get("steps", 0) > 0 for row in rows])),
+    }  # fmt: skip
     return {"n": len(rows), **share, "intended_from_flow": from_flow, **figures, "seconds_mean": float(seconds.mean())}
 
 
