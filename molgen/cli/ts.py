@@ -176,8 +176,10 @@ def report(result: Any, out: Path) -> str:
         else:
             above = [f"{round(value, 1) + 0.0:.1f}" for value in (forward, back)]  # no -0.0
             lines.append(f"above its wells      {above[0]} and {above[1]} kcal/mol")
-    lines += mechanism_lines(steps) if steps is not None else []
-    lines += thermochemistry_lines(result.thermochemistry) if result.thermochemistry else []
+    if steps is not None:
+        lines += mechanism_lines(steps)
+    elif result.thermochemistry is not None:
+        lines += thermochemistry_lines(result.thermochemistry)
     if best.imaginary_frequency_cm is not None:
         lines.append(f"imaginary frequency  {abs(best.imaginary_frequency_cm):.0f}i cm-1")
     if best.confidence is not None:
@@ -211,6 +213,10 @@ def mechanism_lines(found: Any) -> list[str]:
         barriers, change = step.barriers_kcal, kcal(step.path_energies[-1] - step.path_energies[0])
         if barriers is not None:
             told = f"barrier {barriers[0]:.1f} kcal/mol forward, {barriers[1]:.1f} back"
+            if (gibbs := found.searches[step.search].thermochemistry) is not None:
+                told += (
+                    f"; Gibbs {gibbs.gibbs_forward_kcal:.1f}, {gibbs.gibbs_reverse_kcal:.1f} at {gibbs.temperature:g} K"
+                )
         else:
             told = "not found" if step.search is None else f"no barrier, {change:+.1f} kcal/mol"
         lines.append(f"{f'step {k}':21}{step.ends[0]} to {step.ends[1]}: {told}")

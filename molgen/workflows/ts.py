@@ -94,11 +94,11 @@ def find_ts(
             `result.rejections`.
         follow: where one step of several is found, search on from the intermediate, so many times at most
             (`result.mechanism`), each with the options of the first search.
-        out: folder for ts.xyz, guesses.xyz, path.xyz, ts_corrected.xyz, barrier.png, summary.json, manifest.json.
-            overwrite: replace a run there.
+        out: folder for ts.xyz, guesses.xyz, path.xyz, ts_corrected.xyz, barrier.png, summary.json, manifest.json, and
+            mechanism.xyz, mechanism.png and a folder a search where the search went on. overwrite: replace a run there.
         weights: name or folder. steps: flow steps; default the weights' own. device, dtype: of the model.
         correction: weights that carry the verified saddle, or without one the guess, to the level of their training set
-            (`result.corrected`), name or folder, or "none"; used where they read gradients of this calculator.
+            (`result.corrected`), name or folder; None for none; used where they read gradients of this calculator.
         log: called with lines for people; progress: called with (stage, done, total).
 
     Returns:
