@@ -83,8 +83,7 @@ def written(out: Path) -> str:
         names = {*json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"], MANIFEST}
     except (OSError, ValueError):  # moved away, say: no reason to lose the report of a long run
         return f"{out}/"
-    there = sorted(name for name in names if (out / name).exists())
-    return f"{out}/: {', '.join(name + '/' if (out / name).is_dir() else name for name in there)}"
+    return f"{out}/: {', '.join(sorted(name for name in names if (out / name).is_file()))}"
 
 
 def redrawn(reasons: dict[str, int], proposals: int) -> str:

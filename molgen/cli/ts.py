@@ -200,7 +200,8 @@ def report(result: Any, out: Path) -> str:
         lines.append(f"other candidates     {others}: {verdicts}")
     for reason, count in sorted(result.rejections.items()):
         lines.append(f"set aside            {count} x {reason}")
-    lines.append(f"files                {common.written(out)}")
+    further = sorted(path.name for path in out.glob("search-*")) if steps is not None else []
+    lines.append(f"files                {', '.join([common.written(out), *(f'{name}/' for name in further)])}")
     return "\n".join(lines)
 
 
