@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 from molgen import find_ts
 from molgen.cli import main
 from molgen.data.reactions import Reaction
+from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, bonding_differences, fragments
 from molgen.units import KCAL_MOL
+from molgen.workflows.fes_from_ts import read_path
 from molgen.workflows.ts import TSResult
 from molgen.workflows.ts_mechanism import Mechanism, followed
 from molgen.workflows.ts_output import mechanism_profile
@@ -133,6 +135,9 @@ def test_phosgene_from_smiles_to_files(tmp_path: Path) -> None:
     assert [step["search"] for step in summary["mechanism"]["steps"]] == [1, 0]
     inner = json.loads((out / "search-2" / "summary.json").read_text())
     assert inner["status"] == "ok" and (out / "search-2" / "manifest.json").exists()
+    with pytest.raises(InputError, match=r"best saddle is half(?s:.*)of its steps take .*search-2"):
+        read_path(out)
+    assert len(read_path(out / "search-2").frames) > 3
     frames = read(out / "mechanism.xyz", ":")
     states = [frame.info["state"] for frame in frames if "state" in frame.info]
     assert states == ["reactant", "transition state", "intermediate 1"] + [

@@ -164,6 +164,8 @@ def read_path(folder: str | Path) -> ReactionPath:
         refined, step = asked.get("refine", True), folder / INTERMEDIATE
         more = "with more --samples until its verdict is 'intended'"
         more += f", or for one step, to or from {step}" if step.exists() else ""
+        proven = [path.parent for path in sorted(folder.glob(f"search-*/{SUMMARY}")) if _joins(path)]
+        more += f"; of its steps take {' or '.join(map(str, proven))}" if proven else ""
         raise InputError(
             f"its best saddle is {verdict.replace('_', ' ')}" if refined else "a guess, not refined", where=str(folder),
             expected="a transition state that joins reactant and product",
@@ -211,6 +213,11 @@ def read_path(folder: str | Path) -> ReactionPath:
     return ReactionPath(
         path, index, energies[::BETWEEN], profile, potential, float(stiffest), {"from_ts": str(folder), **names}
     )
+
+
+def _joins(summary: Path) -> bool:
+    """Whether the best saddle of a search is intended."""
+    return (_json(summary.parent, SUMMARY).get("results") or [{}])[0].get("verdict") == "intended"
 
 
 def even_path(frames: np.ndarray, saddle: int, images: int = IMAGES) -> tuple[np.ndarray, int]:
