@@ -75,8 +75,8 @@ def ts(
 
     Writes ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png, reactant.xyz, product.xyz and summary.json to OUT; where
     --correction fits, also ts_corrected.xyz: the saddle (if none was proven, the guess) as the level of the training
-    set would have it. Exit code 3 when no saddle was proven to join the two (with --verify none: when none was found),
-    4 when the calculator failed on some guesses.
+    set would have it; of several steps mechanism.xyz and mechanism.png. Exit code 3 when no saddle, and no steps, were
+    proven to join the two (with --verify none: when no saddle was found), 4 when the calculator failed on some guesses.
     """
     from molgen.saddle import calls_allowed
     from molgen.workflows.ts import find_ts

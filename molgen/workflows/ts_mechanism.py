@@ -139,13 +139,10 @@ class _Way:
 
     def steps(self) -> list[Step]:
         """All in order, named, the gap among them."""
-        gap = self.gap
-        left = (
-            []
-            if gap is None
-            else [Step(_UNNAMED, None, np.stack([gap.reactant, gap.product]), np.full(2, np.nan), None)]
-        )
-        steps = [*self.before, *left, *self.after]
+        steps = [*self.before, *self.after]
+        if (gap := self.gap) is not None:
+            unknown = Step(_UNNAMED, None, np.stack([gap.reactant, gap.product]), np.full(2, np.nan), None)
+            steps.insert(len(self.before), unknown)
         names = ["reactant", *(f"intermediate {k}" for k in range(1, len(steps))), "product"]
         return [replace(step, ends=(names[k], names[k + 1])) for k, step in enumerate(steps)]
 
