@@ -173,7 +173,11 @@ def same_handed(side: SmilesSide, centres: np.ndarray, hands: np.ndarray, where:
                 if set_before and np.sign(signed_volumes(x[0], [near]))[0] != hand:
                     tags[k] = Chem.ChiralType.CHI_TETRAHEDRAL_CCW
                 molecule.GetAtomWithIdx(centre).SetChiralTag(tags[k])
-            made = _conformers(molecule, where, seed)[0]
+            try:
+                made = _conformers(molecule, where, seed)[0]
+            except InputError:  # such hands do not go together, as in a small bicycle
+                molecule, x = Chem.Mol(fragment), side.conformers[:, list(members)]
+                break
             x = made[np.arange(_CONFORMERS) % len(made)] + side.conformers[0][list(members)].mean(axis=0)
         conformers[:, list(members)] = x
         fragments.append((molecule, members))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from molgen import find_ts
 from molgen.cli import main
 from molgen.cli.common import duration
+from molgen.cli.ts import thermochemistry_lines
 from molgen.errors import InputError
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle.descent import relax
@@ -172,6 +174,13 @@ def test_what_the_report_says(tmp_path: Path) -> None:
     assert "at 298.15 K; enthalpy" in lines["Gibbs barrier"] and "tunnelling x 1." in lines["rate"]
     assert "CH3Br" in said.stdout and "as fast as they meet" in said.stdout
     assert duration(1e-9) == "1e-09 s" and duration(90) == "1.5 min" and duration(4e9) == "1.3e+02 years"
+
+
+def test_wells_with_a_soft_imaginary_mode_are_said_to_have_one() -> None:
+    found = find_ts(*HCN, samples=1, temperature=300, correction="none").thermochemistry
+    assert found is not None and "imaginary" not in thermochemistry_lines(found)[0]
+    odd = replace(found, product=replace(found.product, imaginary=1))
+    assert thermochemistry_lines(odd)[0].endswith("(1 soft imaginary mode beside taken as real)")
 
 
 def test_a_calculator_by_ase_has_molecules_alone_too() -> None:

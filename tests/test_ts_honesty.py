@@ -18,11 +18,12 @@ from molgen import find_ts
 from molgen.cli.ts import beside
 from molgen.data.sources import read_molecules
 from molgen.errors import InputError
-from molgen.geometry.chirality import stereo_differences
+from molgen.geometry.chirality import signed_volumes, stereo_differences, tetrahedral_quadruples
 from molgen.io import load_reaction
 from molgen.potentials.base import SamplewisePotential
 from molgen.saddle.descent import Flat, falling, off_saddle
 from molgen.saddle.modes import normal_modes
+from molgen.smiles import embed_molecule, same_handed
 from molgen.structures import read_side
 from molgen.xyz import charge_of
 
@@ -80,6 +81,20 @@ def test_hands_that_are_written_stay() -> None:
     kept, _ = load_reaction(smiles="C[C@H](O)C=COCC=C>>C[C@H](O)C(C=O)CC=C")
     found = [len(stereo_differences(r.numbers, r.reactant, r.product)) for r in (reaction, kept)]
     assert sorted(found) == [0, 1], "one of them inverts the centre, as it says"
+
+
+def test_hands_that_do_not_go_together_leave_the_side_as_it_was() -> None:
+    """A bicycle of three and three, whose bridgeheads cannot be *trans*."""
+    side = embed_molecule("C1CC2CC12", "test")
+    near = tetrahedral_quadruples(side.bonds)
+    centres = np.concatenate([np.flatnonzero(side.bonds.sum(1) == 4)[:, None], near], axis=1)
+    heads = [k for k, c in enumerate(centres) if (side.numbers[c[1:]] == 6).sum() == 3]
+    now = np.sign(signed_volumes(side.conformers[0], near[heads]))
+    for hands in (now, -now, now * [1, -1], now * [-1, 1]):
+        other = same_handed(side, centres[heads], hands, "test")
+        assert np.isfinite(other.conformers).all() and other.conformers.shape == side.conformers.shape
+        if abs(hands @ now) == len(hands):
+            assert (np.sign(signed_volumes(other.conformers, near[heads])) == hands).all()
 
 
 def test_files_and_atoms_know_their_charge(tmp_path: Path) -> None:

@@ -237,6 +237,8 @@ def thermochemistry_lines(found: Any) -> list[str]:
         f"rate                 {forward:.1e} 1/s forward, half-life {lasts}; {back:.1e} 1/s back; "
         f"tunnelling x {found.tunnelling:.1f}",
     ]
+    if soft := sum(point.imaginary for point in (found.reactant, found.saddle, found.product)):
+        lines[0] += f" ({soft} soft imaginary mode{'s' if soft > 1 else ''} beside taken as real)"
     for side, pieces in found.pieces.items():
         rate = "as fast as they meet" if pieces.rate is None else f"{pieces.rate:.1e} {pieces.rate_unit}"
         barrier = f"Gibbs barrier {pieces.barrier_kcal:.1f} kcal/mol ({found.standard_state})"
