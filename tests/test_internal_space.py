@@ -19,6 +19,7 @@ from molgen.geometry.bonds import bond_graph
 from molgen.geometry.internal import to_internal
 from molgen.potentials.xtb import XtbPotential
 from molgen.reweight.importance import diagnose
+from molgen.variables.of_atoms import torsion
 from molgen.workflows.fes_problem import Problem, coordinates_of
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System, system_from_pdb
@@ -261,6 +262,9 @@ def test_a_force_field_without_rings_chooses_internal_coordinates():
     assert coordinates_of(system, "auto", phi) == "internal"
     assert coordinates_of(system, "cartesian", phi) == "cartesian"
     turn, loose = "t = torsion 4 6 8 14", "torsion 0 6 8 14"
+    assert coordinates_of(bare, "auto", torsion(0, 1, 2, 99)) == "cartesian", (
+        "atoms that are not there are refused later"
+    )
     for spelt in ("torsion_4_6_8_14", "Torsion 14  8 6 4", "torsion 14 8 6 4"):
         assert coordinates_of(bare, "auto", spelt) == "internal", spelt
     for cvs, kind in (([turn], "internal"), ([loose], "cartesian"), ([turn, "distance 0 1"], "cartesian")):

@@ -349,7 +349,7 @@ def test_lengths_beyond_training_are_warned_of(sequence, cap, text):
     ({"sequence": ["G", "G"]}, ["sequence", "text"]),
     ({"seed": -1}, ["--seed: -1 given", "at least 0"]),
     ({"prose_compat": True, "n": 200}, ["--prose-compat: the largest 0.2% of 200 weights are none", "-n 500"]),
-    ({"observables": [3]}, ["observables: [3] given", "Ensemble.expectation"]),
+    ({"observables": [3]}, ["observables: (3,) given", "Ensemble.expectation"]),
     ({"weights": 3}, ["weights: 3 given", "a name, a folder, or a loaded flow"]),
     ({"out": None, "resume": True}, ["resume: given without a folder"]),
     ({"out": None, "overwrite": True}, ["overwrite: given without a folder"]),

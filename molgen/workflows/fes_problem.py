@@ -324,4 +324,4 @@ def _turns(cv: CV, bonds: np.ndarray) -> bool:
     """Whether a variable is the torsion of a chain of bonded atoms."""
     match = re.fullmatch(r"torsion (\d+) (\d+) (\d+) (\d+)", cv.definition)
     atoms = [int(k) for k in match.groups()] if match else []
-    return bool(atoms) and all(bonds[i, j] for i, j in itertools.pairwise(atoms))
+    return bool(atoms) and max(atoms) < len(bonds) and all(bonds[i, j] for i, j in itertools.pairwise(atoms))

@@ -104,8 +104,9 @@ def sample_peptide(
             folder cannot be used, or the disk is full (finished pieces are kept for `resume`).
         CheckpointError: no such weights. CalculatorError: hardly a proposal is the molecule, or none has an energy.
     """
-    observables = (observables,) if isinstance(observables, str) else observables
-    if not isinstance(observables, Sequence) or not all(isinstance(text, str) for text in observables):
+    if isinstance(observables, Iterable):
+        observables = (observables,) if isinstance(observables, str) else tuple(observables)
+    if not isinstance(observables, tuple) or not all(isinstance(text, str) for text in observables):
         raise InputError(
             f"{observables!r} given", where="observables", expected='texts such as "rg" or "phi 1"',
             remedy="for functions: Ensemble.expectation",
