@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mdtraj
 import numpy as np
 import pytest
 from test_importers import _rdb7
 from test_tsmodel import built_in
+from ts_cases import sides
 
-from molgen import Ensemble, sample_peptide
+from molgen import Ensemble, find_ts, sample_peptide
 from molgen.data.duplicates import among
 from molgen.data.importers import import_reactions
 from molgen.data.md import MDSet, load_md, save_md
@@ -70,6 +72,15 @@ def test_a_run_does_not_remove_what_it_reads(tmp_path: Path) -> None:
     assert (out / "adapter" / "weights.safetensors").exists()
     Run(out, "peptide", {"folder": str(tmp_path), "weights": "prose"}, overwrite=True, reads=[None, tmp_path, 3])
     assert not (out / "adapter").exists()
+
+
+def test_molgen_ts_does_not_remove_the_files_it_is_given(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"samples": 1, "refine": False, "out": tmp_path / "out"}
+    find_ts(*sides("hcn"), **options)
+    files = [[str(tmp_path / "out" / f"{name}.xyz")] for name in ("reactant", "product")]
+    with pytest.raises(InputError, match="lies in it"):
+        find_ts(*files, **options, overwrite=True)
+    assert (tmp_path / "out" / "reactant.xyz").exists()
 
 
 def test_a_first_proline_keeps_its_bonds_in_files(tmp_path: Path) -> None:

@@ -83,14 +83,14 @@ def test_steps_from_both_sides_meet() -> None:
 def test_a_gap_that_stays() -> None:
     first = found("|.|", "||.", (0.0, 1.0, 0.5), verdict="half", known="reactant")
     nothing = found("||.", ".|.", (0.5, 1.0, 0.2), verdict="half")
-    for further, searches in ((nothing, 2), (None, 1)):
-        way, _ = mechanism(first, further)
-        assert way is not None and not way.complete and len(way.searches) == searches
-        assert [step.search for step in way.steps] == [0, None] and way.steps[1].barriers_kcal is None
-        assert np.isnan(way.steps[1].path_energies).all() and way.highest_kcal == pytest.approx(1 / KCAL_MOL)
-        assert way.summary()["complete"] is False and mechanism_profile(way).startswith(b"\x89PNG")
+    assert mechanism(first, None)[0] is None, "nothing was searched, or it failed"
+    way, _ = mechanism(first, nothing)
+    assert way is not None and not way.complete and len(way.searches) == 2
+    assert [step.search for step in way.steps] == [0, None] and way.steps[1].barriers_kcal is None
+    assert np.isnan(way.steps[1].path_energies).all() and np.isnan(way.highest_kcal)
+    assert way.summary()["complete"] is False and mechanism_profile(way).startswith(b"\x89PNG")
     back = found(".||", ".|.", (0.3, 0.9, -0.2), verdict="half", known="product")
-    way, _ = mechanism(back, None)
+    way, _ = mechanism(back, nothing)
     assert way is not None and [step.search for step in way.steps] == [None, 0] and np.isnan(way.highest_kcal)
 
 
@@ -164,6 +164,17 @@ def test_pieces_that_fall_together_need_no_second_search(tmp_path: Path) -> None
     assert result.mechanism.searches[1].candidates == [] and not (tmp_path / "out" / "search-2").exists()
     assert result.mechanism.highest_kcal == 0.0, "the saddle lies below boranes and ethene apart"
     assert (tmp_path / "out" / "mechanism.png").exists()
+
+
+def test_a_search_that_is_cut_short_leaves_the_first_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("molgen.workflows.ts.barrierless", lambda search: interrupted() if not search.guesses else None)
+    with pytest.raises(KeyboardInterrupt):
+        find_ts(smiles="C=C.B>>CCB", samples=2, correction="none", out=tmp_path / "out")
+    there = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"barrier.png", "intermediate.xyz", "reactant.xyz", "summary.json", "ts.xyz"} <= there
 
 
 def test_phosgene_from_python() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,14 +184,16 @@ def test_wells_with_a_soft_imaginary_mode_are_said_to_have_one() -> None:
     assert thermochemistry_lines(odd)[0].endswith("(1 soft imaginary mode beside taken as real)")
 
 
-def test_a_calculator_by_ase_has_molecules_alone_too() -> None:
+def test_a_calculator_by_ase_has_neutral_molecules_alone_too() -> None:
+    """One that was told a charge when it was made would have it for every part."""
     from tblite.ase import TBLite
 
-    smiles = "[Cl-:1].[CH3:2][Br:3]>>[Cl:1][CH3:2].[Br-:3]"
-    result = find_ts(smiles=smiles, temperature=298.15, calculator=TBLite(verbosity=0, accuracy=0.01))
-    assert (
-        result.verified
-        and result.thermochemistry is not None
-        and set(result.thermochemistry.pieces) == {"reactant", "product"}
-    )
-    assert result.level == "TBLite"
+    options: dict[str, Any] = {"temperature": 298.15, "samples": 2}
+    calculator = TBLite(verbosity=0, accuracy=0.01)
+    for smiles, sides_apart in (
+        ("C=C.Cl>>CCCl", {"reactant"}),
+        ("[Cl-:1].[CH3:2][Br:3]>>[Cl:1][CH3:2].[Br-:3]", set()),
+    ):
+        result = find_ts(smiles=smiles, calculator=calculator, **options)
+        assert result.verified and result.level == "TBLite" and result.thermochemistry is not None
+        assert set(result.thermochemistry.pieces) == sides_apart

@@ -179,7 +179,9 @@ def report(result: Any, out: Path) -> str:
     if steps is not None:
         lines += mechanism_lines(steps)
     elif result.thermochemistry is not None:
-        lines += thermochemistry_lines(result.thermochemistry)
+        lines += thermochemistry_lines(
+            result.thermochemistry, "barrier" if best.verdict == "intended" else "above wells"
+        )
     if best.imaginary_frequency_cm is not None:
         lines.append(f"imaginary frequency  {abs(best.imaginary_frequency_cm):.0f}i cm-1")
     if best.confidence is not None:
@@ -226,13 +228,13 @@ def mechanism_lines(found: Any) -> list[str]:
     return lines
 
 
-def thermochemistry_lines(found: Any) -> list[str]:
+def thermochemistry_lines(found: Any, title: str = "barrier") -> list[str]:
     """Gibbs barriers and rates in words."""
     gibbs, enthalpy = ([found.summary()[f"{kind}_{way}_kcal"] for way in ("forward", "reverse")] for kind in KINDS)
     forward, back = found.rates
     lasts = common.duration(math.log(2) / forward if forward else math.inf)
     lines = [
-        f"Gibbs barrier        {gibbs[0]:.1f} kcal/mol forward, {gibbs[1]:.1f} back at {found.temperature:g} K; "
+        f"{f'Gibbs {title}':21}{gibbs[0]:.1f} kcal/mol forward, {gibbs[1]:.1f} back at {found.temperature:g} K; "
         f"enthalpy {enthalpy[0]:.1f}, {enthalpy[1]:.1f}",
         f"rate                 {forward:.1e} 1/s forward, half-life {lasts}; {back:.1e} 1/s back; "
         f"tunnelling x {found.tunnelling:.1f}",

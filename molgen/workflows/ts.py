@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import numpy as np
 import torch
 
 from molgen.data.reactions import Reaction
@@ -17,7 +18,8 @@ from molgen.device import resolve_device
 from molgen.errors import CalculatorError, InputError, check_counts, check_paths, check_temperature
 from molgen.geometry.bonds import overlapping
 from molgen.io import load_reaction
-from molgen.potentials.ase import level_name, with_solvent
+from molgen.potentials.ase import EMBEDDED, level_name, with_solvent
+from molgen.potentials.base import Potential
 from molgen.run import Run
 from molgen.saddle import calls_allowed
 from molgen.saddle.thermochemistry import ReactionThermochemistry
@@ -145,6 +147,13 @@ def find_ts(
         "time_budget": time_budget, "follow": follow, "map_atoms": map_atoms, "folder": str(Path.cwd()),
     }  # fmt: skip
 
+    def part(numbers: np.ndarray, charge: int, spin: int) -> Potential:
+        """The calculator of some of the atoms; one that is not xTB may have been told charge and spin for good."""
+        xtb = isinstance(calculator, str) and calculator.lower() in EMBEDDED
+        if not xtb and (reaction.charge or reaction.spin or charge or spin):
+            raise InputError("charge and spin of a part", where=f"calculator {calculator!r}", expected="xTB")
+        return potential_for(calculator, calculator_kwargs, numbers, charge, spin)
+
     def begun(reaction: Reaction) -> tuple[TSSearch, TSResult]:
         method = cast(Method, verify) if refine else None
         search = TSSearch(reaction, potential, method, progress, calls_each, deadline)
@@ -155,10 +164,9 @@ def find_ts(
     def look(reaction: Reaction, corrector: Correction | None, write: Callable[[TSResult], None]) -> TSResult:
         """Search; after every step, `write` how things stand."""
         since, search, result = time.monotonic(), *begun(reaction)
-        make = partial(potential_for, calculator, calculator_kwargs)
         thermo = None
         if temperature is not None:
-            thermo = partial(reaction_thermochemistry, search, temperature, make, "solvent" in calculator_kwargs)
+            thermo = partial(reaction_thermochemistry, search, temperature, part, "solvent" in calculator_kwargs)
         options: dict[str, Any] = {"samples": samples, "steps": steps, "seed": seed, "log": log}
         for _ in _stages(search, result, model, corrector, thermo, **options):
             search.report(result)
@@ -174,34 +182,42 @@ def find_ts(
 
     def searched(reaction: Reaction, corrector: Correction | None, folder: Path | None, most: int) -> TSResult:
         """Search, in a folder of its own if there is one, and go on from what was found."""
+        lost: list[int] = []  # calls of searches that failed
 
         def on(gap: Reaction, number: int) -> TSResult | None:
             if time.monotonic() > deadline:
                 return None
             log(f"search {number + 1}: what is left of the reaction")
-            search, result = begun(gap)
+            before, (search, result) = potential.calls, begun(gap)
             if (fall := barrierless(search)) is not None:  # pieces that fall together need no saddle
                 result.barrierless_side, result.barrierless_kcal = fall
                 search.report(result)
                 return result
+            asked = potential.calls - before
             try:
-                return searched(gap, None, None if run is None else run.path(f"search-{number + 1}"), 0)
+                result = searched(gap, None, None if run is None else run.path(f"search-{number + 1}"), 0)
+                result.gradient_calls += asked
+                return result
             except CalculatorError as error:
                 log(f"warning: {error}")
+                lost.append(potential.calls - before)
                 return None
 
         opened = nullcontext() if folder is None else Run(folder, "ts", settings, **of_run)
         with opened as run:
             write = partial(write_result, run) if run is not None else lambda result, final: None
             result = look(reaction, corrector, partial(write, final=False))
+            write(result, final=True)  # before it goes on: that may be cut short
             result.mechanism = followed(result, on, most)
-            if result.mechanism is not None:
-                result.gradient_calls = sum(search.gradient_calls for search in result.mechanism.searches)
+            if result.mechanism is not None or lost:
+                further = result.mechanism.searches[1:] if result.mechanism is not None else []
+                result.gradient_calls += sum(search.gradient_calls for search in further) + sum(lost)
                 result.seconds = time.monotonic() - begin
-            write(result, final=True)
+                write(result, final=True)
         return result
 
-    of_run: dict[str, Any] = {"seed": seed, "device": device, "overwrite": overwrite}
+    given = [x for side in (reactant, product) for x in (side if isinstance(side, (list, tuple)) else [side])]
+    of_run: dict[str, Any] = {"seed": seed, "device": device, "overwrite": overwrite, "reads": given}
     with one_thread(len(reaction)):
         return searched(reaction, corrector, None if out is None else Path(out), follow)
 

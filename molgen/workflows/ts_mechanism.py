@@ -70,9 +70,11 @@ class Mechanism:
 
     @property
     def highest_kcal(self) -> float:
-        """The highest point of all steps above the reactant's end of the first, kcal/mol; nan if that is unknown."""
-        known = [float(step.path_energies.max()) for step in self.steps if step.search is not None]
-        return kcal(max(known) - float(self.steps[0].path_energies[0]))
+        """The highest point of all steps above the reactant's end of the first, kcal/mol; nan where one is unknown."""
+        if not self.complete:
+            return float("nan")
+        highest = max(float(step.path_energies.max()) for step in self.steps)
+        return kcal(highest - float(self.steps[0].path_energies[0]))
 
     def summary(self) -> dict[str, Any]:
         """The figures `summary.json` lists."""
@@ -99,7 +101,7 @@ def followed(first: TSResult, search: Callable[[Reaction, int], TSResult | None]
         if not way.add(found, len(searches) - 1):
             break
     steps = way.steps()
-    return Mechanism(steps, searches) if most and len(steps) > 1 else None
+    return Mechanism(steps, searches) if len(searches) > 1 and len(steps) > 1 else None
 
 
 class _Way:

@@ -121,7 +121,7 @@ class TSResult:
             none. unstable: sides that are no minimum of the calculator, as far as was seen, and what they become:
             {"reactant": "the product"} or "another molecule".
         level: of the calculator, such as "GFN2-xTB". thermochemistry: Gibbs energies of the best candidate, where a
-            temperature was given and it is intended.
+            temperature was given and it is intended, or one step of several (`known`).
         mechanism: where the best candidate is one step of several, and the search was told to go on.
     """
 
