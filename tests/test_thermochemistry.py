@@ -26,7 +26,7 @@ from molgen.saddle.descent import relax
 from molgen.saddle.modes import normal_modes
 from molgen.saddle.thermochemistry import BAR, eyring, molar_pressure, thermochemistry, wigner
 from molgen.units import KB
-from molgen.workflows.ts_thermo import _shares
+from molgen.workflows.ts_thermo import NOT_APART, _shares
 
 HCN = sides("hcn")
 # standard entropies at 298.15 K and 1 bar, J/mol/K: CODATA key values (N2, HCl, Ar, H2O, NH3, CO2) and the NIST WebBook
@@ -197,3 +197,4 @@ def test_a_calculator_by_ase_has_neutral_molecules_alone_too() -> None:
         result = find_ts(smiles=smiles, calculator=calculator, **options)
         assert result.verified and result.level == "TBLite" and result.thermochemistry is not None
         assert set(result.thermochemistry.pieces) == sides_apart
+        assert result.rejections[NOT_APART] == (0 if sides_apart else 2), "said in the report"

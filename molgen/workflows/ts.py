@@ -147,12 +147,11 @@ def find_ts(
         "time_budget": time_budget, "follow": follow, "map_atoms": map_atoms, "folder": str(Path.cwd()),
     }  # fmt: skip
 
-    def part(numbers: np.ndarray, charge: int, spin: int) -> Potential:
-        """The calculator of some of the atoms; one that is not xTB may have been told charge and spin for good."""
+    def part(numbers: np.ndarray, charge: int, spin: int) -> Potential | None:
+        """The calculator of some of the atoms; None where it may have been told atoms, charge or spin for good."""
         xtb = isinstance(calculator, str) and calculator.lower() in EMBEDDED
-        if not xtb and (reaction.charge or reaction.spin or charge or spin):
-            raise InputError("charge and spin of a part", where=f"calculator {calculator!r}", expected="xTB")
-        return potential_for(calculator, calculator_kwargs, numbers, charge, spin)
+        told = reaction.charge or reaction.spin or charge or spin or isinstance(calculator, Potential)
+        return None if told and not xtb else potential_for(calculator, calculator_kwargs, numbers, charge, spin)
 
     def begun(reaction: Reaction) -> tuple[TSSearch, TSResult]:
         method = cast(Method, verify) if refine else None

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from molgen.errors import InputError
 from molgen.geometry.bonds import bonding_differences
 from molgen.potentials.base import Potential
 from molgen.saddle.descent import relax
@@ -21,7 +20,9 @@ from molgen.workflows.ts_search import END_CALLS, END_FMAX, TSSearch
 
 MOST_PIECES = 4  # of a side that is looked at molecule by molecule
 CHARGES = range(-2, 3)  # e, that one of them may have
-Maker = Callable[[np.ndarray, int, int], Potential]  # of (numbers, charge, spin)
+NOT_APART = "Gibbs energies of molecules apart, which need xTB or neutral ones without unpaired electrons"
+NOT_KEPT = "Gibbs energies of molecules apart, one of which becomes another"
+Maker = Callable[[np.ndarray, int, int], Potential | None]  # of (numbers, charge, spin)
 Share = tuple[int, int]  # charge and unpaired electrons of a molecule
 
 
@@ -36,7 +37,7 @@ def reaction_thermochemistry(
 
     Args:
         temperature: K.
-        make: a potential of some of the atoms; raises InputError where there is none.
+        make: a potential of some of the atoms, or None where there is none; counted as a rejection.
         in_solution: of 1 mol/L; else a gas at 1 bar.
         best: a candidate with relaxed ends.
 
@@ -76,8 +77,8 @@ def _alone(
     """Names and figures of the molecules of a side, each relaxed alone from where it is in the well (N, 3).
 
     How charge and unpaired electrons are shared is what takes the fewest charges; where that leaves a choice, what has
-    the lowest energy. None for a side in one piece or in too many, a potential of all atoms alone, a molecule that does
-    not stay what it is, and where the calculator fails, which is counted.
+    the lowest energy. None for a side in one piece or in too many; and, counted, where there is no potential of a part,
+    a molecule does not stay what it is, or the calculator fails.
     """
     part = getattr(search.reaction, f"{side}_fragments")
     if not 0 < part.max() < MOST_PIECES:
@@ -90,6 +91,9 @@ def _alone(
     try:
         for k, share in sorted({(k, share) for option in options for k, share in enumerate(option)}):
             potential = make(numbers[k], *share)
+            if potential is None:
+                search.rejections[NOT_APART] += 1
+                return None
             made[k, share] = potential, gradient(potential, starts[k])[0]
         if not options:
             return None
@@ -100,14 +104,13 @@ def _alone(
             if len(x) > 1:
                 x = relax(potential, x, fmax=END_FMAX, max_calls=END_CALLS).positions
             if bonding_differences(numbers[k], starts[k], x):
+                search.rejections[NOT_KEPT] += 1
                 return None
             points.append(thermochemistry(x, numbers[k], normal_modes(potential, x), spin=spin, **at))
             names.append(formula(numbers[k]) + (f"({charge:+d})" if charge else ""))
         return names, points
     except FAILURES as error:
         search.rejections[failure(error)] += 1
-        return None
-    except InputError:  # a potential that was made for all atoms
         return None
     finally:
         search.other_calls += sum(potential.calls for potential, _ in made.values())
