@@ -164,9 +164,22 @@ def _choose_mapping(r: Structure, p: Structure, search: bool) -> Mapping:
         return best
     if 0 < given.bond_changes <= _MOST_CHANGES and not best.bond_changes and _degenerate(r, p, best):
         return given  # a reaction into itself, such as a proton transfer: only the given order tells what reacts
+    if not best.bond_changes and best.displacement < _SAME:
+        return _conformers(r, p, given) or best
     # a tetrahedral centre turns its handedness by a bond broken and another formed, not without
     effort = [(m.bond_changes + 2 * m.inverted, m.inverted) for m in (given, best)]
     return given if effort[0] <= effort[1] else best
+
+
+def _conformers(r: Structure, p: Structure, given: Mapping) -> Mapping | None:
+    """The mapping by which one structure in two orders of atoms is a change into itself without bonds, such as the flip
+    of a ring: the given one, or that of the heavy atoms in the order given. None where neither is."""
+    heavy = np.where(r.numbers > 1, np.arange(len(r.numbers)), -1)
+    for order in (lambda: given, lambda: find_mapping(r.numbers, r.positions, p.numbers, p.positions, pinned=heavy)):
+        found = order()
+        if not (found.bond_changes or found.inverted) and found.displacement >= _SAME:
+            return found
+    return None
 
 
 def _degenerate(r: Structure, p: Structure, best: Mapping) -> bool:

@@ -10,8 +10,10 @@ from rdkit import Chem
 from rdkit.Chem import AllChem, rdMolTransforms
 
 from molgen import find_ts
+from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph
-from molgen.geometry.shape import shape_distance
+from molgen.geometry.shape import shape_distance, shape_rmsd
+from molgen.io import load_reaction
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import refine, verify
 from molgen.saddle.descent import relax
@@ -118,3 +120,65 @@ def test_shape_distance_sees_a_rotamer_and_not_a_turned_methyl_group():
     assert shape_distance(z, bonds, x, turned) < 1e-6
     assert shape_distance(z, bonds, x, turned, exchange=False) > 1.0
     assert shape_distance(z, bonds, x, other) > 0.8
+
+
+@pytest.fixture(scope="module")
+def chairs() -> tuple[Atoms, Atoms]:
+    """Both chairs of cyclohexane in one order of atoms, every hydrogen on its own side of the ring."""
+    made = Chem.AddHs(Chem.MolFromSmiles("C1CCCCC1"))
+    AllChem.EmbedMultipleConfs(made, 20, randomSeed=1)
+    energies = np.array([energy for _, energy in AllChem.MMFFOptimizeMoleculeConfs(made, maxIters=2000)])
+    chair = Atoms([a.GetSymbol() for a in made.GetAtoms()], made.GetConformer(int(energies.argmin())).GetPositions())
+    mirrored = chair.copy()  # the other chair, its hydrogens exchanged at each carbon
+    mirrored.positions *= [-1, 1, 1]
+    pairs = [np.flatnonzero(row & (chair.numbers == 1)) for row in bond_graph(chair.numbers, chair.positions)[:6]]
+    for a, b in pairs:
+        mirrored.positions[[a, b]] = mirrored.positions[[b, a]]
+    return chair, mirrored
+
+
+def test_the_flip_of_a_ring_keeps_the_order_given(chairs):
+    """Another order makes both chairs one structure: what is asked for is the flip."""
+    reaction, notes = load_reaction(*chairs)
+    assert "no bond changes: a conformational change" in notes
+    assert np.array_equal(reaction.product, chairs[1].positions)
+    swapped = chairs[1].copy()  # as programs that build conformers leave it: two hydrogens of a carbon exchanged
+    a, b = np.flatnonzero(bond_graph(swapped.numbers, swapped.positions)[0] & (swapped.numbers == 1))
+    swapped.positions[[a, b]] = swapped.positions[[b, a]]
+    reaction, _ = load_reaction(chairs[0], swapped)
+    assert np.abs(reaction.product - chairs[1].positions).max() < 1e-6
+    with pytest.raises(InputError, match="same structure"):
+        load_reaction(chairs[0], chairs[0][[2, 3, 4, 5, 0, 1, *range(6, 18)]])
+
+
+def test_a_ring_flips_in_two_steps(chairs):
+    found = find_ts(*chairs, samples=1, correction=None)
+    assert found.mechanism is not None
+    assert found.mechanism.complete
+    assert [step.ends for step in found.mechanism.steps] == [
+        ("reactant", "intermediate 1"),
+        ("intermediate 1", "product"),
+    ]
+    assert found.mechanism.highest_kcal == pytest.approx(11.2, abs=0.2)  # measured: 10.8
+    bonds = bond_graph(found.reaction.numbers, found.reaction.reactant)
+    boat = found.mechanism.steps[0].path_positions[-1]
+    far = shape_rmsd(found.reaction.numbers, bonds, found.reaction.reactant, found.reaction.product)
+    assert all(
+        0.2 < shape_rmsd(found.reaction.numbers, bonds, boat, end) < far
+        for end in (found.reaction.reactant, found.reaction.product)
+    )
+
+
+def test_a_conformer_farther_off_is_not_on_the_way(rotamers):
+    """A hydroxyl group turned half the way, and one turned the other way."""
+    potential = XtbPotential(ACID)
+
+    def turned(degrees: float) -> np.ndarray:
+        acid = Atoms(ACID, rotamers[1])
+        acid.rotate_dihedral(1, 0, 2, 4, degrees, indices=[4])
+        return acid.positions
+
+    for well, product, known in ((90, 180, "reactant"), (-60, 90, "")):
+        judged = judge_wells(potential, [turned(0), turned(well)], [1.0, 1.0], turned(0), turned(product))
+        assert judged.reason == "one well is the reactant, the other another conformer"
+        assert judged.known == known

@@ -20,6 +20,19 @@ def shape_distance(numbers, bonds: np.ndarray, a: np.ndarray, b: np.ndarray, *, 
         a, b: (N, 3) Angstrom.
         exchange: the hydrogens of one atom may change places: their centre stands for them.
     """
+    return float(_displacements(numbers, bonds, a, b, exchange).max())
+
+
+def shape_rmsd(numbers, bonds: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """Root mean square of these displacements, Angstrom: which of two far conformers is the nearer one.
+
+    Args: as of :func:`shape_distance`, hydrogens of one atom exchanged at will.
+    """
+    return float(np.sqrt((_displacements(numbers, bonds, a, b, exchange=True) ** 2).mean()))
+
+
+def _displacements(numbers, bonds: np.ndarray, a: np.ndarray, b: np.ndarray, exchange: bool) -> np.ndarray:
+    """(M,) Angstrom, of atoms or of the centres that stand for them."""
     group = np.arange(len(numbers))
     if exchange:
         terminal = (np.asarray(numbers) == 1) & (bonds.sum(1) == 1)
@@ -28,5 +41,5 @@ def shape_distance(numbers, bonds: np.ndarray, a: np.ndarray, b: np.ndarray, *, 
     part = fragments(bonds)[members.argmax(1)]
     weights = members / members.sum(1, keepdims=True)
     x, y = (torch.from_numpy(weights @ np.asarray(c, dtype=float)) for c in (a, b))
-    gaps = [float((superpose(y[part == k], x[part == k]) - x[part == k]).norm(dim=1).max()) for k in np.unique(part)]
-    return max(gaps)
+    gaps = [(superpose(y[part == k], x[part == k]) - x[part == k]).norm(dim=1) for k in np.unique(part)]
+    return torch.cat(gaps).numpy()

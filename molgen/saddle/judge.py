@@ -20,13 +20,14 @@ from molgen.geometry.bonds import (
     molecule_key,
 )
 from molgen.geometry.chirality import stereo_differences
-from molgen.geometry.shape import shape_distance
+from molgen.geometry.shape import shape_distance, shape_rmsd
 from molgen.potentials.base import Potential
 from molgen.saddle.descent import DESCENT_CALLS, relax
 
 SaddleVerdict = Literal["intended", "half", "unintended", "not_a_saddle"]
 
 OTHER = "another molecule"
+CONFORMER = "another conformer"
 FEW = 4  # bonds that differ from an end, up to which a well is described by them
 SHAPE = 0.5  # Angstrom, see shape_distance: a well further than this from a conformer is another one
 SHAPE_FMAX = 0.01  # eV/Angstrom; torsions are soft, and a well that is not reached looks like another conformer
@@ -39,8 +40,8 @@ class Judgement(NamedTuple):
     Attributes:
         verdict: see :class:`Verification`. swapped: whether the first well is on P's side. reason: in words.
         stereo: which end is another stereoisomer than was given, in words; empty if none.
-        known: of verdict "half": "reactant" or "product", the end that one well is, where the other is another
-            molecule, an intermediate it may be; else empty.
+        known: of verdict "half": "reactant" or "product", the end that one well is, where the other may be an
+            intermediate: another molecule, or of conformers one that is nearer to the other end; else empty.
         unstable: ends, "reactant" or "product", of which the well is what they relax to on this potential, which is
             another molecule, in words.
     """
@@ -76,15 +77,26 @@ def judge_wells(
         if drops[k] < LEAST_BARRIER:
             fits[k], names[k] = (False, False), f"less than {LEAST_BARRIER} eV below the saddle"
         elif not bonding_differences(potential.numbers, wells[k], reactant):
-            names[k] = "another conformer"
+            names[k] = CONFORMER
     found = _judge(fits, names)
     if conformers:
-        return found
+        return _between(found, potential.numbers, wells, fits, names, (reactant, product))
     stereo, unstable = _other_than_given(potential.numbers, wells, fits, {"reactant": reactant, "product": product})
     but = [f"{what} than was given ({where})" for what, where in stereo.items()]
     but += [f"the {end} relaxes to {what}" for end, what in unstable.items()]
     reason = f"{found.reason}, but {' and '.join(but)}" if but else found.reason
     return found._replace(reason=reason, stereo=" and ".join(but[: len(stereo)]), unstable=unstable)
+
+
+def _between(found: Judgement, numbers, wells, fits, names, ends: tuple[np.ndarray, np.ndarray]) -> Judgement:
+    """The judgement of a saddle between conformers, where one well is an end and the other a conformer on the way."""
+    others = [x for x, fit, name in zip(wells, fits, names, strict=True) if not any(fit) and name == CONFORMER]
+    if found.verdict != "half" or not others:
+        return found
+    at = 0 if any(fit[0] for fit in fits) else 1  # the end that the other well is
+    bonds, far = bond_graph(numbers, ends[at]), ends[1 - at]
+    nearer = shape_rmsd(numbers, bonds, others[0], far) < shape_rmsd(numbers, bonds, ends[at], far)
+    return found._replace(known=("reactant", "product")[at]) if nearer else found
 
 
 def _other_than_given(numbers, wells, fits, ends: dict[str, np.ndarray]) -> tuple[dict[str, str], dict[str, str]]:

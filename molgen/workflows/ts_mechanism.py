@@ -85,7 +85,8 @@ class Mechanism:
 def followed(first: TSResult, search: Callable[[Reaction, int], TSResult | None], most: int) -> Mechanism | None:
     """The mechanism that begins with what a first search found; None where that is one step, or nothing to go on from.
 
-    A saddle that joins one side of a gap to another molecule leaves a smaller gap, which is searched next.
+    A saddle that joins one side of a gap to another molecule, or to a conformer on the way, leaves a smaller gap, which
+    is searched next.
 
     Args:
         search: of the reaction that is left, with the number of the search, from 1; None where it failed.
@@ -126,7 +127,8 @@ class _Way:
             self.gap = None
         elif best.known and best.path_positions is not None:
             new = best.path_positions[-1 if best.known == "reactant" else 0]
-            if any(not bonding_differences(gap.numbers, new, state) for state in self._states(gap)):
+            reacts = bonding_differences(gap.numbers, gap.reactant, gap.product) > 0  # conformers come nearer anyway
+            if reacts and any(not bonding_differences(gap.numbers, new, state) for state in self._states(gap)):
                 return False  # round in a circle
             part = fragments(bond_graph(gap.numbers, new))
             if best.known == "reactant":

@@ -66,7 +66,7 @@ class Candidate:
 
     @property
     def intermediate(self) -> Atoms | None:
-        """The other molecule at the end of its path, where the first step or the last was found (`known`)."""
+        """The other molecule or conformer at the end of its path, where the first or last step was found (`known`)."""
         if not self.known or self.path_positions is None:
             return None
         told = {key: self.atoms.info[key] for key in ("charge",) if key in self.atoms.info}
