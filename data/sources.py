@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ase import Atoms
-from ase.io import iread
 
 from molgen.data.reactions import Reaction, load_npz, read_column, refuse_published
 from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, molecule_key
 from molgen.smiles import embed_molecule
-from molgen.structures import MOLFILES, Structure, checked_spin, read_mdl, read_side
-from molgen.xyz import charge_of, xyz_frames
+from molgen.structures import MOLFILES, Structure, checked_spin, read_frames, read_mdl, read_side
 
 SMALLEST = 4  # atoms; smaller fragments of a reaction have next to no reactions of their own
 LISTS = {".smi", ".smiles", ".txt"}
@@ -128,21 +125,11 @@ def _from_frames(path: Path, charge: int | None, spin: int | None) -> list[Sourc
     if not last.notes:
         return [_molecule(last.numbers, last.positions, charged(last), spin, path.stem)]
     found: dict[str, SourceMolecule] = {}
-    for number, atoms in enumerate(_frames(path), start=1):
+    for number, atoms in enumerate(read_frames(path), start=1):
         side = read_side(atoms, f"{path}, molecule {number}")
         molecule = _molecule(side.numbers, side.positions, charged(side), spin, f"{path.name}:{number}")
         found[key_of(molecule)] = molecule
     return list(found.values())
-
-
-def _frames(path: Path) -> list[Atoms]:
-    """All frames of a file that `read_side` has found readable."""
-    if path.suffix.lower() not in {".xyz", ".extxyz"}:
-        return list(iread(path, index=":"))
-    return [
-        Atoms(numbers, positions, info={"charge": charge_of(comment)[0]})
-        for numbers, positions, comment in xyz_frames(path)
-    ]
 
 
 def _molecule(numbers: np.ndarray, positions: np.ndarray, charge: int, spin: int | None, name: str) -> SourceMolecule:

@@ -85,6 +85,18 @@ def check_paths(**paths: Any) -> None:
             raise InputError(f"{value!r} given", where=f"--{name.replace('_', '-')}", expected="a name or a path")
 
 
+def check_output(out: Any, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Refuse an output folder that is no path, and options that need a folder where none is given.
+
+    Raises:
+        InputError: names the option.
+    """
+    check_paths(out=out)
+    if out is None and (resume or overwrite):
+        where = "resume" if resume else "overwrite"
+        raise InputError("given without a folder", where=where, remedy="give it: out")
+
+
 def number_pair(value: Any, where: str) -> tuple[float, float]:
     """`value` as two numbers.
 

@@ -47,7 +47,8 @@ def load_reaction(
     Args:
         reactant, product: each a path (xyz, extxyz, pdb, sdf, mol, ...), ase.Atoms, or a list of these, one a fragment.
         smiles: "reactant>>product" instead of both, atom-mapped or plain.
-        charge: total charge, e; None: the formal charges of SMILES, sdf and mol files, else 0.
+        charge: total charge, e; None: what the input says (SMILES, sdf and mol files, `charge=` in the comment of an
+            xyz file, `info["charge"]` of Atoms), else 0.
         spin: number of unpaired electrons; None for the lowest that the electron count allows.
         map_atoms: False to trust the given order blindly.
 

@@ -21,6 +21,7 @@ from molgen.xyz import atomic_number, charge_of, text_of, xyz_frames
 
 MAX_ATOMS = 150
 MOLFILES = {".sdf", ".mol"}
+XYZ = {".xyz", ".extxyz"}
 FAR = 1e5  # Angstrom; a coordinate beyond is no molecule's, and its digits would not do
 _GAP = 10.0  # Angstrom between the parts of a side that come from different files
 
@@ -29,7 +30,7 @@ def checked_numbers(numbers: ArrayLike, where: str) -> np.ndarray:
     """Atomic numbers (N,), whole ones.
 
     Raises:
-        InputError: they are none.
+        InputError: not whole numbers.
     """
     try:
         return np.asarray(numbers, dtype=np.int64)
@@ -95,13 +96,12 @@ def read_side(source: Any, side: str) -> Structure:
 
     Args:
         source: path (xyz, extxyz, or another format that ASE reads: pdb, sdf, mol, cif, ...), ase.Atoms, or a
-            sequence of
-            these, one a fragment; fragments are set apart, whatever their coordinates.
+            sequence of these, one a fragment; fragments are set apart, whatever their coordinates.
         side: "reactant" or "product", for messages.
 
     Raises:
-        InputError: missing, empty or unreadable file, unknown element, non-finite coordinates, coincident atoms, >
-            150 atoms.
+        InputError: missing, empty or unreadable file, unknown element, non-finite coordinates, coincident atoms, more
+            than 150 atoms.
     """
     parts = list(source) if isinstance(source, Sequence) and not isinstance(source, (str, Atoms)) else [source]
     if not parts:
@@ -154,7 +154,7 @@ def _read_part(source: Any, side: str) -> Structure:
                 remedy="write a file for each: a.sdf,b.sdf is one side",
             )  # fmt: skip
         return records[0]
-    return _read_xyz(path) if suffix in {".xyz", ".extxyz"} else _read_with_ase(path)
+    return _read_xyz(path) if suffix in XYZ else _read_with_ase(path)
 
 
 def _unbound(where: str) -> tuple[str, ...]:
@@ -238,16 +238,30 @@ def total_charge(given: int | None, sides: Sequence[Structure]) -> tuple[int, li
     return given, others
 
 
-def _read_with_ase(path: Path) -> Structure:
+def read_frames(path: Path) -> list[Atoms]:
+    """All structures of a file, those of xyz with the charge their comment names in `info`.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if path.suffix.lower() in XYZ:
+        return [
+            Atoms(numbers, positions, info={"charge": charge_of(comment)[0]})
+            for numbers, positions, comment in xyz_frames(path)
+        ]
     from ase.io import read
 
     try:
-        frames = read(path, index=":")
+        return [frame for frame in read(path, index=":") if isinstance(frame, Atoms)]
     except Exception as error:  # ASE's readers raise whatever their parsing meets
         raise InputError(
             f"cannot be read ({type(error).__name__}: {error})", where=str(path),
-            expected="a structure file that ASE knows", remedy="convert it to xyz",
+            expected="a structure file that ASE knows", remedy="check the path and the format, or convert it to xyz",
         ) from error  # fmt: skip
+
+
+def _read_with_ase(path: Path) -> Structure:
+    frames = read_frames(path)
     if not frames:
         raise InputError("holds no structure", where=str(path), expected="one molecule")
     notes = _last_of(path, len(frames)) + (_unbound(str(path)) if frames[-1].pbc.any() else ())

@@ -23,7 +23,8 @@ from typer.testing import CliRunner, Result
 
 from molgen.checkpoint import TENSORS_FILE
 from molgen.cli import main
-from molgen.cli.ts import _side, beside
+from molgen.cli.ts import _side
+from molgen.cli.ts_report import beside
 
 RESULT_KEYS = {
     "verdict", "confidence", "barrier_forward_kcal", "barrier_reverse_kcal", "imaginary_frequency_cm", "gradient_calls",

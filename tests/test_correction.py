@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from molgen import find_ts, load_model
 from molgen.checkpoint import save_checkpoint
 from molgen.cli import main
-from molgen.cli.ts import report
+from molgen.cli.ts_report import report
 from molgen.data.reactions import Reaction, save_npz
 from molgen.errors import CheckpointError, InputError
 from molgen.geometry.align import rmsd

@@ -170,7 +170,9 @@ def test_a_search_that_is_cut_short_leaves_the_first_whole(tmp_path: Path, monke
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("molgen.workflows.ts.barrierless", lambda search: interrupted() if not search.guesses else None)
+    monkeypatch.setattr(
+        "molgen.workflows.ts_job.barrierless", lambda search: interrupted() if not search.guesses else None
+    )
     with pytest.raises(KeyboardInterrupt):
         find_ts(smiles="C=C.B>>CCB", samples=2, correction="none", out=tmp_path / "out")
     there = {path.name for path in (tmp_path / "out").iterdir()}

@@ -25,7 +25,7 @@ from molgen.potentials.xtb import XtbPotential
 from molgen.variables import Molecule, parse_cv
 from molgen.workflows import fes
 from molgen.workflows.fes_grid import axis_of
-from molgen.workflows.fes_pretrained import find_pretrained
+from molgen.workflows.fes_pretrained import find_pretrained, sample_pretrained
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System, system_from_files, system_from_pdb
@@ -50,6 +50,17 @@ def test_starts_may_be_atoms() -> None:
     assert np.array_equal(one.positions, two.positions)
     with pytest.raises(InputError, match="starts, structure 1: HF, or its atoms in another order"):
         sampled(hydrogen(), starts=[apart, molecule("HF")])
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}])
+def test_options_of_a_folder_need_one(options: dict[str, bool]) -> None:
+    named = f"{next(iter(options))}: given without a folder"
+    with pytest.raises(InputError, match=named):
+        sampled(hydrogen(), starts=np.eye(2, 3), **options)
+    with pytest.raises(InputError, match=named):
+        sample_pretrained("ala2", 10, **options)
+    with pytest.raises(InputError, match="--out: 5 given"):
+        sampled(hydrogen(), starts=np.eye(2, 3), out=5)
 
 
 def test_what_is_no_potential_or_has_starts_already_is_refused() -> None:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from molgen import find_ts
 from molgen.cli import main
 from molgen.cli.common import duration
-from molgen.cli.ts import thermochemistry_lines
+from molgen.cli.ts_report import thermochemistry_lines
 from molgen.errors import InputError
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle.descent import relax

@@ -15,7 +15,7 @@ from ase.io import read, write
 from ts_cases import sides
 
 from molgen import find_ts
-from molgen.cli.ts import beside
+from molgen.cli.ts_report import beside
 from molgen.data.sources import read_molecules
 from molgen.errors import InputError
 from molgen.geometry.chirality import signed_volumes, stereo_differences, tetrahedral_quadruples

@@ -55,6 +55,7 @@ def test_large_reactions_may_take_more_calls() -> None:
         ({"steps": -1}, "--steps: -1 given.*a whole number, at least 1"),
         ({"samples": 2.5}, "--samples: 2.5 given"),
         ({"follow": -1}, "--follow: -1 given"),
+        ({"overwrite": True}, "overwrite: given without a folder"),
         ({"max_calls": 0}, "--max-calls: 0 given"),
         ({"time_budget": 0}, "--time-budget: 0 given.*a duration above 0"),
         ({"charge": 0.5}, "--charge: 0.5 given.*expected: a whole number"),

@@ -52,7 +52,7 @@ def fes(
     ] = "gfn2",
     calculator_kwargs: common.CalculatorKwargs = None,
     charge: Annotated[
-        int | None, typer.Option("--charge", help="Total charge, for --xyz; default that of sdf and mol files, else 0.")
+        int | None, typer.Option("--charge", help="Total charge, for --xyz; default what the files say, else 0.")
     ] = None,
     spin: Annotated[
         int | None, typer.Option("--spin", help="Unpaired electrons, for --xyz; default the fewest possible.")

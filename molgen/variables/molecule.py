@@ -87,15 +87,16 @@ class Molecule:
             if name not in self.known:
                 raise InputError(f"the structures of {name} are not stored", expected=f"one of {[*self.known]}")
             return self.known[name]
-        from ase import Atoms
-        from ase.io import read
+        from molgen.structures import read_frames  # which loads ASE
 
         path = Path(name)
         try:
-            frames = [frame for frame in read(path, index=":") if isinstance(frame, Atoms)]
-        except Exception as error:  # ASE's readers raise whatever their parsing meets
+            frames = read_frames(path)
+        except InputError as error:
+            line = (error.where or "").removeprefix(str(path)).strip(", ")
+            reason = ": ".join(part for part in (line, error.what.removeprefix("cannot be read ").strip("()")) if part)
             raise InputError(
-                f"{path} cannot be read ({type(error).__name__}: {error})",
+                f"{path} cannot be read ({reason})",
                 expected="an xyz file; names count from the current folder, in a TOML file from its own",
                 remedy="check the path and the format",
             ) from error

@@ -18,7 +18,7 @@ from molgen.checkpoint import BEST, STATE
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.cvdiffusion.train import train_sampler
 from molgen.cvdiffusion.walls import Wall
-from molgen.errors import InputError
+from molgen.errors import InputError, check_output
 from molgen.potentials.base import Potential
 from molgen.reweight.ensemble import Ensemble
 from molgen.run import Run
@@ -111,6 +111,7 @@ def run_fes(
 ) -> tuple[Ensemble, dict[str, Any]]:
     """`sample_cv`, and the summary of the run; `described`: what the settings cannot say (files, calculator)."""
     energy_unit(units)
+    check_output(out, overwrite=overwrite, resume=resume)
     system = _system(potential, starts)
     cvs = [cvs] if isinstance(cvs, (str, CV)) else cvs
     walls = [walls] if isinstance(walls, (str, Wall)) else walls

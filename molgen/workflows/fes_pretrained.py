@@ -18,7 +18,7 @@ from molgen.cvdiffusion.internal import InternalSpace
 from molgen.cvdiffusion.noising import Schedule
 from molgen.cvdiffusion.sampler import Sampler, SamplerSettings
 from molgen.cvdiffusion.space import CartesianSpace
-from molgen.errors import InputError, check_counts
+from molgen.errors import InputError, check_counts, check_output
 from molgen.reweight.ensemble import Ensemble
 from molgen.rng import generator, sample_seed
 from molgen.run import Run
@@ -152,6 +152,7 @@ def sample_pretrained(
     """
     check_repair(repair)
     check_counts(samples=(samples, 1), paths=(paths, 1))
+    check_output(out, overwrite=overwrite, resume=resume)
     folder = find_pretrained(name).resolve()
     if out is not None and Path(out).resolve() in (folder, *folder.parents):
         raise InputError(

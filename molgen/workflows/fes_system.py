@@ -132,7 +132,8 @@ def system_from_files(
     """A molecule by one structure file a basin and a calculator, "gfn2" or as `--calculator`.
 
     Args:
-        charge: e; None: the formal charges of sdf and mol files, else 0. spin: unpaired electrons; None for the fewest
+        charge: e; None: what the input says (sdf and mol files, `charge=` in the comment of an xyz file,
+            `info["charge"]` of Atoms), else 0. spin: unpaired electrons; None for the fewest
             possible. solvent: implicit, of xTB, such as "water"; None for the gas phase.
 
     Raises:

@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from molgen.data.peptide import Peptide, build_peptide, residues_of
 from molgen.device import resolve_device
-from molgen.errors import CalculatorError, InputError, check_counts, check_paths, check_temperature
+from molgen.errors import CalculatorError, InputError, check_counts, check_output, check_temperature
 from molgen.prose.layout import Layout
 from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
@@ -112,7 +111,8 @@ def sample_peptide(
             remedy="for functions: Ensemble.expectation",
         )  # fmt: skip
     _check(n, finetune, workers, units, temperature)
-    _check_kinds(n, weights, prose_compat, "resume" if resume else "overwrite" if overwrite else "", out)
+    _check_kinds(n, weights, prose_compat)
+    check_output(out, overwrite=overwrite, resume=resume)
     peptide = build_peptide(sequence, cap)
     topology = peptide.mdtraj_topology()
     for text in observables:
@@ -268,18 +268,14 @@ def _check(n: int, rounds: int, workers: int | str, units: str, temperature: flo
     energy_unit(units)
 
 
-def _check_kinds(n: int, weights: str | Path | Proposal, prose_compat: bool, into: str, out: Any) -> None:
-    """`into`: the option given that needs a folder; empty if none was."""
+def _check_kinds(n: int, weights: str | Path | Proposal, prose_compat: bool) -> None:
     if prose_compat and not round(TOP_SHARE * n):
         raise InputError(
             f"the largest {TOP_SHARE:.1%} of {n} weights are none", where="--prose-compat",
             remedy=f"give -n {math.ceil(1 / TOP_SHARE)} or more",
         )  # fmt: skip
-    check_paths(out=out)
     if not isinstance(weights, (str, Path, Proposal)):
         raise InputError(f"{weights!r} given", where="weights", expected="a name, a folder, or a loaded flow")
-    if into and out is None:
-        raise InputError("given without a folder", where=into, remedy="give it: out")
 
 
 def _device(name: str) -> torch.device:

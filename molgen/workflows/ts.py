@@ -4,44 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
 import torch
 
-from molgen.data.reactions import Reaction
 from molgen.device import resolve_device
-from molgen.errors import CalculatorError, InputError, check_counts, check_paths, check_temperature
-from molgen.geometry.bonds import overlapping
+from molgen.errors import InputError, check_counts, check_output, check_paths, check_temperature
 from molgen.io import load_reaction
 from molgen.potentials.ase import EMBEDDED, level_name, with_solvent
 from molgen.potentials.base import Potential
-from molgen.run import Run
 from molgen.saddle import calls_allowed
-from molgen.saddle.thermochemistry import ReactionThermochemistry
 from molgen.threads import one_thread
-from molgen.tsgen import Generator
-from molgen.tsgen.correction_model import Correction
-from molgen.workflows.ts_correction import (
-    DEFAULT_CORRECTION,
-    CorrectedTS,
-    correct_guess,
-    correct_saddle,
-    fitting_correction,
-)
-from molgen.workflows.ts_mechanism import followed
-from molgen.workflows.ts_output import write_result
-from molgen.workflows.ts_result import Candidate, TSResult
-from molgen.workflows.ts_search import Method, TSSearch
+from molgen.workflows.ts_correction import DEFAULT_CORRECTION, fitting_correction
+from molgen.workflows.ts_job import Draw, TSJob
+from molgen.workflows.ts_result import TSResult
+from molgen.workflows.ts_search import Method
 from molgen.workflows.ts_setup import model_for, potential_for
-from molgen.workflows.ts_thermo import reaction_thermochemistry
-from molgen.workflows.ts_without import barrierless, unstable_sides
-
-PHYSICS_TRIES = 4  # sqrt-distance guesses, at least, until one leads to the intended saddle
 
 
 def find_ts(
@@ -83,8 +64,8 @@ def find_ts(
     Args:
         reactant, product: path (xyz, extxyz, pdb, sdf), ase.Atoms, or a list of these, one a fragment. Any atom
             order, frame and placement. smiles: "reactant>>product" instead.
-        charge: e; default the formal charges of SMILES, sdf and mol files, else 0. spin: unpaired electrons; default
-            the fewest possible.
+        charge: e; default what the input says (SMILES, sdf and mol files, `charge=` in the comment of an xyz file,
+            `info["charge"]` of Atoms), else 0. spin: unpaired electrons; default the fewest possible.
         samples: guesses drawn. refine: False keeps the raw guesses (then nothing is verified).
         calculator: "gfn2", "gfn1", "module:Class", an ASE calculator, or a molgen Potential; calculator_kwargs: for
             "module:Class". solvent: implicit, of xTB, such as "water"; None for the gas phase.
@@ -113,7 +94,57 @@ def find_ts(
         samples=(samples, 1), steps=(steps, 1), max_calls=(max_calls, 1), seed=(seed, 0), charge=(charge, None),
         spin=(spin, 0), follow=(follow, 0),
     )  # fmt: skip
-    check_paths(out=out, weights=weights, correction=correction)
+    check_output(out, overwrite=overwrite)
+    check_paths(weights=weights, correction=correction)
+    _check_options(weights, verify, dtype, time_budget)
+    if temperature is not None:
+        _check_temperature(temperature, refine and verify != "none")
+    begun, device = time.monotonic(), str(resolve_device(device))
+    reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
+    kwargs = with_solvent(calculator, calculator_kwargs, solvent)
+    potential = potential_for(calculator, kwargs, reaction.numbers, reaction.charge, reaction.spin)
+    model = model_for(weights, reaction, device, dtype, notes)
+    corrector, unfit = fitting_correction(correction or "none", reaction, calculator, kwargs, device, dtype)
+    if unfit and correction not in (DEFAULT_CORRECTION, "none", None):
+        notes.append(f"warning: {correction} {unfit}: nothing is corrected")
+    elif corrector is not None and corrector.without_gain:
+        notes.append(f"warning: {correction} did not help where it was validated ({corrector.without_gain})")
+    for note in notes:
+        log(note)
+    calls_each = max_calls or calls_allowed(len(reaction))
+    settings = {
+        "reactant": None if reactant is None else str(reactant), "product": None if product is None else str(product),
+        "smiles": smiles, "charge": reaction.charge,
+        "spin": reaction.spin, "samples": samples, "refine": refine, "calculator": str(calculator),
+        "calculator_kwargs": kwargs, "temperature": temperature, "verify": verify, "weights": str(weights),
+        "correction": str(correction), "steps": steps, "max_calls": calls_each,
+        "time_budget": time_budget, "follow": follow, "map_atoms": map_atoms, "folder": str(Path.cwd()),
+    }  # fmt: skip
+    given = [x for side in (reactant, product) for x in (side if isinstance(side, (list, tuple)) else [side])]
+
+    def part(numbers: np.ndarray, charge: int, spin: int) -> Potential | None:
+        """The calculator of some of the atoms; None where it may have been told atoms, charge or spin for good."""
+        xtb = isinstance(calculator, str) and calculator.lower() in EMBEDDED
+        told = reaction.charge or reaction.spin or charge or spin or isinstance(calculator, Potential)
+        return None if told and not xtb else potential_for(calculator, kwargs, numbers, charge, spin)
+
+    job = TSJob(
+        potential=potential, part=part, calculator=calculator, level=level_name(calculator, kwargs), model=model,
+        draw=Draw(samples, steps, seed), method=cast(Method, verify) if refine else None, max_calls=calls_each,
+        begun=begun, deadline=math.inf if time_budget is None else begun + time_budget, follow=follow,
+        temperature=temperature, in_solution="solvent" in kwargs, notes=notes, log=log, progress=progress,
+        run_options={"settings": settings, "seed": seed, "device": device, "overwrite": overwrite, "reads": given},
+    )  # fmt: skip
+    with one_thread(len(reaction)):
+        return job.run(reaction, corrector, None if out is None else Path(out))
+
+
+def _check_options(weights: Any, verify: Any, dtype: Any, time_budget: Any) -> None:
+    """Refuse what is none of the choices.
+
+    Raises:
+        InputError: names the option.
+    """
     if weights is None:
         raise InputError("None given", where="--weights", expected="a name or a path")
     if verify not in get_args(Method):
@@ -122,156 +153,6 @@ def find_ts(
         raise InputError(f"{dtype!r} given", where="dtype", expected="torch.float32 or torch.float64")
     if time_budget is not None and not (isinstance(time_budget, (int, float)) and time_budget > 0):
         raise InputError(f"{time_budget!r} given", where="--time-budget", expected="a duration above 0, in seconds")
-    if temperature is not None:
-        _check_temperature(temperature, refine and verify != "none")
-    begin, device = time.monotonic(), str(resolve_device(device))
-    reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
-    calculator_kwargs = with_solvent(calculator, calculator_kwargs, solvent)
-    potential = potential_for(calculator, calculator_kwargs, reaction.numbers, reaction.charge, reaction.spin)
-    model = model_for(weights, reaction, device, dtype, notes)
-    corrector, unfit = fitting_correction(correction or "none", reaction, calculator, calculator_kwargs, device, dtype)
-    if unfit and correction not in (DEFAULT_CORRECTION, "none", None):
-        notes.append(f"warning: {correction} {unfit}: nothing is corrected")
-    elif corrector is not None and corrector.without_gain:
-        notes.append(f"warning: {correction} did not help where it was validated ({corrector.without_gain})")
-    for note in notes:
-        log(note)
-    calls_each = max_calls or calls_allowed(len(reaction))
-    deadline = math.inf if time_budget is None else begin + time_budget
-    settings = {
-        "reactant": None if reactant is None else str(reactant), "product": None if product is None else str(product),
-        "smiles": smiles, "charge": reaction.charge,
-        "spin": reaction.spin, "samples": samples, "refine": refine, "calculator": str(calculator),
-        "calculator_kwargs": calculator_kwargs, "temperature": temperature, "verify": verify, "weights": str(weights),
-        "correction": str(correction), "steps": steps, "max_calls": calls_each,
-        "time_budget": time_budget, "follow": follow, "map_atoms": map_atoms, "folder": str(Path.cwd()),
-    }  # fmt: skip
-
-    def part(numbers: np.ndarray, charge: int, spin: int) -> Potential | None:
-        """The calculator of some of the atoms; None where it may have been told atoms, charge or spin for good."""
-        xtb = isinstance(calculator, str) and calculator.lower() in EMBEDDED
-        told = reaction.charge or reaction.spin or charge or spin or isinstance(calculator, Potential)
-        return None if told and not xtb else potential_for(calculator, calculator_kwargs, numbers, charge, spin)
-
-    def begun(reaction: Reaction) -> tuple[TSSearch, TSResult]:
-        method = cast(Method, verify) if refine else None
-        search = TSSearch(reaction, potential, method, progress, calls_each, deadline)
-        result = TSResult([], reaction, notes, [], checkpoint_hash=model.hash if model else None)
-        result.level = level_name(calculator, calculator_kwargs)
-        return search, result
-
-    def look(reaction: Reaction, corrector: Correction | None, write: Callable[[TSResult], None]) -> TSResult:
-        """Search; after every step, `write` how things stand."""
-        since, search, result = time.monotonic(), *begun(reaction)
-        thermo = None
-        if temperature is not None:
-            thermo = partial(reaction_thermochemistry, search, temperature, part, "solvent" in calculator_kwargs)
-        options: dict[str, Any] = {"samples": samples, "steps": steps, "seed": seed, "log": log}
-        for _ in _stages(search, result, model, corrector, thermo, **options):
-            search.report(result)
-            result.seconds = time.monotonic() - since
-            write(result)
-        if all(candidate.verdict == "failed" for candidate in result.candidates):
-            raise CalculatorError(
-                f"failed on every guess: {result.best.reason}",
-                where=f"calculator {calculator!r}",
-                remedy="check --charge and --spin, or choose another --calculator",
-            )
-        return result
-
-    def searched(reaction: Reaction, corrector: Correction | None, folder: Path | None, most: int) -> TSResult:
-        """Search, in a folder of its own if there is one, and go on from what was found."""
-        lost: list[int] = []  # calls of searches that failed
-
-        def on(gap: Reaction, number: int) -> TSResult | None:
-            if time.monotonic() > deadline:
-                return None
-            log(f"search {number + 1}: what is left of the reaction")
-            before, (search, result) = potential.calls, begun(gap)
-            if (fall := barrierless(search)) is not None:  # pieces that fall together need no saddle
-                result.barrierless_side, result.barrierless_kcal = fall
-                search.report(result)
-                return result
-            asked = potential.calls - before
-            try:
-                result = searched(gap, None, None if run is None else run.path(f"search-{number + 1}"), 0)
-                result.gradient_calls += asked
-                return result
-            except CalculatorError as error:
-                log(f"warning: {error}")
-                lost.append(potential.calls - before)
-                return None
-
-        opened = nullcontext() if folder is None else Run(folder, "ts", settings, **of_run)
-        with opened as run:
-            write = partial(write_result, run) if run is not None else lambda result, final: None
-            result = look(reaction, corrector, partial(write, final=False))
-            write(result, final=True)  # before it goes on: that may be cut short
-            result.mechanism = followed(result, on, most)
-            if result.mechanism is not None or lost:
-                further = result.mechanism.searches[1:] if result.mechanism is not None else []
-                result.gradient_calls += sum(search.gradient_calls for search in further) + sum(lost)
-                result.seconds = time.monotonic() - begin
-                write(result, final=True)
-        return result
-
-    given = [x for side in (reactant, product) for x in (side if isinstance(side, (list, tuple)) else [side])]
-    of_run: dict[str, Any] = {"seed": seed, "device": device, "overwrite": overwrite, "reads": given}
-    with one_thread(len(reaction)):
-        return searched(reaction, corrector, None if out is None else Path(out), follow)
-
-
-def _stages(
-    search: TSSearch,
-    result: TSResult,
-    model: Generator | None,
-    corrector: Correction | None,
-    thermo: Callable[[Candidate], ReactionThermochemistry | None] | None,
-    *,
-    samples: int,
-    steps: int | None,
-    seed: int,
-    log: Callable[[str], None],
-) -> Iterator[None]:
-    """The guesses of the model one by one, physics where these do not do, the correction; yields after each.
-
-    Args:
-        result: gets the correction. thermo: of the best candidate. Others: as of :func:`find_ts`.
-    """
-
-    def wanting() -> bool:
-        return not search.succeeded() and search.best_verdict() != "unverified"
-
-    if model is not None:
-        search.propose_tsgen(model, samples, steps or model.steps, seed)
-        yield
-        while search.advance():
-            yield
-        while wanting() and search.go_on():
-            yield
-        if search.verifies and search.best_verdict() == "intended":
-            search.best_with_relaxed_ends()  # may show that none is
-    if wanting() and not search.out_of_time():
-        if model is not None:
-            saddle = "the intended saddle" if search.verifies else "a saddle"
-            log(f"no guess of the model leads to {saddle}: trying guesses without it too")
-        search.propose_physics(samples if search.method is None else max(samples, PHYSICS_TRIES), seed)
-        yield
-        while not search.succeeded() and (search.advance() or search.go_on()):
-            yield
-    if search.verifies:
-        best = search.best_with_relaxed_ends()
-        search.relax_other_ends()
-        result.unstable = best.unstable
-        if best.verdict != "intended" and not search.out_of_time():
-            search.progress("looking for a reason", 0, 1)
-            result.unstable, found = unstable_sides(search), barrierless(search)
-            result.barrierless_side, result.barrierless_kcal = found or ("", None)
-        if corrector is not None:
-            result.corrected = _corrected(corrector, search, best)
-        if thermo is not None:
-            result.thermochemistry = thermo(best)
-        yield
 
 
 def _check_temperature(temperature: Any, verifies: bool) -> None:
@@ -286,15 +167,3 @@ def _check_temperature(temperature: Any, verifies: bool) -> None:
             "Gibbs energies of a saddle that is not verified", where="--temperature", expected="--verify quick or irc",
             remedy="leave out --verify none and --no-refine, or the temperature",
         )  # fmt: skip
-
-
-def _corrected(corrector: Correction, search: TSSearch, best: Candidate) -> CorrectedTS | None:
-    """The intended saddle on the level of the training set, or without one TS-GEN's first guess, where there is any."""
-    if best.verdict == "intended":
-        guess = search.guesses[best.sample].positions if best.source == "TS-GEN" else None
-        return correct_saddle(corrector, search.reaction, search.potential, best.atoms.positions, guess)
-    sound = (guess for guess in search.guesses if not overlapping(search.reaction.numbers, guess.positions))
-    first = next(sound, None)
-    if first is None or first.source != "TS-GEN":
-        return None
-    return correct_guess(corrector, search.reaction, search.potential, first.positions)

@@ -27,7 +27,7 @@ Share = tuple[int, int]  # charge and unpaired electrons of a molecule
 
 
 def reaction_thermochemistry(
-    search: TSSearch, temperature: float, make: Maker, in_solution: bool, best: Candidate
+    search: TSSearch, best: Candidate, temperature: float, make: Maker, in_solution: bool
 ) -> ReactionThermochemistry | None:
     """Gibbs energies of a saddle beside the reactant or the product, of the wells there, and of the molecules of these
     sides each alone.
@@ -36,10 +36,10 @@ def reaction_thermochemistry(
     `other_calls`.
 
     Args:
+        best: a candidate with relaxed ends.
         temperature: K.
         make: a potential of some of the atoms, or None where there is none; counted as a rejection.
         in_solution: of 1 mol/L; else a gas at 1 bar.
-        best: a candidate with relaxed ends.
 
     Returns:
         None where nothing was proven, or the calculator failed.

@@ -1,0 +1,145 @@
+"""What `molgen ts` prints of a result."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from molgen.cli import common
+
+if TYPE_CHECKING:
+    from molgen.saddle.thermochemistry import ReactionThermochemistry
+    from molgen.workflows.ts_mechanism import Mechanism
+    from molgen.workflows.ts_result import Candidate, TSResult
+
+KINDS = ("gibbs", "enthalpy")
+
+
+def saddles_of(result: TSResult) -> list[Candidate]:
+    """Those that the result consists of: one, those of all steps, or none."""
+    if result.mechanism is not None and result.mechanism.complete:
+        return [step.saddle for step in result.mechanism.steps if step.saddle is not None]
+    return [result.best] if result.verified else []
+
+
+def beside(
+    result: TSResult, out: Path, calculator: str, solvent: str | None = None, kwargs: Mapping[str, Any] | None = None
+) -> str:
+    """Where to look on from the best saddle, if there is one."""
+    from molgen.workflows.ts_output import INTERMEDIATE
+
+    if result.mechanism is not None:
+        return " (search-2 and so on went on from the best saddle's intermediate, in vain)"
+    if known := result.best.known:
+        files = (INTERMEDIATE, "product.xyz") if known == "reactant" else ("reactant.xyz", INTERMEDIATE)
+        options = [f"--charge {result.reaction.charge}"] if result.reaction.charge else []
+        options += [f"--spin {result.reaction.spin}"] if result.reaction.spin > 1 else []
+        options += [f"--calculator {shlex.quote(calculator)}"] if calculator != "gfn2" else []
+        options += [f"--calculator-kwargs {shlex.quote(json.dumps(dict(kwargs)))}"] if kwargs else []
+        options += [f"--solvent {solvent}"] if solvent else []
+        command = " ".join(["molgen ts", *(shlex.quote(str(out / file)) for file in files), *options])
+        return f" (the best saddle joins the {known} to {INTERMEDIATE}: go on with {command})"
+    return " (path.xyz shows what lies beside the best saddle)" if (out / "path.xyz").exists() else ""
+
+
+def more_effort(result: TSResult, limit: int) -> str:
+    """Advice where guesses were left for want of time, or most refinements took all `limit` gradient calls."""
+    from molgen.workflows.ts_result import OUT_OF_TIME
+
+    left, short = (result.rejections.get(reason, 0) for reason in (OUT_OF_TIME, "refinement did not converge"))
+    tries = len(result.candidates)
+    advice = f"; {left} guesses were left when the time was up, so try a longer --time-budget" if left else ""
+    if 2 * short > tries:
+        advice += f"; {short} of {tries} refinements ran out of {limit} gradient calls, so try --max-calls {3 * limit}"
+    return advice
+
+
+def report(result: TSResult, out: Path) -> str:
+    """The result in words: verdict, barriers, mode, confidence, cost, files."""
+    best, reaction = result.best, result.reaction
+    steps = result.mechanism
+    lines = [f"verdict              {best.verdict.replace('_', ' ')}" + (f": {best.reason}" if best.reason else "")]
+    if steps is not None and steps.complete:
+        lines = [f"verdict              intended, in {len(steps.steps)} steps"]
+    elif best.barrier_forward_kcal is not None and best.barrier_reverse_kcal is not None:
+        forward, back = best.barrier_forward_kcal, best.barrier_reverse_kcal
+        if best.verdict == "intended":
+            lines.append(f"barrier              {forward:.1f} kcal/mol forward, {back:.1f} back")
+        else:
+            above = [f"{round(value, 1) + 0.0:.1f}" for value in (forward, back)]  # no -0.0
+            lines.append(f"above its wells      {above[0]} and {above[1]} kcal/mol")
+    if steps is not None:
+        lines += _mechanism_lines(steps)
+    elif result.thermochemistry is not None:
+        lines += thermochemistry_lines(
+            result.thermochemistry, "barrier" if best.verdict == "intended" else "above wells"
+        )
+    if best.imaginary_frequency_cm is not None:
+        lines.append(f"imaginary frequency  {abs(best.imaginary_frequency_cm):.0f}i cm-1")
+    if best.confidence is not None:
+        known = result.level == "GFN2-xTB" and not reaction.charge and not reaction.spin
+        caution = "" if known else " (calibrated on neutral molecules with GFN2-xTB)"
+        lines.append(f"confidence           {best.confidence:.0%} before verification{caution}")
+    lines.append(f"guess                {best.source}, sample {best.sample}")
+    lines.append(f"cost                 {result.gradient_calls} gradient calls, {result.seconds:.1f} s")
+    if result.corrected is not None:
+        expected = f"{result.corrected.level}, expected error {result.corrected.expected_rmsd:.2f} A, not verified"
+        if result.corrected.source == "guess":
+            expected += "; from the guess, since no saddle was proven"
+        lines.append(f"corrected            ts_corrected.xyz: {expected}")
+    others = len(result.candidates) - 1
+    if others:
+        counts = Counter(c.verdict.replace("_", " ") for c in result.candidates[1:])
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        lines.append(f"other candidates     {others}: {verdicts}")
+    for reason, count in sorted(result.rejections.items()):
+        lines.append(f"set aside            {count} x {reason}")
+    further = sorted(path.name for path in out.glob("search-*")) if steps is not None else []
+    lines.append(f"files                {', '.join([common.written(out), *(f'{name}/' for name in further)])}")
+    return "\n".join(lines)
+
+
+def _mechanism_lines(mechanism: Mechanism) -> list[str]:
+    """The steps from the reactant to the product in words."""
+    from molgen.units import kcal
+
+    lines = []
+    for k, step in enumerate(mechanism.steps, start=1):
+        barriers, change = step.barriers_kcal, kcal(step.path_energies[-1] - step.path_energies[0])
+        if barriers is not None and step.search is not None:
+            told = f"barrier {barriers[0]:.1f} kcal/mol forward, {barriers[1]:.1f} back"
+            if (gibbs := mechanism.searches[step.search].thermochemistry) is not None:
+                told += (
+                    f"; Gibbs {gibbs.gibbs_forward_kcal:.1f}, {gibbs.gibbs_reverse_kcal:.1f} at {gibbs.temperature:g} K"
+                )
+        else:
+            told = "not found" if step.search is None else f"no barrier, {change:+.1f} kcal/mol"
+        lines.append(f"{f'step {k}':21}{step.ends[0]} to {step.ends[1]}: {told}")
+    if math.isfinite(mechanism.highest_kcal):
+        lines.append(f"highest point        {mechanism.highest_kcal:.1f} kcal/mol above the reactant")
+    return lines
+
+
+def thermochemistry_lines(found: ReactionThermochemistry, title: str = "barrier") -> list[str]:
+    """Gibbs barriers and rates in words."""
+    gibbs, enthalpy = ([found.summary()[f"{kind}_{way}_kcal"] for way in ("forward", "reverse")] for kind in KINDS)
+    forward, back = found.rates
+    lasts = common.duration(math.log(2) / forward if forward else math.inf)
+    lines = [
+        f"{f'Gibbs {title}':21}{gibbs[0]:.1f} kcal/mol forward, {gibbs[1]:.1f} back at {found.temperature:g} K; "
+        f"enthalpy {enthalpy[0]:.1f}, {enthalpy[1]:.1f}",
+        f"rate                 {forward:.1e} 1/s forward, half-life {lasts}; {back:.1e} 1/s back; "
+        f"tunnelling x {found.tunnelling:.1f}",
+    ]
+    if soft := sum(point.imaginary for point in (found.reactant, found.saddle, found.product)):
+        lines[0] += f" ({soft} soft imaginary mode{'s' if soft > 1 else ''} beside taken as real)"
+    for side, pieces in found.pieces.items():
+        rate = "as fast as they meet" if pieces.rate is None else f"{pieces.rate:.1e} {pieces.rate_unit}"
+        barrier = f"Gibbs barrier {pieces.barrier_kcal:.1f} kcal/mol ({found.standard_state})"
+        lines.append(f"{f'{side} apart':21}{' + '.join(pieces.names)}: {barrier}, {rate}")
+    return lines
