@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rdkit import Chem
 from rdkit.Chem import AllChem
@@ -9,6 +10,7 @@ from rdkit.Geometry import Point3D
 
 from molgen.errors import InputError
 from molgen.structures import Structure, read_mdl, read_side, xyz_frames
+from molgen.variables import Molecule
 
 H2 = "2\n{}\nH 0 0 0\n{} 0 0 {}\n"
 
@@ -75,3 +77,14 @@ def test_molfiles_that_are_whole_are_read(tmp_path: Path, smiles: str) -> None:
     path.write_text(Chem.MolToMolBlock(made))
     (found,) = read_mdl(path)
     assert bool(found.notes) == (made.GetNumAtoms() > 1), "stretched bonds are told"
+
+
+def test_a_file_of_a_variable_is_read_as_any_structure_is(tmp_path: Path) -> None:
+    """Atomic numbers and deuterium, which ASE's reader of xyz does not take."""
+    path = tmp_path / "reference.xyz"
+    path.write_text("3\n\n8 0 0 0\nD 0 0 0.96\n1 0.93 0 -0.24\n")
+    water = Molecule(np.array([8, 1, 1]))
+    assert np.array_equal(water.frames(str(path))[0][1], [0, 0, 0.96])
+    path.write_text("3\n\n8 0 0 0\nD 0 0\n1 0.93 0 -0.24\n")
+    with pytest.raises(InputError, match=r"reference.xyz cannot be read \(line 4: 'D 0 0' is not an atom\)"):
+        water.frames(str(path))

@@ -284,17 +284,6 @@ def test_what_cannot_be_read(text, message, folder):
     assert error.where == f"collective variable {text!r}" and error.expected and error.remedy
 
 
-def test_a_file_of_a_variable_is_read_as_any_structure_is(tmp_path):
-    """Atomic numbers and deuterium, which ASE's reader of xyz does not take."""
-    path = tmp_path / "reference.xyz"
-    path.write_text("3\n\n8 0 0 0\nD 0 0 0.96\n1 0.93 0 -0.24\n")
-    water = Molecule(np.array([8, 1, 1]))
-    assert np.array_equal(water.frames(str(path))[0][1], [0, 0, 0.96])
-    path.write_text("3\n\n8 0 0 0\nD 0 0\n1 0.93 0 -0.24\n")
-    with pytest.raises(InputError, match=r"reference.xyz cannot be read \(line 4: 'D 0 0' is not an atom\)"):
-        water.frames(str(path))
-
-
 def test_sums_need_a_coefficient_each():
     for variables, coefficients in (([], []), ([distance(0, 1)], [1.0, 2.0]), ([distance(0, 1)], [math.nan])):
         with pytest.raises(InputError, match="one number for each"):

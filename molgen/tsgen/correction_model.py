@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from molgen.checkpoint import load_weights
 from molgen.geometry.align import superpose
-from molgen.nn.trunk import Trunk, TrunkConfig
 from molgen.tsgen.condition import MAX_HOPS, ReactionBatch
 from molgen.tsgen.gradient_features import GRADIENT_SCALARS, GRADIENT_VECTORS, gradient_features
+from molgen.tsgen.network import EndPointNetwork
 
 KIND = "correction"
 WORTH = 0.99  # of the RMSD of saddles, at most, that a correction of use leaves
 SIZES = {"scalars": 96, "vectors": 32, "pair": 64, "layers": 4, "dropout": 0.1}
 
 
-class CorrectionModel(nn.Module):
+class CorrectionModel(EndPointNetwork):
     """Displacements from a geometry and its gradient to the transition state, with their uncertainty.
 
     Beside the geometry it sees the guess that the search began from, where there was one: a saddle far from the guess
@@ -36,27 +36,18 @@ class CorrectionModel(nn.Module):
         trunk: sizes of the shared trunk, see :class:`TrunkConfig`.
     """
 
-    lookup: Tensor
-
     def __init__(self, elements: Sequence[int], level: str, **trunk):
-        super().__init__()
-        self.elements, self.level = sorted(int(z) for z in elements), level
-        self.config = {"elements": self.elements, "level": level, **trunk}
-        lookup = torch.full((119,), len(self.elements))
-        lookup[torch.tensor(self.elements)] = torch.arange(len(self.elements))
-        self.register_buffer("lookup", lookup, persistent=False)
-        c = TrunkConfig(
+        super().__init__(
+            elements,
+            GRADIENT_SCALARS,
             geometries=2,
             vector_inputs=GRADIENT_VECTORS + 1,
-            node_inputs=len(self.elements) + 3 + GRADIENT_SCALARS,
             pair_inputs=2 * (MAX_HOPS + 1) + 2,
             time=False,
             **trunk,
         )
-        self.trunk = Trunk(c)
-        self.gate = nn.Linear(c.scalars, c.vectors)
-        self.displace = nn.Linear(c.vectors, 1, bias=False)
-        self.log_variance = nn.Sequential(nn.Linear(c.scalars, 32), nn.SiLU(), nn.Linear(32, 1))
+        self.level = level
+        self.config = {"elements": self.elements, "level": level, **trunk}
         with torch.no_grad():  # begins near the geometry as it is
             self.displace.weight.mul_(0.1)
 
@@ -73,21 +64,17 @@ class CorrectionModel(nn.Module):
         real = mask[:, :, None] & mask[:, None, :]
         apart = (superpose(guess, x, mask.to(x.dtype)) - x) * (mask & has_guess[:, None])[..., None]
         felt, strength = gradient_features(batch.numbers, x, gradient)
-        bonded = (batch.hops == 1).sum(2).to(x.dtype)
-        changed = (bonded[..., 0] - bonded[..., 1]).abs()[..., None]
-        element = F.one_hot(self.lookup[batch.numbers], len(self.elements) + 1)[..., :-1].to(x.dtype)
         same = [f[:, :, None] == f[:, None, :] for f in (batch.r_frag, batch.p_frag)]
         hops = F.one_hot(batch.hops.long(), MAX_HOPS + 1).flatten(-2)
         scalars, vectors, _ = self.trunk(
-            torch.cat([element, bonded / 4, changed, strength], dim=-1),
+            torch.cat([self.node_features(batch, x.dtype), strength], dim=-1),
             [x, x + apart],
             mask,
             geometry_masks=[None, real & has_guess[:, None, None]],
             pair_features=torch.cat([hops, torch.stack(same, dim=-1)], dim=-1).to(x.dtype),
             vector_features=torch.cat([felt, apart[..., None]], dim=-1),
         )
-        step = self.displace(vectors * self.gate(scalars)[..., None, :])[..., 0]
-        return (x + step) * mask[..., None], self.log_variance(scalars)[..., 0].clamp(-8, 4)
+        return self.end_point(x, scalars, vectors, mask)
 
 
 @dataclass(frozen=True)

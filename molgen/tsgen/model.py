@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from molgen.nn.trunk import Trunk, TrunkConfig
 from molgen.tsgen.condition import MAX_HOPS, RADII, ReactionBatch, pair_distances
+from molgen.tsgen.network import EndPointNetwork
 
 PAIR_FEATURES = 2 * (MAX_HOPS + 1) + 2 + 2 + 8
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -19,7 +19,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-class TSModel(nn.Module):
+class TSModel(EndPointNetwork):
     """Predicts the transition state (and its uncertainty) from a point x_t on the path prior -> transition state.
 
     Args:
@@ -28,32 +28,17 @@ class TSModel(nn.Module):
         trunk: sizes of the shared trunk, see :class:`TrunkConfig`.
     """
 
-    lookup: Tensor
     radii: Tensor
     log_centres: Tensor
 
     def __init__(self, elements: Sequence[int], levels: Sequence[str] = (), **trunk):
-        super().__init__()
-        self.elements = sorted(int(z) for z in elements)
+        super().__init__(
+            elements, geometries=3, vector_inputs=2, pair_inputs=PAIR_FEATURES, conditions=len(levels), **trunk
+        )
         self.levels = tuple(levels)
         self.config = {"elements": self.elements, **({"levels": list(levels)} if levels else {}), **trunk}
-        lookup = torch.full((119,), len(self.elements))
-        lookup[torch.tensor(self.elements)] = torch.arange(len(self.elements))
-        self.register_buffer("lookup", lookup, persistent=False)
         self.register_buffer("radii", RADII, persistent=False)
         self.register_buffer("log_centres", torch.linspace(-1.0, 1.0, 8), persistent=False)
-        c = TrunkConfig(
-            geometries=3,
-            vector_inputs=2,
-            node_inputs=len(self.elements) + 3,
-            pair_inputs=PAIR_FEATURES,
-            conditions=len(self.levels),
-            **trunk,
-        )
-        self.trunk = Trunk(c)
-        self.gate = nn.Linear(c.scalars, c.vectors)
-        self.displace = nn.Linear(c.vectors, 1, bias=False)
-        self.log_variance = nn.Sequential(nn.Linear(c.scalars, 32), nn.SiLU(), nn.Linear(32, 1))
 
     def forward(self, x_t: Tensor, t: Tensor, batch: ReactionBatch) -> tuple[Tensor, Tensor]:
         """End point (B, N, 3), Angstrom, and log-variance (B, N) of each atom, from x_t (B, N, 3) and t (B,)."""
@@ -61,12 +46,8 @@ class TSModel(nn.Module):
         r, p = batch.reactant, batch.product
         same_r = batch.r_frag[:, :, None] == batch.r_frag[:, None, :]
         same_p = batch.p_frag[:, :, None] == batch.p_frag[:, None, :]
-        element = self.lookup[batch.numbers]
-        bonded = (batch.hops == 1).sum(2).to(x_t.dtype)
-        changed = (bonded[..., 0] - bonded[..., 1]).abs()[..., None]
-        nodes = torch.cat([F.one_hot(element, len(self.elements) + 1)[..., :-1], bonded / 4, changed], dim=-1)
         scalars, vectors, _ = self.trunk(
-            nodes.to(x_t.dtype),
+            self.node_features(batch, x_t.dtype),
             [x_t, r, p],
             mask,
             geometry_masks=[None, same_r, same_p],
@@ -75,8 +56,7 @@ class TSModel(nn.Module):
             condition=self._condition(batch).to(x_t.dtype) if self.levels else None,
             time=t,
         )
-        step = self.displace(vectors * self.gate(scalars)[..., None, :])[..., 0]
-        return (x_t + step) * mask[..., None], self.log_variance(scalars)[..., 0].clamp(-8, 4)
+        return self.end_point(x_t, scalars, vectors, mask)
 
     def _condition(self, batch: ReactionBatch) -> Tensor:
         level = batch.numbers.new_zeros(len(batch)) if batch.level is None else batch.level
