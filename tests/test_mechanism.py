@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from typer.testing import CliRunner
 
 from molgen import find_ts
 from molgen.cli import main
+from molgen.cli.ts_report import report
 from molgen.data.reactions import Reaction
 from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, bonding_differences, fragments
-from molgen.units import KCAL_MOL
+from molgen.units import KCAL_MOL, kcal
 from molgen.workflows.fes_from_ts import read_path
 from molgen.workflows.ts import TSResult
 from molgen.workflows.ts_mechanism import Mechanism, followed
@@ -180,8 +182,16 @@ def test_a_search_that_is_cut_short_leaves_the_first_whole(tmp_path: Path, monke
 
 
 def test_phosgene_from_python() -> None:
-    result = find_ts(smiles=PHOSGENE)
+    result = find_ts(smiles=PHOSGENE, temperature=298.15)
     assert result.mechanism is not None and result.mechanism.complete and not result.verified
     assert str(result).startswith("intended in 2 steps, ") and result.status == "ok"
     first, second = result.mechanism.searches
     assert first is result and result.gradient_calls > second.gradient_calls + 500
+    steps = result.mechanism.steps
+    gibbs = [step.thermochemistry.saddle.gibbs for step in steps if step.thermochemistry is not None]
+    assert len(gibbs) == 2 and steps[0].thermochemistry is second.thermochemistry is not None
+    above = kcal(max(gibbs) - second.thermochemistry.reactant.gibbs)
+    assert result.mechanism.highest_gibbs_kcal == result.mechanism.summary()["highest_gibbs_kcal"] == above
+    assert f"Gibbs {above:.1f}" in report(result, Path("nowhere"))
+    steps[1] = replace(steps[1], thermochemistry=None)  # the calculator failed there
+    assert np.isnan(result.mechanism.highest_gibbs_kcal)

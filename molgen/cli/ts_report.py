@@ -79,13 +79,15 @@ def report(result: TSResult, out: Path) -> str:
         lines += thermochemistry_lines(
             result.thermochemistry, "barrier" if best.verdict == "intended" else "above wells"
         )
-    if best.imaginary_frequency_cm is not None:
+    several = steps is not None and steps.complete  # whose figures are those of no single saddle
+    if best.imaginary_frequency_cm is not None and not several:
         lines.append(f"imaginary frequency  {abs(best.imaginary_frequency_cm):.0f}i cm-1")
-    if best.confidence is not None:
+    if best.confidence is not None and not several:
         known = result.level == "GFN2-xTB" and not reaction.charge and not reaction.spin
         caution = "" if known else " (calibrated on neutral molecules with GFN2-xTB)"
         lines.append(f"confidence           {best.confidence:.0%} before verification{caution}")
-    lines.append(f"guess                {best.source}, sample {best.sample}")
+    if not several:
+        lines.append(f"guess                {best.source}, sample {best.sample}")
     lines.append(f"cost                 {result.gradient_calls} gradient calls, {result.seconds:.1f} s")
     if result.corrected is not None:
         expected = f"{result.corrected.level}, expected error {result.corrected.expected_rmsd:.2f} A, not verified"
@@ -111,17 +113,22 @@ def _mechanism_lines(mechanism: Mechanism) -> list[str]:
     lines = []
     for k, step in enumerate(mechanism.steps, start=1):
         barriers, change = step.barriers_kcal, kcal(step.path_energies[-1] - step.path_energies[0])
-        if barriers is not None and step.search is not None:
+        if barriers is not None:
             told = f"barrier {barriers[0]:.1f} kcal/mol forward, {barriers[1]:.1f} back"
-            if (gibbs := mechanism.searches[step.search].thermochemistry) is not None:
-                told += (
-                    f"; Gibbs {gibbs.gibbs_forward_kcal:.1f}, {gibbs.gibbs_reverse_kcal:.1f} at {gibbs.temperature:g} K"
-                )
+            if (gibbs := step.thermochemistry) is not None:
+                told += f"; Gibbs {gibbs.gibbs_forward_kcal:.1f}, {gibbs.gibbs_reverse_kcal:.1f}"
+            if step.saddle is not None and step.saddle.imaginary_frequency_cm is not None:
+                told += f" ({abs(step.saddle.imaginary_frequency_cm):.0f}i cm-1)"
         else:
             told = "not found" if step.search is None else f"no barrier, {change:+.1f} kcal/mol"
         lines.append(f"{f'step {k}':21}{step.ends[0]} to {step.ends[1]}: {told}")
     if math.isfinite(mechanism.highest_kcal):
         lines.append(f"highest point        {mechanism.highest_kcal:.1f} kcal/mol above the reactant")
+        if math.isfinite(mechanism.highest_gibbs_kcal):
+            lines[-1] += f"; Gibbs {mechanism.highest_gibbs_kcal:.1f}"
+    known = next((step.thermochemistry for step in mechanism.steps if step.thermochemistry is not None), None)
+    if known is not None:
+        lines.append(f"Gibbs energies       at {known.temperature:g} K, {known.standard_state}")
     return lines
 
 

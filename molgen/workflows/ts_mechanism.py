@@ -10,6 +10,7 @@ import numpy as np
 
 from molgen.data.reactions import Reaction
 from molgen.geometry.bonds import bond_graph, bonding_differences, fragments
+from molgen.saddle.thermochemistry import ReactionThermochemistry
 from molgen.units import KCAL_MOL, kcal
 from molgen.workflows.ts_result import Candidate, TSResult
 
@@ -25,6 +26,7 @@ class Step:
         saddle: the candidate that joins them; None where one becomes the other without a barrier, or nobody knows how.
         path_positions: (M, N, 3) Angstrom, from the first end to the second; path_energies: (M,) eV, nan if unknown.
         search: which search found it, from 0; None: nobody knows how its ends become each other.
+        thermochemistry: of its saddle and the wells beside it, where a temperature was given.
     """
 
     ends: tuple[str, str]
@@ -32,6 +34,7 @@ class Step:
     path_positions: np.ndarray
     path_energies: np.ndarray
     search: int | None
+    thermochemistry: ReactionThermochemistry | None = None
 
     @property
     def barriers_kcal(self) -> tuple[float, float] | None:
@@ -44,11 +47,14 @@ class Step:
     def summary(self) -> dict[str, Any]:
         """The figures `summary.json` lists."""
         barriers = self.barriers_kcal or (None, None)
-        return {
+        told = {
             "ends": list(self.ends), "search": self.search,
             "barrier_forward_kcal": barriers[0], "barrier_reverse_kcal": barriers[1],
             "imaginary_frequency_cm": self.saddle.imaginary_frequency_cm if self.saddle else None,
         }  # fmt: skip
+        if (gibbs := self.thermochemistry) is not None:
+            told |= {key: getattr(gibbs, key) for key in ("gibbs_forward_kcal", "gibbs_reverse_kcal")}
+        return told
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +82,23 @@ class Mechanism:
         highest = max(float(step.path_energies.max()) for step in self.steps)
         return kcal(highest - float(self.steps[0].path_energies[0]))
 
+    @property
+    def highest_gibbs_kcal(self) -> float:
+        """The highest Gibbs energy of all saddles above the reactant's well beside the first, kcal/mol; nan without a
+        temperature, or where a step is unknown or the first has no saddle."""
+        first = self.steps[0].thermochemistry
+        gibbs = [step.thermochemistry.saddle.gibbs for step in self.steps if step.thermochemistry is not None]
+        if first is None or not self.complete or len(gibbs) < sum(step.saddle is not None for step in self.steps):
+            return float("nan")
+        return kcal(max(gibbs) - first.reactant.gibbs)
+
     def summary(self) -> dict[str, Any]:
         """The figures `summary.json` lists."""
         steps = [step.summary() for step in self.steps]
-        return {"complete": self.complete, "highest_kcal": self.highest_kcal, "steps": steps}
+        told = {"complete": self.complete, "highest_kcal": self.highest_kcal, "steps": steps}
+        if any(step.thermochemistry is not None for step in self.steps):
+            told["highest_gibbs_kcal"] = self.highest_gibbs_kcal
+        return told
 
 
 def followed(first: TSResult, search: Callable[[Reaction, int], TSResult | None], most: int) -> Mechanism | None:
@@ -123,7 +142,7 @@ class _Way:
             return True
         best = result.best
         if best.verdict == "intended":
-            self.before.append(_step(best, search))
+            self.before.append(_step(result, search))
             self.gap = None
         elif best.known and best.path_positions is not None:
             new = best.path_positions[-1 if best.known == "reactant" else 0]
@@ -132,10 +151,10 @@ class _Way:
                 return False  # round in a circle
             part = fragments(bond_graph(gap.numbers, new))
             if best.known == "reactant":
-                self.before.append(_step(best, search))
+                self.before.append(_step(result, search))
                 self.gap = replace(gap, reactant=new, reactant_fragments=part, name="")
             else:
-                self.after.insert(0, _step(best, search))
+                self.after.insert(0, _step(result, search))
                 self.gap = replace(gap, product=new, product_fragments=part, name="")
         else:
             return False
@@ -163,6 +182,7 @@ class _Way:
         return Step(_UNNAMED, None, np.stack([gap.reactant, gap.product]), energies, search)
 
 
-def _step(saddle: Candidate, search: int) -> Step:
+def _step(result: TSResult, search: int) -> Step:
+    saddle = result.best
     assert saddle.path_positions is not None and saddle.path_energies is not None
-    return Step(_UNNAMED, saddle, saddle.path_positions, saddle.path_energies, search)
+    return Step(_UNNAMED, saddle, saddle.path_positions, saddle.path_energies, search, result.thermochemistry)
