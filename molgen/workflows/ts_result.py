@@ -155,9 +155,8 @@ class TSResult:
     @property
     def status(self) -> str:
         """ "ok", "partial" (a calculator failure cost a guess) or "gate_failed" (nothing was verified)."""
-        if self.mechanism is not None and self.mechanism.complete:
-            return "ok"
-        if self.best.verdict not in ("intended", "unverified"):
+        several = self.mechanism is not None and self.mechanism.complete
+        if not several and self.best.verdict not in ("intended", "unverified"):
             return "gate_failed"
         return "partial" if self.rejections.get("calculator failed") else "ok"
 
