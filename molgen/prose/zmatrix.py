@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from molgen.errors import InputError
+from molgen.geometry.bonds import atom_classes
 from molgen.geometry.internal import ZMatrix, dihedral, wrapped
 
 _THIRD = 2 * math.pi / 3
@@ -48,12 +49,7 @@ class _Builder:
         self.graph.add_nodes_from(range(len(self.names)))
         self.graph.add_edges_from((int(i), int(j)) for i, j in bonds)
         self.rings = [set(ring) for ring in nx.minimum_cycle_basis(self.graph)]
-        hashes = nx.weisfeiler_lehman_subgraph_hashes(
-            nx.set_node_attributes(self.graph, {i: str(z) for i, z in enumerate(numbers)}, "z") or self.graph,
-            node_attr="z",
-            iterations=6,
-        )
-        self.classes = [hashes[i][-1] for i in range(len(self.names))]
+        self.classes = atom_classes(numbers, nx.to_numpy_array(self.graph, dtype=bool))[-1]
         self.placed: dict[int, int] = {}
         self.rows: list[tuple[tuple[int, int, int], bool, int, float]] = []
         self.axis: dict[int, int] = {}  # centre -> the placed neighbour that its substituents are seen along
