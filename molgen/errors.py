@@ -52,10 +52,6 @@ class TrainingError(MolgenError):
     exit_code = 3
 
 
-class DependencyError(InputError):
-    """An optional dependency is not installed; the remedy names the extra."""
-
-
 def check_counts(where: str | None = None, /, **least: tuple[Any, int | None]) -> None:
     """Refuse options that are no whole number, or one below the least; None stands for "not given".
 
