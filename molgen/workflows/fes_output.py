@@ -157,9 +157,9 @@ def _write_pictures(
         run.write_bytes("fes.png", picture)
     else:
         for name, edges in zip(fes.names, fes.edges, strict=True):
-            plain = ensemble_plots.free_energy(
-                ensemble.fes(name, bins=[edges]), unit=units, title=f"{name}, {ensemble.temperature:g} K",
-                subtitle=judged, good=good,
+            plain = fes_plots.surface(
+                ensemble.fes(name, bins=[edges]), {}, [], np.zeros((0, 1)), unit=units,
+                title=f"{name}, {ensemble.temperature:g} K", subtitle=judged, good=good,
             )  # fmt: skip
             run.write_bytes(f"fes_{field_name(name)}.png", plain)
     if sampler.records:
