@@ -197,7 +197,7 @@ def norm(vectors: Tensor) -> Tensor:
 
 
 def angle_at(x: Tensor, i: int, j: int, k: int) -> Tensor:
-    """Angle (B,) at j, rad."""
+    """Angle (B,) at j, rad; unlike `geometry.internal.angle`, its gradient on a line is nan."""
     u, v = x[:, i] - x[:, j], x[:, k] - x[:, j]
     return torch.atan2(norm(torch.linalg.cross(u, v)), (u * v).sum(-1))
 
