@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ase import Atoms
 from scipy.optimize import nnls
 
@@ -23,7 +22,7 @@ from molgen.cvdiffusion.target import closest_allowed
 from molgen.cvdiffusion.walls import Wall
 from molgen.errors import CalculatorError, InputError, check_temperature
 from molgen.files import MANIFEST, SUMMARY
-from molgen.geometry.align import rmsd, superpose
+from molgen.geometry.align import chained, rmsds_of
 from molgen.geometry.bonds import distance_matrix
 from molgen.io import load_reaction, write_extxyz
 from molgen.potentials.ase import calculator_from_spec
@@ -183,7 +182,7 @@ def read_path(folder: str | Path) -> ReactionPath:
             expected="at least 3 frames from reactant to product", remedy="run molgen ts again",
         )  # fmt: skip
     x = np.stack([frame.positions for frame in frames])
-    top = int(_deviation(x, saddle[0].positions[None]).argmin())
+    top = int(rmsds_of(x, saddle[0].positions).argmin())
     path, index = even_path(x, top)
     for k, frame in enumerate(path):
         if (distance_matrix(frame[None])[0] < closest_allowed(numbers)).any():
@@ -237,8 +236,8 @@ def even_path(frames: np.ndarray, saddle: int, images: int = IMAGES) -> tuple[np
         )  # fmt: skip
     path = frames.astype(float) - frames.mean(1, keepdims=True)
     for _ in range(4):  # straight pieces are superposed anew, which changes their lengths a little
-        path = _chained(path)
-        length = np.concatenate([[0.0], np.cumsum(_deviation(path[1:], path[:-1]))])
+        path = chained(path)
+        length = np.concatenate([[0.0], np.cumsum(rmsds_of(path[1:], path[:-1]))])
         before, after = length[saddle], length[-1] - length[saddle]
         if min(before, after) < 1e-3:
             raise InputError(
@@ -252,7 +251,7 @@ def even_path(frames: np.ndarray, saddle: int, images: int = IMAGES) -> tuple[np
         flat = path.reshape(len(path), -1)
         path = np.stack([np.interp(wanted, length, column) for column in flat.T], 1).reshape(images, -1, 3)
         saddle = first
-    return _chained(path), saddle
+    return chained(path), saddle
 
 
 def barrier_of(ensemble: Ensemble, path: ReactionPath) -> Barrier:
@@ -373,17 +372,3 @@ def _ends(asked: Mapping[str, Any], folder: Path, saddle: Atoms) -> list[Atoms]:
         map_atoms=asked.get("map_atoms", True),
     )  # fmt: skip
     return [Atoms(reaction.numbers, reaction.reactant), saddle, Atoms(reaction.numbers, reaction.product)]
-
-
-def _chained(path: np.ndarray) -> np.ndarray:
-    """Frames (M, N, 3), each superposed on the one before."""
-    placed = [torch.from_numpy(path[0])]
-    for frame in path[1:]:
-        placed.append(superpose(torch.from_numpy(frame), placed[-1], prior=1e-6))
-    return torch.stack(placed).numpy()
-
-
-def _deviation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """RMSD (M,) in Angstrom of the pairs a, b (M or 1, N, 3) after superposition."""
-    first, second = (torch.from_numpy(np.ascontiguousarray(x)) for x in np.broadcast_arrays(a, b))
-    return rmsd(first, second).numpy()
