@@ -92,7 +92,7 @@ def test_a_sum_keeps_every_terms_reason():
         (lambda: DistanceRestraint([[1, 1]], 1, 1, [1, 1, 1]), "expected: pairs of two different atoms"),
         (lambda: BiasPotential(lambda x: (x, x), [1]).energy([[[0, 0, 0]]]), r"bias returned shapes \(1, 1, 3\)"),
         (lambda: ParallelPotential(lambda: MuellerBrown()), "cannot be sent to a worker.*\n.*functools.partial"),
-        (lambda: ParallelPotential(MuellerBrown, workers=0), "0 workers"),
+        (lambda: ParallelPotential(MuellerBrown, workers=0), "0 given"),
     ],
 )
 def test_what_cannot_be_built_says_why(build, text):

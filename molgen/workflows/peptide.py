@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -261,10 +260,8 @@ def ladder_start(trials: Sequence[Draws]) -> float:
 
 
 def _check(n: int, rounds: int, workers: int | str, units: str, temperature: float) -> None:
-    check_counts(samples=(n, 1), finetune=(rounds, 0))
+    check_counts(samples=(n, 1), finetune=(rounds, 0), workers=(None if workers == "auto" else workers, 1))
     check_temperature(temperature, "-T")
-    if workers != "auto" and not (isinstance(workers, Integral) and not isinstance(workers, bool) and int(workers) > 0):
-        raise InputError(f"{workers!r} workers", where="--workers", expected="auto, or at least 1")
     energy_unit(units)
 
 
