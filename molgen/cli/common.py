@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from molgen.device import resolve_device as resolve_device
 from molgen.errors import InputError, MolgenError, check_counts
-from molgen.files import MANIFEST, json_text
+from molgen.files import MANIFEST, json_text, read_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -91,10 +91,10 @@ def print_json(value: Any) -> None:
 
 def written(out: Path) -> str:
     """What a run wrote into its folder, for the last line of a report: "OUT/: a.xyz, b.png"; the folder if unknown."""
-    try:
-        names = {*json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"], MANIFEST}
-    except (OSError, ValueError):  # moved away, say: no reason to lose the report of a long run
+    manifest = read_manifest(out)
+    if manifest is None:  # moved away, say: no reason to lose the report of a long run
         return f"{out}/"
+    names = {*manifest["files"], MANIFEST}
     return f"{out}/: {', '.join(sorted(name for name in names if (out / name).is_file()))}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from molgen.cli import common
-from molgen.files import SUMMARY
+from molgen.files import read_summary
 
 
 def register(app: typer.Typer) -> None:
@@ -69,7 +68,8 @@ def peptide(
             seed=seed, device=device, out=out, overwrite=overwrite, resume=resume, units=units,
             save_float64=save_float64, log=common.log, progress=progress,
         )  # fmt: skip
-    summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_summary(out)
+    assert summary is not None  # written just now
     if as_json:
         common.print_json(summary)
     else:

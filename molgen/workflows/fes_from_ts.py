@@ -7,7 +7,6 @@ round; the barrier is that of `molgen.reweight.barrier`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.target import closest_allowed
 from molgen.cvdiffusion.walls import Wall
 from molgen.errors import CalculatorError, InputError, check_temperature
-from molgen.files import MANIFEST, SUMMARY
+from molgen.files import MANIFEST, SUMMARY, read_manifest, read_summary
 from molgen.geometry.align import chained, rmsds_of
 from molgen.geometry.bonds import distance_matrix
 from molgen.io import load_reaction, write_extxyz
@@ -152,7 +151,7 @@ def read_path(folder: str | Path) -> ReactionPath:
         CalculatorError: a frame has no energy.
     """
     folder = Path(folder)
-    manifest, summary = _json(folder, MANIFEST), _json(folder, SUMMARY)
+    manifest, summary = _left(folder)
     if manifest.get("command") != "ts":
         raise InputError(
             f"is a run of {manifest.get('command')!r}", where=str(folder), expected="the folder of a molgen ts run"
@@ -163,7 +162,7 @@ def read_path(folder: str | Path) -> ReactionPath:
         refined, step = asked.get("refine", True), folder / INTERMEDIATE
         more = "with more --samples until its verdict is 'intended'"
         more += f", or for one step, to or from {step}" if step.exists() else ""
-        proven = [path.parent for path in sorted(folder.glob(f"search-*/{SUMMARY}")) if _joins(path)]
+        proven = [path for path in sorted(folder.glob("search-*")) if _joins(path)]
         more += f"; of its steps take {' or '.join(map(str, proven))}" if proven else ""
         raise InputError(
             f"its best saddle is {verdict.replace('_', ' ')}" if refined else "a guess, not refined", where=str(folder),
@@ -214,9 +213,9 @@ def read_path(folder: str | Path) -> ReactionPath:
     )
 
 
-def _joins(summary: Path) -> bool:
+def _joins(folder: Path) -> bool:
     """Whether the best saddle of a search is intended."""
-    return (_json(summary.parent, SUMMARY).get("results") or [{}])[0].get("verdict") == "intended"
+    return ((read_summary(folder) or {}).get("results") or [{}])[0].get("verdict") == "intended"
 
 
 def even_path(frames: np.ndarray, saddle: int, images: int = IMAGES) -> tuple[np.ndarray, int]:
@@ -320,22 +319,16 @@ def fes_from_ts(
     return ensemble, barrier_of(ensemble, path)
 
 
-def _json(folder: Path, name: str) -> Mapping[str, Any]:
-    if not folder.is_dir():
+def _left(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Manifest and summary of a finished run."""
+    manifest, summary = read_manifest(folder), read_summary(folder)
+    if manifest is None or summary is None:
         raise InputError(
-            "no such folder", where=str(folder), expected="the folder of a molgen ts run",
+            f"no {MANIFEST if manifest is None else SUMMARY}" if folder.is_dir() else "no such folder",
+            where=str(folder), expected="the folder of a finished molgen ts run",
             remedy="run molgen ts REACTANT PRODUCT --out DIR first",
         )  # fmt: skip
-    try:
-        found = json.loads((folder / name).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"no {name}", where=str(folder), expected="the folder of a finished molgen ts run",
-            remedy="run molgen ts REACTANT PRODUCT --out DIR first",
-        ) from error  # fmt: skip
-    except ValueError as error:
-        raise InputError(f"not valid JSON ({error})", where=str(folder / name), remedy="run molgen ts again") from error
-    return found if isinstance(found, dict) else {}
+    return manifest, summary
 
 
 def _frames(path: Path) -> list[Atoms]:
