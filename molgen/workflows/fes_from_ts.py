@@ -151,15 +151,32 @@ def read_path(folder: str | Path) -> ReactionPath:
         CalculatorError: a frame has no energy.
     """
     folder = Path(folder)
+    asked = _require_joining(folder)
+    numbers, path, index = _path_frames(folder, asked)
+    potential = calculator_from_spec(
+        asked.get("calculator", "gfn2"), asked.get("calculator_kwargs"), numbers, asked.get("charge", 0),
+        asked.get("spin") or 0,
+    )  # fmt: skip
+    s, energies = _energies_along(path, potential, folder)
+    profile = np.stack([s, energies])[:, np.argsort(s)]
+    stiffest = max(np.linalg.eigvalsh(finite_difference_hessian(potential, path[end])[0])[-1] for end in (0, -1))
+    names = {key: asked.get(key) for key in ("calculator", "calculator_kwargs", "charge", "spin")}
+    return ReactionPath(
+        path, index, energies[::BETWEEN], profile, potential, float(stiffest), {"from_ts": str(folder), **names}
+    )
+
+
+def _require_joining(folder: Path) -> dict[str, Any]:
+    """The settings of the `ts` run, whose best saddle joins reactant and product as far as it was asked to tell."""
     manifest, summary = _left(folder)
     if manifest.get("command") != "ts":
         raise InputError(
             f"is a run of {manifest.get('command')!r}", where=str(folder), expected="the folder of a molgen ts run"
         )
     asked, results = manifest.get("settings", {}), summary.get("results") or [{}]
-    verdict = results[0].get("verdict", "without a result")
-    if verdict not in ("intended", "unverified") or not asked.get("refine", True):
-        refined, step = asked.get("refine", True), folder / INTERMEDIATE
+    verdict, refined = results[0].get("verdict", "without a result"), asked.get("refine", True)
+    if verdict not in ("intended", "unverified") or not refined:
+        step = folder / INTERMEDIATE
         more = "with more --samples until its verdict is 'intended'"
         more += f", or for one step, to or from {step}" if step.exists() else ""
         proven = [path for path in sorted(folder.glob("search-*")) if _joins(path)]
@@ -169,30 +186,31 @@ def read_path(folder: str | Path) -> ReactionPath:
             expected="a transition state that joins reactant and product",
             remedy=f"run molgen ts again {more if refined else 'without --no-refine'}",
         )  # fmt: skip
-    saddle = _frames(folder / SADDLE)[:1]
-    if (folder / PATH).exists():
-        frames = _frames(folder / PATH)
-    else:
-        frames = _ends(asked, folder, saddle[0])
-    numbers = saddle[0].numbers
-    if len(frames) < 3 or any(not np.array_equal(frame.numbers, numbers) for frame in frames):
+    return asked
+
+
+def _path_frames(folder: Path, asked: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Atomic numbers (N,), frames (IMAGES, N, 3) of :func:`even_path` and the index of the saddle among them."""
+    saddle = _frames(folder / SADDLE)[0]
+    frames = _frames(folder / PATH) if (folder / PATH).exists() else _ends(asked, folder, saddle)
+    if len(frames) < 3 or any(not np.array_equal(frame.numbers, saddle.numbers) for frame in frames):
         raise InputError(
             f"{len(frames)} frames, not all of the atoms of {SADDLE}", where=str(folder / PATH),
             expected="at least 3 frames from reactant to product", remedy="run molgen ts again",
         )  # fmt: skip
     x = np.stack([frame.positions for frame in frames])
-    top = int(rmsds_of(x, saddle[0].positions).argmin())
-    path, index = even_path(x, top)
+    path, index = even_path(x, int(rmsds_of(x, saddle.positions).argmin()))
     for k, frame in enumerate(path):
-        if (distance_matrix(frame[None])[0] < closest_allowed(numbers)).any():
+        if (distance_matrix(frame[None])[0] < closest_allowed(saddle.numbers)).any():
             raise InputError(
                 f"atoms come too close in frame {k}", where=f"path of {folder}", expected="a path that avoids clashes",
                 remedy="run molgen ts with --verify quick or irc, which writes the path it followed",
             )  # fmt: skip
-    potential = calculator_from_spec(
-        asked.get("calculator", "gfn2"), asked.get("calculator_kwargs"), numbers, asked.get("charge", 0),
-        asked.get("spin") or 0,
-    )  # fmt: skip
+    return saddle.numbers, path, index
+
+
+def _energies_along(path: np.ndarray, potential: Potential, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """s and eV, `BETWEEN` of each for every step from a frame to the next, and those of the last frame."""
     share = np.linspace(0, IMAGES - 1, BETWEEN * (IMAGES - 1) + 1)
     lower = np.minimum(share.astype(int), IMAGES - 2)
     fine = path[lower] + (share - lower)[:, None, None] * (path[lower + 1] - path[lower])
@@ -203,14 +221,7 @@ def read_path(folder: str | Path) -> ReactionPath:
             f"no energy at {share[bad]:g} ({potential.failures.get(bad, 'not finite')})", where=f"path of {folder}",
             expected=f"energies along all of its {IMAGES} frames",
         )  # fmt: skip
-    s = evaluate([path_s(path)], fine)[0][:, 0]
-    order = np.argsort(s)
-    profile = np.stack([s, energies])[:, order]
-    stiffest = max(np.linalg.eigvalsh(finite_difference_hessian(potential, path[end])[0])[-1] for end in (0, -1))
-    names = {key: asked.get(key) for key in ("calculator", "calculator_kwargs", "charge", "spin")}
-    return ReactionPath(
-        path, index, energies[::BETWEEN], profile, potential, float(stiffest), {"from_ts": str(folder), **names}
-    )
+    return evaluate([path_s(path)], fine)[0][:, 0], energies
 
 
 def _joins(folder: Path) -> bool:
