@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from molgen.data.peptide import build_peptide
 from molgen.errors import InputError
 from molgen.report import ensemble_plots, fes_plots
-from molgen.reweight import FES, CollectiveVariable, Ensemble, normalised
+from molgen.reweight import FES, CVValues, Ensemble, normalised
 from molgen.reweight.free_energy import histogram_fes
 from molgen.units import KB, KCAL_MOL, KJ_MOL
 from molgen.variables import backbone_torsions, torsion, values
@@ -141,8 +141,8 @@ def test_a_verdict_of_the_caller_is_printed(drawn):
 def surface(dimensions: int, n: int = 3000) -> FES:
     rng = np.random.default_rng(3)
     cvs = [
-        CollectiveVariable("phi 1", rng.vonmises(0, 2, n), "rad", 2 * np.pi),
-        CollectiveVariable("distance 0 5", rng.normal(5, 1, n), "A"),
+        CVValues("phi 1", rng.vonmises(0, 2, n), "rad", 2 * np.pi),
+        CVValues("distance 0 5", rng.normal(5, 1, n), "A"),
     ][:dimensions]
     log_w = 0.3 * rng.normal(size=n)
     return histogram_fes(cvs, log_w, normalised(log_w), T, bins=24)
@@ -204,10 +204,10 @@ def test_curve_of_a_run_shows_lone_points(drawn):
 
 
 def test_surfaces_at_the_ends():
-    s = CollectiveVariable("s", np.ones(5))
+    s = CVValues("s", np.ones(5))
     empty = histogram_fes([s], np.full(5, np.nan), np.zeros(5), T, bins=3, ranges=[(0, 2)])
     assert is_png(plain(empty))
-    cvs = [s, CollectiveVariable("t", np.ones(5))]
+    cvs = [s, CVValues("t", np.ones(5))]
     for w in (np.zeros(5), np.full(5, 0.2)):
         one = histogram_fes(cvs, np.zeros(5), w, T, bins=(1, 3), ranges=[(0, 2), (0, 2)])
         assert is_png(plain(one))

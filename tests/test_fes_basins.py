@@ -11,7 +11,7 @@ from molgen.errors import InputError
 from molgen.reweight.barrier import profile_barrier
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.estimate import Estimate
-from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.free_energy import CVValues
 from molgen.reweight.profile import SmoothDensity
 from molgen.units import KB
 from molgen.workflows import fes_output
@@ -25,7 +25,7 @@ EDGES = np.linspace(-np.pi, np.pi, 49)
 
 def ensemble_of(values: np.ndarray, free: np.ndarray, period: float | None) -> Ensemble:
     """Samples (n, D) with weights exp(-free)."""
-    cvs = {name: CollectiveVariable(name, values[:, d], "rad", period) for d, name in zip(range(2), "ab", strict=False)
+    cvs = {name: CVValues(name, values[:, d], "rad", period) for d, name in zip(range(2), "ab", strict=False)
            if d < values.shape[1]}  # fmt: skip
     return Ensemble(np.zeros((len(free), 1, 3)), -free, np.zeros(len(free)), T, np.array([1]), cvs=cvs)
 
@@ -146,7 +146,7 @@ def test_ripples_are_no_barriers(forward: tuple, reverse: tuple, known: bool) ->
     assert fes_output._known(barrier) is known  # type: ignore[arg-type]
 
 
-def test_a_redraw_that_leaves_no_sample_within_the_limits():
+def test_a_replica_that_leaves_no_sample_within_the_limits():
     values = np.linspace(0.0, 1.0, 50)
     density = SmoothDensity.of(values, np.where(values < 0.9, 1 / 45, 0.0), (0.0, 0.9), 6)
     assert np.isneginf(density.log_density((values >= 0.95) / 3)).all()
@@ -199,7 +199,7 @@ def test_a_top_at_the_end_of_a_profile_is_no_barrier() -> None:
     x = np.random.default_rng(4).beta(3.0, 1.0, 4_000)
     for between in ((0.0, 0.5), (0.0005, 0.5)):
         found = profile_barrier(
-            CollectiveVariable("x", x, ""), np.zeros(len(x)), np.full(len(x), 1 / len(x)), T, between=between,
+            CVValues("x", x, ""), np.zeros(len(x)), np.full(len(x), 1 / len(x)), T, between=between,
             limits=(0.0, 1.0),
         )  # fmt: skip
         assert not found.forward.reliable and not np.isfinite(found.forward.error)

@@ -72,7 +72,7 @@ def dihedral(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     return torch.atan2(y, (normal * other).sum(-1))
 
 
-def wrapped(radians: Tensor) -> Tensor:
+def wrapped_angle(radians: Tensor) -> Tensor:
     """The angle in [-pi, pi)."""
     return torch.remainder(radians + math.pi, 2 * math.pi) - math.pi
 
@@ -89,7 +89,7 @@ def to_internal(z: ZMatrix, x: Tensor) -> Tensor:
     r = (x - c).norm(dim=-1)
     closes = torch.from_numpy(z.closes).to(x.device)
     second = torch.where(closes, (x - b).norm(dim=-1), angle(b, c, x))
-    phi = wrapped(dihedral(a, b, c, x) - torch.from_numpy(z.centre).to(x))
+    phi = wrapped_angle(dihedral(a, b, c, x) - torch.from_numpy(z.centre).to(x))
     return torch.where(present(z).to(x.device), torch.stack([r, second, phi], dim=-1), 0.0)
 
 

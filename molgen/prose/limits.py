@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molgen.geometry.internal import ZMatrix, angle, dihedral, wrapped
+from molgen.geometry.internal import ZMatrix, angle, dihedral, wrapped_angle
 from molgen.prose.validity import LONGEST, SHORTEST
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def windows(rows: Rows, x: Tensor, q: Tensor, kind: int) -> tuple[Tensor, Tensor
             square = r.square() + distance.square() - 2 * r * distance * theta.cos() * turn.cos()
             cosine = (square - gap[:, 1].square()) / (2 * r * distance * theta.sin() * turn.sin())
             half = torch.arccos(cosine.clamp(-1, 1))
-            middle = wrapped(dihedral(a, b, c, mate) - rows.centre[at].to(x.dtype))
+            middle = wrapped_angle(dihedral(a, b, c, mate) - rows.centre[at].to(x.dtype))
             least, most = middle - half, middle + half
         # where both cannot be had, a ring that closes matters more
         common = torch.maximum(low[:, at], least), torch.minimum(high[:, at], most)

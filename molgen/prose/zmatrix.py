@@ -16,7 +16,7 @@ from torch import Tensor
 
 from molgen.errors import InputError
 from molgen.geometry.bonds import atom_classes
-from molgen.geometry.internal import ZMatrix, dihedral, wrapped
+from molgen.geometry.internal import ZMatrix, dihedral, wrapped_angle
 
 _THIRD = 2 * math.pi / 3
 
@@ -211,7 +211,7 @@ def canonical(z: ZMatrix, x: Tensor) -> Tensor:
     """Positions (B, N, 3) by rank with equivalent hydrogens (and methyl groups) named as the z-matrix expects."""
     for rank, first, second in z.swaps:
         a, b, c = (x[:, k] for k in z.references[rank])
-        off = wrapped(dihedral(a, b, c, x[:, rank]) - float(z.centre[rank])).abs() > math.pi / 2
+        off = wrapped_angle(dihedral(a, b, c, x[:, rank]) - float(z.centre[rank])).abs() > math.pi / 2
         if off.any():
             swapped = x.clone()
             swapped[:, list(first + second)] = x[:, list(second + first)]

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from molgen.errors import InputError
 from molgen.report.plots import ACCENT, CURVE, INK, QUIET, figure_png, heading
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.free_energy import CollectiveVariable, histogram_fes
+from molgen.reweight.free_energy import CVValues, histogram_fes
 from molgen.reweight.importance import WeightDiagnostics, cleaned, diagnose, psis, tail_length, verdict
 from molgen.units import energy_unit
 from molgen.variables import backbone_torsions, torsion, values
@@ -132,7 +132,7 @@ def _torsion_pairs(ensemble: Ensemble) -> list[tuple[str, Any, Any]]:
 
 def _ramachandran_panel(axes: Axes, ensemble: Ensemble, log_weights, phi, psi, unit: str):
     measured = [values(torsion(*atoms), ensemble.positions) for atoms in (phi, psi)]
-    cvs = [CollectiveVariable("", angles, "rad", 2 * np.pi) for angles in measured]
+    cvs = [CVValues("", angles, "rad", 2 * np.pi) for angles in measured]
     shares = ensemble.weights
     if log_weights is not None:
         shares = np.isfinite(log_weights) / max(np.isfinite(log_weights).sum(), 1)

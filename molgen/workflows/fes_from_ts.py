@@ -33,7 +33,7 @@ from molgen.reweight.importance import LEAST_DRAWS
 from molgen.run import Run
 from molgen.saddle.modes import finite_difference_hessian, masses
 from molgen.units import KB, energy_unit, kcal
-from molgen.variables import CV, evaluate, path_s, path_z
+from molgen.variables import CV, path_s, path_z, values_and_gradients
 from molgen.workflows.fes import FesSettings, run_fes
 from molgen.workflows.fes_outcome import OnRound
 from molgen.workflows.fes_settings import default_settings
@@ -221,7 +221,7 @@ def _energies_along(path: np.ndarray, potential: Potential, folder: Path) -> tup
             f"no energy at {share[bad]:g} ({potential.failures.get(bad, 'not finite')})", where=f"path of {folder}",
             expected=f"energies along all of its {IMAGES} frames",
         )  # fmt: skip
-    return evaluate([path_s(path)], fine)[0][:, 0], energies
+    return values_and_gradients([path_s(path)], fine)[0][:, 0], energies
 
 
 def _joins(folder: Path) -> bool:
@@ -275,7 +275,7 @@ def _barrier_or_why(ensemble: Ensemble, path: ReactionPath) -> tuple[Barrier, st
     used = np.flatnonzero((ensemble.weights > 0) & np.isfinite(s))
     slopes = np.zeros(len(s))
     slopes[used] = path_speed(path, ensemble.positions[used])
-    near = float(evaluate(path.cvs[:1], path.frames[path.saddle][None])[0][0, 0])
+    near = float(values_and_gradients(path.cvs[:1], path.frames[path.saddle][None])[0][0, 0])
     try:
         found = find_barrier(
             s, slopes, ensemble.log_weights, ensemble.weights, ensemble.temperature, groups=ensemble.groups, near=near
@@ -288,7 +288,7 @@ def _barrier_or_why(ensemble: Ensemble, path: ReactionPath) -> tuple[Barrier, st
 
 def path_speed(path: ReactionPath, positions: np.ndarray) -> np.ndarray:
     """|D s| (n,) of positions (n, N, 3): the mass-weighted length of the gradient of s, 1/(Angstrom sqrt(amu))."""
-    gradient = evaluate(path.cvs[:1], positions)[1][:, 0]
+    gradient = values_and_gradients(path.cvs[:1], positions)[1][:, 0]
     return np.sqrt((np.nan_to_num(gradient) ** 2 / masses(path.potential.numbers)[:, None]).sum((1, 2)))
 
 

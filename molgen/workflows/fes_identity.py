@@ -13,7 +13,7 @@ import numpy as np
 
 from molgen.files import json_text, read_manifest
 from molgen.rng import generator
-from molgen.variables import CV, evaluate
+from molgen.variables import CV, values_and_gradients
 from molgen.workflows.fes_problem import Problem
 
 SAME = {"rel_tol": 1e-6, "abs_tol": 1e-4}  # tolerances, eV and units of the variables: rounding, not another potential
@@ -50,7 +50,7 @@ def _variables(cvs: Sequence[CV], x: np.ndarray) -> dict[str, Any]:
         "names": [cv.name for cv in cvs],
         "definitions": [cv.definition for cv in cvs],
         "files": {name: _digest(frames) for cv in cvs for name, frames in cv.references.items()},
-        "values": evaluate(cvs, x)[0],
+        "values": values_and_gradients(cvs, x)[0],
     }
 
 

@@ -14,7 +14,7 @@ from molgen.cvdiffusion.sampler import FINAL, NAMES, PATHS, Sampler, tempered
 from molgen.cvdiffusion.target import Batch
 from molgen.reweight.barrier import Barrier
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
+from molgen.reweight.free_energy import FES, CVValues, histogram_fes
 from molgen.reweight.importance import (
     LEAST_DRAWS,
     RELIABLE_KHAT,
@@ -200,7 +200,7 @@ def _ensemble(
         numbers=target.potential.numbers,
         topology=topology,
         cvs={
-            axis.name: CollectiveVariable(axis.name, np.where(good, batch.cvs[:, d], np.nan), axis.unit, axis.period)
+            axis.name: CVValues(axis.name, np.where(good, batch.cvs[:, d], np.nan), axis.unit, axis.period)
             for d, axis in enumerate(target.bias.axes)
         },
         validity={"rejected": int((~good).sum())} if not good.all() else {},
