@@ -16,7 +16,7 @@ from molgen.reweight.profile import SmoothDensity
 from molgen.units import KB
 from molgen.workflows import fes_output
 from molgen.workflows.fes_basins import barriers, basins, untold, unvisited
-from molgen.workflows.fes_outcome import _apart
+from molgen.workflows.fes_surfaces import apart
 
 T = 300.0
 KT = KB * T
@@ -131,8 +131,8 @@ def test_along_one_variable():
 def test_few_bins_do_not_agree() -> None:
     """Surfaces are compared up to a constant, which alone would make one bin agree, and a failed run look perfect."""
     flat, where = np.zeros(6), np.ones(6, dtype=bool)
-    assert _apart(flat, flat + 3.0, where) == 0.0
-    assert _apart(flat, flat + 3.0, np.arange(6) < 3) == np.inf
+    assert apart(flat, flat + 3.0, where) == 0.0
+    assert apart(flat, flat + 3.0, np.arange(6) < 3) == np.inf
 
 
 @pytest.mark.parametrize(
@@ -188,10 +188,10 @@ def test_scatter_of_path_weights_is_no_disagreement() -> None:
     x, where = rng.uniform(-np.pi, np.pi, (8_000, 2)), np.ones((24, 24), bool)
     even, odd = (ensemble_of(x, np.zeros(len(x)) + s * rng.standard_normal(len(x)), 2 * np.pi) for s in (0.0, 1.3))
     one, other = (e.fes(["a", "b"], bins=[EDGES[::2], EDGES[::2]]) for e in (odd, even))
-    plain, beyond = (_apart(one.free_energy, other.free_energy, where, error=e) / KT for e in (None, one.error))
+    plain, beyond = (apart(one.free_energy, other.free_energy, where, error=e) / KT for e in (None, one.error))
     assert plain > 0.3 and beyond < 0.15
     tilted = other.free_energy + KT * np.cos(one.centres[0])[:, None]
-    assert _apart(one.free_energy, tilted, where, error=one.error) / KT == pytest.approx(0.5**0.5, abs=0.1)
+    assert apart(one.free_energy, tilted, where, error=one.error) / KT == pytest.approx(0.5**0.5, abs=0.1)
 
 
 def test_a_top_at_the_end_of_a_profile_is_no_barrier() -> None:

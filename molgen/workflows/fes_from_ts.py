@@ -35,7 +35,7 @@ from molgen.saddle.modes import finite_difference_hessian, masses
 from molgen.units import KB, energy_unit, kcal
 from molgen.variables import CV, path_s, path_z, values_and_gradients
 from molgen.workflows.fes import FesSettings, run_fes
-from molgen.workflows.fes_outcome import OnRound
+from molgen.workflows.fes_rounds import OnRound
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System
 from molgen.workflows.ts_output import INTERMEDIATE

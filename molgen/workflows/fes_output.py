@@ -21,7 +21,8 @@ from molgen.run import Run
 from molgen.units import KJ_MOL, energy_unit
 from molgen.workflows.ensemble_run import ensemble_hash
 from molgen.workflows.fes_basins import Basin
-from molgen.workflows.fes_outcome import DISAGREE, FORGOT, Outcome, Surfaces
+from molgen.workflows.fes_outcome import Outcome
+from molgen.workflows.fes_surfaces import DISAGREE, FORGOT, Surfaces
 
 CONTROLLER = "controller"
 MOST_FRAMES = 2000  # frames in samples.xyz, drawn by weight; all samples are in weights.npz
