@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,7 @@ from molgen import __version__
 from molgen.errors import InputError, MolgenError, check_counts
 from molgen.files import MANIFEST, SUMMARY, explained, json_text, read_manifest, read_summary, write_atomic
 
+Progress = Callable[[str, int, int], None]  # told of a stage, how much of it is done, and of how much
 METHOD = "method"  # setting of a run, see `Run`
 RUN_KEYS = ("status", "command", "molgen_version", "seed", "device", "wall_seconds", "results")  # of a summary
 # Keys every summary has, so that scripts need not ask which command wrote it; null where a command has no such thing.

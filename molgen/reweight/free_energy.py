@@ -7,7 +7,7 @@ Jacobian the variables bring: two free atoms have F = -2 kT ln r in their distan
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -72,10 +72,11 @@ class FES:
     temperature: float
     khat: float
     reliable: bool
-    kt: float = field(init=False)
 
-    def __post_init__(self):
-        object.__setattr__(self, "kt", KB * self.temperature)
+    @property
+    def kt(self) -> float:
+        """Thermal energy, eV."""
+        return KB * self.temperature
 
     @property
     def centres(self) -> tuple[np.ndarray, ...]:

@@ -33,11 +33,12 @@ from molgen.prose.training import spread_loss
 from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.importance import RELIABLE_KHAT, diagnose, khat, mixture_log_weights, normalised, truncate
 from molgen.rng import sample_seed
+from molgen.run import Progress
 from molgen.threads import one_thread
 from molgen.train.graphs import CapturedGradients
 from molgen.train.loop import Trainer, TrainSettings
 from molgen.units import KB
-from molgen.workflows.draws import Draws, Progress, Store
+from molgen.workflows.draws import Draws, Store
 
 # draws(flow, n, seed, name) -> n draws with their energies, stored under that name
 Draw = Callable[[Proposal, int, int, str], Draws]

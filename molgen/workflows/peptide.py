@@ -25,10 +25,10 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import TOP_SHARE, diagnose, verdict, worst
 from molgen.reweight.smc import Population, between_temperatures, climb, restricted, spring_scale, start
 from molgen.rng import sample_seed
-from molgen.run import METHOD, Run
+from molgen.run import METHOD, Progress, Run
 from molgen.units import KB, energy_unit
 from molgen.variables import Molecule, parse_cv
-from molgen.workflows.draws import DRAWN, Draws, Energies, Progress, Store, draw
+from molgen.workflows.draws import DRAWN, Draws, Energies, Store, draw
 from molgen.workflows.ensemble_run import finished_run
 from molgen.workflows.finetune import Round, finetune_flow
 from molgen.workflows.peptide_output import (
