@@ -53,7 +53,7 @@ class TrainingError(MolgenError):
 
 
 def check_counts(where: str | None = None, /, **least: tuple[Any, int | None]) -> None:
-    """Refuse options that are no whole number, or one below the least; None stands for "not given".
+    """Refuse options that are not whole numbers, or are below the least; None stands for "not given".
 
     Args:
         where: the function they are arguments of; None: a command line has them.
@@ -71,7 +71,7 @@ def check_counts(where: str | None = None, /, **least: tuple[Any, int | None]) -
 
 
 def check_paths(**paths: Any) -> None:
-    """Refuse names of files or folders that are none; None stands for "not given".
+    """Refuse values that are not a file or folder name; None stands for "not given".
 
     Raises:
         InputError: names the option.
@@ -97,7 +97,7 @@ def number_pair(value: Any, where: str) -> tuple[float, float]:
 
 
 def check_temperature(temperature: Any, where: str = "--temperature") -> None:
-    """Refuse a temperature, K, that is no number above 0.
+    """Refuse a temperature, K, that is not a number above 0.
 
     Raises:
         InputError: names `where`.

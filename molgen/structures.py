@@ -29,7 +29,7 @@ def checked_numbers(numbers: ArrayLike, where: str) -> np.ndarray:
     """Atomic numbers (N,), whole ones.
 
     Raises:
-        InputError: they are none.
+        InputError: not whole numbers.
     """
     try:
         return np.asarray(numbers, dtype=np.int64)
@@ -95,8 +95,7 @@ def read_side(source: Any, side: str) -> Structure:
 
     Args:
         source: path (xyz, extxyz, or another format that ASE reads: pdb, sdf, mol, cif, ...), ase.Atoms, or a
-            sequence of
-            these, one a fragment; fragments are set apart, whatever their coordinates.
+            sequence of these, one a fragment; fragments are set apart, whatever their coordinates.
         side: "reactant" or "product", for messages.
 
     Raises:

@@ -13,8 +13,8 @@ minus kT ln of the density on the surface, made a bare number by the thermal wav
 function of the basin (Dietschreit, Diestler, Hulm, Ochsenfeld, Gomez-Bombarelli, J. Chem. Phys. 157 (2022) 084113). s*
 is where A is largest (variational). Nuclei are classical; recrossing and tunnelling are left out.
 
-`profile_barrier` gives what is read off a profile F(x) = -kT ln p(x): its top above its two minima, which tell nothing
-of how wide the wells are; how much of the weight each holds, `Ensemble.free_energy` tells.
+`profile_barrier` gives what is read off a profile F(x) = -kT ln p(x): its top above its two minima, which ignores the
+width of the wells; for their populations use `Ensemble.free_energy`.
 """
 
 from __future__ import annotations
