@@ -49,7 +49,7 @@ class _Builder:
         self.graph.add_nodes_from(range(len(self.names)))
         self.graph.add_edges_from((int(i), int(j)) for i, j in bonds)
         self.rings = [set(ring) for ring in nx.minimum_cycle_basis(self.graph)]
-        self.classes = atom_classes(numbers, nx.to_numpy_array(self.graph, dtype=bool))[-1]
+        self.classes = atom_classes(numbers, nx.to_numpy_array(self.graph) > 0)[-1]
         self.placed: dict[int, int] = {}
         self.rows: list[tuple[tuple[int, int, int], bool, int, float]] = []
         self.axis: dict[int, int] = {}  # centre -> the placed neighbour that its substituents are seen along
