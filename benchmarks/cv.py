@@ -36,7 +36,7 @@ from pictures import own_track
 
 from molgen.cvdiffusion.noising import Schedule
 from molgen.errors import CalculatorError
-from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.free_energy import CVValues
 from molgen.reweight.importance import diagnose, normalised
 from molgen.units import KCAL_MOL
 from molgen.workflows.fes import run_fes
@@ -110,7 +110,7 @@ def sn2_row(seed: int, out: Path) -> dict:
     )
     d = ensemble.cvs[sn2.CVS[0]].values - ensemble.cvs[sn2.CVS[1]].values
     wells = ensemble.free_energy(d < 0, d > 0)
-    surface = ensemble.fes(CollectiveVariable("d", d, "A"), bins=[sn2.EDGES])
+    surface = ensemble.fes(CVValues("d", d, "A"), bins=[sn2.EDGES])
     top = sn2.barrier(d, ensemble.log_weights, ensemble.weights).mean
     return {
         "system": "sn2", "seed": seed, "seconds": time.process_time() - begin, "energies": summary["energy_calls"],

@@ -20,9 +20,11 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.units import KB
 from molgen.variables import custom
 from molgen.workflows.fes import FesSettings
-from molgen.workflows.fes_outcome import ensemble_of, final_draws, judge, repaired, surfaces
+from molgen.workflows.fes_outcome import ensemble_of, final_draws, repaired
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_repair import chains_from
+from molgen.workflows.fes_rounds import judge
+from molgen.workflows.fes_surfaces import surfaces
 from molgen.workflows.fes_system import System
 
 T, LOW = 300.0, 8.0  # K; kT, where surfaces are compared

@@ -93,9 +93,9 @@ def forces(target: Any, x: np.ndarray) -> np.ndarray:
 
 def evaluated(target: Any, x: np.ndarray) -> np.ndarray:
     """(W, D) collective variables."""
-    from molgen.variables import evaluate
+    from molgen.variables import values_and_gradients
 
-    return evaluate(target.cvs, x)[0]
+    return values_and_gradients(target.cvs, x)[0]
 
 
 def finish(problem: Any, calls: int, cvs: np.ndarray, rows: np.ndarray, spent: float, out: Path) -> None:

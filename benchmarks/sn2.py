@@ -67,10 +67,10 @@ def curve(difference: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def barrier(difference: np.ndarray, log_weights: np.ndarray, weights: np.ndarray, groups: np.ndarray | None = None):
     """The barrier along d: top of the smooth profile above its minima; of samplers and of the reference alike."""
     from molgen.reweight.barrier import profile_barrier
-    from molgen.reweight.free_energy import CollectiveVariable
+    from molgen.reweight.free_energy import CVValues
 
     return profile_barrier(
-        CollectiveVariable("d", difference, "A"), log_weights, weights, 300.0, between=(-1.2, 1.2),
+        CVValues("d", difference, "A"), log_weights, weights, 300.0, between=(-1.2, 1.2),
         limits=(float(EDGES[0]), float(EDGES[-1])), width=WIDTH, groups=groups,
     )  # fmt: skip
 
@@ -81,7 +81,7 @@ def umbrella(steps: int, seed: int, out: Path) -> None:
     from pymbar import MBAR
 
     from molgen.cvdiffusion.walls import wall_energy
-    from molgen.variables import evaluate
+    from molgen.variables import values_and_gradients
 
     given = problem()
     kt, surface = given.bias.kt, given.system.potential
@@ -109,7 +109,7 @@ def umbrella(steps: int, seed: int, out: Path) -> None:
                 exchanges[2] += 1
 
     def forces(x: np.ndarray) -> np.ndarray:
-        values, slopes = evaluate(given.cvs, x)
+        values, slopes = values_and_gradients(given.cvs, x)
         d = values[:, 1] - values[:, 0]
         exchanges[0] += 1
         if exchanges[0] % EXCHANGE == 0:
@@ -120,7 +120,7 @@ def umbrella(steps: int, seed: int, out: Path) -> None:
     kept, begin = [], time.process_time()
     for step, x in enumerate(baoab(forces, x, kt, 1.0, np.random.default_rng(seed)), start=1):  # noqa: B020
         if step % EVERY == 0 and step > SETTLE * steps:
-            values = evaluate(given.cvs, x)[0]
+            values = values_and_gradients(given.cvs, x)[0]
             kept.append(values[:, 1] - values[:, 0])
         if step % max(1, steps // 10) == 0:
             print(f"{step} steps, {surface.calls} energies, {time.process_time() - begin:.0f} s, "

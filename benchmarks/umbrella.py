@@ -36,14 +36,14 @@ def run(folder: Path, windows: int, steps: int, blocks: int, temperature: float,
 
     from molgen.cvdiffusion.walls import wall_energy
     from molgen.units import KB
-    from molgen.variables import evaluate
+    from molgen.variables import values_and_gradients
     from molgen.workflows.fes_from_ts import read_path
 
     torch.set_num_threads(1)
     begin = time.monotonic()
     path, kt = read_path(folder), KB * temperature
     s_cv, wall = path.cvs[:1], path.wall()
-    along = evaluate(s_cv, path.frames)[0][:, 0]
+    along = values_and_gradients(s_cv, path.frames)[0][:, 0]
     centres = np.linspace(along[0], along[-1], windows)
     stiffness = kt / (SPRING * (centres[1] - centres[0])) ** 2
     support = _spline(*path.profile)
@@ -55,7 +55,7 @@ def run(folder: Path, windows: int, steps: int, blocks: int, temperature: float,
 
     def forces(x: np.ndarray) -> np.ndarray:
         found = path.potential.energy_and_forces(x)[1]
-        values, slopes = evaluate(s_cv, x)
+        values, slopes = values_and_gradients(s_cv, x)
         if not (np.isfinite(found).all() and np.isfinite(values).all()):
             raise SystemExit("a walker was lost: no energy or no s")
         _, push = windowed(values[:, 0], centres)
@@ -67,7 +67,7 @@ def run(folder: Path, windows: int, steps: int, blocks: int, temperature: float,
     kept_s, kept_x = [], []
     for step, x in zip(range(1, steps + 1), baoab(forces, x, kt, STEP, rng), strict=False):  # noqa: B020
         if step % EVERY == 0 and step > SETTLE * steps:
-            kept_s.append(evaluate(s_cv, x)[0][:, 0])
+            kept_s.append(values_and_gradients(s_cv, x)[0][:, 0])
             kept_x.append(x)
         if step % max(1, steps // 10) == 0:
             print(f"{step} steps, {path.potential.calls} energies, {time.monotonic() - begin:.0f} s", flush=True)
@@ -93,7 +93,7 @@ def weigh(path, windowed, centres, s: np.ndarray, positions: np.ndarray, tempera
 
     from molgen.reweight.barrier import find_barrier
     from molgen.units import KB, KCAL_MOL
-    from molgen.variables import evaluate
+    from molgen.variables import values_and_gradients
     from molgen.workflows.fes_from_ts import path_speed
 
     flat, kt = s.T.ravel(), KB * temperature
@@ -103,7 +103,7 @@ def weigh(path, windowed, centres, s: np.ndarray, positions: np.ndarray, tempera
     log_w = -np.logaddexp.reduce(mbar.f_k[:, None] - reduced + np.log(len(s)), axis=0)
     x = positions.swapaxes(0, 1).reshape(-1, *positions.shape[2:])
     weights = np.exp(log_w - log_w.max())
-    near = float(evaluate(path.cvs[:1], path.frames[path.saddle][None])[0][0, 0])
+    near = float(values_and_gradients(path.cvs[:1], path.frames[path.saddle][None])[0][0, 0])
     found = find_barrier(
         flat, path_speed(path, x), log_w, weights / weights.sum(), temperature, near=near, replicas=2
     )  # fmt: skip

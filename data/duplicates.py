@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import numpy as np
 import torch
@@ -13,11 +12,11 @@ from scipy.spatial.distance import pdist
 from molgen.data.reactions import Reaction
 from molgen.geometry.align import rmsd
 from molgen.geometry.bonds import distance_matrix
+from molgen.geometry.labelled import isomorphisms, reaction_graph
 
 SAME_RMSD = 0.05  # Angstrom; two transition states are one within this and SAME_ENERGY
 SAME_ENERGY = 2e-3  # eV
 SAME_DISTANCE = 0.01  # Angstrom; of one structure, as files round it
-LABELLINGS = 500  # ways to exchange equivalent atoms that are tried
 
 
 class KnownSaddles:
@@ -78,28 +77,9 @@ def _profile(numbers: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def _labellings(a: Saddle, b: Saddle) -> Iterator[list[int]]:
     """Orders (N,) of b's atoms that make it the reaction a, forwards or backwards."""
-    from networkx.algorithms.isomorphism import GraphMatcher
-
-    for flip in (False, True):
-        matcher = GraphMatcher(
-            _graph(a, False), _graph(b, flip), lambda u, v: u["z"] == v["z"], lambda u, v: u["bonded"] == v["bonded"]
-        )
-        for match in islice(matcher.isomorphisms_iter(), LABELLINGS):
-            yield [match[k] for k in range(len(a[0]))]
-
-
-def _graph(saddle: Saddle, flip: bool):
-    """The bonds of both ends in one graph, each labelled with the ends that have it."""
-    import networkx  # a torch dependency; slow to import
-
-    numbers, _, before, after = saddle
-    before, after = (after, before) if flip else (before, after)
-    graph = networkx.Graph()
-    for k, z in enumerate(numbers):
-        graph.add_node(k, z=int(z))
-    for i, j in zip(*np.nonzero(np.triu(before | after, 1)), strict=True):
-        graph.add_edge(int(i), int(j), bonded=(bool(before[i, j]), bool(after[i, j])))
-    return graph
+    wanted = reaction_graph(a[0], a[2], a[3])
+    for before, after in ((b[2], b[3]), (b[3], b[2])):
+        yield from map(list, isomorphisms(wanted, reaction_graph(b[0], before, after)))
 
 
 def among(reactions: Sequence[Reaction], others: Sequence[Reaction]) -> np.ndarray:

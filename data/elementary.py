@@ -102,7 +102,7 @@ def unpaired_valence(numbers: np.ndarray, bonds: np.ndarray) -> int:
 
 def pi_bonds(numbers: np.ndarray, bonds: np.ndarray) -> dict[tuple[int, int], int]:
     """{(i, j), i < j: bonds beside the first} of a Lewis structure with as many multiple bonds as there can be."""
-    import networkx  # a torch dependency; slow to import
+    import networkx  # slow to import
 
     free, _ = _free_valences(numbers, bonds)
     graph = networkx.Graph()

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from molgen.data.reactions import Reaction, refuse_run_folder
-from molgen.errors import DependencyError, InputError
+from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, fragments
 from molgen.geometry.mapping import given_mapping, map_atoms
 
@@ -38,7 +38,6 @@ def import_reactions(path: str | os.PathLike, kind: str = "auto") -> Iterator[Re
 
     Raises:
         InputError: nothing there, or not in that schema (names the folder or group).
-        DependencyError: HDF5 files need h5py.
     """
     path = Path(path)
     if not path.exists():
@@ -154,10 +153,8 @@ def _reaction(numbers, reactant, ts, product, name: str, where: str | None = Non
 
 
 def _open(path: str | os.PathLike):
-    try:
-        import h5py
-    except ImportError as error:
-        raise DependencyError("HDF5 files need h5py", where=str(path), remedy="pip install h5py") from error
+    import h5py
+
     try:
         return h5py.File(path, "r")
     except OSError as error:

@@ -52,12 +52,8 @@ class TrainingError(MolgenError):
     exit_code = 3
 
 
-class DependencyError(InputError):
-    """An optional dependency is not installed; the remedy names the extra."""
-
-
 def check_counts(where: str | None = None, /, **least: tuple[Any, int | None]) -> None:
-    """Refuse options that are no whole number, or one below the least; None stands for "not given".
+    """Refuse options that are not whole numbers, or are below the least; None stands for "not given".
 
     Args:
         where: the function they are arguments of; None: a command line has them.
@@ -75,7 +71,7 @@ def check_counts(where: str | None = None, /, **least: tuple[Any, int | None]) -
 
 
 def check_paths(**paths: Any) -> None:
-    """Refuse names of files or folders that are none; None stands for "not given".
+    """Refuse values that are not a file or folder name; None stands for "not given".
 
     Raises:
         InputError: names the option.
@@ -113,7 +109,7 @@ def number_pair(value: Any, where: str) -> tuple[float, float]:
 
 
 def check_temperature(temperature: Any, where: str = "--temperature") -> None:
-    """Refuse a temperature, K, that is no number above 0.
+    """Refuse a temperature, K, that is not a number above 0.
 
     Raises:
         InputError: names `where`.

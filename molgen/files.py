@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, strict JSON, digests. Used by checkpoints and run directories."""
+"""Files that are whole or absent: atomic writes, strict JSON, digests; what is known of a finished run."""
 
 from __future__ import annotations
 
@@ -73,6 +73,36 @@ def json_text(value: Any) -> str:
         TypeError: `value` holds something that is not data (names the type).
     """
     return json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """What a run was asked; None where the folder holds none.
+
+    Raises:
+        InputError: the file is not valid JSON.
+    """
+    return _object(Path(folder) / MANIFEST)
+
+
+def read_summary(folder: str | Path) -> dict[str, Any] | None:
+    """What a run has found; None where the folder holds none.
+
+    Raises:
+        InputError: the file is not valid JSON.
+    """
+    return _object(Path(folder) / SUMMARY)
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"not valid JSON ({error})", where=str(path), remedy="remove the file, or choose another folder"
+        ) from error
+    return content if isinstance(content, dict) else None
 
 
 def digest(paths: Iterable[str | os.PathLike]) -> str:

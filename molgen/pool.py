@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from molgen.errors import CalculatorError, InputError
+from molgen.errors import CalculatorError, InputError, check_counts
 from molgen.threads import one_thread_each
 
 # Fresh interpreters: a fork would copy the threads' locks of torch, OpenMM and tblite without their threads.
@@ -84,9 +84,8 @@ class WorkerPool:
                 remedy="use functools.partial of a class or a function defined in a module",
             ) from error
         self.factory, self.on_progress, self.where = factory, on_progress, where
+        check_counts(workers=(workers, 1))
         self.workers = cores() if workers is None else int(workers)
-        if self.workers < 1:
-            raise InputError(f"{workers} workers", where=where, expected="at least 1")
         self.members: list[Worker] = []
         self._started = False  # whether a worker ever has
 

@@ -13,15 +13,16 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from molgen import __version__
 from molgen.errors import InputError, MolgenError, check_counts
-from molgen.files import MANIFEST, SUMMARY, explained, json_text, write_atomic
+from molgen.files import MANIFEST, SUMMARY, explained, json_text, read_manifest, read_summary, write_atomic
 
+Progress = Callable[[str, int, int], None]  # told of a stage, how much of it is done, and of how much
 METHOD = "method"  # setting of a run, see `Run`
 RUN_KEYS = ("status", "command", "molgen_version", "seed", "device", "wall_seconds", "results")  # of a summary
 # Keys every summary has, so that scripts need not ask which command wrote it; null where a command has no such thing.
@@ -185,7 +186,7 @@ class Run:
         if resume:
             self._continue()
             return
-        held = (self._read(MANIFEST) or {}).get("command")
+        held = (read_manifest(self.directory) or {}).get("command")
         if not overwrite:
             ways = ["another --out"]
             if held == self.command:
@@ -205,7 +206,7 @@ class Run:
         self._clear()
 
     def _continue(self) -> None:
-        manifest = self._read(MANIFEST)
+        manifest = read_manifest(self.directory)
         if manifest is None:
             raise InputError(
                 f"nothing to resume: no {MANIFEST}",
@@ -254,13 +255,13 @@ class Run:
                     remedy=f"set '{key}' back, or start afresh in another --out",
                 )
         self._files = [str(name) for name in manifest.get("files", [])]
-        self._earlier_seconds = float((self._read(SUMMARY) or {}).get("wall_seconds") or 0.0)
+        self._earlier_seconds = float((read_summary(self.directory) or {}).get("wall_seconds") or 0.0)
         self.resumed = True
 
     def _keep_what_is_read(self) -> None:
         """Refuse to replace an earlier run by one that reads what it wrote, such as weights."""
         root = self.directory.resolve()
-        own = {(root / str(name)).resolve() for name in (self._read(MANIFEST) or {}).get("files", [])}
+        own = {(root / str(name)).resolve() for name in (read_manifest(self.directory) or {}).get("files", [])}
         for text in self._reads:
             if not isinstance(text, (str, os.PathLike)) or not os.path.exists(text):
                 continue
@@ -275,7 +276,7 @@ class Run:
         """Remove what the earlier run listed as its own."""
         root = self.directory.resolve()
         with explained(self.directory):
-            for name in (self._read(MANIFEST) or {}).get("files", []):
+            for name in (read_manifest(self.directory) or {}).get("files", []):
                 path = self.directory / str(name)
                 if root not in path.resolve().parents:  # a manifest edited by hand must not reach outside
                     continue
@@ -297,18 +298,6 @@ class Run:
             "files": self._files,
         }
         write_atomic(self.directory / MANIFEST, json_text(manifest))
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        path = self.directory / name
-        if not path.exists():
-            return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(
-                f"not valid JSON ({error})", where=str(path), remedy="remove the file, or choose another --out"
-            ) from error
-        return content if isinstance(content, dict) else None
 
 
 def _texts(value: Any) -> Iterator[str]:

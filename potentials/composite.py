@@ -11,19 +11,16 @@ from molgen.potentials.base import Potential
 
 
 class SumPotential(Potential):
-    """sum_i weight_i U_i of potentials of one molecule; a sample fails if any term does, with every term's reason.
+    """The sum of potentials of one molecule; a sample fails if any term does, with every term's reason.
 
     `calls` counts samples here and, separately, in each term. Numbers, charge and spin are the first term's.
     """
 
-    def __init__(self, *terms: Potential, weights=None):
+    def __init__(self, *terms: Potential):
         if not terms:
             raise InputError("no terms", where="SumPotential", expected="at least one potential")
         super().__init__(terms[0].numbers, terms[0].charge, terms[0].spin)
         self.terms = terms
-        self.weights = np.ones(len(terms)) if weights is None else np.asarray(weights, dtype=float)
-        if self.weights.shape != (len(terms),):
-            raise InputError(f"{self.weights.size} weights for {len(terms)} terms", where="SumPotential")
         for i, term in enumerate(terms):
             if len(term.numbers) != len(self.numbers):
                 raise InputError(
@@ -34,13 +31,13 @@ class SumPotential(Potential):
 
     def _evaluate(self, positions, forces):
         total, total_forces = np.zeros(len(positions)), np.zeros(positions.shape) if forces else None
-        for weight, term in zip(self.weights, self.terms, strict=True):
+        for term in self.terms:
             if total_forces is None:
-                total += weight * term.energy(positions)
+                total += term.energy(positions)
             else:
                 energy, force = term.energy_and_forces(positions)
-                total += weight * energy
-                total_forces += weight * force
+                total += energy
+                total_forces += force
             for i, reason in term.failures.items():
                 self.failures[i] = "; ".join(filter(None, (self.failures.get(i), f"{type(term).__name__}: {reason}")))
         return total, total_forces

@@ -7,7 +7,7 @@ import math
 import re
 from functools import cache
 
-from molgen.errors import CalculatorError, DependencyError, InputError
+from molgen.errors import CalculatorError, InputError
 from molgen.potentials.base import SamplewisePotential
 from molgen.units import KJ_MOL, NM, ONE_4PI_EPS0
 
@@ -87,7 +87,8 @@ class OpenMMPotential(SamplewisePotential):
         )
 
     def _start(self, name: str):
-        mm = _openmm()
+        import openmm as mm
+
         platform = mm.Platform.getPlatformByName(name)
         properties = self.properties if self.properties is not None else {}
         if name == "CUDA":
@@ -104,7 +105,8 @@ class OpenMMPotential(SamplewisePotential):
 
 def platforms() -> list[str]:
     """Names of the platforms this OpenMM installation has."""
-    mm = _openmm()
+    import openmm as mm
+
     return [mm.Platform.getPlatform(i).getName() for i in range(mm.Platform.getNumPlatforms())]
 
 
@@ -134,7 +136,8 @@ def native_gbsa(system):
     Raises:
         InputError: there is no such force, or it holds what the native force cannot express (salt, another GB model).
     """
-    mm = _openmm()
+    import openmm as mm
+
     swapped = copy.deepcopy(system)
     found = [i for i, force in enumerate(swapped.getForces()) if isinstance(force, mm.CustomGBForce)]
     if len(found) != 1:
@@ -177,15 +180,6 @@ def native_gbsa(system):
 @cache  # to divide units takes longer than to read the forces
 def _units():
     """OpenMM's units of energies and forces."""
-    unit = _openmm().unit
+    from openmm import unit
+
     return unit.kilojoule_per_mole, unit.kilojoule_per_mole / unit.nanometer
-
-
-def _openmm():
-    try:
-        import openmm
-    except ImportError as error:
-        raise DependencyError(
-            "openmm is not installed", where="OpenMMPotential", remedy="pip install openmm"
-        ) from error
-    return openmm

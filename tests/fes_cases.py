@@ -23,7 +23,8 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.variables import CV, custom, distance
 from molgen.workflows import fes
 from molgen.workflows.fes import FesSettings, sample_cv
-from molgen.workflows.fes_outcome import outcome, surfaces
+from molgen.workflows.fes_outcome import outcome
+from molgen.workflows.fes_surfaces import surfaces
 
 T = 300.0
 START = [[[-1.0, 0.0, 0.0]]]

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from molgen.data.reactions import Reaction, load_npz
-from molgen.geometry.align import kabsch, rmsd, superpose, superpose_fragments
+from molgen.geometry.align import chained, kabsch, rmsd, rmsd_of, rmsds_of, superpose, superpose_fragments
 from molgen.geometry.embed import embed_distances, place_together, sqrt_distance_guess
 
 NAMES = ("CH3CH2OH", "C6H6", "HCN", "CH3COCl")
@@ -125,6 +125,19 @@ def test_rmsd_against_search_over_rotations() -> None:
     starts = Rotation.from_quat(normal(0, 12, 4).numpy()).as_rotvec()
     least = min(minimize(deviation, start, method="BFGS", options={"gtol": 1e-9}).fun for start in starts)
     assert float(rmsd(a, b)) == pytest.approx(least, abs=1e-6)
+
+
+def test_chained_frames_do_not_tumble() -> None:
+    rng = np.random.default_rng(0)
+    path = rng.normal(size=(6, 3)) + 0.05 * np.cumsum(rng.normal(size=(5, 6, 3)), axis=0)
+    tumbling = np.stack([x @ turn.as_matrix().T + 3 for x, turn in zip(path, Rotation.random(5, rng), strict=True)])
+    for at in (0, 2, 4):
+        still = chained(tumbling, at)
+        assert np.array_equal(still[at], tumbling[at])
+        assert np.abs(np.diff(still, axis=0)).max() < 0.5
+        assert rmsds_of(still, tumbling) == pytest.approx(0, abs=1e-7)
+    pairs = rmsds_of(path, path[0])
+    assert pairs == pytest.approx([rmsd_of(x, path[0]) for x in tumbling], abs=1e-7) and pairs[1] > 0.01
 
 
 def test_rmsd_of_a_batch_ignores_padding() -> None:

@@ -62,7 +62,7 @@ def test_a_cis_peptide_bond_to_train_on(tmp_path):
         (["A"], "give --cap ace-nme"),
         (["AA", "--time", "3"], "'3' is not a simulation time"),
         (["AA", "--temperatures", "600,310"], "kelvins, rising"),
-        (["AA", "--workers", "0"], "--workers: 0 workers"),
+        (["AA", "--workers", "0"], "--workers: 0 given"),
         (["AA", "--cis", "--temperatures", "310,600"], "--cis: 2 replicas"),
         (["AA", "--cis", "--flow", "prose"], "--cis: given beside --flow"),
         (["AA", "--platform", "Abacus"], "no OpenMM platform 'Abacus'"),

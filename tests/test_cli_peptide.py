@@ -175,7 +175,7 @@ def test_an_earlier_run_is_not_overwritten_unasked(molgen: Callable[..., Result]
         (["GG", "-T", "900"], ["-T: 900 K lies outside", "300 to 600 K"]),
         (["GG", "--cap", "boc"], ["unknown cap 'boc'"]),
         (["GG", "--platform", "Abacus"], ["no OpenMM platform 'Abacus'"]),
-        (["GG", "--workers", "many"], ["'many' workers", "auto, or at least 1"]),
+        (["GG", "--workers", "many"], ["--workers: 'many' given", "a whole number, at least 1"]),
         (["GG", "--observable", "phi 9"], ["phi 9", "1 (GLY)"]),
         (["GG", "--units", "hartree"], ["unknown unit 'hartree'"]),
         (["GG", "--device", "tpu"], ["--device"]),

@@ -37,7 +37,7 @@ from molgen.potentials.base import Potential
 from molgen.reweight.ensemble import Ensemble
 from molgen.units import KB
 from molgen.workflows.fes import sample_cv
-from molgen.workflows.fes_outcome import DISAGREE, surfaces
+from molgen.workflows.fes_surfaces import DISAGREE, surfaces
 
 KT = KB * T
 

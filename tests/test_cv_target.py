@@ -12,14 +12,14 @@ from molgen.cvdiffusion.target import CLIP, Batch, Target, closest_allowed
 from molgen.cvdiffusion.walls import Wall, wall_energy
 from molgen.geometry.chirality import signed_volumes
 from molgen.potentials.analytic import Harmonic
-from molgen.variables import distance, evaluate
+from molgen.variables import distance, values_and_gradients
 
 GEOMETRIES = SQUARE + 0.15 * np.random.default_rng(3).standard_normal((12, 4, 3))
 
 
 def energy(target: Target, x: np.ndarray) -> np.ndarray:
     """E + V + walls over kT, by their own functions."""
-    bias = target.bias.evaluate(evaluate(target.cvs, x)[0])[0]
+    bias = target.bias.evaluate(values_and_gradients(target.cvs, x)[0])[0]
     return (target.potential.energy(x) + bias + wall_energy(target.walls, x)[0]) / target.kt
 
 

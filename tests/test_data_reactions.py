@@ -284,7 +284,7 @@ def test_killed_and_resumed_on_the_command_line(listed, tmp_path):
     ("arguments", "text"),
     [
         ([], "nothing says when to stop"),
-        (["--attempts", "1", "--workers", "0"], "--workers: 0 workers"),
+        (["--attempts", "1", "--workers", "0"], "--workers: 0 given"),
         (["--time-budget", "soon"], "'soon' is not a duration"),
         (["--attempts", "1", "--guess", "oracle"], "--guess: unknown guess 'oracle' expected: tsgen, sqrt, both"),
         (["--attempts", "1", "--calculator", "dft"], "calculator 'dft': unknown calculator"),

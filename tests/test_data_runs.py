@@ -215,7 +215,7 @@ def test_a_refused_option_costs_no_earlier_run(source, tmp_path):
     (out / "manifest.json").write_text(json.dumps(manifest))
     (out / "searches.npz").write_text("hours of work")
     result = invoke("data", "searches", source, "--workers", 0, "--overwrite", "--out", out)
-    assert result.exit_code == 2 and "--workers: 0 workers" in result.stderr
+    assert result.exit_code == 2 and "--workers: 0 given" in result.stderr
     assert (out / "searches.npz").read_text() == "hours of work"
     for command in (("reactions", source, "--attempts", 1), ("reactions", source, "--relevel")):
         assert invoke("data", *command, "--workers", 0, "--out", tmp_path / "new").exit_code == 2

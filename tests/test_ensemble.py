@@ -10,7 +10,7 @@ import pytest
 
 from molgen.errors import InputError
 from molgen.potentials.analytic import DoubleWell, GaussianMixture, Harmonic
-from molgen.reweight import CollectiveVariable, Ensemble
+from molgen.reweight import CVValues, Ensemble
 from molgen.run import Run
 from molgen.units import KB
 from molgen.variables import torsion, values
@@ -83,7 +83,7 @@ def test_free_energy_is_exact_by_every_kind_of_region():
     well = DoubleWell(barrier=0.1, tilt=0.02)
     ensemble = well_ensemble(20000, 1, well)
     top = float(well.stationary_points()[1])
-    ensemble = Ensemble(**{**vars_of(ensemble), "cvs": {"s": CollectiveVariable("s", x(ensemble.positions), "A")}})
+    ensemble = Ensemble(**{**vars_of(ensemble), "cvs": {"s": CVValues("s", x(ensemble.positions), "A")}})
     by_mask = ensemble.free_energy(x(ensemble.positions) < top, x(ensemble.positions) >= top)
     assert by_mask.value == pytest.approx(well.basin_free_energy_difference(T), abs=4 * by_mask.error)
     assert by_mask.error < 0.002 and by_mask.unit == "eV" and by_mask.reliable
@@ -100,8 +100,8 @@ def test_free_energy_is_exact_by_every_kind_of_region():
 
 def test_a_box_in_degrees_is_refused_and_so_are_empty_ranges():
     ensemble = gaussian_ensemble(200, 0)
-    angle = CollectiveVariable("phi", np.linspace(-3, 3, 200), "rad", 2 * np.pi)
-    ensemble = Ensemble(**{**vars_of(ensemble), "cvs": {"phi": angle, "s": CollectiveVariable("s", np.arange(200.0))}})
+    angle = CVValues("phi", np.linspace(-3, 3, 200), "rad", 2 * np.pi)
+    ensemble = Ensemble(**{**vars_of(ensemble), "cvs": {"phi": angle, "s": CVValues("s", np.arange(200.0))}})
     for box, match in (
         ({"phi": (-180, 0)}, "more than a whole turn"),
         ({"s": (3.0, 2.0)}, "the lower limit first"),
@@ -125,7 +125,7 @@ def test_nothing_of_an_ensemble_that_cannot_be_believed_is_reliable():
     for verdict, doubted in at_best.items():
         found = (
             doubted.expectation(x), doubted.free_energy(lambda p: x(p) < 2, lambda p: x(p) > 2),
-            doubted.fes(CollectiveVariable("s", x(doubted.positions)), bins=4),
+            doubted.fes(CVValues("s", x(doubted.positions)), bins=4),
         )  # fmt: skip
         assert {estimate.reliable for estimate in found} == {verdict == "warn"}
     assert Ensemble.merge([ensemble, at_best["biased"]]).verdict == "biased"
@@ -182,7 +182,7 @@ def test_samples_of_zero_weight_may_be_anything():
     ensemble = Ensemble(positions, log_weights, good.energies, T, np.array([1]), validity={"non-finite energy": 143})
     assert np.isfinite(ensemble.expectation(x).value)
     assert ensemble.diagnostics.finite == 1000 - 143
-    assert np.isfinite(ensemble.fes(CollectiveVariable("x", x(positions), "A"), bins=5).error).all()
+    assert np.isfinite(ensemble.fes(CVValues("x", x(positions), "A"), bins=5).error).all()
     positions[1] = np.nan
     with pytest.raises(InputError, match=r"sample 1.*not finite where the weight is above zero"):
         Ensemble(positions, log_weights, good.energies, T, np.array([1])).expectation(x)
@@ -202,7 +202,7 @@ def test_groups_hold_the_error_of_copies():
     assert grouped.free_energy(left["a"], left["b"]).error == pytest.approx(
         single.free_energy(left["a"], left["b"]).error
     )
-    wide = CollectiveVariable("x", x(copies.positions)), CollectiveVariable("x", x(single.positions))
+    wide = CVValues("x", x(copies.positions)), CVValues("x", x(single.positions))
     assert grouped.fes(wide[0], bins=8).error == pytest.approx(single.fes(wide[1], bins=8).error)
 
 
@@ -253,7 +253,7 @@ def test_without_top_is_biased_whatever_khat_says():
         ({"energies": np.zeros(2)}, "energies of shape"),
         ({"log_q": np.zeros(4)}, "log_q of shape"),
         ({"groups": np.zeros((3, 1))}, "groups of shape"),
-        ({"cvs": {"s": CollectiveVariable("s", np.zeros(5))}}, "collective variable 's'"),
+        ({"cvs": {"s": CVValues("s", np.zeros(5))}}, "collective variable 's'"),
         ({"temperature": 0.0}, "temperature 0 K"),
         ({"temperature": np.nan}, "temperature nan K"),
         ({"log_weights": []}, "one number a sample"),
@@ -266,7 +266,7 @@ def test_bad_input(change, match):
 
 
 def test_names_that_do_not_exist():
-    ensemble = gaussian_ensemble(50, 0, cvs={"s": CollectiveVariable("s", np.zeros(50))})
+    ensemble = gaussian_ensemble(50, 0, cvs={"s": CVValues("s", np.zeros(50))})
     with pytest.raises(InputError, match="no kind of variable 'distnace'") as caught:
         ensemble.cv("distnace 0 1")
     assert "attached collective variables: s" in caught.value.__notes__[0]
@@ -312,8 +312,8 @@ def test_mean_direction_of_a_torsion():
     """von Mises of concentration 1 around 0, turned to sit at the seam."""
     ensemble = butane(4000, 1)
     turned = np.angle(np.exp(1j * (values(torsion(0, 1, 2, 3), ensemble.positions) + np.pi - 0.05)))
-    ensemble = Ensemble(**{**vars_of(ensemble), "cvs": {"t": CollectiveVariable("t", turned, "rad", 2 * np.pi)}})
-    degrees = CollectiveVariable("d", np.degrees(turned), "", 360.0)
+    ensemble = Ensemble(**{**vars_of(ensemble), "cvs": {"t": CVValues("t", turned, "rad", 2 * np.pi)}})
+    degrees = CVValues("d", np.degrees(turned), "", 360.0)
     ensemble = Ensemble(**{**vars_of(ensemble), "cvs": {**ensemble.cvs, "d": degrees}})
     mean = ensemble.expectation("t")
     assert np.angle(np.exp(1j * (mean.value - np.pi + 0.05))) == pytest.approx(0, abs=4 * mean.error)
@@ -328,7 +328,7 @@ def test_errors_of_mean_directions_cover():
 
 
 def test_saved_and_loaded(tmp_path: Path):
-    cvs = {"t": CollectiveVariable("t", np.arange(60.0), "rad", 2 * np.pi), "s": CollectiveVariable("s", np.ones(60))}
+    cvs = {"t": CVValues("t", np.arange(60.0), "rad", 2 * np.pi), "s": CVValues("s", np.ones(60))}
     first = butane(60, 3, cvs=cvs, log_q=np.arange(60.0), groups=np.arange(60) // 2, validity={"clash": 2})
     paths = first.save(tmp_path / "new" / "folder")
     assert [p.name for p in paths] == ["topology.pdb", "samples.xtc", "weights.npz"]

@@ -11,7 +11,7 @@ import pytest
 from molgen import Ensemble
 from molgen.errors import InputError
 from molgen.reweight.estimate import Estimate, doubt, effective_groups
-from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.free_energy import CVValues
 from molgen.reweight.importance import VERDICTS
 from molgen.units import KB
 from molgen.variables import custom
@@ -44,7 +44,7 @@ def test_a_few_samples_drawn_by_weight_keep_the_verdict() -> None:
         EVEN.resample(0)
 
 
-def test_estimates_of_redrawn_samples_are_no_more_reliable(tmp_path) -> None:
+def test_estimates_of_resampled_samples_are_no_more_reliable(tmp_path) -> None:
     """k-hat between what 150 draws allow and 0.7: a `warn`, whose estimates are not reliable before or after."""
     seeds = (np.random.default_rng(seed).pareto(1 / 0.6, 150) for seed in range(100))
     part = next(e for e in (ensemble(np.log(w)) for w in seeds) if e.verdict == "warn")
@@ -63,7 +63,7 @@ def test_estimates_of_redrawn_samples_are_no_more_reliable(tmp_path) -> None:
         drawn.expectation("distance 0 1")
     )
     assert EVEN.resample(1000).expectation("distance 0 1").reliable
-    assert Ensemble.load(tmp_path).redrawn_by == drawn.redrawn_by == part.diagnostics
+    assert Ensemble.load(tmp_path).resampled_by == drawn.resampled_by == part.diagnostics
 
 
 def test_why_an_estimate_is_not_reliable() -> None:
@@ -88,13 +88,13 @@ def test_angles_without_a_direction_have_no_reliable_mean() -> None:
     rng = np.random.default_rng(1)
     n, told = len(EVEN), []
     for _ in range(300):
-        everywhere = EVEN.expectation(CollectiveVariable("a", rng.uniform(-np.pi, np.pi, n), "rad", 2 * np.pi))
+        everywhere = EVEN.expectation(CVValues("a", rng.uniform(-np.pi, np.pi, n), "rad", 2 * np.pi))
         told.append(everywhere.reliable)
         assert everywhere.reliable or "no clear mean direction" in str(everywhere)
     assert np.mean(told) < 0.04  # 1 % by chance
-    opposite = CollectiveVariable("a", np.where(rng.uniform(size=n) < 0.5, 0.0, np.pi), "rad", 2 * np.pi)
+    opposite = CVValues("a", np.where(rng.uniform(size=n) < 0.5, 0.0, np.pi), "rad", 2 * np.pi)
     assert not EVEN.expectation(opposite).reliable
-    broad = CollectiveVariable("a", rng.normal(3.0, 1.2, n), "rad", 2 * np.pi)
+    broad = CVValues("a", rng.normal(3.0, 1.2, n), "rad", 2 * np.pi)
     assert EVEN.expectation(broad).reliable
 
 
@@ -195,7 +195,7 @@ def known_in_part(weight_of_the_unknown: float) -> Ensemble:
     values = np.linspace(0, 1, 400)
     values[::2] = np.nan
     weights = np.where(np.isnan(values), weight_of_the_unknown, 0.0)
-    return ensemble(weights, cvs={"s": CollectiveVariable("s", values)})
+    return ensemble(weights, cvs={"s": CVValues("s", values)})
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_variable_must_be_known_where_there_is_a_weight(ask) -> None:
 
 @pytest.mark.parametrize("text", ["a > 180", "a > 200", "a < 190", "a < -180"])
 def test_a_limit_outside_the_turn_is_refused(text: str) -> None:
-    turn = {"a": CollectiveVariable("a", np.linspace(-3, 3, 400), "rad", 2 * np.pi)}
+    turn = {"a": CVValues("a", np.linspace(-3, 3, 400), "rad", 2 * np.pi)}
     known = ensemble(np.zeros(400), cvs=turn)
     with pytest.raises(InputError, match=r"a limit between -180 and 180"):
         known.region(text)
@@ -292,7 +292,7 @@ def test_a_barrier_stops_at_the_next_basin() -> None:
     )  # kT; wells at 180 and, 2.25 up, near 63 degrees
     cumulated = np.cumsum(np.exp(-0.3 * free))
     x = np.interp(np.random.default_rng(0).random(6000), cumulated / cumulated[-1], turn)
-    angle = CollectiveVariable("t", x, "rad", 2 * np.pi)
+    angle = CVValues("t", x, "rad", 2 * np.pi)
     drawn = replace(ensemble(-0.7 * np.interp(x, turn, free)), cvs={"t": angle})
     gauche = (turn > 0.5) & (turn < 2)
     well, bottom = float(turn[gauche][free[gauche].argmin()]), free[gauche].min()

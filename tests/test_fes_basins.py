@@ -11,12 +11,12 @@ from molgen.errors import InputError
 from molgen.reweight.barrier import profile_barrier
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.estimate import Estimate
-from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.free_energy import CVValues
 from molgen.reweight.profile import SmoothDensity
 from molgen.units import KB
 from molgen.workflows import fes_output
 from molgen.workflows.fes_basins import barriers, basins, untold, unvisited
-from molgen.workflows.fes_outcome import _apart
+from molgen.workflows.fes_surfaces import apart
 
 T = 300.0
 KT = KB * T
@@ -25,7 +25,7 @@ EDGES = np.linspace(-np.pi, np.pi, 49)
 
 def ensemble_of(values: np.ndarray, free: np.ndarray, period: float | None) -> Ensemble:
     """Samples (n, D) with weights exp(-free)."""
-    cvs = {name: CollectiveVariable(name, values[:, d], "rad", period) for d, name in zip(range(2), "ab", strict=False)
+    cvs = {name: CVValues(name, values[:, d], "rad", period) for d, name in zip(range(2), "ab", strict=False)
            if d < values.shape[1]}  # fmt: skip
     return Ensemble(np.zeros((len(free), 1, 3)), -free, np.zeros(len(free)), T, np.array([1]), cvs=cvs)
 
@@ -131,8 +131,8 @@ def test_along_one_variable():
 def test_few_bins_do_not_agree() -> None:
     """Surfaces are compared up to a constant, which alone would make one bin agree, and a failed run look perfect."""
     flat, where = np.zeros(6), np.ones(6, dtype=bool)
-    assert _apart(flat, flat + 3.0, where) == 0.0
-    assert _apart(flat, flat + 3.0, np.arange(6) < 3) == np.inf
+    assert apart(flat, flat + 3.0, where) == 0.0
+    assert apart(flat, flat + 3.0, np.arange(6) < 3) == np.inf
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_ripples_are_no_barriers(forward: tuple, reverse: tuple, known: bool) ->
     assert fes_output._known(barrier) is known  # type: ignore[arg-type]
 
 
-def test_a_redraw_that_leaves_no_sample_within_the_limits():
+def test_a_replica_that_leaves_no_sample_within_the_limits():
     values = np.linspace(0.0, 1.0, 50)
     density = SmoothDensity.of(values, np.where(values < 0.9, 1 / 45, 0.0), (0.0, 0.9), 6)
     assert np.isneginf(density.log_density((values >= 0.95) / 3)).all()
@@ -188,10 +188,10 @@ def test_scatter_of_path_weights_is_no_disagreement() -> None:
     x, where = rng.uniform(-np.pi, np.pi, (8_000, 2)), np.ones((24, 24), bool)
     even, odd = (ensemble_of(x, np.zeros(len(x)) + s * rng.standard_normal(len(x)), 2 * np.pi) for s in (0.0, 1.3))
     one, other = (e.fes(["a", "b"], bins=[EDGES[::2], EDGES[::2]]) for e in (odd, even))
-    plain, beyond = (_apart(one.free_energy, other.free_energy, where, error=e) / KT for e in (None, one.error))
+    plain, beyond = (apart(one.free_energy, other.free_energy, where, error=e) / KT for e in (None, one.error))
     assert plain > 0.3 and beyond < 0.15
     tilted = other.free_energy + KT * np.cos(one.centres[0])[:, None]
-    assert _apart(one.free_energy, tilted, where, error=one.error) / KT == pytest.approx(0.5**0.5, abs=0.1)
+    assert apart(one.free_energy, tilted, where, error=one.error) / KT == pytest.approx(0.5**0.5, abs=0.1)
 
 
 def test_a_top_at_the_end_of_a_profile_is_no_barrier() -> None:
@@ -199,7 +199,7 @@ def test_a_top_at_the_end_of_a_profile_is_no_barrier() -> None:
     x = np.random.default_rng(4).beta(3.0, 1.0, 4_000)
     for between in ((0.0, 0.5), (0.0005, 0.5)):
         found = profile_barrier(
-            CollectiveVariable("x", x, ""), np.zeros(len(x)), np.full(len(x), 1 / len(x)), T, between=between,
+            CVValues("x", x, ""), np.zeros(len(x)), np.full(len(x), 1 / len(x)), T, between=between,
             limits=(0.0, 1.0),
         )  # fmt: skip
         assert not found.forward.reliable and not np.isfinite(found.forward.error)

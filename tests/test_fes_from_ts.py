@@ -22,10 +22,10 @@ from molgen.geometry.align import rmsd
 from molgen.potentials.analytic import DoubleWell
 from molgen.reweight.barrier import find_barrier
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.free_energy import CVValues
 from molgen.reweight.importance import normalised
 from molgen.units import KB, KCAL_MOL, PLANCK
-from molgen.variables import evaluate
+from molgen.variables import values_and_gradients
 from molgen.workflows.fes import FesSettings, Problem
 from molgen.workflows.fes_from_ts import ReactionPath, barrier_of, even_path, fes_from_ts, read_path
 from molgen.workflows.fes_settings import default_settings
@@ -133,7 +133,7 @@ def test_read_path(path: ReactionPath, finished: Path) -> None:
     shown = torch.tensor(path.frames[path.saddle])
     assert float(rmsd(shown, torch.tensor(saddle.positions))) < 1e-3
     assert path.barrier / KCAL_MOL == pytest.approx(73.2, abs=0.2) and path.energies.argmax() == path.saddle
-    s, z = evaluate(path.cvs, path.frames)[0].T
+    s, z = values_and_gradients(path.cvs, path.frames)[0].T
     assert (np.diff(s) > 0.04).all() and s[0] < 0.02 and s[-1] > 0.98 and np.abs(z).max() < 0.01
     assert path.described == {"from_ts": str(finished), "calculator": "gfn2", "calculator_kwargs": {}, "charge": 0,
                               "spin": 0}  # fmt: skip
@@ -166,7 +166,7 @@ def test_temperature(path: ReactionPath, temperature: float) -> None:
 def test_an_unknown_barrier_is_said(path: ReactionPath, kept: list[int], text: str) -> None:
     """Samples in both basins but not between them, and in one of them."""
     x = np.repeat(path.frames[kept], 40, 0) + 0.01 * np.random.default_rng(0).standard_normal((40 * len(kept), 3, 3))
-    s = CollectiveVariable("path-s", evaluate(path.cvs[:1], x)[0][:, 0], "")
+    s = CVValues("path-s", values_and_gradients(path.cvs[:1], x)[0][:, 0], "")
     ensemble = Ensemble(x, np.zeros(len(x)), np.zeros(len(x)), T, path.potential.numbers, cvs={"path-s": s})
     entries, unknown = path.report(ensemble, None, "kJ/mol")
     assert unknown[0].startswith(text) and ("barrier" in entries) is (len(kept) == 2)

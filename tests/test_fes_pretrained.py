@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from molgen.cli import main
 from molgen.errors import InputError
 from molgen.reweight.importance import diagnose
-from molgen.variables import evaluate
+from molgen.variables import values_and_gradients
 from molgen.workflows.fes import run_fes
 from molgen.workflows.fes_outcome import ensemble_of, final_draws, outcome
 from molgen.workflows.fes_pretrained import find_pretrained, load_pretrained, sample_pretrained
@@ -134,7 +134,7 @@ def test_names_of_equal_hydrogens_are_as_likely_as_any():
     assert np.array_equal(one.positions, again.positions)
     assert np.array_equal(one.energies, draws.energies, equal_nan=True)
     good = draws.accepted
-    values = evaluate(problem.cvs, one.positions[good])[0]
+    values = values_and_gradients(problem.cvs, one.positions[good])[0]
     assert np.abs(np.angle(np.exp(1j * (values - draws.cvs[good])))).max() < 1e-6
     energies = sampler.target.potential.energy(one.positions[good][:40])
     assert energies == pytest.approx(draws.energies[good][:40], abs=1e-4)
@@ -162,4 +162,4 @@ def test_ranges_and_references_come_with_the_controller(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path / "else")
     problem = load_pretrained(tmp_path / "run")[0]
     assert [axis.low for axis in problem.bias.axes] == pytest.approx([0.0, -0.1])
-    assert evaluate(problem.cvs, system.starts)[0][0, 1] == pytest.approx(0.0, abs=1e-6)
+    assert values_and_gradients(problem.cvs, system.starts)[0][0, 1] == pytest.approx(0.0, abs=1e-6)

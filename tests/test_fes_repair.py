@@ -14,9 +14,10 @@ from molgen.cli.fes_report import report
 from molgen.cvdiffusion.sampler import Sampler
 from molgen.reweight.ensemble import Ensemble
 from molgen.units import KB
-from molgen.workflows import fes_outcome, fes_repair
-from molgen.workflows.fes_outcome import DISAGREE, ensemble_of, final_draws, outcome, surfaces
+from molgen.workflows import fes_outcome, fes_repair, fes_surfaces
+from molgen.workflows.fes_outcome import ensemble_of, final_draws, outcome
 from molgen.workflows.fes_repair import Chains, Repair
+from molgen.workflows.fes_surfaces import DISAGREE, surfaces
 
 KT = KB * T
 
@@ -126,8 +127,8 @@ def test_a_repair_that_fails_leaves_the_weights_and_their_verdict(tmp_path: Path
     """A run that has hardly begun to learn: the ensemble says no better of itself than the gate, the report as well."""
     few = replace(TINY, sampler=replace(TINY.sampler, rounds=4, learn=1, pretrain=1), repair="auto")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fes_outcome, "DISAGREE", -1.0)  # no chains are at rest
-        patch.setattr(fes_outcome, "MEAN_EXISTS", np.inf)  # and they are tried in spite of the weights
+        patch.setattr(fes_surfaces, "DISAGREE", -1.0)  # no chains are at rest
+        patch.setattr(fes_surfaces, "MEAN_EXISTS", np.inf)  # and they are tried in spite of the weights
         patch.setattr(fes_outcome, "chains_from", lambda *_: Chains(np.arange(60), 8))
         ensemble, summary = run_wells(settings=few, out=tmp_path / "out")
     assert summary["status"] == "gate_failed" and summary["gate"]["khat_biased"] > 0.7
@@ -162,8 +163,8 @@ def test_what_k_hat_refuses_is_mended_unasked(converged: tuple[Ensemble, Sampler
     try:
         sampler.controller, sampler.history = Shifted(good, 0.5), []  # pyright: ignore[reportAttributeAccessIssue]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fes_outcome, "RELIABLE_KHAT", -10.0)  # no weights are good enough
-            patch.setattr(fes_outcome, "MEAN_EXISTS", np.inf)
+            patch.setattr(fes_surfaces, "RELIABLE_KHAT", -10.0)  # no weights are good enough
+            patch.setattr(fes_surfaces, "MEAN_EXISTS", np.inf)
             found = outcome(sampler, 1200, 1)
             patch.setattr(fes_repair, "chains", lambda first, *_, moves, **__: ((first, 1.0) for _ in range(moves)))
             frozen = outcome(sampler, 1200, 1).surfaces

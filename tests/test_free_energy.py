@@ -8,7 +8,7 @@ import pytest
 from molgen.errors import InputError
 from molgen.potentials.analytic import DoubleWell, MuellerBrown
 from molgen.reweight.estimate import autocorrelation_time, blocks, bootstrap, delta_error, weighted_mean
-from molgen.reweight.free_energy import FES, CollectiveVariable, free_energy_difference, histogram_fes
+from molgen.reweight.free_energy import FES, CVValues, free_energy_difference, histogram_fes
 from molgen.reweight.importance import normalised
 from molgen.units import KB
 
@@ -31,7 +31,7 @@ def test_double_well_surface():
     rng = np.random.default_rng(0)
     x = rng.uniform(-1.8, 1.8, 40000)
     log_w = -well._along(x) / KT
-    found = surface([CollectiveVariable("x", x, "A")], log_w, bins=60)
+    found = surface([CVValues("x", x, "A")], log_w, bins=60)
     (centres,) = found.centres
     exact = well._along(centres)
     low = exact - exact.min() < 8 * KT
@@ -47,7 +47,7 @@ def test_mueller_brown_surface_in_two_dimensions():
     system, rng = MuellerBrown(), np.random.default_rng(1)
     xy = rng.uniform([-1.5, -0.4], [1.2, 2.0], (200000, 2))
     log_w = -system.surface(*xy.T) / KT
-    cvs = [CollectiveVariable("x", xy[:, 0]), CollectiveVariable("y", xy[:, 1])]
+    cvs = [CVValues("x", xy[:, 0]), CVValues("y", xy[:, 1])]
     found = surface(cvs, log_w, bins=(54, 48), ranges=[(-1.5, 1.2), (-0.4, 2.0)])
     exact = system.surface(*np.meshgrid(*found.centres, indexing="ij"))
     low = exact - exact.min() < 5 * KT
@@ -68,7 +68,7 @@ def test_errors_of_bins_cover(replicas):
     inside = []
     for seed in range(60 if replicas else 250):
         x, log_w = normal_sample(400, seed)
-        found = surface([CollectiveVariable("x", x)], log_w, bins=[edges], replicas=replicas, seed=seed)
+        found = surface([CVValues("x", x)], log_w, bins=[edges], replicas=replicas, seed=seed)
         inside.append((-KT * np.log(found.probability) - exact) / found.error)
     assert np.mean(np.abs(inside) < 1) == pytest.approx(0.683, abs=0.07)
     assert np.mean(np.abs(inside) < 2) == pytest.approx(0.954, abs=0.035)
@@ -79,7 +79,7 @@ def test_bins_of_fewer_than_five_samples_have_no_error(replicas):
     """Or of fewer than five groups of them; a sample without a weight is none."""
     x = np.repeat([0.5, 1.5, 2.5, 3.5], [4, 5, 5, 200])
     log_w = np.where(np.arange(214) == 9, -np.inf, 0.0)
-    cv, options = CollectiveVariable("x", x), {"bins": 4, "ranges": (0, 4), "replicas": replicas}
+    cv, options = CVValues("x", x), {"bins": 4, "ranges": (0, 4), "replicas": replicas}
     alone = surface([cv], log_w, **options)
     assert alone.counts.tolist() == [4, 5, 4, 200] and np.isfinite(alone.error).tolist() == [False, True, False, True]
     pairs = surface([cv], log_w, groups=np.arange(214) // 2, **options)
@@ -94,7 +94,7 @@ def test_errors_of_bins_that_have_one_cover():
     exact = -KT * np.log(np.diff(norm.cdf(edges)))
     for seed in range(100):
         x, noise = np.random.default_rng(seed).standard_normal((2, 300))
-        found = surface([CollectiveVariable("x", x)], 0.8 * noise, bins=[edges])
+        found = surface([CVValues("x", x)], 0.8 * noise, bins=[edges])
         known = np.isfinite(found.error)
         off += list((-KT * np.log(found.probability[known]) - exact[known]) / found.error[known])
     assert np.sqrt(np.mean(np.square(off))) < 1.14
@@ -103,7 +103,7 @@ def test_errors_of_bins_that_have_one_cover():
 def test_bin_errors_are_those_of_brute_force_influence():
     x, log_w = normal_sample(300, 0)
     w, groups = normalised(log_w), np.random.default_rng(0).integers(0, 40, 300)
-    found = surface([CollectiveVariable("x", x)], log_w, bins=6, groups=groups)
+    found = surface([CVValues("x", x)], log_w, bins=6, groups=groups)
     (edges,) = found.edges
     for b in range(6):
         inside = (x >= edges[b]) & ((x < edges[b + 1]) | (b == 5))
@@ -118,12 +118,12 @@ def test_periodic_grid_takes_every_angle():
     angle = rng.uniform(-np.pi, np.pi, 5000)
     angle[:4] = [-np.pi, np.pi, np.nextafter(np.pi, 0), np.nextafter(-np.pi, -4)]
     log_w = np.cos(angle)
-    cv = CollectiveVariable("t", angle, "rad", 2 * np.pi)
+    cv = CVValues("t", angle, "rad", 2 * np.pi)
     found = surface([cv], log_w, bins=36)
     assert found.edges[0][0] == -np.pi and found.edges[0][-1] == pytest.approx(np.pi)
     assert found.counts.sum() == 5000 and found.probability.sum() == pytest.approx(1)
-    turned = CollectiveVariable("t", angle[4:] + 2 * np.pi * rng.integers(-3, 4, 4996), "rad", 2 * np.pi)
-    plain = surface([CollectiveVariable("t", angle[4:])], log_w[4:], bins=[found.edges[0]])
+    turned = CVValues("t", angle[4:] + 2 * np.pi * rng.integers(-3, 4, 4996), "rad", 2 * np.pi)
+    plain = surface([CVValues("t", angle[4:])], log_w[4:], bins=[found.edges[0]])
     assert surface([turned], log_w[4:], bins=36).probability == pytest.approx(plain.probability, abs=1e-3)
     expected = np.histogram(angle[4:], bins=found.edges[0], weights=normalised(log_w[4:]))[0]
     assert plain.probability == pytest.approx(expected)
@@ -136,7 +136,7 @@ def test_periodic_grid_takes_every_angle():
 def test_empty_bins_and_samples_outside():
     x = np.array([0.1, 0.2, 0.7, 5.0, np.nan])
     log_w = np.array([0.0, 0.0, 0.0, 0.0, -np.inf])
-    found = surface([CollectiveVariable("x", x)], log_w, bins=4, ranges=[(0.0, 1.0)])
+    found = surface([CVValues("x", x)], log_w, bins=4, ranges=[(0.0, 1.0)])
     assert found.counts.tolist() == [2, 0, 1, 0]
     assert found.probability.tolist() == [0.5, 0, 0.25, 0]
     assert found.free_energy == pytest.approx([0, np.inf, KT * np.log(2), np.inf])
@@ -146,16 +146,16 @@ def test_empty_bins_and_samples_outside():
 
 def test_unequal_bins_are_densities():
     x = np.random.default_rng(0).uniform(0, 1, 100000)
-    found = surface([CollectiveVariable("x", x)], np.zeros(100000), bins=[np.array([0, 0.1, 0.5, 1.0])])
+    found = surface([CVValues("x", x)], np.zeros(100000), bins=[np.array([0, 0.1, 0.5, 1.0])])
     assert found.free_energy == pytest.approx(0, abs=0.05 * KT)
 
 
 def test_a_constant_variable_and_no_weights():
-    flat = surface([CollectiveVariable("x", np.full(50, 3.0))], np.zeros(50), bins=5)
+    flat = surface([CVValues("x", np.full(50, 3.0))], np.zeros(50), bins=5)
     assert flat.counts.sum() == 50 and flat.edges[0][0] < 3 < flat.edges[0][-1]
     with pytest.raises(InputError, match="no sample has a weight"):
-        surface([CollectiveVariable("x", np.ones(5))], np.full(5, np.nan))
-    dead = surface([CollectiveVariable("x", np.ones(5))], np.full(5, np.nan), bins=2, ranges=[(0, 2)])
+        surface([CVValues("x", np.ones(5))], np.full(5, np.nan))
+    dead = surface([CVValues("x", np.ones(5))], np.full(5, np.nan), bins=2, ranges=[(0, 2)])
     assert np.isinf(dead.free_energy).all() and not dead.reliable
 
 
@@ -175,14 +175,14 @@ def test_a_constant_variable_and_no_weights():
 )
 def test_bad_grids(options, match):
     with pytest.raises(InputError, match=match):
-        surface([CollectiveVariable("x", np.arange(5.0))], np.zeros(5), **options)
+        surface([CVValues("x", np.arange(5.0))], np.zeros(5), **options)
     with pytest.raises(InputError, match="no collective variable"):
         surface([], np.zeros(5))
 
 
 def test_a_weight_whose_square_is_none_has_no_error():
     x = np.repeat(np.arange(6.0), 5)
-    found = surface([CollectiveVariable("x", x)], np.where(x == 5, -450.0, 0.0), bins=6)
+    found = surface([CVValues("x", x)], np.where(x == 5, -450.0, 0.0), bins=6)
     assert np.isinf(found.error[-1]) and np.isfinite(found.free_energy[-1]) and np.isfinite(found.error[:-1]).all()
 
 

@@ -92,11 +92,11 @@ def test_a_product_as_high_as_the_reactant_has_no_sign(drawn: list[Figure]) -> N
 
 def test_labels_say_what_was_found(drawn: list[Figure]) -> None:
     s, energies, top = CASES["endothermic"]
-    barrier_profile(s, energies, top, title="HCN → CHN", labels=("HCN", "HNC"), unit="kJ/mol")
+    barrier_profile(s, energies, top, title="HCN → CHN", labels=("HCN", "HNC"))
     axes = drawn[0].axes[0]
     said = [text.get_text() for text in axes.texts]
     assert "TS\n73.2" in said and "HCN" in said and "HNC\n+20.0" in said
-    assert axes.get_ylabel() == "energy relative to HCN, kJ/mol"
+    assert axes.get_ylabel() == "energy relative to HCN, kcal/mol"
     line = np.asarray(axes.lines[1].get_xydata())
     assert np.allclose(line, np.column_stack([s, energies]))
 

@@ -27,7 +27,7 @@ def repulsion(positions):
 
 def biased_water():
     restraint = DistanceRestraint([[0, 1], [1, 2]], [1.0, 1.4], [3.0, 0.5], [8, 1, 1])
-    return SumPotential(XtbPotential([8, 1, 1]), BiasPotential(repulsion, [8, 1, 1]), restraint, weights=[1, 2, 0.5])
+    return SumPotential(XtbPotential([8, 1, 1]), BiasPotential(repulsion, [8, 1, 1]), restraint)
 
 
 def test_composites_keep_the_protocol():
@@ -44,12 +44,12 @@ def test_restraint_energy_is_the_formula():
     np.testing.assert_allclose(forces[0], [[2, 0, 0], [-2, -2, 0], [0, 2, 0]], atol=1e-12)
 
 
-def test_a_sum_is_the_weighted_sum_and_counts_its_own_calls():
+def test_a_sum_is_the_sum_of_its_terms_and_counts_its_own_calls():
     total = biased_water()
     parts = [term.energy_and_forces(POSITIONS) for term in total.terms]
     energy, forces = total.energy_and_forces(POSITIONS)
-    np.testing.assert_allclose(energy, parts[0][0] + 2 * parts[1][0] + 0.5 * parts[2][0], atol=1e-12)
-    np.testing.assert_allclose(forces, parts[0][1] + 2 * parts[1][1] + 0.5 * parts[2][1], atol=1e-12)
+    np.testing.assert_allclose(energy, parts[0][0] + parts[1][0] + parts[2][0], atol=1e-12)
+    np.testing.assert_allclose(forces, parts[0][1] + parts[1][1] + parts[2][1], atol=1e-12)
     assert total.calls == 4 and [term.calls for term in total.terms] == [8, 8, 8]
 
 
@@ -88,12 +88,11 @@ def test_a_sum_keeps_every_terms_reason():
     [
         (SumPotential, "no terms"),
         (lambda: SumPotential(Harmonic(WATER), Harmonic(WATER[:2])), r"term 1 \(Harmonic\) has 2 atoms, term 0 3"),
-        (lambda: SumPotential(Harmonic(WATER), weights=[1, 2]), "2 weights for 1 terms"),
         (lambda: DistanceRestraint([[0, 3]], 1, 1, [1, 1, 1]), "expected: pairs of two different atoms, 0 to 2"),
         (lambda: DistanceRestraint([[1, 1]], 1, 1, [1, 1, 1]), "expected: pairs of two different atoms"),
         (lambda: BiasPotential(lambda x: (x, x), [1]).energy([[[0, 0, 0]]]), r"bias returned shapes \(1, 1, 3\)"),
         (lambda: ParallelPotential(lambda: MuellerBrown()), "cannot be sent to a worker.*\n.*functools.partial"),
-        (lambda: ParallelPotential(MuellerBrown, workers=0), "0 workers"),
+        (lambda: ParallelPotential(MuellerBrown, workers=0), "0 given"),
     ],
 )
 def test_what_cannot_be_built_says_why(build, text):

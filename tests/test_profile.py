@@ -11,7 +11,7 @@ import pytest
 from molgen.errors import InputError
 from molgen.reweight import barrier
 from molgen.reweight.barrier import Barrier, profile_barrier
-from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.free_energy import CVValues
 from molgen.reweight.importance import normalised
 from molgen.reweight.profile import SmoothDensity
 from molgen.units import KB
@@ -46,7 +46,7 @@ def draws(n: int, seed: int, noise: float = 1.2) -> tuple[np.ndarray, np.ndarray
 def read(x: np.ndarray, log_w: np.ndarray, **options) -> Barrier:
     given = {"between": (-1.0, 1.0), "limits": LIMITS, "width": 0.25, "replicas": 60, **options}
     period = given.pop("period", None)
-    return profile_barrier(CollectiveVariable("x", x, "A", period), log_w, normalised(log_w), T, **given)
+    return profile_barrier(CVValues("x", x, "A", period), log_w, normalised(log_w), T, **given)
 
 
 def of_bins(x: np.ndarray, log_w: np.ndarray) -> float:
@@ -118,9 +118,7 @@ def test_a_stray_far_away_leaves_the_barrier_alone():
 
 def test_one_group_has_no_error_and_is_not_reliable():
     x, log_w = draws(2_000, 5)
-    one = profile_barrier(
-        CollectiveVariable("x", x, "A"), log_w, normalised(log_w), T, between=(-1, 1), groups=np.zeros(2_000)
-    )
+    one = profile_barrier(CVValues("x", x, "A"), log_w, normalised(log_w), T, between=(-1, 1), groups=np.zeros(2_000))
     assert np.isnan(one.forward.error) and not one.forward.reliable
 
 
@@ -228,7 +226,7 @@ def test_a_barrier_that_finer_knots_still_move_is_not_reliable(monkeypatch: pyte
     assert not found.forward.reliable and found.reaction.error > 0.25 * KT
 
 
-def test_redraws_without_a_top_say_nothing_of_the_minima(monkeypatch: pytest.MonkeyPatch):
+def test_replicas_without_a_top_say_nothing_of_the_minima(monkeypatch: pytest.MonkeyPatch):
     x, log_w = draws(4000, 0, noise=0.5)
     plain, figures, calls = read(x, log_w), barrier._profile_figures, count()
 
@@ -249,7 +247,7 @@ def test_a_variable_that_saturates_has_no_height_that_nobody_saw() -> None:
     s = 1 / (1 + np.exp(-x))
     weights = np.full(len(s), 1 / len(s))
     found = profile_barrier(
-        CollectiveVariable("s", s), np.zeros(len(s)), weights, 300.0,
+        CVValues("s", s), np.zeros(len(s)), weights, 300.0,
         between=(0.0, 1.0), limits=(-0.05, 1.05), width=0.04, replicas=20,
     )  # fmt: skip
     top = -np.log(np.histogram(s, 50, (0, 1), density=True)[0])

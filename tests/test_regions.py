@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from molgen.errors import InputError
-from molgen.reweight import CollectiveVariable
+from molgen.reweight import CVValues
 from molgen.reweight.regions import boxed_region, written_region
 
 DEGREES = np.array([-179.0, -100.0, -10.0, 0.0, 60.0, 150.0, 180.0])
 CVS = {
-    "phi 1": CollectiveVariable("phi 1", np.radians(DEGREES), "rad", 2 * np.pi),
-    "turned": CollectiveVariable("turned", np.radians(DEGREES) + 4 * np.pi, "rad", 2 * np.pi),
-    "d and e": CollectiveVariable("d and e", np.arange(7.0), "A"),
+    "phi 1": CVValues("phi 1", np.radians(DEGREES), "rad", 2 * np.pi),
+    "turned": CVValues("turned", np.radians(DEGREES) + 4 * np.pi, "rad", 2 * np.pi),
+    "d and e": CVValues("d and e", np.arange(7.0), "A"),
 }
 
 

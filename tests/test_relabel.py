@@ -6,6 +6,7 @@ import pytest
 from molgen import find_ts
 from molgen.data.reactions import Reaction
 from molgen.geometry.align import rmsd_of
+from molgen.geometry.labelled import isomorphisms, reaction_graph
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import normal_modes, refine
 from molgen.saddle.relabel import relabelling
@@ -92,3 +93,14 @@ def test_of_several_labellings_the_given_stereoisomer_is_taken():
     after[5] = before[3] + [-0.55, 0.55, -0.55]  # on the oxygen
     wells = [exchanged(x, 4, 5) for x in (before, after)]
     np.testing.assert_array_equal(relabelling(numbers, wells, before, after), [0, 1, 2, 3, 5, 4])
+
+
+def test_isomorphisms_tell_what_becomes_of_bonds():
+    left, right = np.zeros((2, 3, 3), dtype=bool)
+    left[0, 1] = left[1, 0] = right[1, 2] = right[2, 1] = True  # H1 goes from H0 to H2
+    there, back = reaction_graph([1, 1, 1], left, right), reaction_graph([1, 1, 1], right, left)
+    assert isomorphisms(there, there) == ((0, 1, 2),) and isomorphisms(there, back) == ((2, 1, 0),)
+    kept = reaction_graph([1, 1, 1], left | right, left | right)
+    assert sorted(isomorphisms(kept, kept)) == [(0, 1, 2), (2, 1, 0)]
+    assert isomorphisms(there, kept) == () == isomorphisms(kept, reaction_graph([1, 1, 1], left, left))
+    assert isomorphisms(there, reaction_graph([1, 1, 9], left, right)) == ()

@@ -225,7 +225,7 @@ def test_nothing_verified_is_no_success(source, tmp_path):
         (["--attempts", "5"], "--attempts: has no meaning with --relevel"),
         (["--guess", "sqrt"], "--guess: has no meaning with --relevel"),
         (["--calculator", "dft"], "calculator 'dft': unknown calculator"),
-        (["--workers", "0"], "--workers: 0 workers"),
+        (["--workers", "0"], "--workers: 0 given"),
         (["--time-budget", "soon"], "'soon' is not a duration"),
     ],
 )

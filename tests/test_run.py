@@ -12,7 +12,7 @@ import pytest
 
 import molgen
 from molgen.errors import InputError, MolgenError
-from molgen.files import json_text, write_atomic
+from molgen.files import json_text, read_manifest, read_summary, write_atomic
 from molgen.run import Run
 
 SETTINGS = {"samples": 8, "calculator": "gfn2", "reactant": Path("r.xyz"), "fmax": np.float64(0.02)}
@@ -212,3 +212,14 @@ def test_a_run_refused_before_it_wrote_anything_leaves_no_folder(tmp_path):
         run.write_text("ts.xyz", "first")
         raise InputError("the second file is empty")
     assert listing(tmp_path) == ["manifest.json", "summary.json", "ts.xyz"]
+
+
+def test_what_a_run_left_is_read_back(tmp_path):
+    assert read_manifest(tmp_path) is None and read_summary(tmp_path / "nowhere") is None
+    with Run(tmp_path / "out", "ts", SETTINGS, seed=5, device="cpu") as run:
+        summary = run.finish("ok")
+    manifest = read_manifest(tmp_path / "out")
+    assert read_summary(tmp_path / "out") == summary and manifest is not None and manifest["seed"] == 5
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"manifest\.json: not valid JSON"):
+        read_manifest(tmp_path)

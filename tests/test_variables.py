@@ -22,7 +22,6 @@ from molgen.variables import (
     coordination,
     custom,
     distance,
-    evaluate,
     linear,
     parse_cv,
     path_s,
@@ -30,6 +29,7 @@ from molgen.variables import (
     rmsd,
     torsion,
     values,
+    values_and_gradients,
     volume,
 )
 from molgen.variables.parse import KINDS as WRITTEN
@@ -72,7 +72,7 @@ def numerical(energy, positions: np.ndarray, step: float = 1e-5) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_finite_differences(kind):
-    found, gradients = evaluate([KINDS[kind]], SAMPLES)
+    found, gradients = values_and_gradients([KINDS[kind]], SAMPLES)
     expected = numerical(lambda x: values(KINDS[kind], x), SAMPLES)
     assert found.shape == (6, 1) and gradients.shape == (6, 1, N, 3)
     assert found.dtype == gradients.dtype == np.float64
@@ -82,8 +82,8 @@ def test_gradients_are_those_of_finite_differences(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_rigid_motion_changes_nothing_and_turns_the_gradient(kind):
     turn = Rotation.from_rotvec([0.7, -1.9, 0.4]).as_matrix()
-    found, gradients = evaluate([KINDS[kind]], SAMPLES)
-    moved, turned = evaluate([KINDS[kind]], SAMPLES @ turn.T + [3.0, -20.0, 7.0])
+    found, gradients = values_and_gradients([KINDS[kind]], SAMPLES)
+    moved, turned = values_and_gradients([KINDS[kind]], SAMPLES @ turn.T + [3.0, -20.0, 7.0])
     assert moved == pytest.approx(found, abs=1e-10)
     assert turned == pytest.approx(gradients @ turn.T, abs=1e-8)
     assert gradients.sum(2) == pytest.approx(0, abs=1e-10)
@@ -116,7 +116,7 @@ def test_coordination_is_smooth_at_its_radius(n, m):
     r = np.array([0.5, 1.3, 1.8, 1.8 * (1 + 1e-9), 2.5, 300.0])
     x = np.zeros((len(r), 2, 3))
     x[:, 1, 0] = r
-    found, gradients = evaluate([coordination([0], [1], 1.8, n, m)], x)
+    found, gradients = values_and_gradients([coordination([0], [1], 1.8, n, m)], x)
     apart = [0, 1, 4, 5]
     u = r[apart] / 1.8
     assert found[apart, 0] == pytest.approx((1 - u**n) / (1 - u**m), rel=1e-12)
@@ -126,7 +126,7 @@ def test_coordination_is_smooth_at_its_radius(n, m):
 
 def test_path_runs_from_nought_to_one():
     fine = GRID + np.linspace(0, 1, 51)[:, None, None] * (PATH[-1] - PATH[0])
-    s, z = evaluate([path_s(PATH), path_z(PATH)], fine)[0].T
+    s, z = values_and_gradients([path_s(PATH), path_z(PATH)], fine)[0].T
     assert s[0] == pytest.approx(0, abs=0.02) and s[-1] == pytest.approx(1, abs=0.02)
     assert (np.diff(s) > 0).all() and s[25] == pytest.approx(0.5, abs=0.02)
     aside = PATH[5] + 0.3 * RNG.standard_normal((N, 3))
@@ -135,7 +135,9 @@ def test_path_runs_from_nought_to_one():
 
 def test_rmsd_is_zero_with_a_finite_gradient_at_the_reference_and_not_for_the_mirror_image():
     moved = GRID @ Rotation.from_rotvec([2.1, 0.3, -0.8]).as_matrix().T + 4
-    found, gradients = evaluate([rmsd(GRID)], np.stack([GRID, moved, GRID * [1, 1, -1] + 1e-3 * SAMPLES[0]]))
+    found, gradients = values_and_gradients(
+        [rmsd(GRID)], np.stack([GRID, moved, GRID * [1, 1, -1] + 1e-3 * SAMPLES[0]])
+    )
     assert found[:2] == pytest.approx(0, abs=1e-12) and found[2] > 0.1
     assert np.isfinite(gradients).all()
     check_start([rmsd(GRID)], moved)
@@ -148,32 +150,37 @@ def test_a_sample_without_gradient_is_nan_and_leaves_the_others_alone():
     x[3, 6, 1] = np.inf
     x[4, :3] = np.outer([0.1, 1.3, 2.1], [0.3, 0.7, 0.1])  # a line up to rounding
     variables = [torsion(0, 1, 2, 3), angle(0, 1, 2), distance(0, 4), rmsd(GRID)]
-    found, gradients = evaluate(variables, x)
+    found, gradients = values_and_gradients(variables, x)
     nan = np.isnan(found)
     assert nan[:, 0].tolist() == [False, True, False, True, True, False]
     assert nan[[1, 3], 1].all() and not nan[[0, 2, 5], 1].any()
     assert nan[:, 2].tolist() == [False, False, True, True, False, False]
     assert nan[:, 3].tolist() == [False, False, False, True, False, False]
     assert (np.isnan(gradients).all((2, 3)) == nan).all() and (np.isnan(gradients).any((2, 3)) == nan).all()
-    assert np.isnan(evaluate(variables, x[:1] * [1e200, 1, 1])[0]).all()
-    clean, slopes = evaluate(variables, SAMPLES)
+    assert np.isnan(values_and_gradients(variables, x[:1] * [1e200, 1, 1])[0]).all()
+    clean, slopes = values_and_gradients(variables, SAMPLES)
     assert (found[[0, 5]] == clean[[0, 5]]).all() and gradients[[0, 5]] == pytest.approx(slopes[[0, 5]], abs=1e-14)
-    assert evaluate([], x)[0].shape == (6, 0) and evaluate(variables, x[:0])[1].shape == (0, 4, N, 3)
+    assert values_and_gradients([], x)[0].shape == (6, 0) and values_and_gradients(variables, x[:0])[1].shape == (
+        0,
+        4,
+        N,
+        3,
+    )
 
 
 def test_functions_that_are_no_variable_are_refused():
-    for measure in (values, lambda cv, x: evaluate([cv], x)):
+    for measure in (values, lambda cv, x: values_and_gradients([cv], x)):
         with pytest.raises(InputError, match=r"'bad'.*returns shape(?s:.*)expected: \(6,\)"):
             measure(custom("bad", lambda x: x[:, 0]), SAMPLES)
     with pytest.raises(InputError, match="'steps'.*no gradient"):
-        evaluate([custom("steps", lambda x: x[:, 0, 0].round().detach())], SAMPLES)
+        values_and_gradients([custom("steps", lambda x: x[:, 0, 0].round().detach())], SAMPLES)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_without_gradients_are_the_same(kind):
     x = np.concatenate([SAMPLES, SAMPLES[:2]])
     x[6, 0, 0], x[7, 3, 2] = np.nan, 1e9
-    assert values(KINDS[kind], x) == pytest.approx(evaluate([KINDS[kind]], x)[0][:, 0], nan_ok=True)
+    assert values(KINDS[kind], x) == pytest.approx(values_and_gradients([KINDS[kind]], x)[0][:, 0], nan_ok=True)
     assert np.isnan(values(KINDS[kind], x)[6:]).all() and values(KINDS[kind], x[:0]).shape == (0,)
     many = np.tile(SAMPLES, (1000, 1, 1))  # more than are computed at once
     assert values(KINDS[kind], many) == pytest.approx(np.tile(values(KINDS[kind], SAMPLES), 1000))

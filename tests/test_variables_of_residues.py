@@ -7,7 +7,7 @@ import pytest
 
 from molgen.data.peptide import build_peptide
 from molgen.errors import InputError
-from molgen.variables import Molecule, backbone_torsions, check_start, evaluate, parse_cv, torsion, values
+from molgen.variables import Molecule, backbone_torsions, check_start, parse_cv, torsion, values, values_and_gradients
 
 CAPPED = build_peptide("AGP", cap="ace-nme")  # residues ACE 0, ALA 1, GLY 2, PRO 3, NME 4
 TOPOLOGY = CAPPED.mdtraj_topology()
@@ -202,7 +202,7 @@ PUSHED = ["phi 1", "psi_2", "rg", "rg resid 1 to 3", "end-to-end", "distance res
 @pytest.mark.parametrize("text", PUSHED)
 def test_gradients_are_those_of_finite_differences(text):
     cv, x, step = parse_cv(text, MOLECULE), POSITIONS[:2], 1e-5
-    gradient = evaluate([cv], x)[1][:, 0]
+    gradient = values_and_gradients([cv], x)[1][:, 0]
     along = np.random.default_rng(1).standard_normal(x.shape)
     expected = (values(cv, x + step * along) - values(cv, x - step * along)) / (2 * step)
     assert (gradient * along).sum((1, 2)) == pytest.approx(expected, rel=1e-5)
@@ -212,7 +212,7 @@ def test_gradients_are_those_of_finite_differences(text):
 @pytest.mark.parametrize("text", ["helicity", "helicity dssp"])
 def test_steps_cannot_be_pushed_along(text):
     with pytest.raises(InputError, match=f"{text}.*no gradient"):
-        evaluate([parse_cv(text, MOLECULE)], POSITIONS)
+        values_and_gradients([parse_cv(text, MOLECULE)], POSITIONS)
 
 
 def test_what_messages_call_it():

@@ -20,7 +20,7 @@ from molgen.cvdiffusion.plumed import read_table
 from molgen.errors import InputError
 from molgen.potentials.composite import DistanceRestraint
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.free_energy import CVValues
 from molgen.units import KB, KJ_MOL
 from molgen.variables import custom, rmsd, torsion
 from molgen.workflows import fes
@@ -348,7 +348,7 @@ def ensemble_on(values: np.ndarray, free: np.ndarray, period: float | None, repe
     """`repeat` samples at each of `values` (n, D), weighted as by the free energy `free` (n,) in kT."""
     values, log_w = np.repeat(values, repeat, axis=0), -np.repeat(free, repeat)
     names = ["a", "b"][: values.shape[1]]
-    cvs = {name: CollectiveVariable(name, values[:, d], "rad", period) for d, name in enumerate(names)}
+    cvs = {name: CVValues(name, values[:, d], "rad", period) for d, name in enumerate(names)}
     return Ensemble(np.zeros((len(log_w), 1, 3)), log_w, np.zeros(len(log_w)), T, np.array([1]), cvs=cvs)
 
 

@@ -18,7 +18,7 @@ from molgen.data.md import load_md
 from molgen.data.peptide import RESIDUES, Peptide, build_peptide
 from molgen.data.start import start_structure
 from molgen.errors import InputError
-from molgen.geometry.internal import log_volume, to_cartesian, to_internal, wrapped
+from molgen.geometry.internal import log_volume, to_cartesian, to_internal, wrapped_angle
 from molgen.prose.layout import Layout
 from molgen.prose.limits import within
 from molgen.prose.rows import Rows
@@ -174,7 +174,7 @@ def test_round_trip(kind: str) -> None:
         assert (distances(back) - distances(x)).abs().max() < 1e-9
         assert (handedness(peptide, back) - handedness(peptide, x)).abs().max() < 1e-9
         off = to_internal(z, to_cartesian(z, q)) - q
-        assert torch.stack([*off.unbind(-1)[:2], wrapped(off[..., 2])]).abs().max() < 1e-9
+        assert torch.stack([*off.unbind(-1)[:2], wrapped_angle(off[..., 2])]).abs().max() < 1e-9
 
 
 def handedness(peptide: Peptide, x: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ def test_angles_and_dihedrals_have_the_usual_signs() -> None:
     ranks = np.arange(3, len(z))
     plain = ranks[~z.closes[3:]]
     dihedrals = mdtraj.compute_dihedrals(frames, np.column_stack([z.references[ranks], ranks]), periodic=False)
-    assert wrapped(torch.from_numpy(dihedrals - z.centre[ranks]) - q[:, ranks, 2]).abs().max() < 1e-4
+    assert wrapped_angle(torch.from_numpy(dihedrals - z.centre[ranks]) - q[:, ranks, 2]).abs().max() < 1e-4
     angles = mdtraj.compute_angles(frames, np.column_stack([z.references[plain, 1:], plain]), periodic=False)
     assert np.abs(angles - q[:, plain, 1].numpy()).max() < 1e-4
     closing = np.flatnonzero(z.closes)

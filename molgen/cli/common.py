@@ -21,8 +21,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from molgen.device import resolve_device as resolve_device
-from molgen.errors import InputError, MolgenError
-from molgen.files import MANIFEST, json_text
+from molgen.errors import InputError, MolgenError, check_counts
+from molgen.files import MANIFEST, json_text, read_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,19 @@ CalculatorKwargs = Annotated[str | None, typer.Option("--calculator-kwargs", hel
 Solvent = Annotated[
     str | None, typer.Option("--solvent", help="Implicit solvent of xTB: water, thf, ...; default the gas phase.")
 ]
-Workers = Annotated[int | None, typer.Option("--workers", help="Processes; default one a core.")]
+
+
+def _workers(text: str) -> int | None:
+    """The number of `--workers`; None for "auto"."""
+    count = int(text) if re.fullmatch(r"-?\d+", text) else text
+    check_counts(workers=(None if count == "auto" else count, 1))
+    return None if isinstance(count, str) else count
+
+
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", parser=_workers, metavar="N", help="Processes; by default (auto) as many as pay."),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed; the same seed gives the same samples.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 FlowDevice = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1.")]
@@ -79,10 +91,10 @@ def print_json(value: Any) -> None:
 
 def written(out: Path) -> str:
     """What a run wrote into its folder, for the last line of a report: "OUT/: a.xyz, b.png"; the folder if unknown."""
-    try:
-        names = {*json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"], MANIFEST}
-    except (OSError, ValueError):  # moved away, say: no reason to lose the report of a long run
+    manifest = read_manifest(out)
+    if manifest is None:  # moved away, say: no reason to lose the report of a long run
         return f"{out}/"
+    names = {*manifest["files"], MANIFEST}
     return f"{out}/: {', '.join(sorted(name for name in names if (out / name).is_file()))}"
 
 
@@ -115,16 +127,6 @@ def calculator_kwargs(text: str | None) -> dict[str, Any]:
             expected="""such as '{"method": "GFN1-xTB"}'""",
         )  # fmt: skip
     return value
-
-
-def check_workers(workers: int | None) -> None:
-    """Refuse a number of workers below one, before the run has a folder.
-
-    Raises:
-        InputError: names `--workers`.
-    """
-    if workers is not None and workers < 1:
-        raise InputError(f"{workers} workers", where="--workers", expected="at least 1")
 
 
 def options_given(context: typer.Context, names: Collection[str], values: Mapping[str, Any] | None = None) -> list[str]:

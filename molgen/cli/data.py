@@ -113,7 +113,6 @@ def md(
     chosen = check_sequences(wanted, capping, exclude)
     settings: dict[str, Any] = {"cap": cap, "frames": frames, "temperatures": kelvins, "platform": platform}
     settings |= {"flow": None if flow is None else load_flow(flow).hash, "cis": cis}
-    common.check_workers(workers)
     stage = "ps a replica"
     with (
         Run(out, "data md", settings, seed=seed, overwrite=overwrite, resume=resume) as run,
@@ -190,7 +189,6 @@ def reactions(
 
     seconds = common.seconds_of(time_budget) if time_budget else None
     kwargs = common.calculator_kwargs(calculator_kwargs)
-    common.check_workers(workers)
     _refuse_options(context, relevel)
     if relevel:
         from molgen.workflows.relevel import level_plan
@@ -265,7 +263,6 @@ def searches(
 
     seconds = common.seconds_of(time_budget) if time_budget else None
     kwargs = common.calculator_kwargs(calculator_kwargs)
-    common.check_workers(workers)
     plan, settings = search_plan(
         source, split=split, count=count, calculator=calculator, calculator_kwargs=kwargs, weights=weights, seed=seed
     )

@@ -90,9 +90,7 @@ def evaluate_prose(
     samples: Annotated[int, typer.Option("-n", "--samples", min=2, help="Proposals a sequence.")] = 10_000,
     temperature: Annotated[float, typer.Option("-T", "--temperature", min=1, help="Kelvin.")] = 310.0,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "prose",
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes for the energies; default as many as pay.")
-    ] = None,
+    workers: common.Workers = None,
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform of the energies.")] = "auto",
     points: Annotated[
         int, typer.Option("--points", min=20, max=10_000, help="Frames in an optimal transport (seconds to a minute).")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from molgen.cli import common
-from molgen.errors import InputError
-from molgen.files import SUMMARY
+from molgen.files import read_summary
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +41,7 @@ def peptide(
     ] = False,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "prose",
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
-    workers: Annotated[str, typer.Option("--workers", help="Processes for energies; auto: where it pays.")] = "auto",
+    workers: common.Workers = None,
     prose_compat: Annotated[
         bool, typer.Option("--prose-compat", help="Drop the largest 0.2 % of the weights, as Prose does: biased.")
     ] = False,
@@ -66,11 +64,12 @@ def peptide(
     with common.stages("sampling") as progress:
         sample_peptide(
             sequence, n, temperature, cap=cap, weights=weights, finetune=finetune, smc=smc,
-            observables=observable or (), prose_compat=prose_compat, platform=platform, workers=_workers(workers),
+            observables=observable or (), prose_compat=prose_compat, platform=platform, workers=workers or "auto",
             seed=seed, device=device, out=out, overwrite=overwrite, resume=resume, units=units,
             save_float64=save_float64, log=common.log, progress=progress,
         )  # fmt: skip
-    summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_summary(out)
+    assert summary is not None  # written just now
     if as_json:
         common.print_json(summary)
     else:
@@ -152,12 +151,3 @@ def _advice(summary: dict[str, Any], out: Path) -> str:
         found, enough = weights["ess"] * n, 2 * LEAST_DRAWS / weights["ess"]
         return f"{found:.0f} effective samples are too few: give -n {math.ceil(enough / 100) * 100} or more"
     return f"{summary['verdict']}: averages over this ensemble are not Boltzmann averages; {remedy}"
-
-
-def _workers(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError as error:
-        raise InputError(f"{text!r} workers", where="--workers", expected="auto, or at least 1") from error

@@ -21,6 +21,7 @@ from molgen.nn.trunk import Trunk, TrunkConfig
 
 KINDS = ("point", "pair", "trunk")
 HARMONICS = (1, 2, 3, 4, 6)  # of a broad dihedral that the internal network sees
+KIND_FEATURES = 16  # of an atom's class, for the trunk
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class PointController(Controller):
     def __init__(self, config: ControllerConfig):
         super().__init__(config)
         n = 3 * len(config.numbers)
-        self.net = _perceptron(2 * n + 16, config.hidden, config.depth, n)
+        self.net = _perceptron(2 * n + self.time.features, config.hidden, config.depth, n)
 
     def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
         shrunk = x / (1 + r / self.config.spread).sqrt()
@@ -124,7 +125,7 @@ class PairController(Controller):
         self.pairs = len(first)
         corners = torch.tensor(config.quadruples, dtype=torch.long).reshape(-1, 4)
         self.register_buffer("corners", corners, persistent=False)
-        inputs = self.pairs * (config.radial + 1) + 2 * len(corners) + 16
+        inputs = self.pairs * (config.radial + 1) + 2 * len(corners) + self.time.features
         self.net = _perceptron(inputs, config.hidden, config.depth, self.pairs)
 
     def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
@@ -150,7 +151,7 @@ class TrunkController(Controller):
     def __init__(self, config: ControllerConfig):
         super().__init__(config)
         kinds = sorted(set(config.numbers))
-        self.types = nn.Embedding(len(kinds), 16)
+        self.types = nn.Embedding(len(kinds), KIND_FEATURES)
         index = torch.tensor([kinds.index(z) for z in config.numbers])
         self.register_buffer("index", index, persistent=False)
         self.trunk = Trunk(
@@ -161,9 +162,9 @@ class TrunkController(Controller):
                 pair=config.scalars,
                 heads=4,
                 layers=config.layers,
-                node_inputs=16,
+                node_inputs=KIND_FEATURES,
                 pair_inputs=1,
-                conditions=16,
+                conditions=self.time.features,
                 time=False,
             )  # fmt: skip
         )
@@ -193,17 +194,17 @@ class TrunkController(Controller):
 class InternalController(Controller):
     """A perceptron on internal coordinates; it sees broad dihedrals as angles too."""
 
+    broad: Tensor
+    harmonics: Tensor
+
     def __init__(self, config: ControllerConfig):
         super().__init__(config)
         periods = torch.tensor(config.periods)
         self.spread = torch.where(periods > 0, (periods / 2) ** 2, config.width**2)[:, None]
         self.register_buffer("broad", torch.nonzero(periods > 0)[:, 0], persistent=False)
         self.register_buffer("harmonics", torch.tensor(HARMONICS, dtype=torch.float32), persistent=False)
-        inputs = len(periods) + 2 * len(HARMONICS) * len(self.broad) + 16
+        inputs = len(periods) + 2 * len(HARMONICS) * len(self.broad) + self.time.features
         self.net = _perceptron(inputs, config.hidden, config.depth, len(periods))
-
-    broad: Tensor
-    harmonics: Tensor
 
     def correction(self, r: Tensor, x: Tensor, time: Tensor) -> Tensor:
         angles = (x[:, self.broad] * self.harmonics).flatten(1)

@@ -17,7 +17,7 @@ from molgen.geometry.bonds import distance_matrix, radius_sums
 from molgen.geometry.chirality import signed_volumes
 from molgen.potentials.base import Potential
 from molgen.units import KB
-from molgen.variables import CV, evaluate
+from molgen.variables import CV, values_and_gradients
 
 CLASH = 0.55  # of the sum of covalent radii: nearer than that, tight-binding energies are no longer physics
 CLIP = 250.0  # largest force on an atom that training sees, kT/Angstrom
@@ -112,7 +112,7 @@ class Target:
         if len(self.centres):
             turned = (signed_volumes(positions, self.centres) * self.hands < 0).any(1)
             reasons |= dict.fromkeys(map(int, np.flatnonzero(turned)), "other handedness")
-        values, cv_gradient = evaluate(self.cvs, positions)
+        values, cv_gradient = values_and_gradients(self.cvs, positions)
         for i in np.flatnonzero(~np.isfinite(values).all(1) | ~np.isfinite(cv_gradient).all((1, 2, 3))):
             reasons.setdefault(int(i), "collective variable undefined")
         good = np.delete(np.arange(n), list(reasons))

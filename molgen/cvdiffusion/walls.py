@@ -11,7 +11,7 @@ import numpy as np
 
 from molgen.errors import InputError
 from molgen.units import KB, shown
-from molgen.variables import CV, Molecule, evaluate, parse_cv
+from molgen.variables import CV, Molecule, parse_cv, values_and_gradients
 
 STIFFNESS = {"A": 20.0, "rad": 5.0, "": 20.0}  # eV/unit^2, where none is given
 _EXCLUDED = 10 * KB * 300  # eV; a start structure higher up a wall is refused
@@ -85,7 +85,7 @@ def parse_wall(text: str, molecule: Molecule, labelled: Mapping[str, CV] | None 
 
 def wall_energy(walls: Sequence[Wall], positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Energy (B,) eV and gradient (B, N, 3) eV/A of all walls; nan where a CV has none (see `evaluate`)."""
-    values, slopes = evaluate([wall.cv for wall in walls], positions)
+    values, slopes = values_and_gradients([wall.cv for wall in walls], positions)
     signs = np.array([1.0 if wall.above else -1.0 for wall in walls])
     limits, k = np.array([wall.limit for wall in walls]), np.array([wall.stiffness for wall in walls])
     excess = np.maximum(signs * (values - limits), 0)
@@ -105,7 +105,7 @@ def check_walls(walls: Sequence[Wall], positions: np.ndarray) -> None:
             continue
         scale, unit = shown(wall.cv.unit)
         unit = f" {unit}".rstrip()
-        value = float(evaluate([wall.cv], start)[0][0, 0])
+        value = float(values_and_gradients([wall.cv], start)[0][0, 0])
         side = "<" if wall.above else ">"
         raise InputError(
             f"the start structure is at {value * scale:.4g}{unit}, {energy:.2f} eV up the wall",

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_STEADY = 1e-6  # Angstrom^2, the prior of a path's frames
+
 
 def kabsch(mobile: Tensor, target: Tensor, weights: Tensor | None = None, prior: float = 0.0) -> tuple[Tensor, Tensor]:
     """Proper rotation and translation that bring `mobile` onto `target` with the least weighted square deviation.
@@ -54,9 +56,25 @@ def superpose_fragments(mobile: Tensor, target: Tensor, fragments: Tensor) -> Te
     return placed
 
 
+def chained(path: np.ndarray, at: int = 0) -> np.ndarray:
+    """Frames (M, N, 3) of a path, each superposed on its neighbour towards frame `at`, so that nothing tumbles."""
+    placed = [torch.from_numpy(np.array(x, dtype=float)) for x in path]
+    for k in range(at + 1, len(placed)):
+        placed[k] = superpose(placed[k], placed[k - 1], prior=_STEADY)
+    for k in range(at - 1, -1, -1):
+        placed[k] = superpose(placed[k], placed[k + 1], prior=_STEADY)
+    return torch.stack(placed).numpy()
+
+
 def rmsd_of(a: np.ndarray, b: np.ndarray) -> float:
     """RMSD (Angstrom) of two geometries (N, 3) after superposition by proper rotation, atoms in the given order."""
-    return float(rmsd(torch.from_numpy(np.array(a, dtype=float)), torch.from_numpy(np.array(b, dtype=float))))
+    return float(rmsds_of(a, b))
+
+
+def rmsds_of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """:func:`rmsd_of` (...,) of pairs of geometries (..., N, 3), whose leading axes are broadcast."""
+    first, second = (torch.from_numpy(np.array(x, dtype=float)) for x in np.broadcast_arrays(a, b))
+    return rmsd(first, second).numpy()
 
 
 def rmsd(a: Tensor, b: Tensor, mask: Tensor | None = None, reflect: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 
 from molgen.geometry.align import rmsd
 from molgen.geometry.bonds import bond_graph, distance_matrix, radius_sums
-from molgen.geometry.labelled import MOST, labelled_graph
+from molgen.geometry.labelled import isomorphisms, labelled_graph
 
 # A tetrahedral carbon's normalised volume is 0.51 (unit vectors to the neighbours); below half of it a centre is too
 # flat, as in an umbrella inversion, for its handedness to mean anything.
@@ -169,7 +169,7 @@ def _symmetries(numbers: np.ndarray, bonds: np.ndarray) -> Iterator[np.ndarray]:
         [(int(numbers[k]), len(h)) for k, h in zip(skeleton, hydrogens, strict=True)],
         [(i, j, 0) for i, j in np.argwhere(np.triu(bonds[np.ix_(skeleton, skeleton)])).tolist()],
     )
-    for match in graph.GetSubstructMatches(graph, uniquify=False, maxMatches=MOST):
+    for match in isomorphisms(graph, graph):
         images = np.arange(len(numbers))
         for k, image in enumerate(match):
             images[skeleton[k]] = skeleton[image]

@@ -58,17 +58,23 @@ class ZMatrix:
         return a, b, c
 
 
+def angle(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Angle a-b-c, radians in [0, pi], from positions (..., 3)."""
+    first, last = a - b, c - b
+    return torch.atan2(torch.linalg.cross(first, last).norm(dim=-1), (first * last).sum(-1))
+
+
 def dihedral(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Dihedral a-b-c-d in (-pi, pi], from positions (..., 3)."""
+    """Dihedral a-b-c-d, radians in (-pi, pi], from positions (..., 3)."""
     axis, first, last = c - b, a - b, d - c
     normal, other = torch.linalg.cross(first, axis), torch.linalg.cross(last, axis)
     y = (torch.linalg.cross(normal, other) * axis).sum(-1) / axis.norm(dim=-1)
     return torch.atan2(y, (normal * other).sum(-1))
 
 
-def wrapped(angle: Tensor) -> Tensor:
+def wrapped_angle(radians: Tensor) -> Tensor:
     """The angle in [-pi, pi)."""
-    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+    return torch.remainder(radians + math.pi, 2 * math.pi) - math.pi
 
 
 def to_internal(z: ZMatrix, x: Tensor) -> Tensor:
@@ -80,12 +86,10 @@ def to_internal(z: ZMatrix, x: Tensor) -> Tensor:
         x: (B, N, 3) positions by rank, Angstrom.
     """
     a, b, c = (x[:, index] for index in z.index)
-    bond, back = x - c, b - c
-    r = bond.norm(dim=-1)
-    theta = torch.atan2(torch.linalg.cross(back, bond).norm(dim=-1), (back * bond).sum(-1))
+    r = (x - c).norm(dim=-1)
     closes = torch.from_numpy(z.closes).to(x.device)
-    second = torch.where(closes, (x - b).norm(dim=-1), theta)
-    phi = wrapped(dihedral(a, b, c, x) - torch.from_numpy(z.centre).to(x))
+    second = torch.where(closes, (x - b).norm(dim=-1), angle(b, c, x))
+    phi = wrapped_angle(dihedral(a, b, c, x) - torch.from_numpy(z.centre).to(x))
     return torch.where(present(z).to(x.device), torch.stack([r, second, phi], dim=-1), 0.0)
 
 

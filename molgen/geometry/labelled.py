@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 from rdkit import Chem
 
-MOST = 2_000  # ways to choose from: those of six methyl groups would be 46,656
+MOST = 2_000  # isomorphisms to choose from: those of six methyl groups would be 46,656
 _KINDS = (Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
 
 
@@ -26,3 +27,21 @@ def labelled_graph(atoms: Iterable[tuple[int, int]], bonds: Iterable[tuple[int, 
         graph.AddBond(i, j, _KINDS[label])
     graph.UpdatePropertyCache(strict=False)
     return graph.GetMol()
+
+
+def reaction_graph(numbers, before: np.ndarray, after: np.ndarray) -> Chem.Mol:
+    """The condensed graph of a reaction: atoms by element, bonds by what becomes of them: kept, broken or formed.
+
+    Args:
+        numbers: (N,) atomic numbers. before, after: (N, N) boolean connectivity of the two ends.
+    """
+    fate = np.where(before & after, 0, np.where(before, 1, 2))
+    pairs = np.argwhere(np.triu(before | after, 1)).tolist()
+    return labelled_graph([(int(z), 0) for z in numbers], [(i, j, int(fate[i, j])) for i, j in pairs])
+
+
+def isomorphisms(graph: Chem.Mol, other: Chem.Mol) -> tuple[tuple[int, ...], ...]:
+    """The orders (N,) of the other graph's atoms that make it `graph`, at most `MOST`; none where they differ."""
+    if (graph.GetNumAtoms(), graph.GetNumBonds()) != (other.GetNumAtoms(), other.GetNumBonds()):
+        return ()
+    return other.GetSubstructMatches(graph, uniquify=False, maxMatches=MOST)  # of as many bonds: none left over

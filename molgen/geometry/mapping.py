@@ -14,6 +14,7 @@ from itertools import combinations, product
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial.transform import Rotation
 
 from molgen.errors import InputError
 from molgen.geometry.align import kabsch
@@ -267,11 +268,10 @@ def _starts(r: Side, p: Side, images: np.ndarray) -> list[dict[tuple[int, int], 
 
 
 def _turn(points: np.ndarray, axis: np.ndarray, angle: float) -> np.ndarray:
-    """Rotate `points` by `angle` about `axis` through the origin (Rodrigues)."""
+    """Rotate `points` by `angle` about `axis` through the origin."""
     length = np.linalg.norm(axis)
     axis = axis / length if length > 1e-6 else np.array([1.0, 0.0, 0.0])
-    along = np.outer(points @ axis, axis)
-    return along + (points - along) * np.cos(angle) + np.cross(axis, points) * np.sin(angle)
+    return Rotation.from_rotvec(angle * axis).apply(points)
 
 
 def _hydrogen_bond_cost(r: Side, p: Side, images: np.ndarray, pinned: np.ndarray) -> np.ndarray:

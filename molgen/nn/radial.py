@@ -31,12 +31,13 @@ class GaussianRadial(nn.Module):
 
 
 class FourierTime(nn.Module):
-    """Sine and cosine features (B, 2 * count) of a time in [0, 1]."""
+    """Sine and cosine features (B, features) of a time in [0, 1]; `features` is 2 * count."""
 
     frequencies: Tensor
 
     def __init__(self, count: int = 8):
         super().__init__()
+        self.features = 2 * count
         self.register_buffer(
             "frequencies", torch.pi * torch.arange(1, count + 1, dtype=torch.float32), persistent=False
         )

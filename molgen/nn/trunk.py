@@ -208,7 +208,7 @@ class Trunk(nn.Module):
             raise ValueError(f"scalars ({c.scalars}) and vectors ({c.vectors}) must be multiples of heads ({c.heads})")
         self.radial = GaussianRadial(c.radial)
         self.time = FourierTime() if c.time else None
-        extra = c.conditions + (16 if c.time else 0)
+        extra = c.conditions + (self.time.features if self.time is not None else 0)
         self.embed_node = nn.Linear(c.node_inputs, c.scalars)
         self.embed_condition = nn.Linear(extra, c.scalars) if extra else None
         self.embed_pair = nn.Sequential(

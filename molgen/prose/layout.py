@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import numpy as np
 import torch
+from scipy.sparse.csgraph import shortest_path
 from torch import Tensor
 
 from molgen.data.peptide import Parameters, Peptide
@@ -179,7 +180,7 @@ def _build(peptide: Peptide) -> Layout:
     z = build_zmatrix(peptide.names, peptide.residue_index, peptide.residue_names, peptide.numbers, peptide.bonds)
     n, p, order, rank = len(z), peptide.parameters, z.order, z.rank
     graph = nx.Graph([(int(rank[i]), int(rank[j])) for i, j in peptide.bonds])
-    hops = _hops(graph, n)
+    hops = shortest_path(nx.to_numpy_array(graph, range(n)), unweighted=True).astype(np.int64)
     angles = Terms.of(rank[p.angles], np.stack([p.angle_theta, p.angle_k], 1))
     torsions = Terms.of(rank[p.torsions], np.stack([p.torsion_n, p.torsion_phase, p.torsion_k], 1))
     r0, theta0, scale, bends = _ideal(z, p, rank, peptide.bonds)
@@ -226,14 +227,6 @@ def _moved(value: Any, device: torch.device) -> Any:
     if is_dataclass(value) and not isinstance(value, Peptide | ZMatrix):
         return replace(value, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value) if f.init})  # type: ignore[type-var]
     return value
-
-
-def _hops(graph: nx.Graph, n: int) -> np.ndarray:
-    hops = np.zeros((n, n), dtype=np.int64)
-    for i, lengths in nx.all_pairs_shortest_path_length(graph):
-        for j, length in lengths.items():
-            hops[i, j] = length
-    return hops
 
 
 def _nearest(hops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

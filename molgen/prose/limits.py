@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molgen.geometry.internal import ZMatrix, dihedral, wrapped
+from molgen.geometry.internal import ZMatrix, angle, dihedral, wrapped_angle
 from molgen.prose.validity import LONGEST, SHORTEST
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ class Limits:
         n, rank = len(z), np.arange(len(z))
         low, high = np.full((n, 3), -math.inf), np.full((n, 3), math.inf)
         low[1:, 0], high[1:, 0] = SHORTEST * ideal[1:, 0], LONGEST * ideal[1:, 0]
-        angle, closes = ~z.closes & (rank > 1), z.closes
-        low[angle, 1], high[angle, 1] = np.clip(
-            ideal[angle, 1] + BEND * unit[angle] * np.array([[-1], [1]]), 0, math.pi
+        bends, closes = ~z.closes & (rank > 1), z.closes
+        low[bends, 1], high[bends, 1] = np.clip(
+            ideal[bends, 1] + BEND * unit[bends] * np.array([[-1], [1]]), 0, math.pi
         )
         low[closes, 1], high[closes, 1] = SHORTEST * ideal[closes, 1], LONGEST * ideal[closes, 1]
         narrow = (z.fold == 0) & (rank > 2)
@@ -107,9 +107,7 @@ def windows(rows: Rows, x: Tensor, q: Tensor, kind: int) -> tuple[Tensor, Tensor
             high[:, at] = torch.minimum(high[:, at], apart + r)
     if kind > 0 and len(at := rows.mate_at):
         a, b, c, mate = (x[:, index] for index in (rows.a[at], rows.b[at], rows.c[at], rows.mate))
-        back, across = b - c, mate - c
-        distance = across.norm(dim=-1)
-        turn = torch.atan2(torch.linalg.cross(back, across).norm(dim=-1), (back * across).sum(-1))
+        distance, turn = (mate - c).norm(dim=-1), angle(b, c, mate)
         gap, r = rows.gap.to(x.dtype), q[:, at, 0]
         if kind == 1:  # in the plane of the ring, where the gap is least
             square = (r.square() + distance.square())[..., None] - gap.square()
@@ -120,7 +118,7 @@ def windows(rows: Rows, x: Tensor, q: Tensor, kind: int) -> tuple[Tensor, Tensor
             square = r.square() + distance.square() - 2 * r * distance * theta.cos() * turn.cos()
             cosine = (square - gap[:, 1].square()) / (2 * r * distance * theta.sin() * turn.sin())
             half = torch.arccos(cosine.clamp(-1, 1))
-            middle = wrapped(dihedral(a, b, c, mate) - rows.centre[at].to(x.dtype))
+            middle = wrapped_angle(dihedral(a, b, c, mate) - rows.centre[at].to(x.dtype))
             least, most = middle - half, middle + half
         # where both cannot be had, a ring that closes matters more
         common = torch.maximum(low[:, at], least), torch.minimum(high[:, at], most)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import rel_entr
 
 from molgen.errors import InputError, MolgenError
 
@@ -69,12 +70,8 @@ def jensen_shannon(
     y, v = _sample(b, weights_b, 2)
     p, q = (_histogram(points, weights, bins) for points, weights in ((x, u), (y, v)))
     mean = (p + q) / 2
-
-    def kl(part: np.ndarray) -> float:
-        some = part > 0
-        return float((part[some] * np.log(part[some] / mean[some])).sum())
-
-    return max((kl(p) + kl(q)) / 2, 0.0)
+    # scipy's jensenshannon is its square root, and nan where rounding makes the sum less than 0
+    return max(float(rel_entr(p, mean).sum() + rel_entr(q, mean).sum()) / 2, 0.0)
 
 
 def slow_coordinates(trajectories: Sequence[ArrayLike], lag: int, dim: int = 2) -> Callable[[ArrayLike], np.ndarray]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from molgen.geometry.internal import closing_angle, dihedral, place
+from molgen.geometry.internal import angle, closing_angle, dihedral, place
 from molgen.prose.layout import Layout
 from molgen.prose.rotors import Rotor, Terms
 from molgen.units import COULOMB
@@ -127,8 +127,8 @@ def scan(layout: Layout, rotor: Rotor, x: Tensor) -> Tensor:
             (mate[:, :1] - height[:, :1]).square() + mate[:, 1:].square().sum(-1, keepdim=True) + radius[:, :1].square()
         )
         gap = gap - 2 * radius[:, :1] * across
-        angle = torch.arccos(((r1 * r1 + r2 * r2 - gap) / (2 * r1 * r2)).clamp(-0.9999, 0.9999))
-        torsion = torsion + 0.5 * k * (angle - rest).square()
+        bend = torch.arccos(((r1 * r1 + r2 * r2 - gap) / (2 * r1 * r2)).clamp(-0.9999, 0.9999))
+        torsion = torsion + 0.5 * k * (bend - rest).square()
     if layout.z.closes[i]:  # no bond is the axis; the angles at both ends of the ring's last two bonds resist instead
         points = (
             c[:, None] + torch.cat([height[..., None].expand(-1, -1, KNOTS), radius[..., None] * turn[0]], 1).mT @ frame
@@ -201,12 +201,11 @@ def _bonded(plan: Plan, x: Tensor, points: Tensor) -> Tensor:
         own = slot[:, None, :, None]
         corners = torch.where(own, points[:, k][:, :, :, None], corners)
         if index.shape[1] == 3:
-            first, last = corners[..., 0, :] - corners[..., 1, :], corners[..., 2, :] - corners[..., 1, :]
-            angle = torch.atan2(torch.linalg.cross(first, last).norm(dim=-1), (first * last).sum(-1))
-            value = 0.5 * constants[:, 1, None] * (angle - constants[:, 0, None]).square()
+            bend = angle(*corners.unbind(-2))
+            value = 0.5 * constants[:, 1, None] * (bend - constants[:, 0, None]).square()
         else:
-            angle = dihedral(*corners.unbind(-2))
-            value = constants[:, 2, None] * torch.cos(constants[:, 0, None] * angle - constants[:, 1, None])
+            turn = dihedral(*corners.unbind(-2))
+            value = constants[:, 2, None] * torch.cos(constants[:, 0, None] * turn - constants[:, 1, None])
         energy = energy.index_add(1, k, value)
     return energy
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from molgen.geometry.internal import log_volume, to_internal, wrapped
+from molgen.geometry.internal import log_volume, to_internal, wrapped_angle
 from molgen.prose.layout import Layout
 from molgen.prose.physics import local_quadratic, scan
 from molgen.prose.rows import Rows
@@ -158,7 +158,7 @@ def thermal(temperature: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def broad_positions(layout: Layout, state: State) -> Tensor:
     """(B, R) broad dihedrals times their fold, wrapped to [-pi, pi)."""
-    return wrapped(state.q[:, layout.rotor_ranks, 2] * layout.folds.to(state.q.dtype))
+    return wrapped_angle(state.q[:, layout.rotor_ranks, 2] * layout.folds.to(state.q.dtype))
 
 
 def _unit(vector: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from molgen.errors import InputError
-from molgen.geometry.internal import ZMatrix, dihedral, wrapped
+from molgen.geometry.bonds import atom_classes
+from molgen.geometry.internal import ZMatrix, dihedral, wrapped_angle
 
 _THIRD = 2 * math.pi / 3
 
@@ -48,12 +49,7 @@ class _Builder:
         self.graph.add_nodes_from(range(len(self.names)))
         self.graph.add_edges_from((int(i), int(j)) for i, j in bonds)
         self.rings = [set(ring) for ring in nx.minimum_cycle_basis(self.graph)]
-        hashes = nx.weisfeiler_lehman_subgraph_hashes(
-            nx.set_node_attributes(self.graph, {i: str(z) for i, z in enumerate(numbers)}, "z") or self.graph,
-            node_attr="z",
-            iterations=6,
-        )
-        self.classes = [hashes[i][-1] for i in range(len(self.names))]
+        self.classes = atom_classes(numbers, nx.to_numpy_array(self.graph) > 0)[-1]
         self.placed: dict[int, int] = {}
         self.rows: list[tuple[tuple[int, int, int], bool, int, float]] = []
         self.axis: dict[int, int] = {}  # centre -> the placed neighbour that its substituents are seen along
@@ -215,7 +211,7 @@ def canonical(z: ZMatrix, x: Tensor) -> Tensor:
     """Positions (B, N, 3) by rank with equivalent hydrogens (and methyl groups) named as the z-matrix expects."""
     for rank, first, second in z.swaps:
         a, b, c = (x[:, k] for k in z.references[rank])
-        off = wrapped(dihedral(a, b, c, x[:, rank]) - float(z.centre[rank])).abs() > math.pi / 2
+        off = wrapped_angle(dihedral(a, b, c, x[:, rank]) - float(z.centre[rank])).abs() > math.pi / 2
         if off.any():
             swapped = x.clone()
             swapped[:, list(first + second)] = x[:, list(second + first)]

@@ -1,4 +1,4 @@
-"""Pictures of weighted ensembles: Ramachandran plots, the tail of the weights, free-energy surfaces. PNG bytes."""
+"""Pictures of weighted ensembles: Ramachandran plots and the tail of the weights. PNG bytes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 from molgen.errors import InputError
 from molgen.report.plots import ACCENT, CURVE, INK, QUIET, figure_png, heading
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.free_energy import FES, CollectiveVariable, histogram_fes
+from molgen.reweight.free_energy import CVValues, histogram_fes
 from molgen.reweight.importance import WeightDiagnostics, cleaned, diagnose, psis, tail_length, verdict
-from molgen.units import energy_unit, shown
+from molgen.units import energy_unit
 from molgen.variables import backbone_torsions, torsion, values
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 TOPS = {"kJ/mol": 20.0, "kcal/mol": 5.0}  # of the colour scale
-MAP, ERRORS, EMPTY = "YlGnBu_r", "OrRd", "#e4e7eb"  # grey: the palest colour of the maps is a value
+MAP, EMPTY = "YlGnBu_r", "#e4e7eb"  # grey: the palest colour of the maps is a value
 DEGREES = (-180, -90, 0, 90, 180)
+BINS = 36  # of each torsion
 MOST_ROWS = 6  # of Ramachandran plots, before a second block of columns
 # Ramachandran plots, inches: a square panel, the gap after it, and what the words around the panels need
 PANEL, GAP, LABELS, HEAD, FOOT, BAR = 1.55, 0.3, 0.8, 0.78, 0.24, 0.85
@@ -30,17 +31,14 @@ LEAST_SPAN = 0.1  # of an axis of log-weights
 FAR = 25.0  # a weight of e^-25 of the mean adds nothing: how far below it a histogram of log-weights goes
 
 
-def ramachandran(
-    ensemble: Ensemble, md: Ensemble | None = None, *, unit: str = "kJ/mol", title: str = "", bins: int = 36
-) -> bytes:
-    """Free energy over (phi, psi) as sampled and as reweighted, and in MD where given; one row a residue.
+def ramachandran(ensemble: Ensemble, *, unit: str = "kJ/mol", title: str = "") -> bytes:
+    """Free energy over (phi, psi) as sampled and as reweighted; one row a residue.
 
     The residue that lacks phi (the first) and the one that lacks psi (the last) share a panel: psi of one over phi of
     the other. Residues count from 0, as in observables. Each panel is zero at its own minimum.
 
     Args:
         ensemble: with a topology that has at least one phi and one psi.
-        md: an ensemble of the same molecule to compare with.
         unit: "kJ/mol" or "kcal/mol".
 
     Raises:
@@ -48,9 +46,7 @@ def ramachandran(
     """
     rows = _torsion_pairs(ensemble)
     flat = np.where(np.isfinite(ensemble.positions).all((1, 2)), 0.0, -np.inf)
-    columns = [("as sampled", ensemble, flat), ("reweighted", ensemble, None)]
-    if md is not None:
-        columns.append(("MD", md, None))
+    columns = [("as sampled", flat), ("reweighted", None)]
     blocks = -(-len(rows) // MOST_ROWS)
     depth = -(-len(rows) // blocks)
     across = LABELS + len(columns) * (PANEL + GAP)  # of a block
@@ -61,11 +57,11 @@ def ramachandran(
         for at, (label, phi, psi) in enumerate(rows):
             block, row = divmod(at, depth)
             lowest = row == depth - 1 or at == len(rows) - 1
-            for column, (column_title, source, log_weights) in enumerate(columns):
+            for column, (column_title, log_weights) in enumerate(columns):
                 left = block * across + LABELS + column * (PANEL + GAP)
                 top = HEAD + row * (PANEL + GAP)
                 axes = figure.add_axes(_box(left, top, PANEL, PANEL, width, height))
-                picture = _ramachandran_panel(axes, source, log_weights, phi, psi, bins, unit)
+                picture = _ramachandran_panel(axes, ensemble, log_weights, phi, psi, unit)
                 axes.tick_params(labelbottom=lowest, labelleft=column == 0, labelsize=7, length=2)
                 axes.set_xlabel("φ, degrees" if lowest else "")
                 axes.set_ylabel(f"{label}\nψ, degrees" if column == 0 else "")
@@ -107,29 +103,6 @@ def weights(log_weights: ArrayLike, *, title: str = "", judged: str | None = Non
     return figure_png(draw, (8.4, 3.8))
 
 
-def free_energy(fes: FES, *, unit: str = "kJ/mol", title: str = "", subtitle: str = "", good: bool = True) -> bytes:
-    """A free-energy surface with its standard error: a band in one dimension, a second map in two.
-
-    Args:
-        unit: "kcal/mol" or "kJ/mol". good: whether the estimate passed its gate.
-
-    Raises:
-        InputError: more than two collective variables, or an unknown unit.
-    """
-    energy = energy_unit(unit)
-    if len(fes.names) > 2:
-        raise InputError(f"{len(fes.names)} collective variables", where="picture of a FES", expected="one or two")
-
-    def draw(figure: Figure) -> None:
-        if len(fes.names) == 1:
-            _curve(figure.subplots(), fes, energy, unit)
-        else:
-            _maps(figure, fes, energy, unit)
-        heading(figure, title, subtitle, color=INK if good else ACCENT)
-
-    return figure_png(draw, (6.4, 4.2) if len(fes.names) == 1 else (9.2, 4.2))
-
-
 def _box(left: float, top: float, width: float, height: float, across: float, down: float):
     """Inches from the upper left corner of a figure -> (left, bottom, width, height) as shares of it."""
     return left / across, 1 - (top + height) / down, width / across, height / down
@@ -157,13 +130,13 @@ def _torsion_pairs(ensemble: Ensemble) -> list[tuple[str, Any, Any]]:
     return pairs
 
 
-def _ramachandran_panel(axes: Axes, source: Ensemble, log_weights, phi, psi, bins: int, unit: str):
-    measured = [values(torsion(*atoms), source.positions) for atoms in (phi, psi)]
-    cvs = [CollectiveVariable("", angles, "rad", 2 * np.pi) for angles in measured]
-    shares = source.weights
+def _ramachandran_panel(axes: Axes, ensemble: Ensemble, log_weights, phi, psi, unit: str):
+    measured = [values(torsion(*atoms), ensemble.positions) for atoms in (phi, psi)]
+    cvs = [CVValues("", angles, "rad", 2 * np.pi) for angles in measured]
+    shares = ensemble.weights
     if log_weights is not None:
         shares = np.isfinite(log_weights) / max(np.isfinite(log_weights).sum(), 1)
-    fes = histogram_fes(cvs, source.log_weights, shares, source.temperature, bins=bins)
+    fes = histogram_fes(cvs, ensemble.log_weights, shares, ensemble.temperature, bins=BINS)
     energy, top = energy_unit(unit), TOPS[unit]
     surface = np.ma.masked_invalid(fes.free_energy / energy)
     edges = [np.degrees(e) for e in fes.edges]
@@ -210,60 +183,6 @@ def _weight_tail(axes: Axes, log_w: np.ndarray, finite: np.ndarray, found: Weigh
     axes.set_xlim(middle - span / 2, middle + span / 2)
     axes.set(xlabel="ln(w / mean weight)", ylabel="share of samples with a larger weight")
     axes.legend(fontsize=8, loc="lower left", edgecolor="none", framealpha=1, borderaxespad=0.2)
-
-
-def _curve(axes: Axes, fes: FES, energy: float, unit: str) -> None:
-    scale = axis_scale(axes.xaxis, fes, 0)
-    x, values, error = fes.centres[0] * scale, fes.free_energy / energy, fes.error / energy
-    known = np.isfinite(values)
-    shown = np.where(known, values, np.nan)
-    bars = np.where(known & np.isfinite(error), error, np.nan)  # no band where it is unknown
-    label = "± standard error" if np.isfinite(bars).any() else None
-    axes.fill_between(x, shown - bars, shown + bars, color=CURVE, alpha=0.25, lw=0, label=label)
-    axes.plot(x, shown, color=CURVE, lw=1.6, marker="o", ms=2.5)
-    lonely = known & ~np.r_[False, known[:-1]] & ~np.r_[known[1:], False]  # the band has no width there
-    axes.errorbar(x[lonely], shown[lonely], bars[lonely], fmt="none", ecolor=CURVE, alpha=0.4, lw=1.2)
-    axes.set_ylabel(f"free energy, {unit}")
-    axes.set_xlim(fes.edges[0][0] * scale, fes.edges[0][-1] * scale)
-    axes.set_ylim(bottom=float(np.nanmin(shown - bars, initial=0.0)))
-    axes.spines[["top", "right"]].set_visible(False)
-    if label:
-        axes.legend(frameon=False, fontsize=8)
-
-
-def _maps(figure: Figure, fes: FES, energy: float, unit: str) -> None:
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    values = np.ma.masked_invalid(fes.free_energy / energy)
-    error = np.ma.masked_invalid(np.where(np.isfinite(fes.free_energy), fes.error, np.nan) / energy)
-    step = TOPS[unit] / 4
-    top = step * max(4.0, np.ceil(float(values.max()) / step) if values.count() else 4.0)
-    for axes, data, high, name in (
-        (left, values, top, "free energy"),
-        (right, error, float(np.ma.median(error)) * 3 if error.count() else 1.0, "standard error"),
-    ):
-        x, y = (fes.edges[at] * axis_scale(axis, fes, at) for at, axis in enumerate((axes.xaxis, axes.yaxis)))
-        axes.set_facecolor(EMPTY)
-        picture = axes.pcolormesh(x, y, data.T, cmap=MAP if axes is left else ERRORS, vmin=0, vmax=high or 1.0)
-        figure.colorbar(picture, ax=axes, extend="max", pad=0.02).set_label(f"{name}, {unit}")
-        axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
-    levels = np.arange(step, top, step)
-    smooth = np.ma.masked_where(np.ma.getmaskarray(error) | (error.filled(np.inf) > step / 2), values)
-    x, y = (c * shown(unit)[0] for c, unit in zip(fes.centres, fes.units, strict=True))
-    if min(values.shape) > 1 and smooth.count():
-        left.contour(x, y, smooth.T, levels=levels, colors=INK, linewidths=0.5)
-    right.set_ylabel("")
-
-
-def axis_scale(axis: Any, fes: FES, at: int) -> float:
-    """Label an axis with a collective variable; the factor to what it shows (degrees, or its own unit)."""
-    unit = fes.units[at]
-    factor, name = shown(unit)
-    axis.set_label_text(f"{fes.names[at]}, {'Å' if name == 'A' else name}" if name else fes.names[at])
-    if unit == "rad" and fes.periods[at] is not None:
-        from matplotlib.ticker import MultipleLocator
-
-        axis.set_major_locator(MultipleLocator(60 if np.ptp(fes.edges[at]) > 4 else 30))
-    return factor
 
 
 def _weights_heading(figure: Figure, title: str, found: WeightDiagnostics, judged: str) -> Text:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from molgen.report.ensemble_plots import EMPTY, MAP, TOPS, axis_scale
+from molgen.report.ensemble_plots import EMPTY, MAP, TOPS
 from molgen.report.plots import ACCENT, CURVE, INK, QUIET, figure_png, heading
 from molgen.reweight.free_energy import FES, FEW
 from molgen.reweight.importance import RELIABLE_KHAT
-from molgen.units import energy_unit
+from molgen.units import energy_unit, shown
 
 MOST_POINTS = 1500  # samples shown
 Basins = Sequence[tuple[tuple[float, ...], str]]  # (minimum, label)
@@ -49,15 +49,17 @@ def surface(
 
 def _profile(axes: Any, fes: FES, others: Mapping[str, np.ndarray], basins: Basins, unit: str) -> None:
     """The surface of one variable as a curve with its error."""
-    energy, x = energy_unit(unit), fes.centres[0] * axis_scale(axes.xaxis, fes, 0)
+    energy, x = energy_unit(unit), fes.centres[0] * _axis_scale(axes.xaxis, fes, 0)
     known = np.isfinite(fes.free_energy)
     values = np.where(known, fes.free_energy / energy, np.nan)
     error = np.where(known & np.isfinite(fes.error), fes.error / energy, np.nan)  # no band where it is unknown
     axes.fill_between(x, values - error, values + error, color=CURVE, alpha=0.25, lw=0)
     axes.plot(x, values, color=CURVE, lw=1.8, marker="o", ms=2.5, label="path weights ± standard error")
+    lonely = known & ~np.r_[False, known[:-1]] & ~np.r_[known[1:], False]  # the band has no width there
+    axes.errorbar(x[lonely], values[lonely], error[lonely], fmt="none", ecolor=CURVE, alpha=0.4, lw=1.2)
     for (name, other), style in zip(others.items(), ("--", ":"), strict=False):
-        shown = np.where(known & np.isfinite(other), other / energy, np.nan)
-        axes.plot(x, shown - np.nanmin(shown), style, color=INK, lw=1.2, label=name)
+        alike = np.where(known & np.isfinite(other), other / energy, np.nan)
+        axes.plot(x, alike - np.nanmin(alike), style, color=INK, lw=1.2, label=name)
     high = max(np.nanmax(values, initial=0.0), 1e-3)
     axes.set_ylim(-0.18 * high, 1.05 * high)
     axes.set_ylabel(f"free energy, {unit}")
@@ -71,7 +73,7 @@ def _profile(axes: Any, fes: FES, others: Mapping[str, np.ndarray], basins: Basi
 def _map(figure: Any, axes: Any, fes: FES, basins: Basins, samples: np.ndarray, unit: str) -> None:
     """The surface of two variables as a map with contours."""
     energy, top = energy_unit(unit), TOPS[unit]
-    scales = [axis_scale(axis, fes, at) for at, axis in enumerate((axes.xaxis, axes.yaxis))]
+    scales = [_axis_scale(axis, fes, at) for at, axis in enumerate((axes.xaxis, axes.yaxis))]
     x, y = (centres * scale for centres, scale in zip(fes.centres, scales, strict=True))
     edges = [e * scale for e, scale in zip(fes.edges, scales, strict=True)]
     values = np.ma.masked_invalid(fes.free_energy / energy)
@@ -90,6 +92,18 @@ def _map(figure: Any, axes: Any, fes: FES, basins: Basins, samples: np.ndarray, 
         axes.plot(*place, "o", ms=5, mfc="none", mec=ACCENT, mew=1.4)
     box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85}
     _labels(axes, places, [label for _, label in basins], (12, -12, 26, -26, 40, -40), bbox=box)
+
+
+def _axis_scale(axis: Any, fes: FES, at: int) -> float:
+    """Label an axis with a collective variable; the factor to what it shows (degrees, or its own unit)."""
+    unit = fes.units[at]
+    factor, name = shown(unit)
+    axis.set_label_text(f"{fes.names[at]}, {'Å' if name == 'A' else name}" if name else fes.names[at])
+    if unit == "rad" and fes.periods[at] is not None:
+        from matplotlib.ticker import MultipleLocator
+
+        axis.set_major_locator(MultipleLocator(60 if np.ptp(fes.edges[at]) > 4 else 30))
+    return factor
 
 
 def _labels(axes: Any, places: Sequence[tuple[float, float]], texts: Sequence[str], heights: Sequence[int], **style):

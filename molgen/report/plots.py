@@ -64,13 +64,12 @@ def barrier_profile(
     subtitle: str = "",
     labels: tuple[str, str] = ("reactant", "product"),
     between: Mapping[int, str] | None = None,
-    unit: str = "kcal/mol",
 ) -> bytes:
     """Energy along a path through a transition state, or several.
 
     Args:
         coordinate: (M,) path length, Angstrom amu^1/2 or Angstrom; increasing.
-        energies: (M,) relative to the first point, in `unit`.
+        energies: (M,) kcal/mol relative to the first point.
         ts_index: which point is the transition state, or which points are.
         labels: names of the two ends. between: names of points in between, by index.
     """
@@ -96,7 +95,7 @@ def barrier_profile(
         label(labels[0], s[0], min(_lowest_near(s, e, s[0]), 0.0), -16, ha="left")
         label(f"{labels[1]}\n{_number(e[-1], sign='+')}", s[-1], _lowest_near(s, e, s[-1]), -28, ha="right")
         axes.set_xlabel("path length, Å")
-        axes.set_ylabel(f"energy relative to {labels[0]}, {unit}")
+        axes.set_ylabel(f"energy relative to {labels[0]}, kcal/mol")
         axes.set_ylim(low - 0.22 * room, low + 1.2 * room)
         axes.margins(x=0.06)
         axes.spines[["top", "right"]].set_visible(False)

@@ -2,12 +2,12 @@
 
 from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.estimate import Estimate, autocorrelation_time
-from molgen.reweight.free_energy import FES, CollectiveVariable
+from molgen.reweight.free_energy import FES, CVValues
 from molgen.reweight.importance import WeightDiagnostics, diagnose, normalised, psis, verdict
 
 __all__ = [
     "FES",
-    "CollectiveVariable",
+    "CVValues",
     "Ensemble",
     "Estimate",
     "WeightDiagnostics",

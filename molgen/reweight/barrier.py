@@ -13,8 +13,8 @@ minus kT ln of the density on the surface, made a bare number by the thermal wav
 function of the basin (Dietschreit, Diestler, Hulm, Ochsenfeld, Gomez-Bombarelli, J. Chem. Phys. 157 (2022) 084113). s*
 is where A is largest (variational). Nuclei are classical; recrossing and tunnelling are left out.
 
-`profile_barrier` gives what is read off a profile F(x) = -kT ln p(x): its top above its two minima, which tell nothing
-of how wide the wells are; how much of the weight each holds, `Ensemble.free_energy` tells.
+`profile_barrier` gives what is read off a profile F(x) = -kT ln p(x): its top above its two minima, which ignores the
+width of the wells; for their populations use `Ensemble.free_energy`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 from molgen.errors import InputError, number_pair
 from molgen.reweight.estimate import Estimate, bootstrap, few_groups, lacking
-from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.free_energy import CVValues
 from molgen.reweight.importance import cleaned, khat_threshold, region_khat
 from molgen.reweight.profile import FINE, SmoothDensity
 from molgen.units import KB, PLANCK
@@ -36,7 +36,7 @@ STRAYS = 1e-3  # of the samples at each end: one far away would spread the knots
 KNOTS = 20  # intervals of the spline in `limits`, by default 0 to 1
 FINER, APART = 2, 3.0  # halvings of all knot intervals; errors of what they change by which it is more than noise
 COARSE, HIGH = 24, 1.0  # intervals of a first look at all basins; kT that a top between two is above either
-WINDOW = 1.5  # intervals on each side of the top, in which redraws look for it and its k-hat is that of the samples
+WINDOW = 1.5  # intervals on each side of the top, in which replicas look for it and its k-hat is that of the samples
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def find_barrier(
 
 
 def profile_barrier(
-    variable: CollectiveVariable,
+    variable: CVValues,
     log_weights: np.ndarray,
     weights: np.ndarray,
     temperature: float,
@@ -261,7 +261,7 @@ def _profile_figures(curve: SmoothDensity, between: tuple[float, float], weights
     return np.array([height, *wells, place])
 
 
-def _limits(variable: CollectiveVariable, weights: np.ndarray, a: float, b: float) -> tuple[float, float]:
+def _limits(variable: CVValues, weights: np.ndarray, a: float, b: float) -> tuple[float, float]:
     """A whole period around the middle of a and b, or the range of the samples without `STRAYS`, widened to a and b if
     samples lie beyond."""
     if variable.period is not None:

@@ -15,7 +15,7 @@ from molgen.errors import InputError, check_counts, check_temperature
 from molgen.reweight import storage
 from molgen.reweight.barrier import SIDES, Barrier, profile_barrier
 from molgen.reweight.estimate import REFUSED, Estimate, check_values, lacking, weighted_mean
-from molgen.reweight.free_energy import FES, CollectiveVariable, free_energy_difference, histogram_fes
+from molgen.reweight.free_energy import FES, CVValues, free_energy_difference, histogram_fes
 from molgen.reweight.importance import (
     TOP_SHARE,
     Verdict,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _Doubtful = TypeVar("_Doubtful", Estimate, FES, Barrier)
 # A collective variable: by name or text, with its values, or as a function
-Variable: TypeAlias = "str | CollectiveVariable | CV"
+Variable: TypeAlias = "str | CVValues | CV"
 # A region: boolean mask (n,), callable giving one, {"phi 1": (low, high)} in A and rad, or text in A and degrees
 Region = np.ndarray | Callable[[Any], ArrayLike] | Mapping[str, tuple[float, float]] | str
 
@@ -67,7 +67,7 @@ class Ensemble:
         at_best: the verdict is never better: of what k-hat of these weights cannot see, such as weights dropped or
             proposals refused on the way. Of a "biased" or "failed" ensemble no estimate is reliable.
         smoothed: whether estimates use Pareto-smoothed weights.
-        redrawn_by: diagnostics of the weights by which samples were redrawn, None if they were not: no estimate is
+        resampled_by: diagnostics of the weights by which samples were resampled, None if they were not: no estimate is
             better than these allow, although the samples themselves weigh alike.
 
     Raises:
@@ -81,12 +81,12 @@ class Ensemble:
     numbers: np.ndarray
     topology: mdtraj.Topology | None = None
     log_q: np.ndarray | None = None
-    cvs: Mapping[str, CollectiveVariable] = field(default_factory=dict)
+    cvs: Mapping[str, CVValues] = field(default_factory=dict)
     groups: np.ndarray | None = None
     validity: Mapping[str, int] = field(default_factory=dict)
     at_best: Verdict = "reliable"
     smoothed: bool = True
-    redrawn_by: WeightDiagnostics | None = None
+    resampled_by: WeightDiagnostics | None = None
 
     def __post_init__(self):
         def keep(name: str, value: Any) -> None:
@@ -152,7 +152,7 @@ class Ensemble:
             raise InputError("this ensemble has no topology", remedy="use `positions` (n, N, 3) in Angstrom")
         return mdtraj.Trajectory((self.positions / 10).astype(np.float32), self.topology)
 
-    def cv(self, what: str | CV) -> CollectiveVariable:
+    def cv(self, what: str | CV) -> CVValues:
         """The attached variable of that name, that of a text, "phi 1", or of a function (`molgen.variables.custom`).
 
         Raises:
@@ -172,7 +172,7 @@ class Ensemble:
             if self.cvs:
                 error.add_note(f"attached collective variables: {', '.join(self.cvs)}")
             raise
-        return CollectiveVariable(found.name, values(found, self.positions), found.unit, found.period)
+        return CVValues(found.name, values(found, self.positions), found.unit, found.period)
 
     def expectation(self, what: Variable | ArrayLike | Callable[[Any], ArrayLike]) -> Estimate:
         """Boltzmann average with its standard error and k-hat.
@@ -184,8 +184,8 @@ class Ensemble:
         Raises:
             InputError: no such variable, or values of the wrong shape or not finite at a sample that has a weight.
         """
-        if isinstance(what, (str, CollectiveVariable)) or hasattr(what, "function"):
-            variable = what if isinstance(what, CollectiveVariable) else self.cv(cast("str | CV", what))
+        if isinstance(what, (str, CVValues)) or hasattr(what, "function"):
+            variable = what if isinstance(what, CVValues) else self.cv(cast("str | CV", what))
             turn = 1.0 if variable.period is None else 2 * np.pi / variable.period
             estimate = self._mean(variable.values * turn, circular=variable.period is not None, unit=variable.unit)
             return estimate.scaled(1 / turn, variable.unit)
@@ -197,7 +197,7 @@ class Ensemble:
         Args:
             region_a, region_b: boolean mask (n,); a function that gives one; a box {"phi 1": (low, high)} in A and rad;
                 or text such as "phi 1 in (-180, 0)" in A and degrees (see `molgen.reweight.regions`).
-            replicas: redraws for a bootstrap error; 0 for the delta method.
+            replicas: of the bootstrap that gives the error; 0 for the delta method.
         """
         found = free_energy_difference(
             self.region(region_a),
@@ -256,7 +256,7 @@ class Ensemble:
             between: a place in each basin, low < high, in its unit.
             limits: of the profile, the two basins and nothing else; None: as far as the tops to the next ones.
             width: between knots of the smooth curve to begin with; None: a fifteenth of the limits.
-            replicas: redraws for the bootstrap errors.
+            replicas: of the bootstrap that gives the errors.
 
         Raises:
             InputError: no such variable, places that are not in order within the limits, or limits beyond a period.
@@ -281,8 +281,8 @@ class Ensemble:
         chosen = np.sort(generator(seed).choice(len(self), size=count, p=self.weights))
         drawn = self[chosen]
         groups = chosen if self.groups is None else self.groups[chosen]
-        by = worst_weights(self.diagnostics, self.redrawn_by)
-        return replace(drawn, log_weights=np.zeros(count), groups=groups, at_best=self.verdict, redrawn_by=by)
+        by = worst_weights(self.diagnostics, self.resampled_by)
+        return replace(drawn, log_weights=np.zeros(count), groups=groups, at_best=self.verdict, resampled_by=by)
 
     def without_top(self, share: float = TOP_SHARE) -> Ensemble:
         """The ensemble with the largest weights dropped and the rest not smoothed, as Prose reports. Biased."""
@@ -341,13 +341,13 @@ class Ensemble:
         """
         return cls(**storage.load(folder))
 
-    def _known(self, cv: Variable) -> CollectiveVariable:
+    def _known(self, cv: Variable) -> CVValues:
         """A collective variable by name or as it is, with a value wherever there is a weight.
 
         Raises:
             InputError: no such variable, of another number of samples, or not finite where the weight is above zero.
         """
-        variable = cv if isinstance(cv, CollectiveVariable) else self.cv(cv)
+        variable = cv if isinstance(cv, CVValues) else self.cv(cv)
         check_values(variable.values, self.weights, variable.name)
         return variable
 
@@ -358,7 +358,7 @@ class Ensemble:
         """An estimate from these samples, which is not reliable if the ensemble cannot be."""
         if isinstance(found, Barrier):
             return replace(found, **{side: self.doubted(getattr(found, side)) for side in SIDES})
-        by, why = self.redrawn_by, "" if self.at_best in ("reliable", "warn") else REFUSED
+        by, why = self.resampled_by, "" if self.at_best in ("reliable", "warn") else REFUSED
         if by is not None:
             why = why or lacking([by.khat], [by.threshold])
             found = replace(found, khat=np.maximum(found.khat, by.khat)[()])

@@ -5,10 +5,10 @@ Standard errors are those of the delta method for self-normalised weights,
     var <f> = G/(G-1) sum_g ( sum_(i in g) w_i (f_i - <f>) )^2,   sum w = 1,
 
 where draws of one group g (a block of MD frames, one seed, one resampled ancestor) may depend on each other and groups
-do not; without groups each draw is its own (Owen, Monte Carlo theory, methods and examples, ch. 9). `bootstrap` redraws
-the groups and needs no derivative. Neither knows of tails that were never drawn: k-hat does. Above a k-hat of 0.5 the
-variance is infinite and both are lower bounds of the error; above 0.7 they say nothing. k-hat in turn knows
-nothing of groups (after a resampling all weights are alike), so that these are counted: `few_groups`.
+do not; without groups each draw is its own (Owen, Monte Carlo theory, methods and examples, ch. 9). `bootstrap` draws
+the groups anew and needs no derivative. Neither knows of tails that were never drawn: k-hat does. Above a k-hat of 0.5
+the variance is infinite and both are lower bounds of the error; above 0.7 they say nothing. k-hat in turn knows nothing
+of groups (after a resampling all weights are alike), so that these are counted: `few_groups`.
 """
 
 from __future__ import annotations
@@ -211,22 +211,22 @@ def bootstrap(
     replicas: int = 200,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard error of statistic(weights (n,)) over `replicas` redraws of the groups with replacement.
+    """Mean and standard error of statistic(weights (n,)) over `replicas` draws of the groups with replacement.
 
     The mean lies as far from the statistic as this from the truth.
 
-    A redraw multiplies the weight of each draw by the number of times its group was drawn, and normalises; smoothing
-    is not repeated. Redraws where the statistic is not finite (an emptied region) are left out; NaN if more than half
-    are, or for a single group. Of G groups redraws have (G-1)/G of the variance, which is made good.
+    A replica multiplies the weight of each draw by the number of times its group was drawn, and normalises; smoothing
+    is not repeated. Replicas where the statistic is not finite (an emptied region) are left out; NaN if more than half
+    are, or for a single group. Of G groups replicas have (G-1)/G of the variance, which is made good.
     """
     check_counts(replicas=(replicas, 2))
     index = np.arange(len(weights)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(index.max()) + 1
     rng, results = generator(seed), []
     for _ in range(replicas):
-        redrawn = weights * rng.multinomial(count, np.full(count, 1 / count))[index]
-        if redrawn.sum() > 0:
-            results.append(np.asarray(statistic(redrawn / redrawn.sum()), dtype=float))
+        replica = weights * rng.multinomial(count, np.full(count, 1 / count))[index]
+        if replica.sum() > 0:
+            results.append(np.asarray(statistic(replica / replica.sum()), dtype=float))
     if len(results) < 2 or count < 2:
         unknown = np.full(np.shape(statistic(weights)), np.nan)[()]
         return unknown, unknown

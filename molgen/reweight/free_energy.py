@@ -7,7 +7,7 @@ Jacobian the variables bring: two free atoms have F = -2 kT ln r in their distan
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ FEW = 5  # samples (groups) of a bin, with fewer of which its error would come o
 
 
 @dataclass(frozen=True, eq=False)
-class CollectiveVariable:
+class CVValues:
     """Values of a collective variable on every sample.
 
     Attributes:
@@ -72,10 +72,11 @@ class FES:
     temperature: float
     khat: float
     reliable: bool
-    kt: float = field(init=False)
 
-    def __post_init__(self):
-        object.__setattr__(self, "kt", KB * self.temperature)
+    @property
+    def kt(self) -> float:
+        """Thermal energy, eV."""
+        return KB * self.temperature
 
     @property
     def centres(self) -> tuple[np.ndarray, ...]:
@@ -84,7 +85,7 @@ class FES:
 
 
 def histogram_fes(
-    variables: Sequence[CollectiveVariable],
+    variables: Sequence[CVValues],
     log_weights: ArrayLike,
     weights: np.ndarray,
     temperature: float,
@@ -104,7 +105,7 @@ def histogram_fes(
         bins: number of bins for all or for each variable, or the edges of each.
         ranges: (low, high) of each variable in its unit; by default a whole period centred on 0, or the samples' range.
         groups: labels (n,) of draws that depend on each other.
-        replicas: redraws for bootstrap errors; 0 for the delta method.
+        replicas: of the bootstrap that gives the errors; 0 for the delta method.
 
     Raises:
         InputError: no variable, edges that do not increase, or no range because no sample has a weight.
@@ -153,7 +154,7 @@ def histogram_fes(
     )
 
 
-def bin_indices(variables: Sequence[CollectiveVariable], edges: Sequence[np.ndarray]) -> np.ndarray:
+def bin_indices(variables: Sequence[CVValues], edges: Sequence[np.ndarray]) -> np.ndarray:
     """(n,) flat index of the bin of each sample, -1 outside the grid; the last bin is closed, as in np.histogram."""
     flat, inside = 0, True
     for variable, e in zip(variables, edges, strict=True):
@@ -183,7 +184,7 @@ def free_energy_difference(
 
     Args:
         in_a, in_b: boolean (n,), which samples lie in each region.
-        replicas: redraws for a bootstrap error; 0 for the delta method.
+        replicas: of the bootstrap that gives the error; 0 for the delta method.
     """
     log_w, kt = cleaned(log_weights), KB * temperature
     share_a, share_b = weights[in_a].sum(), weights[in_b].sum()
@@ -209,9 +210,7 @@ def free_energy_difference(
     return Estimate(float(value), float(error), max(shapes), not why, "eV", why)
 
 
-def _all_edges(
-    variables: Sequence[CollectiveVariable], bins: Any, ranges: Any, used: np.ndarray
-) -> tuple[np.ndarray, ...]:
+def _all_edges(variables: Sequence[CVValues], bins: Any, ranges: Any, used: np.ndarray) -> tuple[np.ndarray, ...]:
     """Edges (bins + 1,) for each variable, from `bins` and `ranges` of `histogram_fes`; `used` (n,): with a weight."""
     if not variables:
         raise InputError("no collective variable", where="fes", expected="one or more")
@@ -230,7 +229,7 @@ def _all_edges(
     return tuple(_edges(*each, used) for each in zip(variables, many, limits, strict=True))
 
 
-def _edges(variable: CollectiveVariable, bins: Any, limits: Any, used: np.ndarray) -> np.ndarray:
+def _edges(variable: CVValues, bins: Any, limits: Any, used: np.ndarray) -> np.ndarray:
     if np.ndim(bins):
         edges = np.asarray(bins, dtype=float)
     else:

@@ -285,7 +285,7 @@ def _smoothed(log_w: np.ndarray) -> tuple[np.ndarray, float, int]:
     """Smoothed log-weights, k-hat and length of the fitted tail (0: none) of cleaned log-weights."""
     n, top = len(log_w), log_w.max()
     if n > 1 and log_w.min() == top > -np.inf:
-        return log_w, 0.0, 0  # one value (of MD, or of a redraw by weight) has no tail, however few they are
+        return log_w, 0.0, 0  # one value (of MD, or of a resampling) has no tail, however few they are
     positive = log_w > top - UNDERFLOW
     if positive.sum() < LEAST_DRAWS:
         return log_w, np.inf, 0

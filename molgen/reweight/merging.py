@@ -65,7 +65,7 @@ def merged(ensembles: Iterable[Ensemble]) -> Ensemble:
         validity={reason: sum(part.validity.get(reason, 0) for part in parts) for reason in reasons},
         at_best=worst(*verdicts),
         smoothed=all(part.smoothed for part in parts),
-        redrawn_by=worst_weights(*(part.redrawn_by for part in parts)),
+        resampled_by=worst_weights(*(part.resampled_by for part in parts)),
     )
 
 

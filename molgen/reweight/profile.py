@@ -168,7 +168,7 @@ class SmoothDensity:
         """Coefficients by Newton's method on the convex sum of v (p exp(-eta) + eta), steps cut where it overshoots."""
         density, known = self._density(weights)
         trust = np.where(known, self._trust, 0.0)  # elsewhere ln p has no lower bound
-        if not trust.any():  # a redraw without any sample here: nothing to fit
+        if not trust.any():  # a replica without any sample here: nothing to fit
             return guess
 
         def loss(c: np.ndarray) -> tuple[float, np.ndarray]:

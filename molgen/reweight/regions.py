@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from molgen.errors import InputError, number_pair
-from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.free_energy import CVValues
 from molgen.units import shown
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
@@ -18,7 +18,7 @@ _CLAUSE = re.compile(
 )
 
 _WRITTEN = 'clauses are joined by "and" alone, and a range is written "phi 1 in (0, 90)"'
-Lookup = Callable[[str], CollectiveVariable]
+Lookup = Callable[[str], CVValues]
 
 
 def written_region(text: str, lookup: Lookup) -> np.ndarray:
@@ -71,7 +71,7 @@ def boxed_region(ranges: Mapping[str, tuple[float, float]], lookup: Lookup) -> n
     return np.logical_and.reduce(masks)
 
 
-def _within(variable: CollectiveVariable, low: float, high: float) -> np.ndarray:
+def _within(variable: CVValues, low: float, high: float) -> np.ndarray:
     if variable.period is None:
         if not low < high:
             raise InputError(

@@ -14,7 +14,7 @@ import numpy as np
 from molgen.errors import InputError
 from molgen.files import explained, write_atomic
 from molgen.npz import read_npz, write_npz
-from molgen.reweight.free_energy import CollectiveVariable
+from molgen.reweight.free_energy import CVValues
 from molgen.reweight.importance import VERDICTS, Verdict, WeightDiagnostics
 
 if TYPE_CHECKING:
@@ -103,17 +103,18 @@ def _arguments(stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "numbers": stored["numbers"],
         "temperature": float(stored["temperature"]),
         "cvs": {
-            str(name): CollectiveVariable(str(name), values, str(unit), None if np.isnan(period) else float(period))
+            str(name): CVValues(str(name), values, str(unit), None if np.isnan(period) else float(period))
             for name, values, unit, period in cvs
         },
         "validity": dict(counts),
         "at_best": VERDICTS[VERDICTS.index(cast(Verdict, at_best))],
         "smoothed": bool(stored["smoothed"]),
-        "redrawn_by": _diagnostics(stored.get("redrawn_by")),
+        "resampled_by": _diagnostics(stored.get(_RESAMPLED)),
     }
 
 
 _CV = ("names", "values", "units", "periods")
+_RESAMPLED = "redrawn_by"  # what files have called it from the start
 _NEEDED = (
     "log_weights", "energies", "temperature", "numbers", "at_best", "smoothed", "validity_reasons", "validity_counts",
     *(f"cv_{key}" for key in _CV),
@@ -138,8 +139,8 @@ def _arrays(ensemble: Ensemble, positions: bool) -> dict[str, Any]:
     }
     if positions:
         arrays["positions"] = ensemble.positions
-    by = ensemble.redrawn_by
-    optional = {"log_q": ensemble.log_q, "groups": ensemble.groups, "redrawn_by": None if by is None else astuple(by)}
+    by = ensemble.resampled_by
+    optional = {"log_q": ensemble.log_q, "groups": ensemble.groups, _RESAMPLED: None if by is None else astuple(by)}
     return arrays | {name: np.asarray(value) for name, value in optional.items() if value is not None}
 
 

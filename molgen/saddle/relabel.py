@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from rdkit import Chem
 
 from molgen.geometry.bonds import bond_graph
 from molgen.geometry.chirality import stereo_differences
-from molgen.geometry.labelled import MOST, labelled_graph
+from molgen.geometry.labelled import isomorphisms, reaction_graph
 
 NEAREST = 100  # labellings that change the fewest atoms, of which the stereoisomers are looked at
 
@@ -25,13 +24,12 @@ def relabelling(numbers, wells, reactant: np.ndarray, product: np.ndarray) -> np
     Returns:
         (N,) int64; `wells[k][order]` have the bonds of reactant and product, or of product and reactant. None without.
     """
-    wanted = _condensed(numbers, reactant, product)
+    wanted = reaction_graph(numbers, bond_graph(numbers, reactant), bond_graph(numbers, product))
     found: list[tuple[int, tuple[int, ...], np.ndarray, np.ndarray]] = []
     for first, second in (wells, wells[::-1]):
-        graph = _condensed(numbers, first, second)
-        if graph.GetNumBonds() == wanted.GetNumBonds():  # then a match is an isomorphism
-            matches = graph.GetSubstructMatches(wanted, uniquify=False, maxMatches=MOST)
-            found += [(sum(k != j for k, j in enumerate(match)), match, first, second) for match in matches]
+        graph = reaction_graph(numbers, bond_graph(numbers, first), bond_graph(numbers, second))
+        for match in isomorphisms(wanted, graph):
+            found.append((sum(k != j for k, j in enumerate(match)), match, first, second))
     least: tuple[int, tuple[int, ...]] | None = None
     for _, match, first, second in sorted(found, key=lambda entry: entry[0])[:NEAREST]:
         order = np.array(match, dtype=np.int64)
@@ -42,11 +40,3 @@ def relabelling(numbers, wells, reactant: np.ndarray, product: np.ndarray) -> np
         if not other:
             break
     return None if least is None else np.array(least[1], dtype=np.int64)
-
-
-def _condensed(numbers, before: np.ndarray, after: np.ndarray) -> Chem.Mol:
-    """The graph of a reaction: atoms by element, bonds by what becomes of them: kept, broken or formed."""
-    first, second = bond_graph(numbers, before), bond_graph(numbers, after)
-    fate = np.where(first & second, 0, np.where(first, 1, 2))
-    pairs = np.argwhere(np.triu(first | second)).tolist()
-    return labelled_graph([(int(z), 0) for z in numbers], [(i, j, int(fate[i, j])) for i, j in pairs])

@@ -87,11 +87,10 @@ def verify(
     """Check a refined geometry against the reaction it is meant for.
 
     Wells are compared with R and P by connectivity, atom by atom; other stereoisomers are named, and conformations
-    play no part. If R and P
-    themselves have the same connectivity, by shape as well: no atom further than 0.5 Angstrom, or half of what tells R
-    and P apart, from where it belongs; wells are then followed down to 0.01 eV/Angstrom, and one less than
-    LEAST_BARRIER below the saddle does not count. A well that fits neither is compared with R and P relaxed on this
-    potential, where they may be other molecules, or conformers, than on the one they come from.
+    play no part. If R and P themselves have the same connectivity, by shape as well: no atom further than 0.5 Angstrom,
+    or half of what tells R and P apart, from where it belongs; wells are then followed down to 0.01 eV/Angstrom, and
+    one less than LEAST_BARRIER below the saddle does not count. A well that fits neither is compared with R and P
+    relaxed on this potential, where they may be other molecules, or conformers, than on the one they come from.
 
     Args:
         potential: energies and forces.

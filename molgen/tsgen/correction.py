@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from molgen.data.reactions import Reaction, load_npz, read_column, refuse_run_folder
 from molgen.errors import InputError
-from molgen.files import MANIFEST, sha256
+from molgen.files import read_manifest, sha256
 from molgen.geometry.align import rmsd, superpose
 from molgen.npz import read_npz
 from molgen.potentials.ase import EMBEDDED
@@ -156,8 +156,8 @@ def load_training_points(data: Path, searches: Path, split: str, wanted: Sequenc
 def _search_command(data: Path, searches: Path | None, splits: Sequence[str], level: str) -> str:
     """The command that makes points of all `splits` of a set, in the run of `searches` where its manifest is there."""
     words = ["molgen", "data", "searches", str(data), "--split", ",".join(dict.fromkeys(splits))]
-    made = {} if searches is None else _manifest(searches.parent)
-    if searches is not None and made.get("command") == "data searches":
+    made = None if searches is None else read_manifest(searches.parent)  # None: moved away from its run
+    if searches is not None and made is not None and made.get("command") == "data searches":
         s = made["settings"]
         words[3] = s["source"]
         words += ["--calculator", s["calculator"]]
@@ -167,13 +167,6 @@ def _search_command(data: Path, searches: Path | None, splits: Sequence[str], le
         return text if s["weights"] == load_model().hash else f"{text}, with the --weights of that run"
     known = [name for name, embedded in EMBEDDED.items() if embedded == level]
     return shlex.join([*words, *(["--calculator", *known] if known else []), "--out", "searches-of-all"])
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # moved away from its run
-        return {}
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

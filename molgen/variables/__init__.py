@@ -1,6 +1,6 @@
 """Collective variables: one language for `--cv` (pushed along), `--wall` and `--observable` (averaged)."""
 
-from molgen.variables.cv import CV, check_start, custom, evaluate, linear, values, wrapped
+from molgen.variables.cv import CV, check_start, custom, linear, values, values_and_gradients, wrapped
 from molgen.variables.molecule import Molecule
 from molgen.variables.of_atoms import angle, coordination, distance, torsion, volume
 from molgen.variables.of_residues import backbone_torsions
@@ -16,7 +16,7 @@ __all__ = [
     "coordination",
     "custom",
     "distance",
-    "evaluate",
+    "values_and_gradients",
     "linear",
     "parse_cv",
     "path_s",

@@ -88,7 +88,7 @@ def linear(cvs: Sequence[CV], coefficients: Sequence[float]) -> CV:
     )
 
 
-def evaluate(cvs: Sequence[CV], positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def values_and_gradients(cvs: Sequence[CV], positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values (B, D) and gradients (B, D, N, 3), in each CV's unit and unit/Angstrom, of positions (B, N, 3).
 
     Where a CV has no gradient (atoms on a line, coincident, not finite or beyond 1e8 A), its value and gradient are
@@ -141,7 +141,7 @@ def check_start(cvs: Sequence[CV], positions: np.ndarray) -> None:
             another value of the structure turned and moved.
     """
     x = torch.tensor(np.asarray(positions, dtype=np.float64)[None])
-    _, gradients = evaluate(cvs, x.numpy())
+    _, gradients = values_and_gradients(cvs, x.numpy())
     steepness = np.abs(gradients).max((0, 2, 3))
     for cv, steep in zip(cvs, steepness, strict=True):
         where = f"collective variable {cv.name!r}"
@@ -197,7 +197,7 @@ def norm(vectors: Tensor) -> Tensor:
 
 
 def angle_at(x: Tensor, i: int, j: int, k: int) -> Tensor:
-    """Angle (B,) at j, rad."""
+    """Angle (B,) at j, rad; unlike `geometry.internal.angle`, its gradient on a line is nan."""
     u, v = x[:, i] - x[:, j], x[:, k] - x[:, j]
     return torch.atan2(norm(torch.linalg.cross(u, v)), (u * v).sum(-1))
 

@@ -28,7 +28,7 @@ from molgen.prose.generate import propose
 from molgen.prose.layout import Layout
 from molgen.prose.model import ProseFlow
 from molgen.prose.validity import Validity, validate
-from molgen.run import Run
+from molgen.run import Progress, Run
 from molgen.units import KB
 
 # proposals a piece, on a CPU and on a GPU; part of what defines the bits, since sums depend on the shape of a batch
@@ -40,8 +40,6 @@ BAD_BOND, CONTACT, NON_FINITE = "bad bond", "contact", "non-finite energy"
 # of runs (`molgen.run.METHOD`)
 DRAWN = "conformations of right handedness, bonds and contacts, drawn again until there are n"
 POOL_START, POOL_EACH = 4.0, 2e-4  # seconds: starting a process pool, and handing it one geometry
-
-Progress = Callable[[str, int, int], None]
 
 
 class Store:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
 import numpy as np
 
+from molgen.files import read_summary
 from molgen.reweight.ensemble import Ensemble
-from molgen.run import SUMMARY, Run
+from molgen.run import Run
 
 
 def finished_run(run: Run) -> tuple[Ensemble, dict[str, Any]] | None:
     """The ensemble and summary of a run that had finished before it was resumed; None of any other."""
-    path = run.directory / SUMMARY
-    if not run.resumed or not path.exists():
-        return None
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    return (Ensemble.load(run.directory), summary) if "ensemble_hash" in summary else None
+    summary = read_summary(run.directory) if run.resumed else None
+    return (Ensemble.load(run.directory), summary) if summary and "ensemble_hash" in summary else None
 
 
 def ensemble_hash(ensemble: Ensemble) -> str:

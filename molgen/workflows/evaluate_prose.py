@@ -32,9 +32,9 @@ from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.estimate import autocorrelation_time, weighted_mean
 from molgen.reweight.importance import diagnose, drop_top, forward_ess, kish, normalised, psis, verdict
-from molgen.run import Run
+from molgen.run import Progress, Run
 from molgen.units import KB
-from molgen.workflows.draws import Draws, Energies, Progress, Store, draw
+from molgen.workflows.draws import Draws, Energies, Store, draw
 
 LEAST_FRAMES = 40  # of the reference: two parts of 20
 

@@ -28,10 +28,11 @@ from molgen.units import energy_unit, shown
 from molgen.variables import CV
 from molgen.workflows.ensemble_run import finished_run
 from molgen.workflows.fes_identity import identity
-from molgen.workflows.fes_outcome import OnRound, converged, judge, outcome
+from molgen.workflows.fes_outcome import outcome
 from molgen.workflows.fes_output import CONTROLLER, write_results
 from molgen.workflows.fes_pretrained import save_pretrained
 from molgen.workflows.fes_problem import Prior, Problem, coordinates_of
+from molgen.workflows.fes_rounds import OnRound, converged, judge
 from molgen.workflows.fes_settings import FesSettings, default_settings, flattened
 from molgen.workflows.fes_system import System
 

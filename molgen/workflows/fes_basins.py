@@ -22,7 +22,7 @@ WORTH = 1e-3  # of the weight: basins with too few samples that hold less are st
 SHALLOW = 1.0  # kT: a basin with a lower way out belongs to its neighbour
 NOISE = 3.0  # standard errors of the way out and the minimum, likewise
 UNKNOWN = 1.0  # kT: error of a bin whose samples are too few to tell
-REDRAWS = 100  # resamplings of the bootstrap
+REPLICAS = 100  # of the bootstrap
 KNOTS = 2.0  # bins between knots of the smooth curve that barriers are read from
 LOW = 8.0  # kT above the minimum: lower bins are compared between surfaces, and a surface should not stop beside one
 SEEN, EXPECTED = 20, 10.0  # samples: bins of `SEEN` that promise `EXPECTED` in the next, which has none, lack a region
@@ -65,7 +65,7 @@ def basins(ensemble: Ensemble, fes: FES) -> list[Basin]:
                 minimum=tuple(map(float, centres[lowest])),
                 free_energy=Estimate(0.0, 0.0, 0.0 if enough else np.inf, enough, "eV", "" if enough else NO_KHAT)
                 if at == found[0]
-                else ensemble.free_energy(owner == found[0], inside, replicas=REDRAWS),
+                else ensemble.free_energy(owner == found[0], inside, replicas=REPLICAS),
                 share=float(ensemble.weights[inside].sum()),
                 samples=samples,
             )
@@ -117,7 +117,7 @@ def barriers(ensemble: Ensemble, fes: FES, found: Sequence[Basin]) -> list[tuple
         last = edges[-1] if after == edges[-1] else _highest(fes, high, after)
         rows.append((one, other, profile_barrier(
             variable, ensemble.log_weights, ensemble.weights, ensemble.temperature, between=(low, high),
-            limits=(first, last), width=width, groups=ensemble.groups, replicas=REDRAWS,
+            limits=(first, last), width=width, groups=ensemble.groups, replicas=REPLICAS,
         )))  # fmt: skip
     return rows
 

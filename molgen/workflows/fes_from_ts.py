@@ -7,14 +7,12 @@ round; the barrier is that of `molgen.reweight.barrier`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ase import Atoms
 from scipy.optimize import nnls
 
@@ -22,8 +20,8 @@ from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.target import closest_allowed
 from molgen.cvdiffusion.walls import Wall
 from molgen.errors import CalculatorError, InputError, check_temperature
-from molgen.files import MANIFEST, SUMMARY
-from molgen.geometry.align import rmsd, superpose
+from molgen.files import MANIFEST, SUMMARY, read_manifest, read_summary
+from molgen.geometry.align import chained, rmsds_of
 from molgen.geometry.bonds import distance_matrix
 from molgen.io import load_reaction, write_extxyz
 from molgen.potentials.ase import calculator_from_spec
@@ -35,9 +33,9 @@ from molgen.reweight.importance import LEAST_DRAWS
 from molgen.run import Run
 from molgen.saddle.modes import finite_difference_hessian, masses
 from molgen.units import KB, energy_unit, kcal
-from molgen.variables import CV, evaluate, path_s, path_z
+from molgen.variables import CV, path_s, path_z, values_and_gradients
 from molgen.workflows.fes import FesSettings, run_fes
-from molgen.workflows.fes_outcome import OnRound
+from molgen.workflows.fes_rounds import OnRound
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System
 from molgen.workflows.ts_output import INTERMEDIATE
@@ -153,48 +151,66 @@ def read_path(folder: str | Path) -> ReactionPath:
         CalculatorError: a frame has no energy.
     """
     folder = Path(folder)
-    manifest, summary = _json(folder, MANIFEST), _json(folder, SUMMARY)
+    asked = _require_joining(folder)
+    numbers, path, index = _path_frames(folder, asked)
+    potential = calculator_from_spec(
+        asked.get("calculator", "gfn2"), asked.get("calculator_kwargs"), numbers, asked.get("charge", 0),
+        asked.get("spin") or 0,
+    )  # fmt: skip
+    s, energies = _energies_along(path, potential, folder)
+    profile = np.stack([s, energies])[:, np.argsort(s)]
+    stiffest = max(np.linalg.eigvalsh(finite_difference_hessian(potential, path[end])[0])[-1] for end in (0, -1))
+    names = {key: asked.get(key) for key in ("calculator", "calculator_kwargs", "charge", "spin")}
+    return ReactionPath(
+        path, index, energies[::BETWEEN], profile, potential, float(stiffest), {"from_ts": str(folder), **names}
+    )
+
+
+def _require_joining(folder: Path) -> dict[str, Any]:
+    """The settings of the `ts` run, whose best saddle joins reactant and product as far as it was asked to tell."""
+    manifest, summary = _left(folder)
     if manifest.get("command") != "ts":
         raise InputError(
             f"is a run of {manifest.get('command')!r}", where=str(folder), expected="the folder of a molgen ts run"
         )
     asked, results = manifest.get("settings", {}), summary.get("results") or [{}]
-    verdict = results[0].get("verdict", "without a result")
-    if verdict not in ("intended", "unverified") or not asked.get("refine", True):
-        refined, step = asked.get("refine", True), folder / INTERMEDIATE
+    verdict, refined = results[0].get("verdict", "without a result"), asked.get("refine", True)
+    if verdict not in ("intended", "unverified") or not refined:
+        step = folder / INTERMEDIATE
         more = "with more --samples until its verdict is 'intended'"
         more += f", or for one step, to or from {step}" if step.exists() else ""
-        proven = [path.parent for path in sorted(folder.glob(f"search-*/{SUMMARY}")) if _joins(path)]
+        proven = [path for path in sorted(folder.glob("search-*")) if _joins(path)]
         more += f"; of its steps take {' or '.join(map(str, proven))}" if proven else ""
         raise InputError(
             f"its best saddle is {verdict.replace('_', ' ')}" if refined else "a guess, not refined", where=str(folder),
             expected="a transition state that joins reactant and product",
             remedy=f"run molgen ts again {more if refined else 'without --no-refine'}",
         )  # fmt: skip
-    saddle = _frames(folder / SADDLE)[:1]
-    if (folder / PATH).exists():
-        frames = _frames(folder / PATH)
-    else:
-        frames = _ends(asked, folder, saddle[0])
-    numbers = saddle[0].numbers
-    if len(frames) < 3 or any(not np.array_equal(frame.numbers, numbers) for frame in frames):
+    return asked
+
+
+def _path_frames(folder: Path, asked: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Atomic numbers (N,), frames (IMAGES, N, 3) of :func:`even_path` and the index of the saddle among them."""
+    saddle = _frames(folder / SADDLE)[0]
+    frames = _frames(folder / PATH) if (folder / PATH).exists() else _ends(asked, folder, saddle)
+    if len(frames) < 3 or any(not np.array_equal(frame.numbers, saddle.numbers) for frame in frames):
         raise InputError(
             f"{len(frames)} frames, not all of the atoms of {SADDLE}", where=str(folder / PATH),
             expected="at least 3 frames from reactant to product", remedy="run molgen ts again",
         )  # fmt: skip
     x = np.stack([frame.positions for frame in frames])
-    top = int(_deviation(x, saddle[0].positions[None]).argmin())
-    path, index = even_path(x, top)
+    path, index = even_path(x, int(rmsds_of(x, saddle.positions).argmin()))
     for k, frame in enumerate(path):
-        if (distance_matrix(frame[None])[0] < closest_allowed(numbers)).any():
+        if (distance_matrix(frame[None])[0] < closest_allowed(saddle.numbers)).any():
             raise InputError(
                 f"atoms come too close in frame {k}", where=f"path of {folder}", expected="a path that avoids clashes",
                 remedy="run molgen ts with --verify quick or irc, which writes the path it followed",
             )  # fmt: skip
-    potential = calculator_from_spec(
-        asked.get("calculator", "gfn2"), asked.get("calculator_kwargs"), numbers, asked.get("charge", 0),
-        asked.get("spin") or 0,
-    )  # fmt: skip
+    return saddle.numbers, path, index
+
+
+def _energies_along(path: np.ndarray, potential: Potential, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """s and eV, `BETWEEN` of each for every step from a frame to the next, and those of the last frame."""
     share = np.linspace(0, IMAGES - 1, BETWEEN * (IMAGES - 1) + 1)
     lower = np.minimum(share.astype(int), IMAGES - 2)
     fine = path[lower] + (share - lower)[:, None, None] * (path[lower + 1] - path[lower])
@@ -205,19 +221,12 @@ def read_path(folder: str | Path) -> ReactionPath:
             f"no energy at {share[bad]:g} ({potential.failures.get(bad, 'not finite')})", where=f"path of {folder}",
             expected=f"energies along all of its {IMAGES} frames",
         )  # fmt: skip
-    s = evaluate([path_s(path)], fine)[0][:, 0]
-    order = np.argsort(s)
-    profile = np.stack([s, energies])[:, order]
-    stiffest = max(np.linalg.eigvalsh(finite_difference_hessian(potential, path[end])[0])[-1] for end in (0, -1))
-    names = {key: asked.get(key) for key in ("calculator", "calculator_kwargs", "charge", "spin")}
-    return ReactionPath(
-        path, index, energies[::BETWEEN], profile, potential, float(stiffest), {"from_ts": str(folder), **names}
-    )
+    return values_and_gradients([path_s(path)], fine)[0][:, 0], energies
 
 
-def _joins(summary: Path) -> bool:
+def _joins(folder: Path) -> bool:
     """Whether the best saddle of a search is intended."""
-    return (_json(summary.parent, SUMMARY).get("results") or [{}])[0].get("verdict") == "intended"
+    return ((read_summary(folder) or {}).get("results") or [{}])[0].get("verdict") == "intended"
 
 
 def even_path(frames: np.ndarray, saddle: int, images: int = IMAGES) -> tuple[np.ndarray, int]:
@@ -237,8 +246,8 @@ def even_path(frames: np.ndarray, saddle: int, images: int = IMAGES) -> tuple[np
         )  # fmt: skip
     path = frames.astype(float) - frames.mean(1, keepdims=True)
     for _ in range(4):  # straight pieces are superposed anew, which changes their lengths a little
-        path = _chained(path)
-        length = np.concatenate([[0.0], np.cumsum(_deviation(path[1:], path[:-1]))])
+        path = chained(path)
+        length = np.concatenate([[0.0], np.cumsum(rmsds_of(path[1:], path[:-1]))])
         before, after = length[saddle], length[-1] - length[saddle]
         if min(before, after) < 1e-3:
             raise InputError(
@@ -252,7 +261,7 @@ def even_path(frames: np.ndarray, saddle: int, images: int = IMAGES) -> tuple[np
         flat = path.reshape(len(path), -1)
         path = np.stack([np.interp(wanted, length, column) for column in flat.T], 1).reshape(images, -1, 3)
         saddle = first
-    return _chained(path), saddle
+    return chained(path), saddle
 
 
 def barrier_of(ensemble: Ensemble, path: ReactionPath) -> Barrier:
@@ -266,7 +275,7 @@ def _barrier_or_why(ensemble: Ensemble, path: ReactionPath) -> tuple[Barrier, st
     used = np.flatnonzero((ensemble.weights > 0) & np.isfinite(s))
     slopes = np.zeros(len(s))
     slopes[used] = path_speed(path, ensemble.positions[used])
-    near = float(evaluate(path.cvs[:1], path.frames[path.saddle][None])[0][0, 0])
+    near = float(values_and_gradients(path.cvs[:1], path.frames[path.saddle][None])[0][0, 0])
     try:
         found = find_barrier(
             s, slopes, ensemble.log_weights, ensemble.weights, ensemble.temperature, groups=ensemble.groups, near=near
@@ -279,7 +288,7 @@ def _barrier_or_why(ensemble: Ensemble, path: ReactionPath) -> tuple[Barrier, st
 
 def path_speed(path: ReactionPath, positions: np.ndarray) -> np.ndarray:
     """|D s| (n,) of positions (n, N, 3): the mass-weighted length of the gradient of s, 1/(Angstrom sqrt(amu))."""
-    gradient = evaluate(path.cvs[:1], positions)[1][:, 0]
+    gradient = values_and_gradients(path.cvs[:1], positions)[1][:, 0]
     return np.sqrt((np.nan_to_num(gradient) ** 2 / masses(path.potential.numbers)[:, None]).sum((1, 2)))
 
 
@@ -321,22 +330,16 @@ def fes_from_ts(
     return ensemble, barrier_of(ensemble, path)
 
 
-def _json(folder: Path, name: str) -> Mapping[str, Any]:
-    if not folder.is_dir():
+def _left(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Manifest and summary of a finished run."""
+    manifest, summary = read_manifest(folder), read_summary(folder)
+    if manifest is None or summary is None:
         raise InputError(
-            "no such folder", where=str(folder), expected="the folder of a molgen ts run",
+            f"no {MANIFEST if manifest is None else SUMMARY}" if folder.is_dir() else "no such folder",
+            where=str(folder), expected="the folder of a finished molgen ts run",
             remedy="run molgen ts REACTANT PRODUCT --out DIR first",
         )  # fmt: skip
-    try:
-        found = json.loads((folder / name).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"no {name}", where=str(folder), expected="the folder of a finished molgen ts run",
-            remedy="run molgen ts REACTANT PRODUCT --out DIR first",
-        ) from error  # fmt: skip
-    except ValueError as error:
-        raise InputError(f"not valid JSON ({error})", where=str(folder / name), remedy="run molgen ts again") from error
-    return found if isinstance(found, dict) else {}
+    return manifest, summary
 
 
 def _frames(path: Path) -> list[Atoms]:
@@ -373,17 +376,3 @@ def _ends(asked: Mapping[str, Any], folder: Path, saddle: Atoms) -> list[Atoms]:
         map_atoms=asked.get("map_atoms", True),
     )  # fmt: skip
     return [Atoms(reaction.numbers, reaction.reactant), saddle, Atoms(reaction.numbers, reaction.product)]
-
-
-def _chained(path: np.ndarray) -> np.ndarray:
-    """Frames (M, N, 3), each superposed on the one before."""
-    placed = [torch.from_numpy(path[0])]
-    for frame in path[1:]:
-        placed.append(superpose(torch.from_numpy(frame), placed[-1], prior=1e-6))
-    return torch.stack(placed).numpy()
-
-
-def _deviation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """RMSD (M,) in Angstrom of the pairs a, b (M or 1, N, 3) after superposition."""
-    first, second = (torch.from_numpy(np.ascontiguousarray(x)) for x in np.broadcast_arrays(a, b))
-    return rmsd(first, second).numpy()

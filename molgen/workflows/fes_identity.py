@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from molgen.files import MANIFEST, json_text
+from molgen.files import json_text, read_manifest
 from molgen.rng import generator
-from molgen.variables import CV, evaluate
+from molgen.variables import CV, values_and_gradients
 from molgen.workflows.fes_problem import Problem
 
 SAME = {"rel_tol": 1e-6, "abs_tol": 1e-4}  # tolerances, eV and units of the variables: rounding, not another potential
@@ -41,7 +41,8 @@ def identity(problem: Problem, earlier: Path | None) -> dict[str, Any]:
         "variables of walls": _variables([wall.cv for wall in problem.walls if wall.cv not in problem.cvs], x),
     }
     now = json.loads(json_text(found))
-    return now if earlier is None else _settled(now, _settings(earlier))
+    before = {} if earlier is None else read_manifest(earlier) or {}
+    return _settled(now, before.get("settings"))
 
 
 def _variables(cvs: Sequence[CV], x: np.ndarray) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def _variables(cvs: Sequence[CV], x: np.ndarray) -> dict[str, Any]:
         "names": [cv.name for cv in cvs],
         "definitions": [cv.definition for cv in cvs],
         "files": {name: _digest(frames) for cv in cvs for name, frames in cv.references.items()},
-        "values": evaluate(cvs, x)[0],
+        "values": values_and_gradients(cvs, x)[0],
     }
 
 
@@ -59,13 +60,6 @@ def _digest(*arrays: np.ndarray) -> str:
     for array in arrays:
         found.update(repr((np.round(np.asarray(array, dtype=float), PLACES) + 0.0).tolist()).encode())
     return found.hexdigest()[:16]
-
-
-def _settings(folder: Path) -> Any:
-    try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # no run: not for here to say
 
 
 def _settled(now: Any, before: Any) -> Any:

@@ -21,7 +21,8 @@ from molgen.run import Run
 from molgen.units import KJ_MOL, energy_unit
 from molgen.workflows.ensemble_run import ensemble_hash
 from molgen.workflows.fes_basins import Basin
-from molgen.workflows.fes_outcome import DISAGREE, FORGOT, Outcome, Surfaces
+from molgen.workflows.fes_outcome import Outcome
+from molgen.workflows.fes_surfaces import DISAGREE, FORGOT, Surfaces
 
 CONTROLLER = "controller"
 MOST_FRAMES = 2000  # frames in samples.xyz, drawn by weight; all samples are in weights.npz
@@ -157,9 +158,9 @@ def _write_pictures(
         run.write_bytes("fes.png", picture)
     else:
         for name, edges in zip(fes.names, fes.edges, strict=True):
-            plain = ensemble_plots.free_energy(
-                ensemble.fes(name, bins=[edges]), unit=units, title=f"{name}, {ensemble.temperature:g} K",
-                subtitle=judged, good=good,
+            plain = fes_plots.surface(
+                ensemble.fes(name, bins=[edges]), {}, [], np.zeros((0, 1)), unit=units,
+                title=f"{name}, {ensemble.temperature:g} K", subtitle=judged, good=good,
             )  # fmt: skip
             run.write_bytes(f"fes_{field_name(name)}.png", plain)
     if sampler.records:

@@ -30,7 +30,7 @@ from molgen.reweight.importance import normalised, psis
 from molgen.rng import generator, sample_seed
 from molgen.run import Run
 from molgen.units import KB
-from molgen.variables import CV, check_start, evaluate, parse_cv
+from molgen.variables import CV, check_start, parse_cv, values_and_gradients
 from molgen.workflows.fes_grid import axis_of
 from molgen.workflows.fes_settings import FesSettings, check_settings
 from molgen.workflows.fes_system import System
@@ -125,7 +125,7 @@ class Problem:
                 f"{len(widths)} hill widths for {len(variables)} collective variables", where="--hill-width",
                 expected="one for each",
             )  # fmt: skip
-        values = evaluate(variables, system.starts)[0]
+        values = values_and_gradients(variables, system.starts)[0]
         axes, chosen, fences = [], [], []
         for d, (cv, limit, width) in enumerate(zip(variables, limits, widths, strict=True)):
             axis, used, fence = axis_of(
@@ -207,13 +207,13 @@ class Problem:
 
     def _push(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Energy (B,) eV and gradient (B, N, 3) eV/A of the bias."""
-        values, slopes = evaluate(self.cvs, positions)
+        values, slopes = values_and_gradients(self.cvs, positions)
         energy, push = self.bias.evaluate(values)
         return energy, np.einsum("bd,bdna->bna", push, slopes)
 
     def _singled_out(self) -> set[int]:
         """Atoms that a collective variable or a wall depends on."""
-        slopes = evaluate([*self.cvs, *(wall.cv for wall in self.walls)], self._shaken())[1]
+        slopes = values_and_gradients([*self.cvs, *(wall.cv for wall in self.walls)], self._shaken())[1]
         return set(map(int, np.flatnonzero(~(np.abs(slopes).max((0, 1, 3)) == 0))))
 
     def _shaken(self) -> np.ndarray:
@@ -225,7 +225,7 @@ class Problem:
         if len(self.system.stereocentres()[0]):
             return False  # the mirror image is known for what it is
         variables = [*self.cvs, *(wall.cv for wall in self.walls)]
-        here, there = (evaluate(variables, sign * self._shaken())[0] for sign in (1, -1))
+        here, there = (values_and_gradients(variables, sign * self._shaken())[0] for sign in (1, -1))
         return len(self.system.numbers) > 1 and not np.abs(here - there).max() <= 1e-6
 
     def _unbonded(self) -> list[str]:
@@ -286,7 +286,7 @@ class Problem:
 def _refuse_twins(variables: Sequence[CV], system: System) -> None:
     """Refuse variables that are one under two names, "distance 0 1" and "distance 1 0"."""
     x = system.starts[:1] + 0.05 * generator(0).standard_normal((8, *system.starts.shape[1:]))
-    values = evaluate(variables, x)[0]
+    values = values_and_gradients(variables, x)[0]
     for i, j in itertools.combinations(range(len(variables)), 2):
         if min(np.abs(values[:, i] - sign * values[:, j]).max() for sign in (1, -1)) < 1e-9:
             raise InputError(

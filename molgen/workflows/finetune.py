@@ -2,10 +2,10 @@
 
 Each round draws samples from the flow as it is, pools them with those of all earlier rounds under balance-heuristic
 weights, and trains on the pool: the spread of ln q + E/kT about -ln Z over draws picked by the square root of their
-weights, which is zero for the exact density. (About their own mean it would be as small for a flow that has left them
-all alike, for conformations that nobody drew.) What the trunk makes of a conformation is left as it was, and computed
-once. The next round's draws are new to the flow they judge; when they show no progress, or hardly a proposal is the
-molecule any more, the flow before is the result.
+weights, which is zero for the exact density. (About the batch mean, a flow that abandons all draws equally would score
+as well.) The trunk's features of a conformation do not change, and are computed once. The next round's draws are new to
+the flow they judge; when they show no progress, or hardly a proposal is the molecule any more, the flow before is the
+result.
 
 After the self-refinement of Prose (arXiv 2508.18175, section 4.3) and the energy-variance loss of Richter et al.,
 NeurIPS 2020; pooling after Cornuet et al., Scand. J. Stat. 39 (2012) 798 (adaptive multiple importance sampling).
@@ -33,11 +33,12 @@ from molgen.prose.training import spread_loss
 from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.importance import RELIABLE_KHAT, diagnose, khat, mixture_log_weights, normalised, truncate
 from molgen.rng import sample_seed
+from molgen.run import Progress
 from molgen.threads import one_thread
 from molgen.train.graphs import CapturedGradients
 from molgen.train.loop import Trainer, TrainSettings
 from molgen.units import KB
-from molgen.workflows.draws import Draws, Progress, Store
+from molgen.workflows.draws import Draws, Store
 
 # draws(flow, n, seed, name) -> n draws with their energies, stored under that name
 Draw = Callable[[Proposal, int, int, str], Draws]
@@ -105,8 +106,8 @@ def finetune_flow(
         proposal: the flow to start from; not changed. draws: see `Draw`.
         rounds: at most this many. store: draws, densities and training states are kept there for a resume.
         folder: receives the finetuned flow, a checkpoint that `load_flow` reads. seed: of the noise, with the hash of
-            the given flow. scratch: for training states when
-            the store keeps nothing. device: of the training, "cpu" or a CUDA device.
+            the given flow. scratch: for training states when the store keeps nothing. device: of the training, "cpu" or
+            a CUDA device.
 
     Returns:
         the best flow, judged by fresh draws (the given one if none was better), and a record of each round.

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +24,10 @@ from molgen.reweight.ensemble import Ensemble
 from molgen.reweight.importance import TOP_SHARE, diagnose, verdict, worst
 from molgen.reweight.smc import Population, between_temperatures, climb, restricted, spring_scale, start
 from molgen.rng import sample_seed
-from molgen.run import METHOD, Run
+from molgen.run import METHOD, Progress, Run
 from molgen.units import KB, energy_unit
 from molgen.variables import Molecule, parse_cv
-from molgen.workflows.draws import DRAWN, Draws, Energies, Progress, Store, draw
+from molgen.workflows.draws import DRAWN, Draws, Energies, Store, draw
 from molgen.workflows.ensemble_run import finished_run
 from molgen.workflows.finetune import Round, finetune_flow
 from molgen.workflows.peptide_output import (
@@ -261,10 +260,8 @@ def ladder_start(trials: Sequence[Draws]) -> float:
 
 
 def _check(n: int, rounds: int, workers: int | str, units: str, temperature: float) -> None:
-    check_counts(samples=(n, 1), finetune=(rounds, 0))
+    check_counts(samples=(n, 1), finetune=(rounds, 0), workers=(None if workers == "auto" else workers, 1))
     check_temperature(temperature, "-T")
-    if workers != "auto" and not (isinstance(workers, Integral) and not isinstance(workers, bool) and int(workers) > 0):
-        raise InputError(f"{workers!r} workers", where="--workers", expected="auto, or at least 1")
     energy_unit(units)
 
 

@@ -125,8 +125,8 @@ def find_reactions(
             progress(search)
 
     carry_out(pool, waiting(), search.journal, lost=_lost, progress=one_more, publish=search.publish, seconds=seconds)
-    counted = (record for k, record in search.journal.finished.items() if k < search.taken)
-    failed = [record for record in counted if record["outcome"] in NO_ANSWER]
+    taken = (record for k, record in search.journal.finished.items() if k < search.taken)
+    failed = [record for record in taken if record["outcome"] in NO_ANSWER]
     refuse_all_failed(failed, search.taken, plan.calculator)
     search.refuse_broken(least=1)
     return search

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-import torch
 from ase import Atoms
 
-from molgen.geometry.align import superpose
+from molgen.geometry.align import chained
 from molgen.geometry.bonds import bond_graph, fragments
 from molgen.io import write_extxyz
 from molgen.report.plots import barrier_profile
@@ -74,7 +73,7 @@ def path_frames(result: TSResult, candidate: Candidate) -> list[Atoms]:
     """The path as frames from the reactant's end to the product's, energies in eV and relative kcal/mol in `info`."""
     assert candidate.path_positions is not None and candidate.path_energies is not None
     frames = []
-    placed = _aligned(candidate.path_positions, candidate.ts_index or 0)
+    placed = chained(candidate.path_positions, candidate.ts_index or 0)
     for x, energy in zip(placed, candidate.path_energies, strict=True):
         frame = atoms_of(result.reaction, x)
         frame.info |= {"energy": float(energy), "relative_kcal": round(kcal(energy - candidate.path_energies[0]), 4)}
@@ -86,7 +85,7 @@ def mechanism_frames(mechanism: Mechanism) -> list[Atoms]:
     """All steps as frames from the reactant to the product; `step` (from 1), `state` where it is an end or a saddle,
     energies in eV where they are known, in `info`."""
     reaction, frames = mechanism.searches[0].reaction, []
-    placed = iter(_aligned(np.concatenate([step.path_positions for step in mechanism.steps]), 0))
+    placed = iter(chained(np.concatenate([step.path_positions for step in mechanism.steps])))
     for k, step in enumerate(mechanism.steps, start=1):
         states = {0: step.ends[0], len(step.path_positions) - 1: step.ends[1]}
         states |= {step.saddle.ts_index: "transition state"} if step.saddle and step.saddle.ts_index is not None else {}
@@ -140,7 +139,7 @@ def profile(result: TSResult, candidate: Candidate) -> bytes:
 def _length(path: np.ndarray) -> np.ndarray:
     """(M,) Angstrom along the frames (M, N, 3) of a path, each superposed on the one before; pieces that come from far
     away count no more than `LEAP`."""
-    steps = np.linalg.norm(np.diff(_aligned(path, 0), axis=0), axis=(1, 2))
+    steps = np.linalg.norm(np.diff(chained(path), axis=0), axis=(1, 2))
     return np.cumsum(np.minimum(np.array([0.0, *steps]), LEAP))
 
 
@@ -148,13 +147,3 @@ def _name(numbers: np.ndarray, positions: np.ndarray) -> str:
     """Formulae of the fragments of a geometry, such as "C2H4 + C4H6"."""
     part = fragments(bond_graph(numbers, positions))
     return " + ".join(sorted(formula(numbers[part == k]) for k in range(int(part.max()) + 1)))
-
-
-def _aligned(path: np.ndarray, at: int) -> np.ndarray:
-    """Frames (M, N, 3) of a path, each superposed on its neighbour towards frame `at`, so that nothing tumbles."""
-    placed = [np.asarray(x, dtype=float) for x in path]
-    for order in (range(at + 1, len(path)), range(at - 1, -1, -1)):
-        for k in order:
-            onto = placed[k - 1 if k > at else k + 1]
-            placed[k] = superpose(torch.from_numpy(placed[k]), torch.from_numpy(onto)).numpy()
-    return np.array(placed)

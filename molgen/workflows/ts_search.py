@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from molgen.geometry.bonds import bond_graph, bonding_differences, overlapping
 from molgen.geometry.shape import shape_distance
 from molgen.potentials.base import Potential
 from molgen.rng import generator
+from molgen.run import Progress
 from molgen.saddle import Verification, mode_overlap, refine
 from molgen.saddle.descent import falling, relax
 from molgen.saddle.judge import LEAST_BARRIER, SHAPE, judge_wells
@@ -78,7 +79,7 @@ class TSSearch:
         reaction: Reaction,
         potential: Potential,
         method: Method | None,
-        progress: Callable[[str, int, int], None],
+        progress: Progress,
         max_calls: int = 100,
         deadline: float = math.inf,
     ):
