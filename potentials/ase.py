@@ -142,6 +142,11 @@ def with_solvent(calculator: Any, kwargs: Mapping[str, Any] | None, solvent: str
             f"{solvent!r} beside the calculator {calculator!r}", where="--solvent", expected=" or ".join(EMBEDDED),
             remedy="set up another calculator's solvent in its own arguments: --calculator-kwargs",
         )  # fmt: skip
+    if kwargs.get("solvent", solvent) != solvent:
+        raise errors.InputError(
+            f"{solvent!r}, beside {kwargs['solvent']!r} in --calculator-kwargs", where="--solvent",
+            expected="one solvent", remedy="leave out one of the two",
+        )  # fmt: skip
     return kwargs | {"solvent": solvent}
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from molgen.errors import InputError
+from molgen.errors import CalculatorError, InputError
 from molgen.potentials.base import SamplewisePotential
 from molgen.structures import check_electrons
 from molgen.threads import one_thread
@@ -68,7 +68,22 @@ class XtbPotential(SamplewisePotential):
         if solvent is not None:
             self._check_solvent()
 
+    def atomic_charges(self, positions: np.ndarray) -> np.ndarray:
+        """Mulliken charges (N,), e, at positions (N, 3), Angstrom.
+
+        Raises:
+            CalculatorError: the SCF did not converge.
+        """
+        try:
+            return np.asarray(self._singlepoint(np.asarray(positions, dtype=float))["charges"])
+        except RuntimeError as error:
+            raise CalculatorError(str(error), where=self.method) from error
+
     def _evaluate_one(self, positions, forces):
+        result = self._singlepoint(positions)
+        return result["energy"] * HARTREE, -result["gradient"] * (HARTREE / BOHR)
+
+    def _singlepoint(self, positions):
         kept, self._calculator = self._calculator, None  # of an earlier sample; one that failed is not used again
         with one_thread(len(positions)):
             for k, mixing in enumerate(MIXING):
@@ -80,11 +95,9 @@ class XtbPotential(SamplewisePotential):
                 except RuntimeError:
                     if k == len(MIXING) - 1:
                         raise
-        energy = result["energy"] * HARTREE
-        gradient = result["gradient"] * (HARTREE / BOHR)
-        if k == 0 and np.isfinite(energy) and np.isfinite(gradient).all():
+        if k == 0 and np.isfinite(result["energy"]) and np.isfinite(result["gradient"]).all():
             self._calculator = calculator
-        return energy, -gradient
+        return result
 
     def _build(self, positions, damping, cycles):
         from tblite.interface import Calculator

@@ -19,6 +19,7 @@ from molgen.cli.ts_report import report
 from molgen.data.reactions import Reaction
 from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph, bonding_differences, fragments
+from molgen.saddle.restrain import Fall
 from molgen.units import KCAL_MOL, kcal
 from molgen.workflows.fes_from_ts import read_path
 from molgen.workflows.ts import TSResult
@@ -105,14 +106,16 @@ def test_a_search_does_not_go_round_in_circles() -> None:
 def test_pieces_that_fall_are_a_step() -> None:
     first = found(".||", ".|.", (0.3, 0.9, -0.2), verdict="half", known="product")
     falls = found("|.|", ".||", (0.0, 1.0, 0.3), verdict="half")
-    falls.barrierless_side, falls.barrierless_kcal = "reactant", 10.0
+    falls.barrierless_side = "reactant"
+    falls.barrierless = Fall(line("|.|"), line(".||"), (0.8, 0.35))
     way, _ = mechanism(first, falls)
     assert way is not None and way.complete and way.steps[0].saddle is None
-    assert way.steps[0].path_energies == pytest.approx([0.3 + 10 * KCAL_MOL, 0.3])
+    assert way.steps[0].path_energies == pytest.approx([0.8, 0.35]), "of its own structures"
     first = found("|.|", "||.", (0.0, 1.0, 0.5), verdict="half", known="reactant")
     falls.barrierless_side = "product"
     way, _ = mechanism(first, falls)
-    assert way is not None and way.steps[1].path_energies == pytest.approx([0.5, 0.5 + 10 * KCAL_MOL])
+    assert way is not None and way.steps[1].path_energies == pytest.approx([0.35, 0.8])
+    assert np.array_equal(way.steps[1].path_positions, np.stack([line(".||"), line("|.|")]))
 
 
 def test_one_step_is_no_mechanism() -> None:
@@ -121,7 +124,7 @@ def test_one_step_is_no_mechanism() -> None:
     half = found("|.|", "||.", (0.0, 1.0, 0.5), verdict="half", known="reactant")
     assert mechanism(half, most=0)[0] is None
     alone = found("|.|", ".|.", (0.0, 1.0, 0.2), verdict="half")
-    alone.barrierless_side, alone.barrierless_kcal = "reactant", 10.0
+    alone.barrierless_side, alone.barrierless = "reactant", Fall(line("|.|"), line(".|."), (0.8, 0.35))
     assert mechanism(alone)[0] is None, "one step without a barrier"
 
 

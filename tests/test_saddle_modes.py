@@ -180,7 +180,7 @@ def test_a_free_rotor_is_not_imaginary_with_forward_differences():
 
 
 def test_checking_soft_modes_puts_the_central_difference_in():
-    from molgen.saddle.modes import _soft_modes_checked, internal_basis
+    from molgen.saddle.modes import _imaginary_modes_checked, internal_basis
 
     atoms = molecule("CH3CH2OH")
     potential = XtbPotential(atoms.numbers)
@@ -192,7 +192,7 @@ def test_checking_soft_modes_puts_the_central_difference_in():
     modes = modes_of(spoiled, atoms.numbers, atoms.positions)
     assert (modes.frequencies_cm[:3] < 0).tolist() == [True, True, False]
     before = potential.calls
-    mended = _soft_modes_checked(potential, atoms.positions, spoiled)
+    mended = _imaginary_modes_checked(potential, atoms.positions, spoiled, saddle=True)
     assert potential.calls - before == 2  # the first mode may be imaginary, only the second is in doubt
     assert mended == pytest.approx(mended.T)
     doubtful = project @ modes.vectors[1].ravel()

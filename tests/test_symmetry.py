@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.build import molecule
 from scipy.spatial.transform import Rotation
 
-from molgen.geometry.symmetry import symmetry_number
+from molgen.geometry.symmetry import is_symmetric, symmetry_number
 
 NUMBERS = {
     "HCN": 1, "CH3OH": 1, "CH3CHO": 1, "H2": 2, "CO2": 2, "C2H2": 2, "H2O": 2, "H2CO": 2, "O3": 2, "H2O2": 2,
@@ -42,3 +42,13 @@ def test_of_an_octahedron_an_atom_and_molecules_that_are_almost_symmetric() -> N
     assert symmetry_number(line.numbers, line.positions) == 1
     mirror_images = Atoms("CHFClBr", [[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
     assert symmetry_number(mirror_images.numbers, mirror_images.positions) == 1
+    assert not is_symmetric(mirror_images.numbers, mirror_images.positions)
+
+
+@pytest.mark.parametrize("name", ["HCN", "H2O2", "CH3OH", "CH3CHO", "NH3", "isobutane", "C6H6", "CH4"])
+def test_symmetry_of_any_kind(name: str) -> None:
+    """C1h and C2 as well as higher ones; a little noise is none, and one atom moved is the end of it."""
+    atoms, rng = molecule(name), np.random.default_rng(1)
+    assert is_symmetric(atoms.numbers, atoms.positions + 0.01 * rng.normal(size=atoms.positions.shape))
+    if len(atoms) > 3:
+        assert not is_symmetric(atoms.numbers, atoms.positions + 0.3 * rng.normal(size=atoms.positions.shape))

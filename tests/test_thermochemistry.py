@@ -92,15 +92,39 @@ def test_rates_by_the_formula() -> None:
     assert math.isfinite(eyring(-5.0, 1.0))
 
 
-def test_how_charge_and_electrons_are_shared() -> None:
+def test_how_electrons_are_shared() -> None:
     chloromethane, fluoride = molecule("CH3Cl").numbers, np.array([9])
-    assert _shares([chloromethane, fluoride], -1, 0) == [((0, 0), (-1, 0))]
-    ammonium, chloride = np.array([7, 1, 1, 1, 1]), np.array([17])
-    assert set(_shares([ammonium, chloride], 0, 0)) == {((1, 0), (-1, 0)), ((-1, 0), (1, 0))}
-    methyl, ethane = molecule("CH3").numbers, molecule("C2H6").numbers
-    assert _shares([methyl, ethane], 0, 1) == [((0, 1), (0, 0))]
-    assert ((0, 2), (0, 1)) in _shares([np.array([8, 8]), methyl], 0, 3)
-    assert _shares([np.array([1]), np.array([1])], 2, 0) == [], "no electron is left"
+    assert _shares([chloromethane, fluoride], [0, -1], 0) == [((0, 0), (-1, 0)), ((0, 2), (-1, 2))]
+    methyl, ethane, oxygen = molecule("CH3").numbers, molecule("C2H6").numbers, np.array([8, 8])
+    assert _shares([methyl, methyl], [0, 0], 0)[0] == ((0, 1), (0, 1)), "two radicals of one pair"
+    assert _shares([methyl, ethane], [0, 0], 1)[0] == ((0, 1), (0, 0))
+    assert ((0, 2), (0, 1)) in _shares([oxygen, methyl], [0, 0], 3)
+    assert ((0, 2), (0, 1)) in _shares([oxygen, methyl], [0, 0], 1), "a triplet and a doublet couple to a doublet"
+    assert ((0, 2), (0, 0)) not in _shares([oxygen, ethane], [0, 0], 0)
+    assert _shares([np.array([1]), np.array([1])], [1, 1], 0) == [], "no electron is left"
+    assert _shares([methyl, ethane], [], 1) == [], "a calculator that does not tell the charges"
+
+
+def test_radicals_apart_are_no_ions_and_oxygen_is_a_triplet() -> None:
+    """Two hydroperoxyl radicals on a singlet surface, and nitric oxide with ozone."""
+    smiles = "[O:1][O:2][H:7].[O:3][O:4][H:8]>>[O:1]=[O:2].[H:7][O:3][O:4][H:8]"
+    found = find_ts(smiles=smiles, temperature=298.15, correction="none").thermochemistry
+    assert found is not None and found.pieces["reactant"].names == ["HO2(doublet)", "HO2(doublet)"]
+    assert -12 < found.pieces["reactant"].barrier_kcal < -4  # by ions, -227
+    smiles = "[N:1]=[O:2].[O:3]=[O+:4][O-:5]>>[O:2]=[N:1][O:5].[O:3]=[O:4]"
+    found = find_ts(smiles=smiles, temperature=298.15, correction="none").thermochemistry
+    assert found is not None and set(found.pieces["product"].names) == {"NO2(doublet)", "O2(triplet)"}
+
+
+def test_barriers_are_measured_from_minima() -> None:
+    """Ammonia and bromomethane in water meet in a complex of threefold symmetry, which is none: 9.7 kcal/mol from
+    there, and 11.6 from where it falls to."""
+    result = find_ts(smiles="N.CBr>>C[NH3+].[Br-]", solvent="water", samples=1, correction="none")
+    assert result.best.barrier_forward_kcal == pytest.approx(11.6, abs=0.3)
+    assert result.best.path_positions is not None
+    well = result.best.path_positions[0]
+    modes = normal_modes(XtbPotential(result.reaction.numbers, solvent="water"), well, central=True)
+    assert modes.frequencies_cm[0] > -10
 
 
 def test_a_saddle_at_a_temperature(tmp_path: Path) -> None:
@@ -181,7 +205,9 @@ def test_wells_with_a_soft_imaginary_mode_are_said_to_have_one() -> None:
     found = find_ts(*HCN, samples=1, temperature=300, correction="none").thermochemistry
     assert found is not None and "imaginary" not in thermochemistry_lines(found)[0]
     odd = replace(found, product=replace(found.product, imaginary=1))
-    assert thermochemistry_lines(odd)[0].endswith("(1 soft imaginary mode beside taken as real)")
+    assert thermochemistry_lines(odd)[0].endswith("(imaginary modes taken as real: 1 of the product)")
+    cold = replace(found, temperature=20.0)
+    assert "beyond what Wigner's formula is for" in thermochemistry_lines(cold)[1]
 
 
 def test_a_calculator_by_ase_has_neutral_molecules_alone_too() -> None:

@@ -173,7 +173,7 @@ def test_another_stereoisomer_is_not_the_end_of_the_search(
 @pytest.mark.parametrize(
     ("smiles", "barrier"),
     [
-        ("C=C/C=C\\C=C>>C1=CCCC=C1", 13.2),  # disrotatory; on GFN2-xTB, as all of these
+        ("C=C/C=C\\C=C>>C1=CCCC=C1", 19.4),  # disrotatory; on GFN2-xTB, as all of these
         ("[CH2:1]=[CH:2][CH2:3][CH2:4][CH:5]=[CH2:6]>>[CH2:3]=[CH:2][CH2:1][CH2:6][CH:5]=[CH2:4]", 28.6),  # Cope
     ],
 )
@@ -232,8 +232,8 @@ def test_several_pieces_that_become_others_without_a_barrier_are_said_to(smiles:
 def test_a_flat_stretch_is_no_barrier() -> None:
     """Acetone and a methyl radical, which at 3.3 Angstrom hardly pull."""
     made = load_reaction(smiles="CC(C)(C)[O]>>CC(C)=O.[CH3]")[0]
-    lost = falls(XtbPotential(made.numbers, 0, 1), made.reactant, made.product, made.reactant)
-    assert lost == pytest.approx(0.87, abs=0.02)
+    fall = falls(XtbPotential(made.numbers, 0, 1), made.reactant, made.product, made.reactant)
+    assert fall is not None and fall.lost == pytest.approx(0.87, abs=0.02)
 
 
 def test_one_step_of_several_is_a_start_for_the_next(tmp_path: Path) -> None:

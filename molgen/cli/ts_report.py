@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from molgen.workflows.ts_result import Candidate, TSResult
 
 KINDS = ("gibbs", "enthalpy")
+LARGE_TUNNELLING = 3.0  # a first-order correction holds near 1
 
 
 def saddles_of(result: TSResult) -> list[Candidate]:
@@ -81,7 +82,8 @@ def report(result: TSResult, out: Path) -> str:
         )
     several = steps is not None and steps.complete  # whose figures are those of no single saddle
     if best.imaginary_frequency_cm is not None and not several:
-        lines.append(f"imaginary frequency  {abs(best.imaginary_frequency_cm):.0f}i cm-1")
+        mode = best.imaginary_frequency_cm
+        lines.append(f"imaginary frequency  {-mode:.0f}i cm-1" if mode < 0 else f"lowest mode          {mode:.0f} cm-1")
     if best.confidence is not None and not several:
         known = result.level == "GFN2-xTB" and not reaction.charge and not reaction.spin
         caution = "" if known else " (calibrated on neutral molecules with GFN2-xTB)"
@@ -89,11 +91,7 @@ def report(result: TSResult, out: Path) -> str:
     if not several:
         lines.append(f"guess                {best.source}, sample {best.sample}")
     lines.append(f"cost                 {result.gradient_calls} gradient calls, {result.seconds:.1f} s")
-    if result.corrected is not None:
-        expected = f"{result.corrected.level}, expected error {result.corrected.expected_rmsd:.2f} A, not verified"
-        if result.corrected.source == "guess":
-            expected += "; from the guess, since no saddle was proven"
-        lines.append(f"corrected            ts_corrected.xyz: {expected}")
+    lines += _corrected_lines(result)
     others = len(result.candidates) - 1
     if others:
         counts = Counter(c.verdict.replace("_", " ") for c in result.candidates[1:])
@@ -104,6 +102,20 @@ def report(result: TSResult, out: Path) -> str:
     further = sorted(path.name for path in out.glob("search-*")) if steps is not None else []
     lines.append(f"files                {', '.join([common.written(out), *(f'{name}/' for name in further)])}")
     return "\n".join(lines)
+
+
+def _corrected_lines(result: TSResult) -> list[str]:
+    """What is in ts_corrected.xyz, if it is there."""
+    steps = result.mechanism.steps if result.mechanism is not None else []
+    found = [step.corrected for step in steps if step.corrected is not None] or [result.corrected]
+    first = found[0]
+    if first is None:
+        return []
+    errors = ", ".join(f"{one.expected_rmsd:.2f}" for one in found if one is not None)
+    told = f"{first.level}, expected error {errors} A, not verified"
+    if first.source == "guess":
+        told += "; from the guess, since no saddle was proven"
+    return [f"corrected            ts_corrected.xyz: {told}"]
 
 
 def _mechanism_lines(mechanism: Mechanism) -> list[str]:
@@ -120,7 +132,7 @@ def _mechanism_lines(mechanism: Mechanism) -> list[str]:
             if step.saddle is not None and step.saddle.imaginary_frequency_cm is not None:
                 told += f" ({abs(step.saddle.imaginary_frequency_cm):.0f}i cm-1)"
         else:
-            told = "not found" if step.search is None else f"no barrier, {change:+.1f} kcal/mol"
+            told = "not found" if step.search is None else f"no barrier, {change:+.1f} kcal/mol, pieces held apart"
         lines.append(f"{f'step {k}':21}{step.ends[0]} to {step.ends[1]}: {told}")
     if math.isfinite(mechanism.highest_kcal):
         lines.append(f"highest point        {mechanism.highest_kcal:.1f} kcal/mol above the reactant")
@@ -143,8 +155,11 @@ def thermochemistry_lines(found: ReactionThermochemistry, title: str = "barrier"
         f"rate                 {forward:.1e} 1/s forward, half-life {lasts}; {back:.1e} 1/s back; "
         f"tunnelling x {found.tunnelling:.1f}",
     ]
-    if soft := sum(point.imaginary for point in (found.reactant, found.saddle, found.product)):
-        lines[0] += f" ({soft} soft imaginary mode{'s' if soft > 1 else ''} beside taken as real)"
+    points = {"reactant": found.reactant, "transition state": found.saddle, "product": found.product}
+    if odd := ", ".join(f"{point.imaginary} of the {name}" for name, point in points.items() if point.imaginary):
+        lines[0] += f" (imaginary modes taken as real: {odd})"
+    if found.tunnelling > LARGE_TUNNELLING:
+        lines[1] += ", beyond what Wigner's formula is for"
     for side, pieces in found.pieces.items():
         rate = "as fast as they meet" if pieces.rate is None else f"{pieces.rate:.1e} {pieces.rate_unit}"
         barrier = f"Gibbs barrier {pieces.barrier_kcal:.1f} kcal/mol ({found.standard_state})"

@@ -23,6 +23,7 @@ STYLE: dict[Any, Any] = {
 }
 LEAST_RANGE = 1.0  # in the unit of the energies; the axis of a flat path is no finer
 TITLE_LENGTH = 50  # characters that fit above the axes; an atom-mapped SMILES is longer
+ALIKE = 0.5  # kcal/mol, beyond which both ends of an intermediate get a figure
 LABEL_WIDTH = 0.25  # of the path; what a label at an end may cover
 
 
@@ -63,7 +64,7 @@ def barrier_profile(
     title: str,
     subtitle: str = "",
     labels: tuple[str, str] = ("reactant", "product"),
-    between: Mapping[int, str] | None = None,
+    between: Mapping[tuple[int, int], str] | None = None,
 ) -> bytes:
     """Energy along a path through a transition state, or several.
 
@@ -71,7 +72,8 @@ def barrier_profile(
         coordinate: (M,) path length, Angstrom amu^1/2 or Angstrom; increasing.
         energies: (M,) kcal/mol relative to the first point.
         ts_index: which point is the transition state, or which points are.
-        labels: names of the two ends. between: names of points in between, by index.
+        labels: names of the two ends. between: names of points in between, by the indices of where one step ends and
+            the next begins.
     """
     tops = [ts_index] if isinstance(ts_index, int) else list(ts_index)
     s, e = np.asarray(coordinate, dtype=float), np.asarray(energies, dtype=float)
@@ -90,8 +92,11 @@ def barrier_profile(
         for k, top in enumerate(tops, start=1):
             name = "TS" if len(tops) == 1 else f"TS {k}"
             label(f"{name}\n{_number(e[top])}", s[top], e[top], 10, ha="center", color=ACCENT, weight="bold")
-        for at, name in (between or {}).items():
-            label(f"{name}\n{_number(e[at], sign='+')}", s[at], e[at], -28, ha="center")
+        for (one, other), name in (between or {}).items():
+            levels = [e[one], e[other]][: 1 + (abs(e[one] - e[other]) > ALIKE)]
+            middle = (s[one] + s[other]) / 2
+            told = " / ".join(_number(level, sign="+") for level in levels)
+            label(f"{name}\n{told}", middle, _lowest_near(s, e, middle), -28, ha="center")
         label(labels[0], s[0], min(_lowest_near(s, e, s[0]), 0.0), -16, ha="left")
         label(f"{labels[1]}\n{_number(e[-1], sign='+')}", s[-1], _lowest_near(s, e, s[-1]), -28, ha="right")
         axes.set_xlabel("path length, Å")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 
@@ -18,6 +19,7 @@ HALVINGS = 4  # displacements tried along a soft mode
 TRUST = (0.15, 0.3)  # Angstrom; short steps keep a descent in the valley it started in
 SOFTEST = 0.5  # eV/Angstrom^2, least curvature of the Hessian a descent starts from
 DESCENT_CALLS = 150  # gradient calls of a descent, at most
+LOWER = 1e-4  # eV, by which a well is lower than a stationary point beside it
 STRIDE = 0.1  # Angstrom amu^(1/2), arc length of an IRC step
 
 Path = list[tuple[float, np.ndarray]]
@@ -88,6 +90,29 @@ def relax(
         max_trust=max_trust,
         stop=stop,
     )
+
+
+def fallen_off(
+    potential: Potential, positions: np.ndarray, modes: Modes, *, fmax: float, max_calls: int
+) -> Search | None:
+    """What a stationary point with an imaginary mode falls to: the lower of what both sides of the mode relax to.
+
+    None where nothing is lower by `LOWER`.
+
+    Args:
+        positions: (N, 3) Angstrom. modes: there. fmax, max_calls: eV/Angstrom and gradient calls, of each relaxation.
+
+    Raises:
+        CalculatorError: the calculator failed.
+    """
+    best: Search | None = None
+    for sign in (1, -1):
+        with suppress(Flat):
+            start = off_saddle(potential, positions, modes, sign)
+            found = relax(potential, start, fmax=fmax, max_calls=max_calls, hessian=modes.hessian)
+            if found.energy < (modes.energy - LOWER if best is None else best.energy):
+                best = found
+    return best
 
 
 def irc(

@@ -121,14 +121,15 @@ def internal_basis(positions: np.ndarray, weights: np.ndarray | None = None) -> 
     return np.linalg.svd(rigid, full_matrices=True)[0][:, rigid.shape[1] :]
 
 
-def normal_modes(potential: Potential, positions: np.ndarray, *, central: bool = False) -> Modes:
+def normal_modes(potential: Potential, positions: np.ndarray, *, central: bool = False, saddle: bool = True) -> Modes:
     """Frequencies and modes of `positions` (N, 3) in Angstrom.
 
     Args:
         potential: energies and forces.
         positions: (N, 3) Angstrom, at or near a stationary point (elsewhere rotations mix with vibrations).
         central: central instead of forward differences, at twice the calls. With forward differences, imaginary modes
-            but a first one below -50 1/cm are checked by central ones along them (two calls each).
+            are checked by central ones along them (two calls each).
+        saddle: an imaginary mode is expected, so a first one below -50 1/cm is not checked.
 
     Raises:
         CalculatorError: the calculator failed.
@@ -136,7 +137,7 @@ def normal_modes(potential: Potential, positions: np.ndarray, *, central: bool =
     before = potential.calls
     hessian, energy = finite_difference_hessian(potential, positions, central=central)
     if not central:
-        hessian = _soft_modes_checked(potential, positions, hessian)
+        hessian = _imaginary_modes_checked(potential, positions, hessian, saddle)
     return modes_of(hessian, potential.numbers, positions, energy, potential.calls - before)
 
 
@@ -154,11 +155,13 @@ def modes_of(
     return Modes(frequencies, displacements.reshape(len(values), len(weights), 3), hessian, energy, gradient_calls)
 
 
-def _soft_modes_checked(potential: Potential, positions: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-    """`hessian` with central differences put in along each imaginary mode, but for a first one that is stiff."""
+def _imaginary_modes_checked(
+    potential: Potential, positions: np.ndarray, hessian: np.ndarray, saddle: bool
+) -> np.ndarray:
+    """`hessian` with central differences put in along each imaginary mode; of a saddle but for a stiff first one."""
     x = np.asarray(positions, dtype=float)
     modes = modes_of(hessian, potential.numbers, x)
-    sure = int((modes.frequencies_cm[:1] < IMAGINARY).any())
+    sure = int(saddle and (modes.frequencies_cm[:1] < IMAGINARY).any())
     doubtful = modes.vectors[sure:][modes.frequencies_cm[sure:] < 0].reshape(-1, x.size)
     if not len(doubtful):
         return hessian

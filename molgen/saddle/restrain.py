@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from molgen.geometry.bonds import bonding_changes, bonding_differences, radius_sums
@@ -67,9 +69,26 @@ def bisected(
     return _held(potential, x, *_on_the_way(numbers, reactant, product, (low + high) / 2), max_calls)
 
 
-def falls(potential: Potential, start: np.ndarray, here: np.ndarray, there: np.ndarray) -> float | None:
-    """Energy (eV) that the pieces of one side, `here`, lose in becoming the other without a barrier; None where they do
-    not.
+class Fall(NamedTuple):
+    """Pieces that become another side without a barrier.
+
+    Attributes:
+        apart, together: (N, 3) Angstrom, the pieces held apart, and what they fall to.
+        energies: eV, of these two.
+    """
+
+    apart: np.ndarray
+    together: np.ndarray
+    energies: tuple[float, float]
+
+    @property
+    def lost(self) -> float:
+        """eV."""
+        return self.energies[0] - self.energies[1]
+
+
+def falls(potential: Potential, start: np.ndarray, here: np.ndarray, there: np.ndarray) -> Fall | None:
+    """How the pieces of one side, `here`, become the other without a barrier; None where they do not.
 
     The bonds that only `there` has are drawn out step by step, those that only `here` has are closed, and the rest
     relaxed. Where a minimisation from there, nothing held, ends in `there`, its path goes down all the way: no saddle
@@ -89,14 +108,15 @@ def falls(potential: Potential, start: np.ndarray, here: np.ndarray, there: np.n
     for factor in APART:
         x = _held(potential, x, pairs, np.where(drawn, factor, 1.0) * _bond_lengths(numbers, pairs), MAX_CALLS)
         ways.append((gradient(potential, x)[0], x))
-    far = lowest = ways[-1][0]
+    far, apart = ways[-1]
+    lowest = far
     for energy, x in ways[::-1]:
         lowest = min(lowest, energy)
         if energy > lowest + LEAST_BARRIER or bonding_differences(numbers, x, here):
             return None
         fall = relax(potential, x, fmax=FALL_FMAX, max_calls=DESCENT_CALLS)
         if not bonding_differences(numbers, fall.positions, there):
-            return far - fall.energy
+            return Fall(apart, fall.positions, (far, fall.energy))
     return None
 
 

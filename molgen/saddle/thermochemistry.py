@@ -73,14 +73,15 @@ def thermochemistry(
     gas = IdealGasThermo(
         list(quanta), geometry, modes.energy, atoms, symmetrynumber=symmetry, spin=spin / 2, vib_selection="all"
     )
-    enthalpy = gas.get_enthalpy(temperature, verbose=False)
-    entropy, _ = gas.get_ideal_entropy(
-        temperature, translation=True, rotation=True, electronic=True, geometry=geometry, pressure=pressure,
-        symmetrynumber=symmetry,
-    )  # fmt: skip
     inertia = float(np.mean(atoms.get_moments_of_inertia()))
-    for quantum in quanta:
-        entropy += cast(float, RRHOMode(quantum, inertia, tau=TAU).get_entropy(temperature, contributions=False))
+    with np.errstate(over="ignore"):  # of exp(quantum / kT) near 0 K, which then adds nothing
+        enthalpy = gas.get_enthalpy(temperature, verbose=False)
+        entropy, _ = gas.get_ideal_entropy(
+            temperature, translation=True, rotation=True, electronic=True, geometry=geometry, pressure=pressure,
+            symmetrynumber=symmetry,
+        )  # fmt: skip
+        for quantum in quanta:
+            entropy += cast(float, RRHOMode(quantum, inertia, tau=TAU).get_entropy(temperature, contributions=False))
     return Thermochemistry(
         modes.energy, float(quanta.sum() / 2), float(enthalpy), float(enthalpy - temperature * entropy), symmetry,
         int((frequencies < 0).sum()),

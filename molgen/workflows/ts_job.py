@@ -19,7 +19,7 @@ from molgen.saddle.thermochemistry import ReactionThermochemistry
 from molgen.tsgen import Generator
 from molgen.tsgen.correction_model import Correction
 from molgen.workflows.ts_correction import CorrectedTS, correct_guess, correct_saddle
-from molgen.workflows.ts_mechanism import followed
+from molgen.workflows.ts_mechanism import corrected_steps, followed
 from molgen.workflows.ts_output import write_result
 from molgen.workflows.ts_result import Candidate, TSResult
 from molgen.workflows.ts_search import Method, TSSearch
@@ -80,6 +80,13 @@ class TSJob:
         with self._opened(folder) as run:
             result = self._search(reaction, corrector, run)  # written before it goes on: that may be cut short
             result.mechanism = followed(result, partial(self._search_gap, run), self.follow)
+            if result.mechanism is not None and result.mechanism.complete:
+                result.corrected = None  # the guess of one step, which it is not
+                if corrector is not None:
+                    correct = partial(correct_saddle, corrector)
+                    result.mechanism = corrected_steps(
+                        result.mechanism, lambda part, saddle: correct(part, self.potential, saddle)
+                    )
             if result.mechanism is not None or self.lost:
                 further = result.mechanism.searches[1:] if result.mechanism is not None else []
                 result.gradient_calls += sum(search.gradient_calls for search in further) + self.lost
@@ -91,7 +98,10 @@ class TSJob:
         return nullcontext() if folder is None else Run(folder, "ts", **self.run_options)
 
     def _new(self, reaction: Reaction) -> tuple[TSSearch, TSResult]:
-        search = TSSearch(reaction, self.potential, self.method, self.progress, self.max_calls, self.deadline)
+        every_end = self.temperature is not None
+        search = TSSearch(
+            reaction, self.potential, self.method, self.progress, self.max_calls, self.deadline, every_end
+        )
         result = TSResult([], reaction, self.notes, [], checkpoint_hash=self.model.hash if self.model else None)
         result.level = self.level
         return search, result
@@ -126,7 +136,7 @@ class TSJob:
         self.log(f"search {number + 1}: what is left of the reaction")
         before, (search, result) = self.potential.calls, self._new(gap)
         if (fall := barrierless(search)) is not None:  # pieces that fall together need no saddle
-            result.barrierless_side, result.barrierless_kcal = fall
+            result.barrierless_side, result.barrierless = fall
             search.report(result)
             return result
         asked = self.potential.calls - before
@@ -195,7 +205,7 @@ def stages(
         if best.verdict != "intended" and not search.out_of_time():
             search.progress("looking for a reason", 0, 1)
             result.unstable, fall = unstable_sides(search), barrierless(search)
-            result.barrierless_side, result.barrierless_kcal = fall or ("", None)
+            result.barrierless_side, result.barrierless = fall or ("", None)
         if corrector is not None:
             result.corrected = _corrected(corrector, search, best)
         if thermo is not None:

@@ -10,8 +10,10 @@ import numpy as np
 
 from molgen.data.reactions import Reaction
 from molgen.geometry.bonds import bond_graph, bonding_differences, fragments
+from molgen.saddle.restrain import Fall
 from molgen.saddle.thermochemistry import ReactionThermochemistry
-from molgen.units import KCAL_MOL, kcal
+from molgen.units import kcal
+from molgen.workflows.ts_correction import CorrectedTS
 from molgen.workflows.ts_result import Candidate, TSResult
 
 _UNNAMED = ("", "")
@@ -27,6 +29,7 @@ class Step:
         path_positions: (M, N, 3) Angstrom, from the first end to the second; path_energies: (M,) eV, nan if unknown.
         search: which search found it, from 0; None: nobody knows how its ends become each other.
         thermochemistry: of its saddle and the wells beside it, where a temperature was given.
+        corrected: its saddle carried to the level of the training set, where there are weights for that.
     """
 
     ends: tuple[str, str]
@@ -35,6 +38,7 @@ class Step:
     path_energies: np.ndarray
     search: int | None
     thermochemistry: ReactionThermochemistry | None = None
+    corrected: CorrectedTS | None = None
 
     @property
     def barriers_kcal(self) -> tuple[float, float] | None:
@@ -52,8 +56,10 @@ class Step:
             "barrier_forward_kcal": barriers[0], "barrier_reverse_kcal": barriers[1],
             "imaginary_frequency_cm": self.saddle.imaginary_frequency_cm if self.saddle else None,
         }  # fmt: skip
-        if (gibbs := self.thermochemistry) is not None:
-            told |= {key: getattr(gibbs, key) for key in ("gibbs_forward_kcal", "gibbs_reverse_kcal")}
+        if self.thermochemistry is not None:
+            told["thermochemistry"] = self.thermochemistry.summary()
+        if self.corrected is not None:
+            told["corrected"] = self.corrected.summary()
         return told
 
 
@@ -85,10 +91,13 @@ class Mechanism:
     @property
     def highest_gibbs_kcal(self) -> float:
         """The highest Gibbs energy of all saddles above the reactant's well beside the first, kcal/mol; nan without a
-        temperature, or where a step is unknown or the first has no saddle."""
+        temperature, where a step is unknown or the first has no saddle, or pieces apart lie above all saddles."""
         first = self.steps[0].thermochemistry
         gibbs = [step.thermochemistry.saddle.gibbs for step in self.steps if step.thermochemistry is not None]
-        if first is None or not self.complete or len(gibbs) < sum(step.saddle is not None for step in self.steps):
+        saddles = [step.path_energies.max() for step in self.steps if step.saddle is not None]
+        if first is None or not self.complete or len(gibbs) < len(saddles):
+            return float("nan")
+        if max(step.path_energies.max() for step in self.steps) > max(saddles):
             return float("nan")
         return kcal(max(gibbs) - first.reactant.gibbs)
 
@@ -99,6 +108,19 @@ class Mechanism:
         if any(step.thermochemistry is not None for step in self.steps):
             told["highest_gibbs_kcal"] = self.highest_gibbs_kcal
         return told
+
+
+def corrected_steps(mechanism: Mechanism, correct: Callable[[Reaction, np.ndarray], CorrectedTS]) -> Mechanism:
+    """The mechanism with the saddle of every step corrected; `correct`: of a step's reaction and its saddle (N, 3)."""
+    whole, steps = mechanism.searches[0].reaction, []
+    for step in mechanism.steps:
+        if step.saddle is not None:
+            reactant, product = step.path_positions[0], step.path_positions[-1]
+            parts = [fragments(bond_graph(whole.numbers, x)) for x in (product, reactant)]
+            reaction = Reaction(whole.numbers, reactant, product, *parts, charge=whole.charge, spin=whole.spin)
+            step = replace(step, corrected=correct(reaction, step.saddle.atoms.positions))
+        steps.append(step)
+    return replace(mechanism, steps=steps)
 
 
 def followed(first: TSResult, search: Callable[[Reaction, int], TSResult | None], most: int) -> Mechanism | None:
@@ -136,8 +158,8 @@ class _Way:
         """Narrow or close the gap by what a search of it found; whether it did."""
         gap = self.gap
         assert gap is not None
-        if result.barrierless_kcal is not None and (self.before or self.after):
-            self.before.append(self._fall(gap, result.barrierless_side, result.barrierless_kcal * KCAL_MOL, search))
+        if result.barrierless is not None and (self.before or self.after):
+            self.before.append(_fall(result.barrierless, result.barrierless_side, search))
             self.gap = None
             return True
         best = result.best
@@ -173,13 +195,12 @@ class _Way:
         known = [step.path_positions[end] for step in [*self.before, *self.after] for end in (0, -1)]
         return [gap.reactant, gap.product, *known]
 
-    def _fall(self, gap: Reaction, side: str, lost: float, search: int) -> Step:
-        """The step of a gap whose pieces on one side fall to the other, measured from a neighbour whose energy is
-        known."""
-        change = -lost if side == "reactant" else lost
-        start = self.before[-1].path_energies[-1] if self.before else self.after[0].path_energies[0] - change
-        energies = np.array([start, start + change])
-        return Step(_UNNAMED, None, np.stack([gap.reactant, gap.product]), energies, search)
+
+def _fall(fall: Fall, side: str, search: int) -> Step:
+    """The step of a gap whose pieces on `side` fall to the other."""
+    path, energies = np.stack([fall.apart, fall.together]), np.array(fall.energies)
+    forward = slice(None) if side == "reactant" else slice(None, None, -1)
+    return Step(_UNNAMED, None, path[forward], energies[forward], search)
 
 
 def _step(result: TSResult, search: int) -> Step:

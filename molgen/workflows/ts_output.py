@@ -32,6 +32,7 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
 
     Called after every candidate, so that an interrupted run keeps what it has.
     """
+    several = result.mechanism is not None and result.mechanism.complete  # figures of one saddle alone are left out
     write_extxyz(run.path("guesses.xyz"), result.guesses)
     run.results = [candidate.summary() for candidate in result.candidates]
     run.record(
@@ -44,14 +45,16 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
         barrierless_kcal=result.barrierless_kcal,
         unstable=result.unstable,
         level=result.level,
-        thermochemistry=result.thermochemistry.summary() if result.thermochemistry else None,
+        thermochemistry=result.thermochemistry.summary() if result.thermochemistry and not several else None,
     )
     if not result.candidates:
         return
     write_extxyz(run.path("ts.xyz"), [candidate.atoms for candidate in result.candidates])
-    if result.corrected is not None:
-        write_extxyz(run.path("ts_corrected.xyz"), [result.corrected.atoms])
-        run.record(corrected=result.corrected.summary())
+    run.record(corrected=result.corrected.summary() if result.corrected else None)
+    if frames := corrected_frames(result):
+        write_extxyz(run.path("ts_corrected.xyz"), frames)
+    elif several:
+        run.discard("ts_corrected.xyz")
     best = result.best
     if best.path_positions is not None and best.path_energies is not None:
         write_extxyz(run.path("path.xyz"), path_frames(result, best))
@@ -67,6 +70,18 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
             run.write_bytes("mechanism.png", mechanism_profile(result.mechanism))
             run.record(mechanism=result.mechanism.summary())
         run.finish(result.status)
+
+
+def corrected_frames(result: TSResult) -> list[Atoms]:
+    """The corrected saddle, or those of all steps of a mechanism, with `step` (from 1) in `info`."""
+    if result.corrected is not None:
+        return [result.corrected.atoms]
+    frames = []
+    for k, step in enumerate(result.mechanism.steps if result.mechanism is not None else [], start=1):
+        if step.corrected is not None:
+            frames.append(step.corrected.atoms)
+            frames[-1].info["step"] = k
+    return frames
 
 
 def path_frames(result: TSResult, candidate: Candidate) -> list[Atoms]:
@@ -103,12 +118,13 @@ def mechanism_profile(mechanism: Mechanism) -> bytes:
     energies = np.concatenate([step.path_energies for step in steps])
     first = np.cumsum([0, *(len(step.path_positions) for step in steps)])
     tops = [int(at) + (step.saddle.ts_index or 0) for at, step in zip(first, steps, strict=False) if step.saddle]
-    between = {int(at): step.ends[0] for at, step in zip(first[1:], steps[1:], strict=False)}
+    between = {(int(at) - 1, int(at)): step.ends[0] for at, step in zip(first[1:], steps[1:], strict=False)}
     reaction = mechanism.searches[0].reaction
     ends = [_name(reaction.numbers, x) for x in (reaction.reactant, reaction.product)]
     return barrier_profile(
         _length(np.concatenate([step.path_positions for step in steps])), kcal(energies - energies[0]), tops,
-        title=" → ".join(ends), labels=(steps[0].ends[0], steps[-1].ends[1]), between=between,
+        title=" → ".join(ends) + _charged(reaction.charge), between=between,
+        labels=(steps[0].ends[0], steps[-1].ends[1]),
         subtitle=f"{len(mechanism.steps)} steps" + ("" if mechanism.complete else ", one of them unknown"),
     )  # fmt: skip
 
@@ -123,10 +139,10 @@ def profile(result: TSResult, candidate: Candidate) -> bytes:
     ends = [_name(z, path[0]), _name(z, path[-1])]
     name = (result.reaction.name or "rearrangement").replace("->", "→")
     title = f"{ends[0]} → {ends[1]}" if ends[0] != ends[1] else f"{ends[0]}: {name}"
-    title += f" (charge {result.reaction.charge:+d})" if result.reaction.charge else ""
+    title += _charged(result.reaction.charge)
     mode = candidate.imaginary_frequency_cm
     parts = [candidate.verdict.replace("_", " ")]
-    parts += [] if mode is None else [f"imaginary mode {abs(mode):.0f}i cm⁻¹"]
+    parts += [] if mode is None or mode > 0 else [f"imaginary mode {-mode:.0f}i cm⁻¹"]
     parts += ["other stereoisomers than given"] if candidate.stereo else []
     parts += [f"{' and '.join(candidate.unstable)} not as given"] if candidate.unstable else []
     # only the intended saddle has this reactant and this product at its ends
@@ -134,6 +150,10 @@ def profile(result: TSResult, candidate: Candidate) -> bytes:
     return barrier_profile(
         length, energies, candidate.ts_index or 0, title=title, subtitle=", ".join(parts), labels=labels
     )
+
+
+def _charged(charge: int) -> str:
+    return f" (charge {charge:+d})" if charge else ""
 
 
 def _length(path: np.ndarray) -> np.ndarray:

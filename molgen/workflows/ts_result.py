@@ -11,7 +11,9 @@ import numpy as np
 from ase import Atoms
 
 from molgen.data.reactions import Reaction
+from molgen.saddle.restrain import Fall
 from molgen.saddle.thermochemistry import ReactionThermochemistry
+from molgen.units import kcal
 from molgen.workflows.ts_correction import CorrectedTS
 
 if TYPE_CHECKING:
@@ -115,9 +117,9 @@ class TSResult:
             wall time, model and calculator.
         rejections: reason -> count of guesses that came to nothing. checkpoint_hash: of the weights used, if any.
         corrected: the verified saddle, or without one the first guess, carried to the level of the training set, where
-            there are weights for that.
+            there are weights for that; of a reaction of several steps each step has its own.
         barrierless_side: the side, "reactant" or "product", whose pieces become the other without a barrier, and
-            barrierless_kcal: what they lose, kcal/mol; looked for when no saddle was proven, "" and None where there is
+            barrierless: how they do; looked for when no saddle was proven, "" and None where there is
             none. unstable: sides that are no minimum of the calculator, as far as was seen, and what they become:
             {"reactant": "the product"} or "another molecule".
         level: of the calculator, such as "GFN2-xTB". thermochemistry: Gibbs energies of the best candidate, where a
@@ -135,7 +137,7 @@ class TSResult:
     checkpoint_hash: str | None = None
     corrected: CorrectedTS | None = None
     barrierless_side: str = ""
-    barrierless_kcal: float | None = None
+    barrierless: Fall | None = None
     unstable: dict[str, str] = field(default_factory=dict)
     level: str = ""
     thermochemistry: ReactionThermochemistry | None = None
@@ -151,6 +153,11 @@ class TSResult:
         """Whether the best candidate is a saddle proven to join this reactant and product; of several steps see
         `mechanism`."""
         return self.best.verdict == "intended"
+
+    @property
+    def barrierless_kcal(self) -> float | None:
+        """What pieces that become the other side without a barrier lose from where they are held apart, kcal/mol."""
+        return kcal(self.barrierless.lost) if self.barrierless is not None else None
 
     @property
     def status(self) -> str:
@@ -172,5 +179,6 @@ class TSResult:
             return f"intended in {count} steps, {top:.1f} kcal/mol above the reactant at most {cost}"
         barrier = "" if b.barrier_forward_kcal is None else f", barrier {b.barrier_forward_kcal:.1f} kcal/mol forward"
         barrier += "" if b.barrier_reverse_kcal is None else f", {b.barrier_reverse_kcal:.1f} back"
-        mode = "" if b.imaginary_frequency_cm is None else f", imaginary mode {abs(b.imaginary_frequency_cm):.0f}i cm-1"
+        lowest = b.imaginary_frequency_cm
+        mode = "" if lowest is None or lowest > 0 else f", imaginary mode {-lowest:.0f}i cm-1"
         return f"{b.verdict}{barrier}{mode} {cost}"

@@ -21,23 +21,21 @@ from molgen.potentials.base import Potential
 from molgen.rng import generator
 from molgen.run import Progress
 from molgen.saddle import Verification, mode_overlap, refine
-from molgen.saddle.descent import falling, relax
-from molgen.saddle.judge import LEAST_BARRIER, SHAPE, judge_wells
+from molgen.saddle.judge import SHAPE
 from molgen.saddle.restrain import MAX_CALLS, bisected, half_made
 from molgen.saddle.verify import settle
 from molgen.tsgen import Generator
 from molgen.tsgen.condition import prepare
 from molgen.tsgen.generate import SIGMA, generate
 from molgen.tsgen.rank import confidence, guess_features, refined_features
-from molgen.units import kcal
 from molgen.workflows.reaction_tools import FAILURES, cause, failure
+from molgen.workflows.ts_ends import relax_ends
 from molgen.workflows.ts_result import OUT_OF_TIME, VERDICTS, Candidate, TSResult, atoms_of, ranked
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 STIR = 0.03  # Angstrom, noise that takes a side off the symmetry it may have before it is relaxed to a guess
 NEARLY = 0.2  # eV/Angstrom, largest force left of a refinement cut short that is worth going on with
 FURTHER = 4  # how many of the model's guesses go on, and of the others
-END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls, for the wells the barriers are measured from
 RELAXED = {"restrained": half_made, "bisected": bisected}  # raw guesses, by their source
 Method = Literal["quick", "irc", "none"]
 
@@ -67,6 +65,7 @@ class TSSearch:
         progress: called with (stage, done, total).
         max_calls: gradient calls of one refinement, at most.
         deadline: on the clock of `time.monotonic`, after which no guess but the first is begun.
+        every_end: look at the modes of every well that barriers are measured from, not of symmetric ones alone.
 
     Attributes:
         guesses: in the order of drawing. candidates: what the distinct ones became, in that order.
@@ -82,9 +81,10 @@ class TSSearch:
         progress: Progress,
         max_calls: int = 100,
         deadline: float = math.inf,
+        every_end: bool = False,
     ):
         self.reaction, self.potential, self.progress = reaction, potential, progress
-        self.max_calls, self.deadline = max_calls, deadline
+        self.max_calls, self.deadline, self.every_end = max_calls, deadline, every_end
         self.method: Method | None = method
         self.guesses: list[Guess] = []
         self.candidates: list[Candidate] = []
@@ -250,7 +250,7 @@ class TSSearch:
         except FAILURES as error:
             self.rejections[failure(error)] += 1
             candidate.verdict, candidate.reason, is_new = "failed", cause(error), True
-        self._finish(candidate, before)
+        self.finish(candidate, before)
         return is_new
 
     def _refine_and_verify(self, candidate: Candidate, guess: Guess) -> bool:
@@ -323,7 +323,7 @@ class TSSearch:
         """The best candidate after the ends of its path were relaxed; another one if that showed it to be worse."""
         while (best := ranked(self.candidates)[0]) not in self.relaxed:
             self.relaxed.append(best)
-            self.relax_ends(best)
+            relax_ends(self, best)
         return best
 
     def relax_other_ends(self) -> None:
@@ -331,60 +331,9 @@ class TSSearch:
         for candidate in ranked(self.candidates):
             if candidate.verdict == "intended" and candidate not in self.relaxed and not self.out_of_time():
                 self.relaxed.append(candidate)
-                self.relax_ends(candidate)
+                relax_ends(self, candidate)
 
-    def relax_ends(self, candidate: Candidate) -> None:
-        """Relax the ends of a candidate's path tightly, and measure its barriers from there: verification stops as soon
-        as it knows which wells they are.
-
-        Where one goes on to another molecule, the candidate is judged anew by the ends it has now.
-        """
-        if candidate.path_positions is None or candidate.path_energies is None or candidate.ts_index is None:
-            return
-        before, changed = self.potential.calls, False
-        x, energy = list(candidate.path_positions), list(candidate.path_energies)
-        top = energy[candidate.ts_index]
-        for end in (0, -1):
-            self.progress("relaxing the ends", -end, 2)
-            try:
-                well = relax(self.potential, x[end], fmax=END_FMAX, max_calls=END_CALLS)
-            except FAILURES as error:
-                self.rejections[failure(error)] += 1
-                candidate.reason += f"; relaxing an end failed ({cause(error)})"
-                continue
-            if well.energy >= energy[end]:
-                continue
-            changed |= bonding_differences(self.reaction.numbers, x[end], well.positions) > 0
-            downhill = falling(well.path)[1:]
-            if end == 0:
-                x, energy = [p for _, p in downhill[::-1]] + x, [e for e, _ in downhill[::-1]] + energy
-                candidate.ts_index += len(downhill)
-            else:
-                x, energy = x + [p for _, p in downhill], energy + [e for e, _ in downhill]
-        if changed:
-            x, energy = self._judge_again(candidate, x, energy)
-        candidate.barrier_forward_kcal, candidate.barrier_reverse_kcal = (kcal(top - energy[end]) for end in (0, -1))
-        candidate.path_positions, candidate.path_energies = np.array(x), np.array(energy)
-        if top - max(energy[0], energy[-1]) < LEAST_BARRIER:
-            candidate.reason += f"; less than {LEAST_BARRIER} eV above one of its wells, it is hardly a barrier"
-        self._finish(candidate, before - candidate.gradient_calls)
-
-    def _judge_again(
-        self, candidate: Candidate, x: list[np.ndarray], energy: list[float]
-    ) -> tuple[list[np.ndarray], list[float]]:
-        """The path, from reactant to product, of a candidate whose ends have become other molecules on relaxing."""
-        assert candidate.ts_index is not None
-        drops = [energy[candidate.ts_index] - energy[end] for end in (0, -1)]
-        failed = candidate.reason.partition("; relaxing an end failed")
-        judged = judge_wells(self.potential, [x[0], x[-1]], drops, self.reaction.reactant, self.reaction.product)
-        candidate.verdict, candidate.stereo, candidate.known = judged.verdict, judged.stereo, judged.known
-        candidate.unstable = dict(judged.unstable)
-        candidate.reason = judged.reason + failed[1] + failed[2]
-        if judged.swapped:
-            x, energy, candidate.ts_index = x[::-1], energy[::-1], len(x) - 1 - candidate.ts_index
-        return x, energy
-
-    def _finish(self, candidate: Candidate, calls_before: int) -> Candidate:
+    def finish(self, candidate: Candidate, calls_before: int) -> Candidate:
         candidate.gradient_calls = self.potential.calls - calls_before
         info = {"verdict": candidate.verdict, "energy": candidate.energy, "confidence": candidate.confidence}
         info |= {

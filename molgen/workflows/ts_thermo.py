@@ -10,18 +10,20 @@ import numpy as np
 
 from molgen.geometry.bonds import bonding_differences
 from molgen.potentials.base import Potential
-from molgen.saddle.descent import relax
 from molgen.saddle.modes import gradient, normal_modes
 from molgen.saddle.thermochemistry import BAR, ReactionThermochemistry, Thermochemistry, molar_pressure, thermochemistry
 from molgen.structures import formula, possible_spin
 from molgen.workflows.reaction_tools import FAILURES, cause, failure
+from molgen.workflows.ts_ends import minimum
 from molgen.workflows.ts_result import Candidate
-from molgen.workflows.ts_search import END_CALLS, END_FMAX, TSSearch
+from molgen.workflows.ts_search import TSSearch
 
 MOST_PIECES = 4  # of a side that is looked at molecule by molecule
 CHARGES = range(-2, 3)  # e, that one of them may have
-NOT_APART = "Gibbs energies of molecules apart, which need xTB or neutral ones without unpaired electrons"
+NOT_APART = "Gibbs energies of molecules apart, which need xTB by its name, or neutral ones without unpaired electrons"
 NOT_KEPT = "Gibbs energies of molecules apart, one of which becomes another"
+HUND = 0.1  # eV; of states that lie closer the one with the most unpaired electrons, as of O2, where xTB has them alike
+MULTIPLETS = ("singlet", "doublet", "triplet", "quartet")
 Maker = Callable[[np.ndarray, int, int], Potential | None]  # of (numbers, charge, spin)
 Share = tuple[int, int]  # charge and unpaired electrons of a molecule
 
@@ -54,7 +56,8 @@ def reaction_thermochemistry(
     try:
         for k, (name, geometry) in enumerate(x.items()):
             search.progress("normal modes", k, len(x))
-            modes, saddle = normal_modes(search.potential, geometry), name == "saddle"
+            saddle = name == "saddle"
+            modes = normal_modes(search.potential, geometry, saddle=saddle)
             points[name] = thermochemistry(geometry, reaction.numbers, modes, spin=reaction.spin, saddle=saddle, **at)
             frequency = float(modes.frequencies_cm[0]) if saddle else frequency
     except FAILURES as error:
@@ -76,9 +79,9 @@ def _alone(
 ) -> tuple[list[str], list[Thermochemistry]] | None:
     """Names and figures of the molecules of a side, each relaxed alone from where it is in the well (N, 3).
 
-    How charge and unpaired electrons are shared is what takes the fewest charges; where that leaves a choice, what has
-    the lowest energy. None for a side in one piece or in too many; and, counted, where there is no potential of a part,
-    a molecule does not stay what it is, or the calculator fails.
+    Each has the whole charge next to what its atoms have in the well. How unpaired electrons are shared is what has the
+    lowest energy, and the most of them where that leaves a choice. None for a side in one piece or in too many; and,
+    counted, where there is no potential of a part, a molecule does not stay what it is, or the calculator fails.
     """
     part = getattr(search.reaction, f"{side}_fragments")
     if not 0 < part.max() < MOST_PIECES:
@@ -86,28 +89,29 @@ def _alone(
     search.progress(f"molecules of the {side}", 0, 1)
     numbers = [search.reaction.numbers[part == k] for k in range(part.max() + 1)]
     starts = [well[part == k] for k in range(part.max() + 1)]
-    options = _shares(numbers, search.reaction.charge, search.reaction.spin)
     made: dict[tuple[int, Share], tuple[Potential, float]] = {}
     try:
+        charges = _charges(search.potential, well, part, search.reaction.charge)
+        options = _shares(numbers, charges, search.reaction.spin)
         for k, share in sorted({(k, share) for option in options for k, share in enumerate(option)}):
-            potential = make(numbers[k], *share)
-            if potential is None:
-                search.rejections[NOT_APART] += 1
-                return None
-            made[k, share] = potential, gradient(potential, starts[k])[0]
-        if not options:
+            if (potential := make(numbers[k], *share)) is not None:
+                made[k, share] = potential, gradient(potential, starts[k])[0]
+        known = [option for option in options if all((k, share) in made for k, share in enumerate(option))]
+        if not known:
+            search.rejections[NOT_APART] += 1
             return None
-        best = min(options, key=lambda option: sum(made[k, share][1] for k, share in enumerate(option)))
+        energies = [sum(made[k, share][1] for k, share in enumerate(option)) for option in known]
+        near = [option for option, energy in zip(known, energies, strict=True) if energy < min(energies) + HUND]
+        best = max(near, key=lambda option: sum(spin for _, spin in option))
         names, points = [], []
         for k, (charge, spin) in enumerate(best):
-            potential, x = made[k, (charge, spin)][0], starts[k]
-            if len(x) > 1:
-                x = relax(potential, x, fmax=END_FMAX, max_calls=END_CALLS).positions
+            potential = made[k, (charge, spin)][0]
+            x, modes = minimum(potential, starts[k])
             if bonding_differences(numbers[k], starts[k], x):
                 search.rejections[NOT_KEPT] += 1
                 return None
-            points.append(thermochemistry(x, numbers[k], normal_modes(potential, x), spin=spin, **at))
-            names.append(formula(numbers[k]) + (f"({charge:+d})" if charge else ""))
+            points.append(thermochemistry(x, numbers[k], modes, spin=spin, **at))
+            names.append(_name(numbers[k], charge, spin))
         return names, points
     except FAILURES as error:
         search.rejections[failure(error)] += 1
@@ -116,21 +120,35 @@ def _alone(
         search.other_calls += sum(potential.calls for potential, _ in made.values())
 
 
-def _shares(pieces: Sequence[np.ndarray], charge: int, spin: int) -> list[tuple[Share, ...]]:
-    """Ways to share charge and unpaired electrons among molecules of these atomic numbers, those with the fewest
-    charges."""
+def _name(numbers: np.ndarray, charge: int, spin: int) -> str:
+    """Such as "CH3Cl", "Cl(-1)" or "O2(triplet)"."""
+    told = [f"{charge:+d}"] if charge else []
+    told += [MULTIPLETS[spin]] if spin else []
+    return formula(numbers) + (f"({', '.join(told)})" if told else "")
+
+
+def _charges(potential: Potential, well: np.ndarray, part: np.ndarray, charge: int) -> list[int]:
+    """Whole charges of the molecules `part` (N,) numbers, e: next to what their atoms have in the well (N, 3), and none
+    where the calculator does not say."""
+    count = int(part.max()) + 1
+    if not hasattr(potential, "atomic_charges"):
+        return [0] * count if not charge else []
+    told = np.bincount(part, potential.atomic_charges(well), count)
+    possible = [option for option in itertools.product(CHARGES, repeat=count) if sum(option) == charge]
+    return list(min(possible, key=lambda option: float(np.square(told - option).sum()), default=()))
+
+
+def _shares(pieces: Sequence[np.ndarray], charges: Sequence[int], spin: int) -> list[tuple[Share, ...]]:
+    """Ways to share unpaired electrons among molecules of these atomic numbers and charges: two more than the fewest
+    possible at most, that can couple to `spin` (two radicals to a singlet, a triplet and a doublet to a doublet)."""
     possible = [
-        [
-            (q, s)
-            for q, s in itertools.product(CHARGES, range(spin + 1))
-            if z.sum() > q and possible_spin(z.sum() - q, s)
-        ]
-        for z in pieces
+        [(q, s) for s in range(4) if z.sum() > q and possible_spin(z.sum() - q, s)]
+        for z, q in zip(pieces, charges, strict=False)
     ]
-    options = [
-        option
-        for option in itertools.product(*possible)
-        if sum(q for q, _ in option) == charge and sum(s for _, s in option) == spin
-    ]
-    fewest = min((sum(abs(q) for q, _ in option) for option in options), default=0)
-    return [option for option in options if sum(abs(q) for q, _ in option) == fewest]
+    options = itertools.product(*possible) if charges else ()
+    return [option for option in options if _couple([s for _, s in option], spin)]
+
+
+def _couple(spins: Sequence[int], total: int) -> bool:
+    """Whether so many unpaired electrons of each molecule can leave `total` of all."""
+    return max(2 * max(spins) - sum(spins), 0) <= total <= sum(spins) and (sum(spins) - total) % 2 == 0

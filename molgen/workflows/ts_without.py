@@ -5,10 +5,10 @@ from __future__ import annotations
 from molgen.geometry.bonds import bonding_differences
 from molgen.saddle.descent import relax
 from molgen.saddle.judge import OTHER
-from molgen.saddle.restrain import falls, half_made
-from molgen.units import kcal
+from molgen.saddle.restrain import Fall, falls, half_made
 from molgen.workflows.reaction_tools import FAILURES, failure
-from molgen.workflows.ts_search import END_CALLS, END_FMAX, TSSearch
+from molgen.workflows.ts_ends import END_CALLS, END_FMAX
+from molgen.workflows.ts_search import TSSearch
 
 
 def unstable_sides(search: TSSearch) -> dict[str, str]:
@@ -33,8 +33,8 @@ def unstable_sides(search: TSSearch) -> dict[str, str]:
     return found
 
 
-def barrierless(search: TSSearch) -> tuple[str, float] | None:
-    """The side whose pieces become the other without a barrier, and the kcal/mol they lose; None where neither does."""
+def barrierless(search: TSSearch) -> tuple[str, Fall] | None:
+    """The side whose pieces become the other without a barrier, and how; None where neither does."""
     if not search.bonds_change:
         return None
     reaction = search.reaction
@@ -47,10 +47,10 @@ def barrierless(search: TSSearch) -> tuple[str, float] | None:
             start = ends[other]
             if several[other]:  # pieces anywhere; the guess has them side by side
                 start = half_made(search.potential, search.sqrt_guess, reaction.reactant, reaction.product)
-            lost = falls(search.potential, start, ends[side], ends[other])
+            fall = falls(search.potential, start, ends[side], ends[other])
         except FAILURES as error:
             search.rejections[failure(error)] += 1
             continue
-        if lost is not None:
-            return side, kcal(lost)
+        if fall is not None:
+            return side, fall
     return None

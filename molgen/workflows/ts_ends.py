@@ -1,0 +1,115 @@
+"""The wells beside a saddle, from which its barriers are measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from molgen.geometry.bonds import bonding_differences
+from molgen.geometry.symmetry import is_symmetric
+from molgen.potentials.base import Potential
+from molgen.saddle.descent import Path, fallen_off, falling, relax
+from molgen.saddle.judge import LEAST_BARRIER, judge_wells
+from molgen.saddle.modes import Modes, normal_modes
+from molgen.units import kcal
+from molgen.workflows.reaction_tools import FAILURES, cause, failure
+from molgen.workflows.ts_result import Candidate
+
+if TYPE_CHECKING:
+    from molgen.workflows.ts_search import TSSearch
+
+END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls of a relaxation
+FALLS = 3  # times that an end which is no minimum falls further, at most
+
+
+def relax_ends(search: TSSearch, candidate: Candidate) -> None:
+    """Relax the ends of a candidate's path tightly, and measure its barriers from there: verification stops as soon as
+    it knows which wells they are.
+
+    Where one goes on to another molecule, and of conformers always, the candidate is judged anew by these ends.
+    """
+    if candidate.path_positions is None or candidate.path_energies is None or candidate.ts_index is None:
+        return
+    before, changed = search.potential.calls, not search.bonds_change  # conformers may become others
+    x, energy = list(candidate.path_positions), list(candidate.path_energies)
+    top = energy[candidate.ts_index]
+    for end in (0, -1):
+        search.progress("relaxing the ends", -end, 2)
+        downhill = _downhill(search, candidate, x[end], energy[end])
+        if not downhill:
+            continue
+        changed |= bonding_differences(search.reaction.numbers, x[end], downhill[-1][1]) > 0
+        if end == 0:
+            x, energy = [p for _, p in downhill[::-1]] + x, [e for e, _ in downhill[::-1]] + energy
+            candidate.ts_index += len(downhill)
+        else:
+            x, energy = x + [p for _, p in downhill], energy + [e for e, _ in downhill]
+    if changed:
+        x, energy = _judge_again(search, candidate, x, energy)
+    candidate.barrier_forward_kcal, candidate.barrier_reverse_kcal = (kcal(top - energy[end]) for end in (0, -1))
+    candidate.path_positions, candidate.path_energies = np.array(x), np.array(energy)
+    if top - max(energy[0], energy[-1]) < LEAST_BARRIER:
+        candidate.reason += f"; less than {LEAST_BARRIER} eV above one of its wells, it is hardly a barrier"
+    search.finish(candidate, before - candidate.gradient_calls)
+
+
+def _downhill(search: TSSearch, candidate: Candidate, x: np.ndarray, energy: float) -> Path:
+    """The way from an end (N, 3) down to a minimum, without the end itself; empty where it is one.
+
+    A descent keeps the symmetry it has, and may end where an imaginary mode would break it: ends that look symmetric
+    are asked for their modes. What was found before the calculator failed stays, and the failure is counted.
+    """
+    path: Path = [(energy, x)]
+    numbers, limits = search.reaction.numbers, {"fmax": END_FMAX, "max_calls": END_CALLS}
+    try:
+        well = relax(search.potential, x, **limits)
+        if well.energy < energy:
+            path += falling(well.path)[1:]
+        for _ in range(FALLS):
+            here = path[-1][1]
+            if not (search.every_end or is_symmetric(numbers, here)):
+                break
+            modes = normal_modes(search.potential, here, saddle=False)
+            lower = fallen_off(search.potential, here, modes, **limits) if modes.imaginary else None
+            if lower is None:
+                break
+            path += [point for point in falling(lower.path) if point[0] < path[-1][0]]
+    except FAILURES as error:
+        search.rejections[failure(error)] += 1
+        candidate.reason += f"; relaxing an end failed ({cause(error)})"
+    return path[1:]
+
+
+def minimum(potential: Potential, x: np.ndarray) -> tuple[np.ndarray, Modes]:
+    """What a geometry (N, 3), Angstrom, relaxes to, and its modes; off a place with an imaginary mode it falls on.
+
+    Raises:
+        CalculatorError: the calculator failed.
+    """
+    limits = {"fmax": END_FMAX, "max_calls": END_CALLS}
+    x = relax(potential, x, **limits).positions if len(x) > 1 else x
+    modes = normal_modes(potential, x, saddle=False)
+    for _ in range(FALLS):
+        lower = fallen_off(potential, x, modes, **limits) if modes.imaginary else None
+        if lower is None:
+            break
+        x = lower.positions
+        modes = normal_modes(potential, x, saddle=False)
+    return x, modes
+
+
+def _judge_again(
+    search: TSSearch, candidate: Candidate, x: list[np.ndarray], energy: list[float]
+) -> tuple[list[np.ndarray], list[float]]:
+    """The path, from reactant to product, of a candidate whose ends have become other molecules on relaxing."""
+    assert candidate.ts_index is not None
+    drops = [energy[candidate.ts_index] - energy[end] for end in (0, -1)]
+    failed = candidate.reason.partition("; relaxing an end failed")
+    judged = judge_wells(search.potential, [x[0], x[-1]], drops, search.reaction.reactant, search.reaction.product)
+    candidate.verdict, candidate.stereo, candidate.known = judged.verdict, judged.stereo, judged.known
+    candidate.unstable = dict(judged.unstable)
+    candidate.reason = judged.reason + failed[1] + failed[2]
+    if judged.swapped:
+        x, energy, candidate.ts_index = x[::-1], energy[::-1], len(x) - 1 - candidate.ts_index
+    return x, energy
