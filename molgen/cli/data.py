@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -283,7 +284,8 @@ def searches(
     typer.echo(f"{summary['converged'] / done:6.1%}  converged")
     for reason, number in summary["rejections"].items():
         typer.echo(f"{number / done:6.1%}  {reason}")
-    typer.echo(f"train on it: molgen train correction --data {source} --searches {out}/searches.npz")
+    words = ["--data", str(source), "--searches", str(out / "searches.npz")]
+    typer.echo(f"train on it: molgen train correction {shlex.join(words)}")
 
 
 def _refuse_options(context: typer.Context, relevel: bool) -> None:
@@ -348,7 +350,7 @@ def _training(out: Path) -> list[str]:
         load_training_data(out / "reactions.npz")
     except InputError:
         return []
-    return [f"train on it: molgen train ts --data {out}/reactions.npz --init tsgen"]
+    return [f"train on it: molgen train ts --data {shlex.quote(str(out / 'reactions.npz'))} --init tsgen"]
 
 
 def _line(result: dict[str, Any]) -> str:

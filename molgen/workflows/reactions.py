@@ -60,7 +60,7 @@ def plan_of(
     implied = [
         f"{path}:{name}"
         for path in sources
-        if Path(path).suffix == ".npz" and training_split(path)
+        if Path(path).suffix.lower() == ".npz" and training_split(path)
         for name in sorted(set(read_column(path, "split").tolist()) - {"train"})
     ]
     keys = excluded_keys([*exclude, *implied])
