@@ -98,6 +98,6 @@ def keys_of(reactions: Sequence[Reaction]) -> set[str]:
 def split_spec(text: str) -> tuple[str, list[str]]:
     """Path and splits of "set.npz:test,val"."""
     path, colon, splits = text.rpartition(":")
-    if not colon or not path.endswith(".npz"):
+    if not colon or not path.lower().endswith(".npz"):
         return text, []
     return path, [name for name in splits.split(",") if name]

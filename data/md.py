@@ -213,7 +213,7 @@ def read_sequences(path: str | os.PathLike, benchmark: bool = False) -> tuple[st
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise InputError(f"cannot read: {reason}", where=str(path), expected="a list of sequences") from error

@@ -179,7 +179,9 @@ class Worker:
 
 
 def _serve(connection: Connection, factory: Callable[[], Callable[..., Any]], reports: bool) -> None:
-    """A worker's life: jobs in, progress and answers out, until the pipe closes."""
+    """A worker's life: jobs in, progress and answers out, until the pipe closes. What it prints goes to stderr."""
+    with contextlib.suppress(OSError):  # one that has no stderr
+        os.dup2(2, 1)  # also what a calculator's libraries print: stdout is for the parent's results
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
     def send(message: Any) -> None:

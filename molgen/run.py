@@ -8,6 +8,7 @@ with Run(out, "ts", settings, seed=0, device="cpu") as run:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -33,7 +34,8 @@ class Run:
     """One run and the directory that holds it.
 
     Every file appears whole or not at all. Files are listed in the manifest, so `overwrite` removes what an earlier run
-    wrote and nothing else.
+    wrote and nothing else. A run that replaces or continues another touches nothing before its first output, the first
+    call of `path`; one that ends with an error before leaves the other as it was.
 
     Args:
         directory: output folder, made if absent.
@@ -42,10 +44,11 @@ class Run:
             no option chooses, but another version of molgen may do otherwise.
         seed: random seed.
         device: torch device name; may differ when resuming.
-        overwrite: replace an earlier run in `directory`.
+        overwrite: replace an earlier run in `directory`; its files are there until the first output.
         resume: continue an earlier run in `directory`; a fresh start where there is none. None where the command
             cannot: a message does not offer it then.
         reads: what the run is given to read besides the paths in `settings`.
+        within: `directory` is an output of another run, which has cleared it: what it still holds is the user's.
 
     Attributes:
         results: list that `finish` writes when it is given no other; fill it as results arrive.
@@ -68,6 +71,7 @@ class Run:
         overwrite: bool = False,
         resume: bool | None = None,
         reads: Iterable[Any] = (),
+        within: bool = False,
     ):
         check_counts(seed=(seed, 0))
         self.directory = Path(directory)
@@ -81,11 +85,15 @@ class Run:
         self._finished = False
         self._begin = time.monotonic()
         self._reads = [*reads, *_texts(self._settings)]
-        self._open(overwrite, resume)
-        self._write_manifest()
+        self._untouched = self._replaces = False  # whether an earlier run is still as it was; is to be cleared then
+        self._open(overwrite, resume, within)
+        if not self._untouched:
+            self._write_manifest()
 
     def path(self, name: str) -> Path:
         """Path of output `name`, listed in the manifest; for writers that need one (atomic writing is then theirs).
+
+        The first call removes the run that this one replaces.
 
         Raises:
             ValueError: `name` points outside the run directory.
@@ -93,8 +101,14 @@ class Run:
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or path == Path("."):
             raise ValueError(f"{name!r} is not a path inside the run directory")
+        changed, self._untouched = self._untouched, False
+        if self._replaces:
+            self._replaces = False
+            _clear(self.directory)
         if name not in self._files:
             self._files.append(name)
+            changed = True
+        if changed:
             self._write_manifest()
         return self.directory / path
 
@@ -150,7 +164,8 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        """Leave a summary whatever happened, but no folder where the input was refused before anything was written.
+        """Leave a summary whatever happened, but no folder where the input was refused before anything was written, and
+        an earlier run as it was where this one has put nothing in its place.
 
         The exception goes on to the caller.
         """
@@ -158,7 +173,7 @@ class Run:
             if not self._finished:
                 self.finish("ok")
             return
-        if isinstance(error, InputError) and self._withdraw():
+        if self._untouched or (isinstance(error, InputError) and self._withdraw()):
             return
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
@@ -176,7 +191,7 @@ class Run:
                 self.directory.rmdir()
         return True
 
-    def _open(self, overwrite: bool, resume: bool | None) -> None:
+    def _open(self, overwrite: bool, resume: bool | None, within: bool) -> None:
         where = str(self.directory)
         if overwrite and resume:
             raise InputError("--overwrite and --resume exclude each other", where=where, remedy="give one of the two")
@@ -188,8 +203,9 @@ class Run:
             self._made = not self.directory.exists()
             self.directory.mkdir(parents=True, exist_ok=True)
             self._fresh = not any(self.directory.iterdir())
-        if self._fresh:
+        if self._fresh or within:
             return
+        self._untouched = True
         if resume:
             self._continue()
             return
@@ -210,7 +226,7 @@ class Run:
                 remedy="choose another --out, or remove the folder yourself",
             )  # fmt: skip
         self._keep_what_is_read()
-        self._clear()
+        self._replaces = True
 
     def _continue(self) -> None:
         manifest = read_manifest(self.directory)
@@ -268,29 +284,17 @@ class Run:
     def _keep_what_is_read(self) -> None:
         """Refuse to replace an earlier run by one that reads what it wrote, such as weights."""
         root = self.directory.resolve()
-        own = {(root / str(name)).resolve() for name in (read_manifest(self.directory) or {}).get("files", [])}
+        own = {path.resolve() for path in _own(self.directory)}
         for text in self._reads:
             if not isinstance(text, (str, os.PathLike)) or not os.path.exists(text):
                 continue
             path = Path(text).resolve()
-            if own & {path, *path.parents}:
+            holds = root in path.parents and any(path in mine.parents for mine in own)  # a run within this one
+            if holds or own & {path, *path.parents}:
                 raise InputError(
                     f"{text} lies in it, and would be removed before the run", where=str(self.directory),
                     expected="a folder to replace that holds nothing the run reads", remedy="choose another --out",
                 )  # fmt: skip
-
-    def _clear(self) -> None:
-        """Remove what the earlier run listed as its own."""
-        root = self.directory.resolve()
-        with explained(self.directory):
-            for name in (read_manifest(self.directory) or {}).get("files", []):
-                path = self.directory / str(name)
-                if root not in path.resolve().parents:  # a manifest edited by hand must not reach outside
-                    continue
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
 
     def _write_manifest(self) -> None:
         manifest = {
@@ -313,3 +317,35 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _texts(part)
+
+
+def _own(folder: Path) -> Iterator[Path]:
+    """What the run in `folder` listed as its own; of a run within it, what that listed, and its manifest."""
+    root = folder.resolve()
+    for name in (read_manifest(folder) or {}).get("files", []):
+        path = folder / str(name)
+        if root not in path.resolve().parents:  # a manifest edited by hand must not reach outside
+            continue
+        if _is_run(path):
+            yield from (*_own(path), path / MANIFEST)
+        else:
+            yield path
+
+
+def _clear(folder: Path) -> None:
+    """Remove what the run in `folder`, and the runs within it, listed as their own."""
+    own = list(_own(folder))
+    with explained(folder):
+        for path in own:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            if path.name == MANIFEST and path.parent != folder:
+                (path.parent / SUMMARY).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the user's own files in it stay
+                    path.parent.rmdir()
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and (path / MANIFEST).exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from molgen.errors import InputError
 from molgen.geometry.bonds import TOO_CLOSE, bond_graph, compare_bonds, distance_matrix
-from molgen.xyz import atomic_number, charge_of, text_of, xyz_frames
+from molgen.xyz import atomic_number, charge_of, is_periodic, xyz_frames
 
 MAX_ATOMS = 150
 MOLFILES = {".sdf", ".mol"}
@@ -132,9 +131,7 @@ def _read_part(source: Any, side: str) -> Structure:
     if isinstance(source, Atoms):
         notes = _unbound(side) if source.pbc.any() else ()
         notes += (f"warning: {side}: its constraints are ignored, all atoms move",) if source.constraints else ()
-        where, told = f"{side} (ase.Atoms)", source.info.get("charge")
-        charge = int(told) if isinstance(told, (int, float, np.number)) and float(told).is_integer() else None
-        return Structure(source.numbers.astype(np.int64), source.positions.astype(float), where, notes, charge)
+        return _of_atoms(source, f"{side} (ase.Atoms)", notes)
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(
             f"cannot read a {type(source).__name__}", where=side, expected="a path, ase.Atoms, or a list of either"
@@ -155,6 +152,13 @@ def _read_part(source: Any, side: str) -> Structure:
             )  # fmt: skip
         return records[0]
     return _read_xyz(path) if suffix in XYZ else _read_with_ase(path)
+
+
+def _of_atoms(atoms: Atoms, where: str, notes: tuple[str, ...]) -> Structure:
+    """With the charge in `info`, where it is a whole number."""
+    told = atoms.info.get("charge")
+    charge = int(told) if isinstance(told, (int, float, np.number)) and float(told).is_integer() else None
+    return Structure(atoms.numbers.astype(np.int64), atoms.positions.astype(float), where, notes, charge)
 
 
 def _unbound(where: str) -> tuple[str, ...]:
@@ -246,8 +250,8 @@ def read_frames(path: Path) -> list[Atoms]:
     """
     if path.suffix.lower() in XYZ:
         return [
-            Atoms(numbers, positions, info={"charge": charge_of(comment)[0]})
-            for numbers, positions, comment in xyz_frames(path)
+            Atoms(frame.numbers, frame.positions, info={"charge": charge_of(frame.comment)[0]})
+            for frame in xyz_frames(path)
         ]
     from ase.io import read
 
@@ -265,7 +269,7 @@ def _read_with_ase(path: Path) -> Structure:
     if not frames:
         raise InputError("holds no structure", where=str(path), expected="one molecule")
     notes = _last_of(path, len(frames)) + (_unbound(str(path)) if frames[-1].pbc.any() else ())
-    return Structure(frames[-1].numbers.astype(np.int64), frames[-1].positions.astype(float), str(path), notes)
+    return _of_atoms(frames[-1], str(path), notes)
 
 
 def _last_of(path: Path, frames: int) -> tuple[str, ...]:
@@ -277,9 +281,9 @@ def _read_xyz(path: Path) -> Structure:
     frames = list(xyz_frames(path))
     if not frames:
         raise InputError("the file is empty", where=str(path), expected="an xyz file")
-    numbers, positions, comment = frames[-1]
-    notes = _last_of(path, len(frames)) + (_unbound(str(path)) if "Lattice=" in comment else ())
-    if re.search(r"^\s*[DT]\s", text_of(path), re.MULTILINE):
+    numbers, positions, comment, isotopes = frames[-1]
+    notes = _last_of(path, len(frames)) + (_unbound(str(path)) if is_periodic(comment) else ())
+    if isotopes:
         notes += (f"warning: {path}: isotopes weigh as much as the common ones here, so frequencies are not theirs",)
     charge, unread = charge_of(comment)
     if unread:

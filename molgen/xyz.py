@@ -5,35 +5,45 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ase.data import atomic_numbers
 
 from molgen.errors import InputError
 
-_NUMBER_OF = {**atomic_numbers, "D": 1, "T": 1}  # isotopes have the electrons of hydrogen, and weigh as much here
+_ISOTOPES = {"D": 1, "T": 1}  # they have the electrons of hydrogen, and weigh as much here
+_NUMBER_OF = {**atomic_numbers, **_ISOTOPES}
 
 
-def xyz_frames(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
-    """Numbers (N,), positions (N, 3) and comment of each frame of an xyz or extxyz file.
+class Frame(NamedTuple):
+    """`numbers` (N,), `positions` (N, 3), Angstrom, and `comment` of a frame; whether it has `isotopes`, D or T."""
 
-    Blank lines around frames are skipped.
+    numbers: np.ndarray
+    positions: np.ndarray
+    comment: str
+    isotopes: bool
+
+
+def xyz_frames(path: Path) -> Iterator[Frame]:
+    """The frames of an xyz or extxyz file. Blank lines around frames are skipped.
 
     Raises:
         InputError: not text, or a line that is no atom.
     """
-    lines, at = text_of(path).splitlines(), 0
+    # not splitlines: a form feed or U+2028 in a comment ends no line; \r and \r\n were made \n by reading
+    lines, at = text_of(path).removesuffix("\n").split("\n"), 0
     while at < len(lines):
         if not lines[at].strip():
             at += 1
             continue
-        numbers, positions, end = _frame(lines, at, str(path))
-        yield numbers, positions, lines[at + 1]
-        at = end
+        frame = _frame(lines, at, str(path))
+        yield frame
+        at += 2 + len(frame.numbers)
 
 
-def _frame(lines: list[str], at: int, path: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Numbers (N,), positions (N, 3) and the line after the frame that begins at line `at`."""
+def _frame(lines: list[str], at: int, path: str) -> Frame:
+    """The frame that begins at line `at`."""
     try:
         count = int(lines[at])
     except ValueError:
@@ -48,7 +58,7 @@ def _frame(lines: list[str], at: int, path: str) -> tuple[np.ndarray, np.ndarray
             remedy="correct the count, or fetch the file again: it may be cut short",
         )  # fmt: skip
     element, first = _columns(lines[at + 1], f"{path}, line {at + 2}")
-    numbers, positions = np.empty(count, np.int64), np.empty((count, 3))
+    numbers, positions, isotopes = np.empty(count, np.int64), np.empty((count, 3)), False
     for k in range(count):
         number = at + 2 + k
         where, fields = f"{path}, line {number + 1}", lines[number].split()
@@ -61,7 +71,8 @@ def _frame(lines: list[str], at: int, path: str) -> tuple[np.ndarray, np.ndarray
                 f"'{lines[number].strip()}' is not an atom", where=where, expected="element x y z, Angstrom"
             ) from None
         numbers[k] = atomic_number(symbol, where)
-    return numbers, positions, at + 2 + count
+        isotopes |= symbol.capitalize() in _ISOTOPES
+    return Frame(numbers, positions, lines[at + 1], isotopes)
 
 
 def _columns(comment: str, where: str) -> tuple[int, int]:
@@ -89,6 +100,12 @@ def charge_of(comment: str) -> tuple[int | None, str]:
         return None, ""
     whole = re.fullmatch(r"([+-]?\d+)(?:\.0*)?", told[1])
     return (int(whole[1]), "") if whole else (None, told[0].strip())
+
+
+def is_periodic(comment: str) -> bool:
+    """Whether the comment of an extxyz frame names periodic boundaries: a lattice, unless pbc="F F F" goes with it."""
+    told = re.search(r"""(?i)(?:^|\s)pbc\s*=\s*("[^"]*"|'[^']*'|\[[^]]*\]|\S+)""", comment)
+    return "Lattice=" in comment and (told is None or re.search(r"(?i)t|1", told[1]) is not None)
 
 
 def text_of(path: Path) -> str:

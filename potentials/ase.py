@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -18,6 +20,11 @@ from molgen.potentials.xtb import XtbPotential
 EMBEDDED = {"gfn2": "GFN2-xTB", "gfn1": "GFN1-xTB"}
 # What keeps a calculator from writing its iterations to stdout, where results and --json go.
 QUIET = {"tblite.ase:TBLite": {"verbosity": 0}}
+
+
+def _stdout_spared() -> contextlib.redirect_stdout:
+    """What Python prints within goes to stderr: stdout is for results, with --json for JSON alone."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 class AsePotential(SamplewisePotential):
@@ -52,8 +59,9 @@ class AsePotential(SamplewisePotential):
     def _evaluate_one(self, positions, forces):
         self.atoms.positions = positions
         try:
-            given = self.atoms.get_forces() if forces else None
-            return self.atoms.get_potential_energy(), given
+            with _stdout_spared():
+                given = self.atoms.get_forces() if forces else None
+                return self.atoms.get_potential_energy(), given
         except Exception:
             self.calculator.reset()  # nothing half-finished may answer for the next sample
             raise
@@ -92,7 +100,8 @@ def calculator_from_spec(
             remedy='for example --calculator "mace.calculators:MACECalculator"',
         )
     try:
-        module = importlib.import_module(module_name)
+        with _stdout_spared():
+            module = importlib.import_module(module_name)
     except ImportError as error:
         raise errors.InputError(
             f"cannot import module {module_name!r}: {error}",
@@ -109,7 +118,8 @@ def calculator_from_spec(
             remedy="check the spelling and capitals",
         )
     try:
-        calculator = factory(**{**QUIET.get(spec, {}), **kwargs})
+        with _stdout_spared():
+            calculator = factory(**{**QUIET.get(spec, {}), **kwargs})
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
         raise errors.CalculatorError(

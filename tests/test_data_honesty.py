@@ -70,7 +70,8 @@ def test_a_run_does_not_remove_what_it_reads(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lies in it"):
         Run(out, "peptide", {"data": [str(out / "samples.txt")]}, overwrite=True)
     assert (out / "adapter" / "weights.safetensors").exists()
-    Run(out, "peptide", {"folder": str(tmp_path), "weights": "prose"}, overwrite=True, reads=[None, tmp_path, 3])
+    settings = {"folder": str(tmp_path), "weights": "prose"}
+    Run(out, "peptide", settings, overwrite=True, reads=[None, tmp_path, 3]).path("samples.txt")
     assert not (out / "adapter").exists()
 
 

@@ -126,8 +126,9 @@ def test_held_out_filter(sequence, refused):
 
 def test_list_of_sequences(tmp_path):
     path = tmp_path / "list.txt"
-    path.write_text("# some\nGY\nAA *\n\nGY  # again\n[HID]A\n")
-    assert read_sequences(path) == ("GY", "AA", "[HID]A")
+    for encoding in ("utf-8", "utf-8-sig"):  # the mark that Windows editors put first
+        path.write_text("GY\nAA *\n\nGY  # again\n[HID]A\n# some\n", encoding=encoding)
+        assert read_sequences(path) == ("GY", "AA", "[HID]A")
     path.write_text("AA\nABC\n")
     with pytest.raises(InputError, match="list.txt, line 2: 'ABC' is no sequence"):
         read_sequences(path)

@@ -154,11 +154,15 @@ def test_phosgene_from_smiles_to_files(tmp_path: Path) -> None:
     assert not bonding_differences(numbers, frames[-1].positions, read(out / "product.xyz").positions)
     energies = [frame.get_potential_energy() for frame in frames]
     assert (max(energies) - energies[0]) / KCAL_MOL == pytest.approx(summary["mechanism"]["highest_kcal"], abs=0.1)
+    (out / "search-2" / "notes.txt").write_text("mine")
     again = CliRunner().invoke(
         main.app, ["ts", "--smiles", PHOSGENE, "--follow", "0", "--out", str(out), "--overwrite"]
     )
     assert again.exit_code == 3 and "go on with molgen ts" in " ".join(again.stderr.split())
-    assert not (out / "search-2").exists() and not (out / "mechanism.xyz").exists()
+    assert [path.name for path in (out / "search-2").iterdir()] == ["notes.txt"]
+    assert not (out / "mechanism.xyz").exists()
+    once_more = CliRunner().invoke(main.app, ["ts", "--smiles", PHOSGENE, "--out", str(out), "--overwrite"])
+    assert once_more.exit_code == 0 and {"notes.txt", "ts.xyz"} <= {p.name for p in (out / "search-2").iterdir()}
 
 
 def test_pieces_that_fall_together_need_no_second_search(tmp_path: Path) -> None:

@@ -91,8 +91,48 @@ def test_overwrite_removes_the_earlier_run_and_nothing_else(tmp_path):
         run.write_text("checkpoint/model.safetensors", "old")
         run.path("checkpoint")
     (tmp_path / "notes.txt").write_text("mine")
-    Run(tmp_path, "ts", {"samples": 2}, overwrite=True)
+    Run(tmp_path, "ts", {"samples": 2}, overwrite=True).path("ts.xyz")
     assert listing(tmp_path) == ["manifest.json", "notes.txt"]
+
+
+def test_the_users_files_in_a_run_within_a_run_stay(tmp_path):
+    with Run(tmp_path, "ts", {}) as run:
+        for number in (2, 3):
+            with Run(run.path(f"search-{number}"), "ts", {}) as inner:
+                inner.write_text("ts.xyz", "old")
+                inner.write_text("checkpoint/model.safetensors", "old")
+                inner.path("checkpoint")
+    (tmp_path / "search-2" / "notes.txt").write_text("mine")
+    Run(tmp_path, "ts", {}, overwrite=True, reads=[tmp_path / "search-2" / "notes.txt"])
+    for read in ("search-2", "search-2/ts.xyz", "search-2/manifest.json"):
+        with pytest.raises(InputError, match="lies in it, and would be removed"):
+            Run(tmp_path, "ts", {}, overwrite=True, reads=[tmp_path / read])
+    run = Run(tmp_path, "ts", {}, overwrite=True)
+    again = run.path("search-2")
+    assert listing(tmp_path) == ["manifest.json", "search-2"] and listing(again) == ["notes.txt"]
+    with Run(again, "ts", {}, overwrite=True, within=True) as inner:
+        inner.write_text("ts.xyz", "new")
+    assert listing(again) == ["manifest.json", "notes.txt", "summary.json", "ts.xyz"]
+
+
+@pytest.mark.parametrize("error", [InputError("300 K"), MolgenError("no license"), KeyboardInterrupt()])
+@pytest.mark.parametrize("way", ["overwrite", "resume"])
+def test_an_error_before_the_first_output_leaves_the_earlier_run(tmp_path, way, error):
+    with Run(tmp_path, "data md", {}) as run:
+        run.write_text("AG.npz", "days of dynamics")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(type(error)), Run(tmp_path, "data md", {}, device="cuda", **{way: True}) as run:
+        run.record(checkpoint_hash="abc")
+        raise error
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(MolgenError, match="after"), Run(tmp_path, "data md", {}, device="cuda", **{way: True}) as run:
+        run.path("AG.npz")
+        raise MolgenError("after")
+    assert (tmp_path / "AG.npz").exists() == (way == "resume")
+    assert read(tmp_path, "summary.json")["error"] == "after" and read(tmp_path, "manifest.json")["device"] == "cuda"
+    with Run(tmp_path, "data md", {}, **{way: True}):
+        pass
+    assert read(tmp_path, "summary.json")["status"] == "ok"
 
 
 def test_overwrite_leaves_what_another_command_made(tmp_path):
@@ -109,7 +149,7 @@ def test_overwrite_never_reaches_outside(tmp_path):
     Run(out, "ts", {})
     manifest = read(out, "manifest.json") | {"files": ["../precious", ".", str(tmp_path / "precious")]}
     (out / "manifest.json").write_text(json.dumps(manifest))
-    Run(out, "ts", {}, overwrite=True)
+    Run(out, "ts", {}, overwrite=True).path("ts.xyz")
     assert (tmp_path / "precious").read_text() == "x" and listing(out) == ["manifest.json"]
     for name in ("../precious", "/etc/precious", "."):
         with pytest.raises(ValueError, match="not a path inside the run directory"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,9 +97,8 @@ def md(
     """
     from molgen.data.md import read_sequences
     from molgen.potentials.openmm import require_platform
-    from molgen.prose.weights import load_flow
     from molgen.run import Run
-    from molgen.workflows.md import check_sequences, simulate
+    from molgen.workflows.md import check_sequences, flow_of, simulate
 
     require_platform(platform)
     capping = None if cap == "none" else cap
@@ -112,14 +112,15 @@ def md(
     wanted = [*(sequences or ()), *(read_sequences(file) if file else ())]
     chosen = check_sequences(wanted, capping, exclude)
     settings: dict[str, Any] = {"cap": cap, "frames": frames, "temperatures": kelvins, "platform": platform}
-    settings |= {"flow": None if flow is None else load_flow(flow).hash, "cis": cis}
+    proposal = None if flow is None else flow_of(flow, kelvins)
+    settings |= {"flow": proposal and proposal.hash, "cis": cis}
     stage = "ps a replica"
     with (
         Run(out, "data md", settings, seed=seed, overwrite=overwrite, resume=resume) as run,
         common.stages(stage) as progress,
     ):
         results = simulate(
-            chosen, run, frames=frames, cap=capping, temperatures=kelvins, platform=platform, flow=flow, cis=cis,
+            chosen, run, frames=frames, cap=capping, temperatures=kelvins, platform=platform, flow=proposal, cis=cis,
             workers=workers or cores(), log=common.warn, progress=lambda done, total: progress(stage, done, total),
         )  # fmt: skip
         failed = [result for result in results if "error" in result]
@@ -184,8 +185,9 @@ def reactions(
     order, with `index`, the row in the set. Failures are kept too, with their `verdict`; training uses the rows marked
     `verified`. --count then counts reactions of the set.
     """
+    from molgen.data.exclusion import split_spec
     from molgen.run import Run
-    from molgen.workflows.reactions import find_reactions, plan_of
+    from molgen.workflows.reactions import check_limits, find_reactions, plan_of
 
     seconds = common.seconds_of(time_budget) if time_budget else None
     kwargs = common.calculator_kwargs(calculator_kwargs)
@@ -203,12 +205,14 @@ def reactions(
             common.warn("no reaction is verified at this level: nothing to train on or to judge by")
             raise typer.Exit(common.ExitCode.GATE_FAILED)
         return
+    check_limits(attempts, count, seconds)
     plan, settings = plan_of(
         sources or [], exclude or [], calculator=calculator, calculator_kwargs=kwargs, guess=guess, weights=weights,
         charge=charge, spin=spin, seed=seed,
     )  # fmt: skip
     common.log(f"{len(plan.molecules)} molecules; {len(plan.excluded)} keys of excluded reactions")
-    with Run(out, "data reactions", settings, seed=seed, overwrite=overwrite, resume=resume) as run:
+    options: dict[str, Any] = {"seed": seed, "overwrite": overwrite, "resume": resume}
+    with Run(out, "data reactions", settings, **options, reads=[split_spec(e)[0] for e in exclude or []]) as run:
         with common.live_line() as say:
             search = find_reactions(
                 plan, run, attempts=attempts, count=count, seconds=seconds, workers=workers,
@@ -280,7 +284,8 @@ def searches(
     typer.echo(f"{summary['converged'] / done:6.1%}  converged")
     for reason, number in summary["rejections"].items():
         typer.echo(f"{number / done:6.1%}  {reason}")
-    typer.echo(f"train on it: molgen train correction --data {source} --searches {out}/searches.npz")
+    words = ["--data", str(source), "--searches", str(out / "searches.npz")]
+    typer.echo(f"train on it: molgen train correction {shlex.join(words)}")
 
 
 def _refuse_options(context: typer.Context, relevel: bool) -> None:
@@ -345,7 +350,7 @@ def _training(out: Path) -> list[str]:
         load_training_data(out / "reactions.npz")
     except InputError:
         return []
-    return [f"train on it: molgen train ts --data {out}/reactions.npz --init tsgen"]
+    return [f"train on it: molgen train ts --data {shlex.quote(str(out / 'reactions.npz'))} --init tsgen"]
 
 
 def _line(result: dict[str, Any]) -> str:

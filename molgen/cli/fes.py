@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -175,7 +176,8 @@ def fes(
             khat, limit = summary["gate"]["khat_biased"], summary["gate"]["limit"]
             fault = f"is above {limit:g}" if khat else "is none, from so few weights"
             common.warn(f"k-hat of the path weights {fault}{mended}: the surface is not to be trusted; try {advice}")
-        more = f"; or draw more: molgen fes --pretrained {folder} -n {10 * summary['weights']['n']} --out NEW"
+        source, number = shlex.quote(str(folder)), 10 * summary["weights"]["n"]
+        more = f"; or draw more: molgen fes --pretrained {source} -n {number} --out NEW"
         more = ", or more samples (-n)" if options["from_ts"] else more  # whose controller has no variables by name
         for text in summary.get("unknown", []):
             common.warn(f"{text}; try {advice}{'' if options['pretrained'] else more}")

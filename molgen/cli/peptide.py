@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -137,7 +138,7 @@ def _advice(summary: dict[str, Any], out: Path) -> str:
     tuned, smc, n = summary["finetuning"], summary["smc"], summary["weights"]["n"]
     ways = [] if tuned else ["--finetune 4"]
     if tuned and tuned[-1]["kept"]:  # still gaining
-        ways.append(f"--weights {out / 'adapter'} --finetune 4 --out NEW")
+        ways.append(f"--weights {shlex.quote(str(out / 'adapter'))} --finetune 4 --out NEW")
     if not smc:
         ways.append("--smc")
     elif (effective := smc["ess_of_ancestors"] * n) < LEAST_DRAWS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -303,8 +304,8 @@ def _report(
     if as_json:
         common.print_json(summary)
         return
-    figures, best = summary["results"][0], run.directory / BEST
+    figures, best = summary["results"][0], str(run.directory / BEST)
     at = f"step {figures['best_step']} of {figures['step']}"
     typer.echo(f"best validation {told(figures['best_score'])}, at {at}: {best}")
     if use is not None:
-        typer.echo(f"use it: molgen {use} --{option} {best}")
+        typer.echo(f"use it: molgen {use} --{option} {shlex.quote(best)}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from molgen.cli import common
+from molgen.files import SUMMARY
 
 if TYPE_CHECKING:
     from molgen.saddle.thermochemistry import ReactionThermochemistry
@@ -99,7 +100,7 @@ def report(result: TSResult, out: Path) -> str:
         lines.append(f"other candidates     {others}: {verdicts}")
     for reason, count in sorted(result.rejections.items()):
         lines.append(f"set aside            {count} x {reason}")
-    further = sorted(path.name for path in out.glob("search-*")) if steps is not None else []
+    further = sorted(file.parent.name for file in out.glob(f"search-*/{SUMMARY}")) if steps is not None else []
     lines.append(f"files                {', '.join([common.written(out), *(f'{name}/' for name in further)])}")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -182,7 +183,7 @@ def load_training_data(
     Raises:
         InputError: no such file or split, too few reactions to draw from, or one without its transition state.
     """
-    of_npz = Path(path).suffix == ".npz"
+    of_npz = Path(path).suffix.lower() == ".npz"
     if not of_npz and (train_split, val_split) != ("train", "val"):
         raise InputError(
             f"{train_split} and {val_split} given for a published set, which has no splits", where="--train-split",
@@ -213,7 +214,7 @@ def load_training_data(
 
 def _training_reactions(path: Path, split: str) -> list[Reaction]:
     """Reactions of a split of an npz, or all of a published set, each with a sound transition state."""
-    of_npz = Path(path).suffix == ".npz"
+    of_npz = Path(path).suffix.lower() == ".npz"
     found = load_npz(path, split, verified=True) if of_npz else list(import_reactions(path))
     _check_transition_states(found, path)
     return found
@@ -225,7 +226,7 @@ def _validation_reactions(path: Path, split: str, training: int) -> list[Reactio
         return load_npz(path, split, verified=True)
     except InputError as error:
         ways = [f"add {SHARE}"] if training > 1 else ["make more reactions (molgen data reactions ... --resume)"]
-        remedy = f"{ways[0]}, or a set that has both splits first: --data OTHER.npz --data {path}"
+        remedy = f"{ways[0]}, or a set that has both splits first: --data OTHER.npz --data {shlex.quote(str(path))}"
         raise InputError(
             error.what, where=error.where, expected=f"{error.expected} (--val-split)", remedy=remedy
         ) from error

@@ -131,12 +131,12 @@ def run_fes(
             return finished
     with tempfile.TemporaryDirectory() as scratch, run or nullcontext(), one_thread(len(system.numbers)):
         folder = Path(scratch) if run is None else run.directory
-        if run is not None:
-            for name in (STATE, BEST):
-                run.path(name)
         begin = time.monotonic()
         sampler = problem.sampler(seed, log, judge)
         seconds = {"start": time.monotonic() - begin}
+        if run is not None:
+            for name in (STATE, BEST):  # the first output: what is left of a run to be replaced goes before training
+                run.path(name)
         train_sampler(
             sampler, folder, learning_rate=settings.learning_rate, resume=run is not None and run.resumed,
             stop=lambda s: _look(s, settings, progress),

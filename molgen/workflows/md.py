@@ -57,7 +57,7 @@ def simulate(
     cap: str | None = None,
     temperatures: Sequence[float] = TEMPERATURES,
     platform: str = "auto",
-    flow: str | Path | None = None,
+    flow: str | Path | Proposal | None = None,
     cis: bool = False,
     workers: int = 1,
     log: Callable[[str], None] = lambda message: None,
@@ -122,13 +122,13 @@ def simulate(
     return run.results
 
 
-def flow_of(weights: str | Path, temperatures: Sequence[float]) -> Proposal:
-    """The flow of a simulation's moves.
+def flow_of(weights: str | Path | Proposal, temperatures: Sequence[float]) -> Proposal:
+    """The flow of a simulation's moves, loaded unless it is already.
 
     Raises:
         CheckpointError: no such weights. InputError: a temperature that the flow was not trained on.
     """
-    proposal = load_flow(weights)
+    proposal = weights if isinstance(weights, Proposal) else load_flow(weights)
     low, high = proposal.config.get("temperatures", (0.0, float("inf")))
     if outside := [f"{t:g}" for t in temperatures if not low <= t <= high]:
         raise InputError(

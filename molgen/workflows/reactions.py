@@ -60,7 +60,7 @@ def plan_of(
     implied = [
         f"{path}:{name}"
         for path in sources
-        if Path(path).suffix == ".npz" and training_split(path)
+        if Path(path).suffix.lower() == ".npz" and training_split(path)
         for name in sorted(set(read_column(path, "split").tolist()) - {"train"})
     ]
     keys = excluded_keys([*exclude, *implied])
@@ -74,6 +74,18 @@ def plan_of(
         "spin": spin,
     }  # fmt: skip
     return plan, settings
+
+
+def check_limits(attempts: int | None, count: int | None, seconds: float | None) -> None:
+    """See that something ends a run.
+
+    Raises:
+        InputError: nothing does.
+    """
+    if attempts is None and count is None and seconds is None:
+        raise InputError(
+            "nothing says when to stop", where="--attempts, --count, --time-budget", expected="at least one of them"
+        )
 
 
 def find_reactions(
@@ -102,10 +114,7 @@ def find_reactions(
     Raises:
         InputError: no limit, no worker, or a damaged journal. CalculatorError: it failed on every attempt.
     """
-    if attempts is None and count is None and seconds is None:
-        raise InputError(
-            "nothing says when to stop", where="--attempts, --count, --time-budget", expected="at least one of them"
-        )
+    check_limits(attempts, count, seconds)
     pool = WorkerPool(partial(work, plan), workers, "--workers")
     patience = max(PATIENCE, PATIENCE_EACH * len(plan.molecules)) if attempts is None and seconds is None else None
     search = ReactionSearch(plan, run, count, patience)

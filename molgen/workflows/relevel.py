@@ -65,7 +65,7 @@ def level_plan(
     """
     for path in sources:
         refuse_published(Path(path))
-    if len(sources) != 1 or Path(sources[0]).suffix != ".npz":
+    if len(sources) != 1 or Path(sources[0]).suffix.lower() != ".npz":
         raise InputError(
             f"{' '.join(map(str, sources)) or 'nothing'} given",
             where="--relevel",

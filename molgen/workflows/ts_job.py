@@ -94,8 +94,8 @@ class TSJob:
                 _write(run, result, final=True)
         return result
 
-    def _opened(self, folder: Path | None) -> AbstractContextManager[Run | None]:
-        return nullcontext() if folder is None else Run(folder, "ts", **self.run_options)
+    def _opened(self, folder: Path | None, within: bool = False) -> AbstractContextManager[Run | None]:
+        return nullcontext() if folder is None else Run(folder, "ts", **self.run_options, within=within)
 
     def _new(self, reaction: Reaction) -> tuple[TSSearch, TSResult]:
         every_end = self.temperature is not None
@@ -141,7 +141,7 @@ class TSJob:
             return result
         asked = self.potential.calls - before
         try:
-            with self._opened(None if first is None else first.path(f"search-{number + 1}")) as run:
+            with self._opened(first and first.path(f"search-{number + 1}"), within=True) as run:
                 result = self._search(gap, None, run)
         except CalculatorError as error:
             self.log(f"warning: {error}")
