@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 
 from molgen.cli import common
 from molgen.cli.ts_report import beside, more_effort, report, saddles_of
-from molgen.files import SUMMARY
+from molgen.files import read_summary
 
 
 def register(app: typer.Typer) -> None:
@@ -88,7 +87,7 @@ def ts(
             dtype=common.resolve_dtype(dtype), log=common.log, progress=progress,
         )  # fmt: skip
     if as_json:
-        common.print_json(json.loads((out / SUMMARY).read_text(encoding="utf-8")))
+        common.print_json(read_summary(out))
     else:
         typer.echo(report(result, out))
     for saddle in saddles_of(result):
