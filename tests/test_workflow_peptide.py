@@ -28,7 +28,6 @@ from molgen.units import KB, KJ_MOL, NM
 from molgen.workflows import draws, finetune
 from molgen.workflows import peptide as workflow
 from molgen.workflows.peptide import sample_peptide
-from molgen.workflows.peptide_output import verdict_by_ancestors
 
 sample = partial(sample_peptide, "GG", weights=tiny_flow())
 
@@ -155,13 +154,6 @@ def test_smc_carries_its_ancestors_and_energies(monkeypatch):
     assert not any(row["reliable"] for row in summary["results"])
     each = 2 + workflow.TRIALS + workflow.MOVES * workflow.LEAPFROG * len(smc["stages"])
     assert summary["energy_calls"] == 60 * each
-
-
-@pytest.mark.parametrize(("ancestors", "verdict"), [(24, "biased"), (26, "warn"), (99, "warn"), (101, "reliable")])
-def test_the_verdict_by_ancestors(ancestors, verdict):
-    n = ancestors * 20
-    ensemble = molgen.Ensemble(np.zeros((n, 1, 3)), np.zeros(n), np.zeros(n), 300.0, [1], groups=np.arange(n) // 20)
-    assert verdict_by_ancestors(ensemble) == verdict
 
 
 def test_the_ladder_begins_at_the_coldest_temperature_that_is_nearly_the_best():

@@ -25,12 +25,14 @@ from molgen.reweight.importance import (
     FINITE_VARIANCE,
     LEAST_DRAWS,
     RELIABLE_KHAT,
+    Verdict,
     cleaned,
     function_khat,
     khat_threshold,
 )
 from molgen.rng import generator
 
+FEW_GROUPS = 100  # effective groups below which errors are rough; below LEAST_DRAWS they mean nothing
 FEW = f"fewer than {LEAST_DRAWS} independent samples"
 NO_KHAT = "too few samples to tell k-hat"
 REFUSED = "the weights of the whole run are refused"
@@ -147,6 +149,21 @@ def few_groups(terms: np.ndarray, groups: np.ndarray | None) -> bool:
     """
     count = np.count_nonzero(terms) if groups is None else effective_groups(terms, groups)
     return bool(0 < count < LEAST_DRAWS)
+
+
+def verdict_by_groups(weights: np.ndarray, groups: np.ndarray) -> Verdict:
+    """What the number of groups allows: "biased" with fewer than 25 effective ones, "warn" with fewer than 100.
+
+    A handful of draws, however often they are there or however many their descendants, is a handful of samples. k-hat
+    cannot see that: weights that were just resampled are alike.
+
+    Args:
+        weights: (n,), on any scale. groups: labels (n,).
+    """
+    effective = effective_groups(weights, groups)
+    if effective < LEAST_DRAWS:
+        return "biased"
+    return "warn" if effective < FEW_GROUPS else "reliable"
 
 
 def delta_error(influence: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
