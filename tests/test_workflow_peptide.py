@@ -269,6 +269,18 @@ def test_a_finished_run_is_read_again(tmp_path, exact, monkeypatch):
     assert other["ensemble_hash"] == summary["ensemble_hash"]
 
 
+def test_a_finished_run_reads_the_files_of_its_observables_again(tmp_path, exact):
+    options = {"out": tmp_path / "out", "save_float64": True, "observables": f"rmsd {tmp_path / 'r.xyz'}"}
+    x, found = sample(12, 400.0).positions, []
+    for frame, resume in ((0, False), (1, True)):
+        lines = [f"{z} {a} {b} {c}" for z, (a, b, c) in zip(build_peptide("GG").numbers, x[frame], strict=True)]
+        (tmp_path / "r.xyz").write_text("\n".join([str(len(lines)), "", *lines]) + "\n")
+        ensemble, summary = run(12, 400.0, resume=resume, **options)
+        found.append(summary["results"][1]["value"])
+        assert found[-1] == pytest.approx(ensemble.expectation(options["observables"]).value)
+    assert abs(found[1] - found[0]) > 1e-6
+
+
 def test_disk_full_keeps_what_is_finished(tmp_path, exact, small_pieces, monkeypatch):
     options = {"out": tmp_path / "out"}
     whole = run(20, 400.0)[1]["ensemble_hash"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ import numpy as np
 
 from molgen.checkpoint import STATE
 from molgen.data.peptide import Peptide
+from molgen.files import json_text
 from molgen.prose.validity import validate
 from molgen.report import ensemble_plots
 from molgen.reweight.ensemble import Ensemble
@@ -154,13 +156,13 @@ def _title(sequence: str, cap: str | None, temperature: float) -> str:
 def update_summary(
     run: Run, ensemble: Ensemble, summary: dict[str, Any], observables: Sequence[str], units: str
 ) -> None:
-    """Write the summary of a finished run again if it had other observables or units."""
-    rows = summary["results"]
-    if [row.get("text") for row in rows] != [ENERGY, *observables] or rows[0]["unit"] != units:
+    """Write the summary of a finished run again if it had other observables, units, or files that they name."""
+    rows = observed(ensemble, observables, units)
+    if json.loads(json_text(rows)) != summary["results"]:
         figures = {key: value for key, value in summary.items() if key not in RUN_KEYS}
         title = _title(summary["sequence"], summary["cap"], ensemble.temperature)
         run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, title=title))
-        run.finish(summary["status"], results=observed(ensemble, observables, units), **figures)
+        run.finish(summary["status"], results=rows, **figures)
 
 
 def ess_of_ancestors(ensemble: Ensemble) -> float:
