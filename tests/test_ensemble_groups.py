@@ -1,4 +1,4 @@
-"""The verdict of an ensemble counts a draw once, however often it or its descendants are there."""
+"""How many samples a verdict, or an average, rests on: a draw counts once, and those that are all alike say little."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from molgen import Ensemble
+from molgen.reweight.estimate import CONSTANT, FEW
 from molgen.reweight.importance import VERDICTS
+from molgen.variables import custom
 
 
 def drawn(n: int, seed: int, width: float = 2.8) -> Ensemble:
@@ -93,3 +95,51 @@ def test_the_error_of_log_z_knows_of_copies() -> None:
     again = once[np.tile(np.arange(500), 4)]
     assert again.diagnostics.log_z_error == pytest.approx(once.diagnostics.log_z_error)
     assert again.diagnostics.log_z == pytest.approx(once.diagnostics.log_z)
+
+
+def test_a_share_that_a_few_samples_have_is_not_reliable() -> None:
+    even = Ensemble(np.zeros((1000, 1, 3)), np.zeros(1000), np.zeros(1000), 300.0, [1])
+    for ensemble in (even, drawn(1000, 0, width=1.4)):
+        for count in (1, 3, 24, 25, 500, 976, 999):
+            reliable = 25 <= count <= 975
+            share = np.arange(1000) < count
+            found = [ensemble.expectation(f) for f in (share, 2.5 + share, 1e-9 * np.arange(1000) / 1000 + share)]
+            if ensemble is even:
+                assert [f.reliable for f in found[:2]] == [reliable] * 2, count
+            assert found[0].reliable <= reliable and (reliable or found[0].why == FEW)
+    in_groups = replace(even, groups=np.arange(1000) // 5)
+    for groups, reliable in ((20, False), (100, True)):
+        assert in_groups.expectation(np.arange(1000) < 5 * groups).reliable == reliable
+
+
+def test_what_never_varies_has_no_error() -> None:
+    even = Ensemble(np.ones((1000, 1, 3)), np.zeros(1000), np.zeros(1000), 300.0, [1])
+    nothing = custom("nothing", lambda x: 0 * x[:, 0, 0], "A")
+    for what in (
+        np.zeros(1000), np.ones(1000, bool), np.zeros(1000, bool), nothing, lambda x: x[:, 0, 0],
+        lambda x: x[:, 0, 0] > 3, lambda x: x[:, 0, 0] + 1e-15 * np.arange(1000),
+    ):  # fmt: skip
+        found = even.expectation(what)
+        assert np.isnan(found.error) and not found.reliable and found.why == CONSTANT in str(found)
+    for constant in (np.ones(1000), np.full(1000, -2.5), np.full((1000, 2), 3.0)):
+        found = even.expectation(constant)
+        assert found.reliable and np.max(found.error) < 1e-12, "meant to be one"
+    table = even.expectation(lambda x: np.stack([np.arange(1000.0), np.zeros(1000)], 1))
+    assert np.isfinite(table.error).tolist() == [True, False] and table.why == CONSTANT
+
+
+def test_shares_that_are_called_reliable_have_honest_errors() -> None:
+    """P(x > 2.326) = 1 %: reliable where 25 samples see it; the errors cover."""
+    told, off = {300: [], 4000: []}, []
+    for n, seed in ((n, seed) for n in told for seed in range(150)):
+        ensemble = drawn(n, seed, width=1.4)
+        found = ensemble.expectation(ensemble.positions[:, 0, 0] > 2.32635)
+        told[n].append(found.reliable)
+        off += [abs(found.value - 0.01) / found.error] if found.reliable else []
+    assert np.mean(told[300]) < 0.02 and np.mean(told[4000]) > 0.98
+    assert np.mean(np.array(off) < 1) == pytest.approx(0.683, abs=0.1) and np.mean(np.array(off) < 2) > 0.9
+
+
+def test_averages_of_what_varies_are_not_refused() -> None:
+    found = [drawn(300, seed, width=1.4).expectation(lambda x: x[:, 0]) for seed in range(100)]
+    assert np.mean([f.reliable for f in found]) > 0.95

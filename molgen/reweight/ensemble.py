@@ -203,9 +203,12 @@ class Ensemble:
     def expectation(self, what: Variable | ArrayLike | Callable[[Any], ArrayLike]) -> Estimate:
         """Boltzmann average with its standard error and k-hat.
 
+        Of what never varies in the samples the error is NaN, for it may be rare; but numbers that are given, all alike
+        and not zero, are a constant.
+
         Args:
             what: a collective variable (periodic ones: mean direction), values (n,) or (n, k), or a function that gives
-                them from the trajectory or the positions.
+                them from the trajectory or the positions. Shares: best as booleans.
 
         Raises:
             InputError: no such variable, or values of the wrong shape or not finite at a sample that has a weight.
@@ -215,7 +218,8 @@ class Ensemble:
             turn = 1.0 if variable.period is None else 2 * np.pi / variable.period
             estimate = self._mean(variable.values * turn, circular=variable.period is not None, unit=variable.unit)
             return estimate.scaled(1 / turn, variable.unit)
-        return self._mean(self._call(what) if callable(what) else cast(ArrayLike, what))
+        given = not callable(what) and str(getattr(what, "dtype", "")) != "bool"
+        return self._mean(self._call(what) if callable(what) else cast(ArrayLike, what), meant=given)
 
     def free_energy(self, region_a: Region, region_b: Region, *, replicas: int = 0, seed: int = 0) -> Estimate:
         """F(b) - F(a) = -kT ln(P(b)/P(a)) in eV, with its standard error and k-hat.
@@ -317,10 +321,7 @@ class Ensemble:
     def __getitem__(self, index: Any) -> Ensemble:
         """The samples at `index` (slice, mask or indices), weights and all; `validity` stays that of the whole.
 
-        One that is there twice counts as one for errors, and lends the verdict nothing.
-
-        Raises:
-            InputError: no sample is left.
+        One that is there twice counts as one for errors and the verdict. Raises InputError where none is left.
         """
         return indexed(self, index)
 
