@@ -150,3 +150,27 @@ def test_what_is_no_ensemble_and_no_folder() -> None:
         Ensemble.merge([some, 2])  # type: ignore[list-item]
     with pytest.raises(InputError, match="None given"):
         some.save(None)  # type: ignore[arg-type]
+
+
+def test_an_ensemble_without_topology_is_saved_over_one_that_has_it(tmp_path: Path) -> None:
+    """Of as many atoms, and of others; files of an earlier version, which do not say what is theirs, load as ever."""
+    import mdtraj
+
+    topology = mdtraj.Topology()
+    residue = topology.add_residue("H2", topology.add_chain())
+    for name in ("H1", "H2"):
+        topology.add_atom(name, mdtraj.element.hydrogen, residue)
+    known = Ensemble(np.ones((3, 2, 3)), np.zeros(3), np.zeros(3), 300.0, [1, 1], topology)
+    for atoms in (2, 5):
+        known.save(tmp_path, positions=True)
+        assert Ensemble.load(tmp_path).topology is not None
+        bare = Ensemble(np.zeros((4, atoms, 3)), np.zeros(4), np.zeros(4), 300.0, [1] * atoms)
+        bare.save(tmp_path)
+        again = Ensemble.load(tmp_path)
+        assert again.topology is None and np.array_equal(again.positions, bare.positions)
+    for positions in (True, False):
+        known.save(tmp_path, positions=positions)
+        arrays = dict(np.load(tmp_path / "weights.npz"))
+        del arrays["has_topology"]
+        np.savez(tmp_path / "weights.npz", **arrays)
+        assert Ensemble.load(tmp_path).topology is not None

@@ -28,7 +28,6 @@ from molgen.units import KB, KJ_MOL, NM
 from molgen.workflows import draws, finetune
 from molgen.workflows import peptide as workflow
 from molgen.workflows.peptide import sample_peptide
-from molgen.workflows.peptide_output import verdict_by_ancestors
 
 sample = partial(sample_peptide, "GG", weights=tiny_flow())
 
@@ -157,13 +156,6 @@ def test_smc_carries_its_ancestors_and_energies(monkeypatch):
     assert summary["energy_calls"] == 60 * each
 
 
-@pytest.mark.parametrize(("ancestors", "verdict"), [(24, "biased"), (26, "warn"), (99, "warn"), (101, "reliable")])
-def test_the_verdict_by_ancestors(ancestors, verdict):
-    n = ancestors * 20
-    ensemble = molgen.Ensemble(np.zeros((n, 1, 3)), np.zeros(n), np.zeros(n), 300.0, [1], groups=np.arange(n) // 20)
-    assert verdict_by_ancestors(ensemble) == verdict
-
-
 def test_the_ladder_begins_at_the_coldest_temperature_that_is_nearly_the_best():
     def trials(*spreads):
         """Draws with Gaussian log-weights: ESS falls with the spread, k-hat rises."""
@@ -275,6 +267,18 @@ def test_a_finished_run_is_read_again(tmp_path, exact, monkeypatch):
     other = run(12, 400.0, out=tmp_path, save_float64=True, resume=True, observables="rg", units="kcal/mol")[1]
     assert other == json.loads((tmp_path / "summary.json").read_text()) and other["status"] == summary["status"]
     assert other["ensemble_hash"] == summary["ensemble_hash"]
+
+
+def test_a_finished_run_reads_the_files_of_its_observables_again(tmp_path, exact):
+    options = {"out": tmp_path / "out", "save_float64": True, "observables": f"rmsd {tmp_path / 'r.xyz'}"}
+    x, found = sample(12, 400.0).positions, []
+    for frame, resume in ((0, False), (1, True)):
+        lines = [f"{z} {a} {b} {c}" for z, (a, b, c) in zip(build_peptide("GG").numbers, x[frame], strict=True)]
+        (tmp_path / "r.xyz").write_text("\n".join([str(len(lines)), "", *lines]) + "\n")
+        ensemble, summary = run(12, 400.0, resume=resume, **options)
+        found.append(summary["results"][1]["value"])
+        assert found[-1] == pytest.approx(ensemble.expectation(options["observables"]).value)
+    assert abs(found[1] - found[0]) > 1e-6
 
 
 def test_disk_full_keeps_what_is_finished(tmp_path, exact, small_pieces, monkeypatch):

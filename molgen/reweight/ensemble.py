@@ -14,7 +14,17 @@ from numpy.typing import ArrayLike
 from molgen.errors import InputError, check_counts, check_temperature
 from molgen.reweight import storage
 from molgen.reweight.barrier import SIDES, Barrier, profile_barrier
-from molgen.reweight.estimate import REFUSED, Estimate, check_values, lacking, weighted_mean
+from molgen.reweight.estimate import (
+    FEW,
+    REFUSED,
+    Estimate,
+    check_values,
+    delta_error,
+    effective_groups,
+    lacking,
+    verdict_by_groups,
+    weighted_mean,
+)
 from molgen.reweight.free_energy import FES, CVValues, free_energy_difference, histogram_fes
 from molgen.reweight.importance import (
     TOP_SHARE,
@@ -29,7 +39,7 @@ from molgen.reweight.importance import (
     worst,
     worst_weights,
 )
-from molgen.reweight.merging import merged
+from molgen.reweight.merging import indexed, merged, taken
 from molgen.reweight.regions import boxed_region, written_region
 from molgen.rng import generator
 from molgen.structures import checked_numbers
@@ -63,6 +73,7 @@ class Ensemble:
         log_q: (n,) log density of the proposal, where known.
         cvs: collective variables attached by name, besides those that can be written.
         groups: labels (n,) of samples that depend on each other (see `molgen.reweight.estimate`); None if none do.
+            Their number limits the verdict (`molgen.reweight.estimate.verdict_by_groups`).
         validity: reason -> number of samples, e.g. {"non-finite energy": 3}.
         at_best: the verdict is never better: of what k-hat of these weights cannot see, such as weights dropped or
             proposals refused on the way. Of a "biased" or "failed" ensemble no estimate is reliable.
@@ -122,17 +133,32 @@ class Ensemble:
 
     def __repr__(self) -> str:
         size = f"{len(self)} samples of {len(self.numbers)} atoms, {self.temperature:g} K"
-        return f"Ensemble({size}, {self.verdict}: k-hat {self.diagnostics.khat:.2f}, ESS {self.diagnostics.ess:.1%})"
+        judged = f"{self.verdict}: k-hat {self.diagnostics.khat:.2f}, ESS {self.diagnostics.ess:.1%}"
+        if self.groups is not None:
+            judged += f", {effective_groups(normalised(self.log_weights), self.groups):.0f} effective groups"
+        return f"Ensemble({size}, {judged})"
 
     @cached_property
     def diagnostics(self) -> WeightDiagnostics:
-        """Effective sample sizes, k-hat and ln Z of the raw log-weights."""
-        return diagnose(self.log_weights)
+        """Effective sample sizes, k-hat and ln Z of the raw log-weights; only the error of ln Z knows of groups."""
+        found = diagnose(self.log_weights)
+        if self.groups is None:
+            return found
+        error = delta_error(normalised(self.log_weights) - 1 / len(self), self.groups)
+        return replace(found, log_z_error=float(error) if found.ess else np.inf)
 
     @property
     def verdict(self) -> Verdict:
-        """ "reliable", "warn", "biased" or "failed" (see `molgen.reweight.importance.verdict`)."""
-        return worst(verdict(self.diagnostics), self.at_best)
+        """ "reliable", "warn", "biased" or "failed": what the weights (`molgen.reweight.importance.verdict`), the
+        number of groups and `at_best` allow."""
+        return worst(verdict(self.diagnostics), self._allowed)
+
+    @cached_property
+    def _allowed(self) -> Verdict:
+        """The best that `at_best` and the groups allow."""
+        if self.groups is None or self.resampled_by is not None:  # as few as were asked for, of what `at_best` judged
+            return self.at_best
+        return worst(self.at_best, verdict_by_groups(normalised(self.log_weights), self.groups))
 
     @cached_property
     def weights(self) -> np.ndarray:
@@ -177,9 +203,12 @@ class Ensemble:
     def expectation(self, what: Variable | ArrayLike | Callable[[Any], ArrayLike]) -> Estimate:
         """Boltzmann average with its standard error and k-hat.
 
+        Of what never varies in the samples the error is NaN, for it may be rare; but numbers that are given, all alike
+        and not zero, are a constant.
+
         Args:
             what: a collective variable (periodic ones: mean direction), values (n,) or (n, k), or a function that gives
-                them from the trajectory or the positions.
+                them from the trajectory or the positions. Shares: best as booleans.
 
         Raises:
             InputError: no such variable, or values of the wrong shape or not finite at a sample that has a weight.
@@ -189,7 +218,8 @@ class Ensemble:
             turn = 1.0 if variable.period is None else 2 * np.pi / variable.period
             estimate = self._mean(variable.values * turn, circular=variable.period is not None, unit=variable.unit)
             return estimate.scaled(1 / turn, variable.unit)
-        return self._mean(self._call(what) if callable(what) else cast(ArrayLike, what))
+        given = not callable(what) and str(getattr(what, "dtype", "")) != "bool"
+        return self._mean(self._call(what) if callable(what) else cast(ArrayLike, what), meant=given)
 
     def free_energy(self, region_a: Region, region_b: Region, *, replicas: int = 0, seed: int = 0) -> Estimate:
         """F(b) - F(a) = -kT ln(P(b)/P(a)) in eV, with its standard error and k-hat.
@@ -279,7 +309,7 @@ class Ensemble:
         if not self.weights.any():
             raise InputError("no sample has a weight", where="Ensemble.resample", expected="one or more to draw from")
         chosen = np.sort(generator(seed).choice(len(self), size=count, p=self.weights))
-        drawn = self[chosen]
+        drawn = taken(self, chosen)
         groups = chosen if self.groups is None else self.groups[chosen]
         by = worst_weights(self.diagnostics, self.resampled_by)
         return replace(drawn, log_weights=np.zeros(count), groups=groups, at_best=self.verdict, resampled_by=by)
@@ -291,19 +321,9 @@ class Ensemble:
     def __getitem__(self, index: Any) -> Ensemble:
         """The samples at `index` (slice, mask or indices), weights and all; `validity` stays that of the whole.
 
-        One that is there twice counts as one for errors.
+        One that is there twice counts as one for errors and the verdict. Raises InputError where none is left.
         """
-        part = np.atleast_1d(np.arange(len(self))[index])
-        groups = part if self.groups is None and len(np.unique(part)) < len(part) else None
-        return replace(
-            self,
-            positions=self.positions[part],
-            log_weights=self.log_weights[part],
-            energies=self.energies[part],
-            log_q=None if self.log_q is None else self.log_q[part],
-            groups=groups if self.groups is None else self.groups[part],
-            cvs={name: replace(cv, values=np.asarray(cv.values)[part]) for name, cv in self.cvs.items()},
-        )
+        return indexed(self, index)
 
     @classmethod
     def merge(cls, ensembles: Iterable[Ensemble]) -> Self:
@@ -311,7 +331,7 @@ class Ensemble:
 
         For draws of proposals whose densities are known at each other's draws, `mixture_log_weights` is better. Groups
         of different ensembles are different, but one draw that several have (of one flow under one seed) is one group;
-        collective variables stay where all have them.
+        collective variables stay where all have them. The verdict is never better than with each draw once.
 
         Raises:
             InputError: no ensemble, molecules or temperatures differ, or weighted samples beside those that count alike
@@ -358,7 +378,8 @@ class Ensemble:
         """An estimate from these samples, which is not reliable if the ensemble cannot be."""
         if isinstance(found, Barrier):
             return replace(found, **{side: self.doubted(getattr(found, side)) for side in SIDES})
-        by, why = self.resampled_by, "" if self.at_best in ("reliable", "warn") else REFUSED
+        refused = [verdict in ("biased", "failed") for verdict in (self.at_best, self._allowed)]
+        by, why = self.resampled_by, REFUSED if refused[0] else FEW if refused[1] else ""
         if by is not None:
             why = why or lacking([by.khat], [by.threshold])
             found = replace(found, khat=np.maximum(found.khat, by.khat)[()])

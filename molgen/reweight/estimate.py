@@ -25,15 +25,20 @@ from molgen.reweight.importance import (
     FINITE_VARIANCE,
     LEAST_DRAWS,
     RELIABLE_KHAT,
+    Verdict,
     cleaned,
     function_khat,
     khat_threshold,
 )
 from molgen.rng import generator
 
+FEW_GROUPS = 100  # effective groups below which errors are rough; below LEAST_DRAWS they mean nothing
 FEW = f"fewer than {LEAST_DRAWS} independent samples"
+CONSTANT = "never varies in the samples"
 NO_KHAT = "too few samples to tell k-hat"
 REFUSED = "the weights of the whole run are refused"
+SAME = 1e-9  # of the range of values, within which they are one
+ROUNDING = 1e-12  # of the largest value, within which all are one
 DIRECTED = 3.0  # standard errors; the resultant of angles that have no mean direction is as long in 1 % of cases
 
 
@@ -149,6 +154,21 @@ def few_groups(terms: np.ndarray, groups: np.ndarray | None) -> bool:
     return bool(0 < count < LEAST_DRAWS)
 
 
+def verdict_by_groups(weights: np.ndarray, groups: np.ndarray) -> Verdict:
+    """What the number of groups allows: "biased" with fewer than 25 effective ones, "warn" with fewer than 100.
+
+    A handful of draws, however often they are there or however many their descendants, is a handful of samples. k-hat
+    cannot see that: weights that were just resampled are alike.
+
+    Args:
+        weights: (n,), on any scale. groups: labels (n,).
+    """
+    effective = effective_groups(weights, groups)
+    if effective < LEAST_DRAWS:
+        return "biased"
+    return "warn" if effective < FEW_GROUPS else "reliable"
+
+
 def delta_error(influence: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     """Standard error (...) of an estimate from the influence (n, ...) of each draw on it; NaN for a single group."""
     sums = group_sums(np.asarray(influence, dtype=float), groups)
@@ -166,8 +186,12 @@ def weighted_mean(
     *,
     circular: bool = False,
     unit: str = "",
+    meant: bool = False,
 ) -> Estimate:
     """Self-normalised mean of values (n,) or (n, k), with delta-method errors and function-specific k-hat.
+
+    One is not reliable where fewer than 25 samples, or groups, have another value than the most common one. Where none
+    has, its error is NaN: what was not met in n samples may have a share of 3/n.
 
     Args:
         values: may be anything, also NaN, where the weight is zero.
@@ -176,6 +200,7 @@ def weighted_mean(
         groups: labels (n,) of draws that depend on each other; a mean that fewer than 25 make up is not reliable.
         circular: `values` are angles in radians; the mean direction, in (-pi, pi]. It is not reliable where the mean
             resultant is shorter than three of its standard errors, for then there may be none.
+        meant: a constant other than zero is one by construction, and its error is zero.
 
     Raises:
         InputError: `values` has another length, or is not finite where the weight is above zero.
@@ -192,10 +217,15 @@ def weighted_mean(
         linear = table
     centre = weights @ linear
     influence = weights[:, None] * (linear - centre)
-    error, few = delta_error(influence, groups), any(few_groups(terms, groups) for terms in (weights, *influence.T))
+    error = delta_error(influence, groups)
+    apart = [_unlike(column, used) for column in table.T]
+    rare = [np.where(other, weights, 0.0) for other in apart]
+    few = any(few_groups(terms, groups) for terms in (weights, *influence.T, *rare))
+    constant = [not other.any() and not (meant and table[used, k].any()) for k, other in enumerate(apart)]
     shape = np.array([function_khat(log_weights, column) for column in linear.T])
     threshold = khat_threshold(int(np.isfinite(cleaned(log_weights)).sum()))
     why = lacking(shape, [threshold] * len(shape), few=few, known=bool(np.isfinite(error).all()))
+    error, why = np.where(constant, np.nan, error), why or (CONSTANT if any(constant) else "")
     if circular and not why and not _directed(table - mean, weights, groups):
         why = "the angles have no clear mean direction"
     if values.ndim == 1:
@@ -282,6 +312,18 @@ def blocks(count: int, length: float) -> np.ndarray:
     Blocks of several autocorrelation times are nearly independent; at least two are made.
     """
     return np.arange(count) * max(2, int(count / max(length, 1.0))) // max(count, 1)
+
+
+def _unlike(values: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Which samples (n,) of those that are `used` have another value than the most common one, but for rounding."""
+    ordered = np.sort(values[used])
+    spread = ordered[-1] - ordered[0]
+    if spread <= ROUNDING * np.abs(ordered).max():
+        return np.zeros(len(values), dtype=bool)
+    width = SAME * spread
+    alike = np.searchsorted(ordered, ordered + width, side="right") - np.arange(len(ordered))
+    low = ordered[int(np.argmax(alike))]
+    return used & ((values < low) | (values > low + width))
 
 
 def _directions(angles: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,10 +1,10 @@
-"""One ensemble of several: checks that they belong together, and finds draws that they have in common."""
+"""One ensemble of several, and parts of one: whether ensembles belong together, and which draws are there twice."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -20,6 +20,29 @@ if TYPE_CHECKING:
 # One draw twice: batches of another shape move positions by 1e-5 A, an xtc by up to 0.01; no two draws of a molecule
 # lie that close in all atoms
 SAME_POSITION, SAME_ENERGY = 0.011, 0.01  # Angstrom, eV
+
+
+def indexed(ensemble: Ensemble, index: Any) -> Ensemble:
+    """The ensemble of `Ensemble.__getitem__`."""
+    part = np.atleast_1d(np.arange(len(ensemble))[index])
+    once, found = np.unique(part), taken(ensemble, part)
+    if len(once) == len(part):
+        return found
+    return replace(found, at_best=worst(ensemble.at_best, taken(ensemble, once).verdict))  # ties spoil k-hat
+
+
+def taken(ensemble: Ensemble, part: np.ndarray) -> Ensemble:
+    """The samples at indices `part` (m,), of which those that are there twice are a group."""
+    groups = part if ensemble.groups is None and len(np.unique(part)) < len(part) else None
+    return replace(
+        ensemble,
+        positions=ensemble.positions[part],
+        log_weights=ensemble.log_weights[part],
+        energies=ensemble.energies[part],
+        log_q=None if ensemble.log_q is None else ensemble.log_q[part],
+        groups=groups if ensemble.groups is None else ensemble.groups[part],
+        cvs={name: replace(cv, values=np.asarray(cv.values)[part]) for name, cv in ensemble.cvs.items()},
+    )
 
 
 def merged(ensembles: Iterable[Ensemble]) -> Ensemble:
@@ -54,23 +77,32 @@ def merged(ensembles: Iterable[Ensemble]) -> Ensemble:
         columns = [getattr(part, name) for part in parts]
         return None if any(column is None for column in columns) else np.concatenate(columns)
 
-    verdicts: list[Verdict] = [part.at_best for part in parts]
+    resampled = any(part.resampled_by is not None for part in parts)  # of which groups are not judged again
+    verdicts: list[Verdict] = [part.verdict if resampled else part.at_best for part in parts]
+    groups, copies = _groups(parts)
     common = [name for name in first.cvs if all(name in part.cvs for part in parts)]
     reasons = list(dict.fromkeys(reason for part in parts for reason in part.validity))
-    return replace(
+    whole = replace(
         first,
         **{name: joined(name) for name in ("positions", "log_weights", "energies", "log_q")},
-        groups=_groups(parts),
+        groups=groups,
         cvs={c: replace(first.cvs[c], values=np.concatenate([p.cvs[c].values for p in parts])) for c in common},
         validity={reason: sum(part.validity.get(reason, 0) for part in parts) for reason in reasons},
         at_best=worst(*verdicts),
         smoothed=all(part.smoothed for part in parts),
         resampled_by=worst_weights(*(part.resampled_by for part in parts)),
     )
+    if not len(copies):
+        return whole
+    once = whole[np.setdiff1d(np.arange(len(whole)), copies)]
+    return replace(whole, at_best=worst(whole.at_best, once.verdict))
 
 
-def _groups(parts: list[Ensemble]) -> np.ndarray | None:
-    """Groups (n,) of all samples: those of the parts, joined where parts have a draw in common; None if none are."""
+def _groups(parts: list[Ensemble]) -> tuple[np.ndarray | None, np.ndarray]:
+    """Groups (n,) of all samples: those of the parts, joined where parts have a draw in common; None if none are.
+
+    And which samples (m,) an earlier part has, too.
+    """
     labels, offset = [], 0
     for part in parts:
         own = np.arange(len(part)) if part.groups is None else np.unique(part.groups, return_inverse=True)[1]
@@ -79,9 +111,9 @@ def _groups(parts: list[Ensemble]) -> np.ndarray | None:
     every, positions = np.concatenate(labels), np.concatenate([part.positions.reshape(len(part), -1) for part in parts])
     one, other = _common(positions, np.concatenate([p.energies for p in parts]), [len(part) for part in parts])
     if all(part.groups is None for part in parts) and not len(one):
-        return None
+        return None, other
     links = coo_array((np.ones(len(one)), (every[one], every[other])), shape=(offset, offset))
-    return connected_components(links, directed=False)[1][every]
+    return connected_components(links, directed=False)[1][every], other
 
 
 def _common(positions: np.ndarray, energies: np.ndarray, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -57,7 +57,8 @@ def load(folder: str | Path) -> dict[str, Any]:
         folder / WEIGHTS, _NEEDED, expected="weights of a saved ensemble", remedy="write the ensemble again"
     )
     topology = None
-    if "positions" not in stored or (folder / TOPOLOGY).exists():
+    own = not np.array_equal(stored.get(_HAS_TOPOLOGY, True), False)  # not files of an earlier save
+    if "positions" not in stored or (own and (folder / TOPOLOGY).exists()):
         import mdtraj
 
         for name in (TOPOLOGY, SAMPLES):
@@ -114,6 +115,7 @@ def _arguments(stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 _CV = ("names", "values", "units", "periods")
+_HAS_TOPOLOGY = "has_topology"  # absent from older files
 _RESAMPLED = "redrawn_by"  # what files have called it from the start
 _NEEDED = (
     "log_weights", "energies", "temperature", "numbers", "at_best", "smoothed", "validity_reasons", "validity_counts",
@@ -130,6 +132,7 @@ def _arrays(ensemble: Ensemble, positions: bool) -> dict[str, Any]:
         "numbers": ensemble.numbers,
         "at_best": np.array(ensemble.at_best),
         "smoothed": np.array(ensemble.smoothed),
+        _HAS_TOPOLOGY: np.array(ensemble.topology is not None),
         "validity_reasons": np.array(list(ensemble.validity), dtype=str),
         "validity_counts": np.array(list(ensemble.validity.values()), dtype=int),
         "cv_names": np.array(list(cvs), dtype=str),

@@ -231,6 +231,7 @@ def evaluate_case(
         row["energy"]["md"] = _md_energy(reference, kt)
         if own is not None:
             row["md"] = _on_frames(proposal, drawn, layout, energies, frames, diagnostics.log_z, diagnostics.ess)
+            row["energy_calls"] += row["md"]["frames"]
         sample = Conformations(torsions(peptide, drawn.positions), drawn.energies, weights)
         row["metrics"] = compare(sample, reference, temperature, points=points, lag=lag)
         row["seconds"]["comparing"] = round(time.perf_counter() - begin, 3)

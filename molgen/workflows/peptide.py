@@ -7,7 +7,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from molgen.prose.layout import Layout
 from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.importance import TOP_SHARE, diagnose, verdict, worst
+from molgen.reweight.importance import TOP_SHARE, diagnose, verdict
 from molgen.reweight.smc import Population, between_temperatures, climb, restricted, spring_scale, start
 from molgen.rng import sample_seed
 from molgen.run import METHOD, Progress, Run
@@ -35,7 +35,6 @@ from molgen.workflows.peptide_output import (
     describe,
     observed,
     update_summary,
-    verdict_by_ancestors,
     write_ensemble,
 )
 
@@ -221,14 +220,13 @@ class _Work:
             on_stage=keep,
         )  # fmt: skip
         energies = -KB * self.temperature * population.ends.target
+        # the final weights were perhaps just resampled, and alike: those they began with say more
         ensemble = Ensemble(
             population.positions, population.log_weights, np.where(np.isfinite(energies), energies, np.nan),
             self.temperature, self.peptide.numbers, topology=self.peptide.mdtraj_topology(),
-            groups=population.ancestors, validity=draws.rejections,
+            groups=population.ancestors, validity=draws.rejections, at_best=verdict(diagnose(draws.log_weights)),
         )  # fmt: skip
-        # weights that were just resampled are alike: what they began with, and how many survive, say more
-        at_best = worst(verdict(diagnose(draws.log_weights)), verdict_by_ancestors(ensemble))
-        return Sampled(replace(ensemble, at_best=at_best), draws, population, tuple(trials))
+        return Sampled(ensemble, draws, population, tuple(trials))
 
     def trials(self, proposal: Proposal, n: int) -> list[Draws]:
         """n draws at each of a few temperatures up to the highest the flow knows, coldest first.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,13 +12,13 @@ import numpy as np
 
 from molgen.checkpoint import STATE
 from molgen.data.peptide import Peptide
+from molgen.files import json_text
 from molgen.prose.validity import validate
 from molgen.report import ensemble_plots
 from molgen.reweight.ensemble import Ensemble
-from molgen.reweight.estimate import effective_groups
+from molgen.reweight.estimate import FEW_GROUPS, effective_groups, verdict_by_groups
 from molgen.reweight.importance import (
     LEAST_DRAWS,
-    Verdict,
     WeightDiagnostics,
     diagnose,
     few_effective,
@@ -32,7 +33,6 @@ from molgen.workflows.ensemble_run import ensemble_hash
 from molgen.workflows.finetune import Round
 
 ENERGY = "potential energy"
-FEW_ANCESTORS = 100  # effective ones, below which errors by ancestor are rough; below LEAST_DRAWS they mean nothing
 
 
 @dataclass(eq=False)
@@ -97,10 +97,12 @@ def reasons(sampled: Sampled) -> list[str]:
     if sampled.population is not None:
         if verdict(hot) != "reliable":
             texts.append(f"{_refused(hot)}, at {sampled.draws.temperature:g} K")
-        if verdict_by_ancestors(sampled.ensemble) != "reliable":
-            n = len(sampled.ensemble)
-            effective = ess_of_ancestors(sampled.ensemble) * n
-            texts.append(f"descends from {effective:.0f} effective ancestors of {n}, fine from {FEW_ANCESTORS}")
+        ensemble = sampled.ensemble
+        if ensemble.groups is not None and (
+            verdict_by_groups(normalised(ensemble.log_weights), ensemble.groups) != "reliable"
+        ):
+            n, effective = len(ensemble), ess_of_ancestors(ensemble) * len(ensemble)
+            texts.append(f"descends from {effective:.0f} effective ancestors of {n}, fine from {FEW_GROUPS}")
     return texts
 
 
@@ -154,27 +156,16 @@ def _title(sequence: str, cap: str | None, temperature: float) -> str:
 def update_summary(
     run: Run, ensemble: Ensemble, summary: dict[str, Any], observables: Sequence[str], units: str
 ) -> None:
-    """Write the summary of a finished run again if it had other observables or units."""
-    rows = summary["results"]
-    if [row.get("text") for row in rows] != [ENERGY, *observables] or rows[0]["unit"] != units:
+    """Write the summary of a finished run again if it had other observables, units, or files that they name."""
+    rows = observed(ensemble, observables, units)
+    if json.loads(json_text(rows)) != summary["results"]:
         figures = {key: value for key, value in summary.items() if key not in RUN_KEYS}
         title = _title(summary["sequence"], summary["cap"], ensemble.temperature)
         run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, title=title))
-        run.finish(summary["status"], results=observed(ensemble, observables, units), **figures)
+        run.finish(summary["status"], results=rows, **figures)
 
 
 def ess_of_ancestors(ensemble: Ensemble) -> float:
     """Kish's effective sample size of the ancestors, each with the weight of all its descendants; a share of n."""
     assert ensemble.groups is not None
     return effective_groups(normalised(ensemble.log_weights), ensemble.groups) / len(ensemble)
-
-
-def verdict_by_ancestors(ensemble: Ensemble) -> Verdict:
-    """What the number of ancestors allows: a handful of them, however many their descendants, is a handful of samples.
-
-    k-hat cannot see that: weights that were just resampled are alike.
-    """
-    effective = ess_of_ancestors(ensemble) * len(ensemble)
-    if effective < LEAST_DRAWS:
-        return "biased"
-    return "warn" if effective < FEW_ANCESTORS else "reliable"
