@@ -84,6 +84,19 @@ def test_why_an_estimate_is_not_reliable() -> None:
     assert (empty.value, empty.why) == (-np.inf, "a region without samples")
 
 
+def test_averages_of_a_handful_of_effective_samples_are_not_reliable() -> None:
+    """k-hat accepts weights of which 18 of 120 count, in one case of many."""
+    refused = 0
+    for seed in range(20):
+        x = 2.8 * np.random.default_rng(seed).standard_normal((120, 1, 3))
+        square = (x**2).sum((1, 2))
+        drawn = Ensemble(x, square / 2 / 2.8**2 - square / 2, square, 300.0, [1])
+        if drawn.verdict == "biased" and drawn.diagnostics.khat < 0.6:
+            refused += 1
+            assert not drawn.expectation(x[:, 0, 0]).reliable
+    assert refused > 10
+
+
 def test_angles_without_a_direction_have_no_reliable_mean() -> None:
     rng = np.random.default_rng(1)
     n, told = len(EVEN), []

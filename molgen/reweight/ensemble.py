@@ -33,6 +33,7 @@ from molgen.reweight.importance import (
     cleaned,
     diagnose,
     drop_top,
+    few_effective,
     normalised,
     psis,
     verdict,
@@ -379,11 +380,12 @@ class Ensemble:
         if isinstance(found, Barrier):
             return replace(found, **{side: self.doubted(getattr(found, side)) for side in SIDES})
         refused = [verdict in ("biased", "failed") for verdict in (self.at_best, self._allowed)]
-        by, why = self.resampled_by, REFUSED if refused[0] else FEW if refused[1] else ""
+        few = refused[1] or few_effective(self.diagnostics)
+        by, why = self.resampled_by, REFUSED if refused[0] else FEW if few else ""
         if by is not None:
             why = why or lacking([by.khat], [by.threshold])
             found = replace(found, khat=np.maximum(found.khat, by.khat)[()])
-        if not why:
+        if not why or (why == FEW and getattr(found, "why", "")):  # its own reason says more
             return found
         return replace(found, reliable=False, **({"why": why} if isinstance(found, Estimate) else {}))
 
