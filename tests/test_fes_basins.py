@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -144,6 +145,11 @@ def test_ripples_are_no_barriers(forward: tuple, reverse: tuple, known: bool) ->
     sides = (Estimate(value, error, 0.1, True, "eV") for value, error in (forward, reverse))
     barrier = SimpleNamespace(**dict(zip(("forward", "reverse"), sides, strict=True)))
     assert fes_output._known(barrier) is known  # type: ignore[arg-type]
+    said = fes_output._dropped([(0, 2, barrier)])  # type: ignore[list-item]
+    assert len(said) == (not known) and all(text.startswith("the barrier between basins 0 and 2: ") for text in said)
+    lost = replace(barrier.forward, error=np.nan, why="no standard error")
+    barrier.forward = lost
+    assert fes_output._dropped([(0, 2, barrier)])[0].endswith("2: no standard error")  # type: ignore[list-item]
 
 
 def test_a_replica_that_leaves_no_sample_within_the_limits():

@@ -153,6 +153,15 @@ def test_settings_and_first_bias(path: ReactionPath) -> None:
     assert np.ptp(level) < 6 and problem.bias.values.max() < settings.cap * kt
 
 
+def test_a_cap_below_the_path_is_raised_aloud(path: ReactionPath) -> None:
+    said: list[str] = []
+    low = replace(default_settings("cartesian"), cap=5.0, gamma=3.0)
+    taken = path.arguments(low, T, log=said.append)["settings"]
+    assert f"cap {taken.cap:.4g} kT in place of 5, bias factor {taken.gamma:.4g} in place of 3:" in said[0]
+    path.arguments(taken, T, log=said.append)
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize("temperature", [0.0, -5.0])
 def test_temperature(path: ReactionPath, temperature: float) -> None:
     with pytest.raises(InputError, match=f"temperature {temperature:g} K"):

@@ -1,8 +1,12 @@
-"""A run is resumed only where variables, structures and energies are still the same."""
+"""A run is resumed only where variables, structures and energies are still the same, and its seconds count on."""
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from test_workflow_fes import ATOMS, cage
 from molgen.errors import InputError
 from molgen.potentials.analytic import DoubleWell
 from molgen.variables import custom
+from molgen.workflows import fes
 from molgen.workflows.fes import run_fes
 
 SETTINGS = replace(TINY, sampler=replace(TINY.sampler, width=0.05), schedule=replace(TINY.schedule, start=36.0))
@@ -79,3 +84,21 @@ def test_looking_costs_no_energy_of_the_run(tmp_path: Path) -> None:
     potential = wells()
     summary = run_wells(potential=potential, out=tmp_path / "out")[1]
     assert potential.calls == summary["energy_calls"] + len(START) + 4
+
+
+def test_the_seconds_before_a_kill_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fes, "train_sampler", partial(fes.train_sampler, save_seconds=0.0))
+    rounds = count(1)
+
+    def slow(row: dict) -> None:
+        time.sleep(0.4)
+        if next(rounds) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_wells(out=tmp_path / "out", progress=slow)
+    assert json.loads((tmp_path / "out/summary.json").read_text())["wall_seconds"] > 1.5
+    (tmp_path / "out/summary.json").unlink()  # signal 9 leaves none
+    _, summary = run_wells(out=tmp_path / "out", resume=True)
+    assert summary["seconds"]["rounds"] > 1.1  # three slow rounds were saved
+    assert sum(summary["seconds"].values()) <= summary["wall_seconds"] + 0.01

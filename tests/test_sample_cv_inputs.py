@@ -22,11 +22,12 @@ from molgen.cvdiffusion.bias import Axis
 from molgen.cvdiffusion.walls import Wall, parse_wall
 from molgen.errors import InputError
 from molgen.potentials.xtb import XtbPotential
-from molgen.variables import Molecule, parse_cv
+from molgen.run import Run
+from molgen.variables import Molecule, parse_cv, path_s
 from molgen.workflows import fes
 from molgen.workflows.fes_grid import axis_of
-from molgen.workflows.fes_pretrained import find_pretrained, sample_pretrained
-from molgen.workflows.fes_problem import Problem
+from molgen.workflows.fes_pretrained import find_pretrained, load_pretrained, sample_pretrained
+from molgen.workflows.fes_problem import Problem, coordinates_of
 from molgen.workflows.fes_settings import default_settings
 from molgen.workflows.fes_system import System, system_from_files, system_from_pdb
 
@@ -224,3 +225,42 @@ def test_one_variable_and_one_wall_need_no_list() -> None:
 def test_arguments_beside_a_calculator_that_is_built() -> None:
     with pytest.raises(InputError, match="calculator_kwargs: arguments"):
         find_ts(smiles="C#N>>[C-]#[NH+]", calculator=XtbPotential([6, 7, 1]), calculator_kwargs={"method": "GFN1-xTB"})
+
+
+PEROXIDE = "4\n\nO 0 0.7 0\nO 0 -0.7 0\nH 0.8 0.9 0.4\nH -0.8 -0.9 0.4\n"
+
+
+def test_internal_coordinates_need_a_torsion_to_be_pushed(tmp_path: Path) -> None:
+    (tmp_path / "h2o2.xyz").write_text(PEROXIDE)
+    system = system_from_files(tmp_path / "h2o2.xyz")
+    path = path_s(system.starts[0] + 0.1 * np.random.default_rng(0).standard_normal((3, 4, 3)))
+    wanted: tuple[tuple[list[Any], str], ...] = (
+        (["torsion 2 0 1 3"], "internal"), (["distance 0 1"], "cartesian"), ([], "cartesian"), ([path], "cartesian"),
+    )  # fmt: skip
+    for cvs, kind in wanted:
+        assert coordinates_of(system, "auto", cvs) == kind
+    for bad in ([None], ["torsion 2 0 1 3", 5]):
+        with pytest.raises(InputError, match="is no collective variable"):
+            sample_cv(system, bad)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="None is no wall"):
+        sample_cv(system, ["torsion 2 0 1 3"], walls=[None])  # type: ignore[list-item]
+
+
+def test_a_run_without_a_cap_can_be_drawn_from(hcn: Path, tmp_path: Path) -> None:  # noqa: F811
+    settings = replace(QUICK, cap=np.inf, sampler=replace(QUICK.sampler, rounds=1, width=0.05))
+    sample_cv(
+        system_from_files(hcn), ["distance 0 1"], ranges=[(0.7, 1.8)], settings=settings, out=tmp_path / "endless"
+    )
+    assert load_pretrained(tmp_path / "endless")[0].settings.cap == np.inf
+
+
+def test_a_structure_that_a_wall_names_is_not_overwritten(tmp_path: Path) -> None:
+    run = Run(tmp_path / "out", "fes", {})
+    frames = run.write_text("samples.xyz", "2\n\nH 0 0 0\nH 0 0 0.7\n2\n\nH 0 0 0\nH 0 0 0.9\n")
+    run.finish("ok")
+    with pytest.raises(InputError, match=r"samples\.xyz lies in it"):
+        sampled(
+            hydrogen(), starts=np.diag([0.0, 0.74])[:, [0, 0, 1]], walls=[f"path-z {frames} < 3"],
+            out=tmp_path / "out", overwrite=True,
+        )  # fmt: skip
+    assert frames.exists()

@@ -16,7 +16,7 @@ from molgen.cli.fes_toml import Options, merged
 from molgen.errors import InputError
 
 if TYPE_CHECKING:
-    from molgen.variables import Molecule
+    from molgen.variables import CV, Molecule
 
 BESIDE_PRETRAINED = (
     "pretrained", "samples", "paths", "repair", "seed", "out", "overwrite", "resume", "units", "as_json", "config",
@@ -125,8 +125,10 @@ def fes(
             "Default 4, with --pretrained as its run.",
         ),
     ] = None,
-    gamma: Annotated[float, typer.Option("--gamma", help="Bias factor.")] = 12.0,
-    cap: Annotated[float, typer.Option("--cap", help="The bias grows no higher, kT.")] = 23.0,
+    gamma: Annotated[float, typer.Option("--gamma", help="Bias factor; at least half of --cap with --from-ts.")] = 12.0,
+    cap: Annotated[
+        float, typer.Option("--cap", help="The bias grows no higher, kT; --from-ts raises it above the path.")
+    ] = 23.0,
     hill_width: Annotated[
         list[float] | None, typer.Option("--hill-width", help="Width of the hills, one per --cv, in A or degrees.")
     ] = None,
@@ -200,7 +202,8 @@ def run(o: Options) -> tuple[dict[str, Any], Path]:
 
         path = read_path(o["from_ts"])
         system, described = path.system, path.described
-        given = path.arguments(_settings(o, [], system), o["temperature"], walls)
+        settings = _settings(o, path.cvs[:1], system)
+        given = path.arguments(settings, o["temperature"], walls, common.log)
     else:
         system, described = _system(o)
         cvs = o["cv"] or []
@@ -280,7 +283,7 @@ def _system(o: Options) -> tuple[Any, dict[str, Any]]:
     return system, {"pdb": [str(p) for p in o["pdb"]], **used}
 
 
-def _settings(o: Options, cvs: list[str], system: Any) -> Any:
+def _settings(o: Options, cvs: Sequence[str | CV], system: Any) -> Any:
     from molgen.workflows.fes_problem import coordinates_of
     from molgen.workflows.fes_settings import COORDINATES, default_settings
 
@@ -317,12 +320,13 @@ def _settings(o: Options, cvs: list[str], system: Any) -> Any:
     )  # fmt: skip
 
 
-def _scales(cvs: list[str], molecule: Molecule) -> list[float]:
+def _scales(cvs: Sequence[str | CV], molecule: Molecule) -> list[float]:
     """What a number on the command line is multiplied by, for each collective variable: degrees become radians."""
     from molgen.units import shown
     from molgen.variables import parse_cv
 
-    return [1 / shown(parse_cv(text, molecule).unit)[0] for text in cvs]
+    built = [parse_cv(cv, molecule) if isinstance(cv, str) else cv for cv in cvs]
+    return [1 / shown(cv.unit)[0] for cv in built]
 
 
 def _ranges(texts: list[str] | None, cvs: list[str], molecule: Molecule) -> list[tuple[float, float] | None] | None:

@@ -13,6 +13,7 @@ present bias gradients (WT-ASBS, arXiv 2510.11923, replays stale ones).
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,11 +92,12 @@ class Sampler:
         frames: starting geometries evaluated by `target`, e.g. of a short simulation in each known basin.
         fixed_kernels: keep the kernels of a Gaussian target. judge: figures of a round, for `records`.
         weigh: normalised weights from log-weights, for corrections of the bias.
-        calls_before: calls of the potential that are not this run's.
+        calls_before: calls of the potential that are not this run's. prepared: seconds that the frames took.
 
     Attributes:
         history: the draws of every round under the resting bias.
         variances: (steps,) or (steps, M, c) of the forward kernels.
+        seconds_before: (2,) `seconds` of the processes that this one continues, as far as they saved them.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Sampler:
         judge: Judge | None = None,
         weigh: Callable[[np.ndarray], np.ndarray] = softmax,
         calls_before: int = 0,
+        prepared: float = 0.0,
     ):
         self.target, self.controller, self.schedule, self.settings = target, controller, schedule, settings
         self.frames, self.seed = frames, seed
@@ -121,6 +124,7 @@ class Sampler:
         self.drawn: list[Batch] = []
         self.records: list[dict[str, Any]] = []
         self.calls_before = calls_before
+        self.seconds_before, self._prepared, self._begin = np.zeros(2), prepared, time.monotonic()
 
     @property
     def width(self) -> float:
@@ -149,6 +153,11 @@ class Sampler:
     def energies_used(self) -> int:
         """Evaluations asked of the potential, those for the starting frames included."""
         return self.target.potential.calls - self.calls_before
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """(2,) before the rounds, and since."""
+        return self.seconds_before + [self._prepared, time.monotonic() - self._begin]
 
     def epoch(self, average: Mapping[str, Tensor]) -> Iterator[Lesson]:
         """One round with the averaged weights: everything but the learning, which is the caller's."""
@@ -244,7 +253,7 @@ class Sampler:
         arrays["rejections"] = np.array([self.target.rejections[reason] for reason in reasons], dtype=np.int64)
         for name, value in (("reasons", reasons), ("records", self.records)):
             arrays[name] = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8).copy()
-        return arrays | {"calls": np.array(self.energies_used)}
+        return arrays | {"calls": np.array(self.energies_used), "seconds": self.seconds}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from `state`."""
@@ -260,6 +269,7 @@ class Sampler:
         self.target.rejections.clear()
         self.target.rejections.update(dict(zip(reasons, map(int, arrays["rejections"]), strict=True)))
         self.calls_before = self.target.potential.calls - int(arrays["calls"])
+        self.seconds_before = np.array(arrays.get("seconds", np.zeros(2)))  # states had none before
 
 
 def tempered(log_w: np.ndarray, beta: float | None) -> np.ndarray:

@@ -25,14 +25,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from molgen.errors import InputError, number_pair
-from molgen.reweight.estimate import Estimate, bootstrap, few_groups, lacking
+from molgen.reweight.estimate import Estimate, bootstrapped, few_groups, lacking
 from molgen.reweight.free_energy import CVValues
 from molgen.reweight.importance import cleaned, khat_threshold, region_khat
 from molgen.reweight.profile import FINE, SmoothDensity
 from molgen.units import KB, PLANCK
 
 SIDES = ("forward", "reverse", "reaction", "mean")
-STRAYS = 1e-3  # of the samples at each end: one far away would spread the knots over the emptiness between
+STRAYS, LEAST_STRAYS = 1e-3, 3  # of the samples at each end: one far away would spread the knots over the emptiness
+FAR, LOST = 5.0, 0.2  # errors beyond which a redraw counts as no farther; share without a height that is too many
+GAP, RINGS, MOVES = "no sample on the top", "the smooth curve overshoots the samples", "finer knots change the curve"
 KNOTS = 20  # intervals of the spline in `limits`, by default 0 to 1
 FINER, APART = 2, 3.0  # halvings of all knot intervals; errors of what they change by which it is more than noise
 COARSE, HIGH = 24, 1.0  # intervals of a first look at all basins; kT that a top between two is above either
@@ -101,15 +103,20 @@ def find_barrier(
     around = slice(max(left, first - round(WINDOW * FINE)), min(right, first + round(WINDOW * FINE)) + 1)
 
     def figures(w: np.ndarray) -> np.ndarray:
-        place, height = _summit(density.centres[around], -density.log_density(w * lengths)[around])
+        level = density.log_density(w * lengths)
+        place, height = _summit(density.centres[around], -level[around])
+        if density.rings(w * lengths, level, around):
+            return np.array([np.nan, np.nan, np.nan, place])
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.array([height, *-np.log([w[s < place].sum(), w[s >= place].sum()]), place])
 
     place = figures(weights)[-1]
     top = np.abs(s - place) <= WINDOW * FINE * density.step[0]
     heights = _heights(figures, kt)
-    _, errors = bootstrap(heights, weights, groups, replicas=replicas, seed=seed)
-    return _barrier(heights(weights), errors, place, [top, s < place, s >= place], log_weights, weights, groups)
+    values, (_, errors, lost) = heights(weights), _spread(heights, weights, groups, replicas, seed)
+    why = RINGS if np.isnan(values).any() else _losing(lost.max())
+    parts = [top, s < place, s >= place]
+    return _barrier(np.where(np.isnan(values), np.inf, values), errors, place, parts, log_weights, weights, groups, why)
 
 
 def profile_barrier(
@@ -170,11 +177,11 @@ def profile_barrier(
         raise InputError(f"{a:g} and {b:g} are less than a step apart", where=where, expected="a place in each basin")
     finer = density.refined(x, groups)
     density = density if finer.rings() and not density.rings() else finer
-    values, errors, places, settled = _settled(density, x, (a, b), weights, KB * temperature, groups, replicas, seed)
+    values, errors, places, why = _settled(density, x, (a, b), weights, KB * temperature, groups, replicas, seed)
     parts = [np.abs(x - spot) <= WINDOW * (high - low) / intervals for spot in places]
-    if density.rings() or not np.isfinite(values).all():
-        values, settled = np.full(4, np.inf), False
-    return _barrier(values, errors, places[0], parts, log_weights, weights, groups, settled)
+    if not np.isfinite(values).all():
+        values, why = np.full(4, np.inf), RINGS if density.rings() else GAP
+    return _barrier(values, errors, places[0], parts, log_weights, weights, groups, why)
 
 
 def _alone(
@@ -199,9 +206,19 @@ def _alone(
 
 
 def _occupied(x: np.ndarray, low: float, high: float, a: float, b: float) -> tuple[float, float]:
-    """Limits without what lies beyond all samples, where a density that ends in a step would make the curve ring."""
-    x = x[(x >= low) & (x <= high)]
-    return (low, high) if not len(x) else (max(low, min(x.min(), a)), min(high, max(x.max(), b)))
+    """Limits without what lies beyond the samples, where a density that ends in a step would make the curve ring, and
+    without their `STRAYS`: a curve that begins at a lone sample has nothing to hold it in a redraw without that."""
+    first, last = _ends(x[(x >= low) & (x <= high)])
+    return (low, high) if np.isnan(first) else (max(low, min(first, a)), min(high, max(last, b)))
+
+
+def _ends(x: np.ndarray) -> tuple[float, float]:
+    """Range of samples (n,) without `STRAYS`, `LEAST_STRAYS` or more, at each end; NaN of none."""
+    if not len(x):
+        return np.nan, np.nan
+    out = min(max(LEAST_STRAYS, int(STRAYS * len(x))), (len(x) - 1) // 2)
+    ordered = np.sort(x)
+    return float(ordered[out]), float(ordered[-1 - out])
 
 
 def _settled(
@@ -213,11 +230,11 @@ def _settled(
     groups: np.ndarray | None,
     replicas: int,
     seed: int,
-) -> tuple[np.ndarray, np.ndarray, list[float], bool]:
-    """Heights (4,) of a curve so fine that a finer one agrees, their errors, its top and minima, whether one agrees."""
+) -> tuple[np.ndarray, np.ndarray, list[float], str]:
+    """Heights (4,) of a curve so fine that a finer one agrees, their errors, its top and minima, what they lack."""
 
-    def drawn(parts: list[SmoothDensity]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Heights (P, 4) and, of these and the last less the first (P + 1, 4), bias and error."""
+    def drawn(parts: list[SmoothDensity]) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Of heights and of the last less the first (P + 1, 4): values, bias, error; share of redraws without any."""
 
         def statistic(w: np.ndarray) -> np.ndarray:
             rows = [_heights(lambda v, part=part: _profile_figures(part, between, v), kt)(w) for part in parts]
@@ -229,12 +246,12 @@ def _settled(
             return np.where(np.isfinite(drawn).all(1, keepdims=True), drawn, np.nan)
 
         found = statistic(weights)
-        mean, error = bootstrap(whole, weights, groups, replicas=replicas, seed=seed)
-        return found, mean - found, error
+        middle, error, lost = _spread(whole, weights, groups, replicas, seed)
+        return found, middle - found, error, float(lost[0].max())
 
     for step in range(FINER + 1):
         finer = curve.halved(x)
-        found, bias, error = drawn([curve] if finer is None else [curve, finer])
+        found, bias, error, lost = drawn([curve] if finer is None else [curve, finer])
         moved, noise = found[-1] - bias[-1], error[-1]
         known = finer is not None and bool(np.isfinite([found[1], error[1], noise]).all())
         agree = not known or bool((np.abs(moved) <= APART * noise).all())
@@ -248,13 +265,44 @@ def _settled(
     wells = [float(centres[side][free[side].argmin()]) if side.any() else place
              for side in (centres < place, centres >= place)]  # fmt: skip
     values = found[0] - np.where(np.isfinite(bias[0]), bias[0], 0.0)
-    return values, np.sqrt(error[0] ** 2 + more), [place, *wells], agree
+    return values, np.sqrt(error[0] ** 2 + more), [place, *wells], _losing(lost) if agree else MOVES
+
+
+def _spread(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    weights: np.ndarray,
+    groups: np.ndarray | None,
+    replicas: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median, standard error and the share that is not finite of `replicas` redraws of a statistic, each of its shape.
+
+    A redraw beyond `FAR` errors counts as one at that distance: one curve in a hundred may run away, unseen by `rings`,
+    and would be all that a mean and a variance show. NaN as in `bootstrap`.
+    """
+    table, count = bootstrapped(statistic, weights, groups, replicas=replicas, seed=seed)
+    finite = np.isfinite(table)
+    enough = (finite.sum(0) >= max(2, replicas / 2)) & (count > 1)
+    kept = np.where(finite | ~enough, np.where(enough, table, 0.0), np.nan)
+    low, middle, high = np.nanquantile(kept, (0.1587, 0.5, 0.8413), axis=0)
+    reach = FAR * (high - low) / 2
+    error = np.nanstd(np.clip(kept, middle - reach, middle + reach), axis=0, ddof=1)
+    error *= np.sqrt(count / max(count - 1, 1))
+    unknown = np.where(enough, 0.0, np.nan)
+    return middle + unknown, error + unknown, 1 - finite.mean(0)
+
+
+def _losing(lost: float) -> str:
+    """What a height lacks of which this share of the redraws tells nothing, in words."""
+    return f"{lost:.0%} of the redraws for its error have no such height" if lost > LOST else ""
 
 
 def _profile_figures(curve: SmoothDensity, between: tuple[float, float], weights: np.ndarray) -> np.ndarray:
     """Of a profile: top, left and right minimum, kT, and the place of the top; a top at an end has no minimum beside
     it, but infinity."""
     free, centres = -curve.log_density(weights), curve.centres
+    if curve.rings(weights, -free):
+        return np.array([np.nan, np.nan, np.nan, centres[np.argmax(free)]])
     inner = (centres >= between[0]) & (centres <= between[1])
     place, height = _summit(centres[inner], free[inner])
     wells = (free[centres < place].min(initial=np.inf), free[centres >= place].min(initial=np.inf))
@@ -269,7 +317,7 @@ def _limits(variable: CVValues, weights: np.ndarray, a: float, b: float) -> tupl
     seen = np.asarray(variable.values, dtype=float)[weights > 0]
     if not len(seen):
         return np.nan, np.nan
-    low, high = np.quantile(seen, (STRAYS, 1 - STRAYS))
+    low, high = _ends(seen)
     return float(max(seen.min(), min(low, a))), float(min(seen.max(), max(high, b)))
 
 
@@ -292,9 +340,10 @@ def _barrier(
     log_weights: np.ndarray,
     weights: np.ndarray,
     groups: np.ndarray | None,
-    settled: bool = True,
+    lacks: str = "",
 ) -> Barrier:
-    """Of heights (4,), eV; `parts` (n,): samples whose k-hats and numbers count, the top's first."""
+    """Of heights (4,), eV; `parts` (n,): samples whose k-hats and numbers count, the top's first; `lacks`: what else
+    makes them not reliable, in words."""
     log_w, used = cleaned(log_weights), weights > 0
     tails = [log_w[part & used] for part in parts]
     shapes, limits = [region_khat(tail) for tail in tails], [khat_threshold(len(tail)) for tail in tails]
@@ -302,7 +351,7 @@ def _barrier(
     errors, estimates = np.where(np.isfinite(values), errors, np.inf), []
     for value, error in zip(values, errors, strict=True):
         why = lacking(shapes, limits, few=few, known=bool(np.isfinite([error, values[0]]).all()))
-        why = why or ("" if settled else "finer knots change the curve")
+        why = why or lacks
         estimates.append(Estimate(float(value), float(error), float(max(shapes)), not why, "eV", why))
     return Barrier(*estimates, place=float(place), samples=int((parts[0] & used).sum()))
 

@@ -233,6 +233,29 @@ def weighted_mean(
     return Estimate(mean, error, shape, not why, unit, why)
 
 
+def bootstrapped(
+    statistic: Callable[[np.ndarray], ArrayLike],
+    weights: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    replicas: int = 200,
+    seed: int = 0,
+) -> tuple[np.ndarray, int]:
+    """What `bootstrap` sums up: statistic(weights (n,)) of each draw (R, ...), and the number G of groups.
+
+    R is `replicas` less the draws that got no weight.
+    """
+    check_counts(replicas=(replicas, 2))
+    index = np.arange(len(weights)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(index.max()) + 1
+    rng, results = generator(seed), []
+    for _ in range(replicas):
+        replica = weights * rng.multinomial(count, np.full(count, 1 / count))[index]
+        if replica.sum() > 0:
+            results.append(np.asarray(statistic(replica / replica.sum()), dtype=float))
+    return np.array(results), count
+
+
 def bootstrap(
     statistic: Callable[[np.ndarray], ArrayLike],
     weights: np.ndarray,
@@ -249,18 +272,10 @@ def bootstrap(
     is not repeated. Replicas where the statistic is not finite (an emptied region) are left out; NaN if more than half
     are, or for a single group. Of G groups replicas have (G-1)/G of the variance, which is made good.
     """
-    check_counts(replicas=(replicas, 2))
-    index = np.arange(len(weights)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    count = int(index.max()) + 1
-    rng, results = generator(seed), []
-    for _ in range(replicas):
-        replica = weights * rng.multinomial(count, np.full(count, 1 / count))[index]
-        if replica.sum() > 0:
-            results.append(np.asarray(statistic(replica / replica.sum()), dtype=float))
-    if len(results) < 2 or count < 2:
+    table, count = bootstrapped(statistic, weights, groups, replicas=replicas, seed=seed)
+    if len(table) < 2 or count < 2:
         unknown = np.full(np.shape(statistic(weights)), np.nan)[()]
         return unknown, unknown
-    table = np.stack(results)
     finite = np.isfinite(table)
     enough = finite.sum(0) >= max(2, replicas / 2)
     kept = finite.sum(0).clip(2)

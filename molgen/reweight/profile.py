@@ -146,9 +146,18 @@ class SmoothDensity:
         middles = (halves[:-4] + halves[4:])[off] / 2
         return np.histogram(middles, self._places)[0] > 0
 
-    def rings(self) -> bool:
-        """Whether the curve overshoots the samples, as beside the step of a density without tails."""
-        return bool(self.log_density().max() > np.log(self._density(self._weights)[0].max()) + RINGING)
+    def rings(
+        self, weights: np.ndarray | None = None, level: np.ndarray | None = None, where: slice = slice(None)
+    ) -> bool:
+        """Whether the curve overshoots the samples, as beside the step of a density without tails.
+
+        Args:
+            weights: (n,), None: those it was made with. level: (B,) the curve of these, if it is known already.
+            where: fine bins to look at.
+        """
+        level = self.log_density(weights) if level is None else level
+        fullest = self._density(self._weights if weights is None else weights)[0][where].max()
+        return bool(fullest > 0 and level[where].max() > np.log(fullest) + RINGING)
 
     def log_density(self, weights: np.ndarray | None = None) -> np.ndarray:
         """(B,) ln p at `centres` for weights (n,), None: those it was made with.

@@ -19,6 +19,7 @@ _FAR = 1e8  # Angstrom; a coordinate beyond is no structure, and its square may 
 _AT_ONCE = 4096  # structures, which bounds the memory of `values`
 _TURN, _SHIFT = (0.7, -0.4, 1.1), (1.3, -0.7, 2.1)  # rad and Angstrom, any that are no symmetry
 _INVARIANT = 1e-5  # relative; rounding makes 1e-12, single precision in a custom function 1e-7
+FUNCTION = "a torch function of positions (B, N, 3) in Angstrom that returns values (B,)"
 _LINE = 1.0  # degrees from a line at which a start structure is refused
 
 
@@ -47,6 +48,15 @@ class CV:
     references: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self):
+        where = f"collective variable {self.name!r}"
+        for key, kind in (("name", str), ("unit", str), ("definition", str)):
+            if not isinstance(getattr(self, key), kind):
+                raise InputError(f"{key} = {getattr(self, key)!r}", where=where, expected="a text")
+        if not callable(self.function):
+            raise InputError(f"function = {self.function!r}", where=where, expected=FUNCTION)
+        number = isinstance(self.period, (int, float)) and not isinstance(self.period, bool)
+        if self.period is not None and not (number and 0 < self.period < math.inf):
+            raise InputError(f"period = {self.period!r}", where=where, expected="a number above 0, or None")
         if not self.definition:
             object.__setattr__(self, "definition", self.name)
 
@@ -103,9 +113,8 @@ def values_and_gradients(cvs: Sequence[CV], positions: np.ndarray) -> tuple[np.n
     for d, cv in enumerate(cvs):
         x = torch.tensor(positions[finite], requires_grad=True)
         with torch.enable_grad():
-            value = cv.function(x)
+            value = _evaluated(cv, x)
             total = value.sum()
-        _check_shape(cv, value, len(finite))
         if not value.requires_grad:
             raise InputError(
                 "it has no gradient, so that nothing can be pushed along it",
@@ -127,8 +136,7 @@ def values(cv: CV, positions: np.ndarray) -> np.ndarray:
     for begin in range(0, len(finite), _AT_ONCE):
         some = finite[begin : begin + _AT_ONCE]
         with torch.no_grad():
-            value = cv.function(torch.tensor(positions[some]))
-        _check_shape(cv, value, len(some))
+            value = _evaluated(cv, torch.tensor(positions[some]))
         found[some] = value.numpy()
     return found
 
@@ -182,13 +190,26 @@ def _check_invariance(cvs: Sequence[CV], x: np.ndarray) -> None:
             )
 
 
-def _check_shape(cv: CV, value: Tensor, structures: int) -> None:
+def _evaluated(cv: CV, x: Tensor) -> Tensor:
+    """Values (B,) of x (B, N, 3); the function may be anybody's."""
+    where, structures = f"collective variable {cv.name!r}", len(x)
+    try:
+        value = cv.function(x)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # whatever it meets: an atom too many, NumPy on a tensor
+        raise InputError(
+            f"its function fails ({type(error).__name__}: {error})", where=where, expected=FUNCTION
+        ) from error
+    if not isinstance(value, Tensor):
+        raise InputError(f"its function returns {type(value).__name__}", where=where, expected=FUNCTION)
     if value.shape != (structures,):
         raise InputError(
             f"its function returns shape {tuple(value.shape)}",
-            where=f"collective variable {cv.name!r}",
+            where=where,
             expected=f"({structures},) for {structures} structures",
         )
+    return value
 
 
 def norm(vectors: Tensor) -> Tensor:

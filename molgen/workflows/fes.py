@@ -19,6 +19,7 @@ from molgen.cvdiffusion.sampler import Sampler
 from molgen.cvdiffusion.train import train_sampler
 from molgen.cvdiffusion.walls import Wall
 from molgen.errors import InputError, check_output
+from molgen.files import read_summary
 from molgen.potentials.base import Potential
 from molgen.reweight.ensemble import Ensemble
 from molgen.run import Run
@@ -122,37 +123,50 @@ def run_fes(
         "axes": [asdict(axis) for axis in problem.bias.axes], "temperature": temperature, "units": units,
         **flattened(asdict(settings)), **(described or {}),
     }  # fmt: skip
-    run = None
+    run, earlier, opened = None, 0.0, 0.0
     if out is not None:
         recorded = {**identity(problem, Path(out) if resume else None), **recorded}
-        run = Run(out, "fes", recorded, seed=seed, overwrite=overwrite, resume=resume)
+        known = (read_summary(Path(out)) or {}).get("wall_seconds") if resume else None
+        earlier, opened = float(known or 0.0), time.monotonic()
+        variables = [*problem.cvs, *(wall.cv for wall in problem.walls)]
+        reads = [name for cv in variables for name in cv.references]
+        run = Run(out, "fes", recorded, seed=seed, overwrite=overwrite, resume=resume, reads=reads)
         if (finished := finished_run(run)) is not None:
             log(f"{run.directory} is finished: nothing to resume")
             return finished
     with tempfile.TemporaryDirectory() as scratch, run or nullcontext(), one_thread(len(system.numbers)):
         folder = Path(scratch) if run is None else run.directory
-        begin = time.monotonic()
         sampler = problem.sampler(seed, log, judge)
-        seconds = {"start": time.monotonic() - begin}
         if run is not None:
             for name in (STATE, BEST):  # the first output: what is left of a run to be replaced goes before training
                 run.path(name)
+
+        def wall_seconds() -> float:
+            """Of the whole run: a summary knows of a process that ended, the state of one that was killed, too."""
+            return round(max(earlier, float(sampler.seconds_before.sum())) + time.monotonic() - opened, 3)
+
+        def look(s: Sampler) -> bool:
+            if run is not None:
+                run.record(wall_seconds=wall_seconds())  # of a run that is interrupted before it has ended
+            return _look(s, settings, progress)
+
         train_sampler(
-            sampler, folder, learning_rate=settings.learning_rate, resume=run is not None and run.resumed,
-            stop=lambda s: _look(s, settings, progress),
-        )  # fmt: skip
-        seconds["rounds"] = time.monotonic() - begin - seconds["start"]
+            sampler, folder, learning_rate=settings.learning_rate, resume=run is not None and run.resumed, stop=look
+        )
+        prepared, rounds = sampler.seconds.tolist()
+        seconds, begin = {"start": prepared, "rounds": rounds}, time.monotonic()
         found = outcome(
             sampler, settings.samples, settings.fine, system.topology, paths=settings.paths, repair=settings.repair,
             log=log,
         )  # fmt: skip
-        seconds["samples"] = time.monotonic() - begin - sum(seconds.values())
+        seconds["samples"] = time.monotonic() - begin
         more, unknown = ({}, []) if prior is None else prior.report(found.ensemble, run, units)
         if run is not None:
             run.path(CONTROLLER)
             save_pretrained(folder / CONTROLLER, problem, sampler, found.kernels)
         if run is None:
             return found.ensemble, more
+        more = {**more, "wall_seconds": wall_seconds()}
         summary = write_results(run, found, sampler, units, seconds, problem.notes, more, unknown)
         shutil.rmtree(folder / STATE, ignore_errors=True)  # tens of megabytes that only a run to be resumed needs
         return found.ensemble, summary

@@ -98,16 +98,25 @@ class ReactionPath:
         """Keeps structures within about TUBE Angstrom (RMSD) of the path."""
         return Wall(self.cvs[1], TUBE**2, True, STIFFNESS)
 
-    def arguments(self, settings: FesSettings, temperature: float, walls: Sequence[Wall | str] = ()) -> dict[str, Any]:
+    def arguments(
+        self,
+        settings: FesSettings,
+        temperature: float,
+        walls: Sequence[Wall | str] = (),
+        log: Callable[[str], None] = lambda message: None,
+    ) -> dict[str, Any]:
         """What a run along the path is given: `cvs`, `ranges`, `walls` and `settings`, by name.
 
         Args:
-            walls: further ones.
+            walls: further ones. log: told where cap and bias factor are not those of `settings`.
         """
-        return {
-            "cvs": self.cvs[:1], "ranges": None, "walls": [self.wall(), *walls],
-            "settings": self.settings(settings, temperature),
-        }  # fmt: skip
+        taken = self.settings(settings, temperature)
+        pairs = (("cap", "kT", settings.cap, taken.cap), ("bias factor", "", settings.gamma, taken.gamma))
+        if raised := [f"{name} {used:.4g} {unit}".rstrip() + f" in place of {asked:g}"
+                      for name, unit, asked, used in pairs if used != asked]:  # fmt: skip
+            height = self.barrier / (KB * temperature)
+            log(f"{', '.join(raised)}: the bias has to fill the path, whose barrier is {height:.0f} kT")
+        return {"cvs": self.cvs[:1], "ranges": None, "walls": [self.wall(), *walls], "settings": taken}
 
     # `fill` and `report`, with `frames`, make a `molgen.workflows.fes_problem.Prior`
 
@@ -322,7 +331,7 @@ def fes_from_ts(
     The basins are what the tube around the path holds: conformers of reactant or product outside of it do not count.
     """
     path = read_path(folder)
-    given = path.arguments(settings or default_settings("cartesian"), temperature, walls)
+    given = path.arguments(settings or default_settings("cartesian"), temperature, walls, log)
     ensemble, _ = run_fes(
         path.system, temperature=temperature, **given, seed=seed, out=out, overwrite=overwrite, resume=resume,
         units=units, described=path.described, log=log, progress=progress, prior=path,

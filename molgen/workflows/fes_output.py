@@ -97,7 +97,8 @@ def write_results(
         "cap_kt": _cap_reached(target.bias),
         "seconds": dict(seconds),
         "notes": notes,
-        "missing": [*found.missing, *unknown],
+        # a path's progress piles up at its ends, where a profile has no depth: `more` has its own barrier
+        "missing": [*found.missing, *([] if "barrier" in (more or {}) else _dropped(found.barriers)), *unknown],
         "unknown": list(unknown),
         "barriers": [_barrier_row(*row, energy, units) for row in found.barriers if _known(row[2])],
         "ensemble_hash": ensemble_hash(ensemble),
@@ -131,6 +132,18 @@ def _known(barrier: Barrier) -> bool:
     """Whether both heights are positive and have an error; others are ripples between basins that noise made."""
     sides = (barrier.forward, barrier.reverse)
     return all(np.isfinite(side.error) and side.value > side.error for side in sides)
+
+
+def _dropped(barriers: Sequence[tuple[int, int, Barrier]]) -> list[str]:
+    """Which barriers are not `_known`, and why, in words."""
+    notes = []
+    for one, other, barrier in barriers:
+        if not _known(barrier):
+            sides = (barrier.forward, barrier.reverse)
+            lacks = [side.why for side in sides if not np.isfinite(side.error) and side.why]
+            why = lacks[0] if lacks else "its height is no more than its error"
+            notes.append(f"the barrier between basins {one} and {other}: {why}")
+    return notes
 
 
 def _barrier_row(one: int, other: int, barrier: Barrier, energy: float, units: str) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, 
         )  # fmt: skip
     given = c["settings"]
     settings = FesSettings(**{
-        **given, "sampler": SamplerSettings(**given["sampler"]), "schedule": Schedule(**given["schedule"]),
+        **given, "cap": np.inf if given["cap"] is None else given["cap"],  # JSON has no infinity
+        "sampler": SamplerSettings(**given["sampler"]), "schedule": Schedule(**given["schedule"]),
         "widths": tuple(given["widths"]) if given["widths"] else None,
     })  # fmt: skip
     system = system_from_source(c["source"], tensors["numbers"].numpy(), tensors["starts"].numpy())

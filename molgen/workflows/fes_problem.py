@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ from molgen.reweight.importance import normalised, psis
 from molgen.rng import generator, sample_seed
 from molgen.run import Run
 from molgen.units import KB
-from molgen.variables import CV, check_start, parse_cv, values_and_gradients
+from molgen.variables import CV, Molecule, check_start, parse_cv, values_and_gradients
 from molgen.workflows.fes_grid import axis_of
 from molgen.workflows.fes_settings import FesSettings, check_settings
 from molgen.workflows.fes_system import System
@@ -101,13 +102,16 @@ class Problem:
         check_temperature(temperature)
         atoms = len(system.numbers)
         molecule = system.molecule(references)
-        variables = [parse_cv(cv, molecule) if isinstance(cv, str) else cv for cv in cvs]
+        variables = _built(cvs, molecule)
         if not 1 <= len(variables) <= 3:
             raise InputError(f"{len(variables)} collective variables", where="--cv", expected="one to three")
         check_settings(settings, len(system.starts if prior is None else prior.frames), atoms)
         if len({cv.name for cv in variables}) < len(variables):
             raise InputError("a collective variable is given twice", where="--cv", expected="different ones")
         named = {cv.name: cv for cv in variables}
+        for wall in walls:
+            if not isinstance(wall, (str, Wall)):
+                raise InputError(f"{wall!r} is no wall", where="--wall", expected="a text, or a Wall")
         built = [parse_wall(wall, molecule, named) if isinstance(wall, str) else wall for wall in walls]
         _refuse_twins(variables, system)
         for start in system.starts:
@@ -148,7 +152,7 @@ class Problem:
 
     def sampler(self, seed: int, log: Callable[[str], None], judge: Judge) -> Sampler:
         """The sampler after its starting frames, which cost energies; `judge` gives the figures of a round."""
-        system, s, spent = self.system, self.settings, self.system.potential.calls
+        system, s, spent, begin = self.system, self.settings, self.system.potential.calls, time.monotonic()
         odd = self._odd()
         log("a short simulation of each starting structure")
         potential, starts = system.potential, system.starts
@@ -180,6 +184,7 @@ class Problem:
         return Sampler(
             target, controller, schedule, s.sampler, frames, seed=seed, fixed_kernels=s.fixed_kernels, judge=judge,
             weigh=lambda log_weights: normalised(psis(log_weights)), calls_before=spent,
+            prepared=time.monotonic() - begin,
         )  # fmt: skip
 
     def rehearsal(self) -> Sampler:
@@ -294,6 +299,18 @@ def _refuse_twins(variables: Sequence[CV], system: System) -> None:
             )
 
 
+def _built(cvs: Sequence[CV | str], molecule: Molecule) -> list[CV]:
+    """Variables, those given as text read.
+
+    Raises:
+        InputError: one is neither.
+    """
+    for cv in cvs:
+        if not isinstance(cv, (str, CV)):
+            raise InputError(f"{cv!r} is no collective variable", where="--cv", expected="a text, or a CV")
+    return [parse_cv(cv, molecule) if isinstance(cv, str) else cv for cv in cvs]
+
+
 def coordinates_of(system: System, wanted: str, cvs: CV | str | Sequence[CV | str]) -> str:
     """ "cartesian" or "internal".
 
@@ -309,8 +326,10 @@ def coordinates_of(system: System, wanted: str, cvs: CV | str | Sequence[CV | st
         return wanted
     tree = int(system.bonds.sum()) // 2 == len(system.numbers) - 1
     molecule, cvs = system.molecule(), [cvs] if isinstance(cvs, (CV, str)) else cvs
-    variables = [parse_cv(cv, molecule) if isinstance(cv, str) else cv for cv in cvs]
-    if not tree or system.topology is None and not all(_turns(cv, system.bonds) for cv in variables):
+    variables = _built(cvs, molecule)
+    # without a variable, a path's for one, nothing says that bonds stay
+    turned = bool(variables) and all(_turns(cv, system.bonds) for cv in variables)
+    if not tree or system.topology is None and not turned:
         return "cartesian"
     if system.invertible():
         return "cartesian"
