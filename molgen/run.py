@@ -112,13 +112,6 @@ class Run:
             self._write_manifest()
         return self.directory / path
 
-    def discard(self, name: str) -> None:
-        """Remove output `name`, if it is there, and take it off the manifest."""
-        if name in self._files:
-            (self.directory / name).unlink(missing_ok=True)
-            self._files.remove(name)
-            self._write_manifest()
-
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Write `data` to output `name` atomically."""
         return write_atomic(self.path(name), data)

@@ -97,7 +97,7 @@ def fallen_off(
 ) -> Search | None:
     """What a stationary point with an imaginary mode falls to: the lower of what both sides of the mode relax to.
 
-    None where nothing is lower by `LOWER`.
+    None where there is no such mode, or nothing is lower by `LOWER`.
 
     Args:
         positions: (N, 3) Angstrom. modes: there. fmax, max_calls: eV/Angstrom and gradient calls, of each relaxation.
@@ -106,7 +106,7 @@ def fallen_off(
         CalculatorError: the calculator failed.
     """
     best: Search | None = None
-    for sign in (1, -1):
+    for sign in (1, -1) if modes.imaginary else ():
         with suppress(Flat):
             start = off_saddle(potential, positions, modes, sign)
             found = relax(potential, start, fmax=fmax, max_calls=max_calls, hessian=modes.hessian)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from molgen.workflows.ts_search import TSSearch
 
 END_FMAX, END_CALLS = 0.01, 200  # eV/Angstrom and gradient calls of a relaxation
+LIMITS = {"fmax": END_FMAX, "max_calls": END_CALLS}
 FALLS = 3  # times that an end which is no minimum falls further, at most
 
 
@@ -61,17 +62,15 @@ def _downhill(search: TSSearch, candidate: Candidate, x: np.ndarray, energy: flo
     are asked for their modes. What was found before the calculator failed stays, and the failure is counted.
     """
     path: Path = [(energy, x)]
-    numbers, limits = search.reaction.numbers, {"fmax": END_FMAX, "max_calls": END_CALLS}
     try:
-        well = relax(search.potential, x, **limits)
+        well = relax(search.potential, x, **LIMITS)
         if well.energy < energy:
             path += falling(well.path)[1:]
         for _ in range(FALLS):
             here = path[-1][1]
-            if not (search.every_end or is_symmetric(numbers, here)):
+            if not (search.every_end or is_symmetric(search.reaction.numbers, here)):
                 break
-            modes = normal_modes(search.potential, here, saddle=False)
-            lower = fallen_off(search.potential, here, modes, **limits) if modes.imaginary else None
+            lower = fallen_off(search.potential, here, search.well_modes(here), **LIMITS)
             if lower is None:
                 break
             path += [point for point in falling(lower.path) if point[0] < path[-1][0]]
@@ -87,11 +86,10 @@ def minimum(potential: Potential, x: np.ndarray) -> tuple[np.ndarray, Modes]:
     Raises:
         CalculatorError: the calculator failed.
     """
-    limits = {"fmax": END_FMAX, "max_calls": END_CALLS}
-    x = relax(potential, x, **limits).positions if len(x) > 1 else x
+    x = relax(potential, x, **LIMITS).positions if len(x) > 1 else x
     modes = normal_modes(potential, x, saddle=False)
     for _ in range(FALLS):
-        lower = fallen_off(potential, x, modes, **limits) if modes.imaginary else None
+        lower = fallen_off(potential, x, modes, **LIMITS)
         if lower is None:
             break
         x = lower.positions

@@ -53,8 +53,6 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
     run.record(corrected=result.corrected.summary() if result.corrected else None)
     if frames := corrected_frames(result):
         write_extxyz(run.path("ts_corrected.xyz"), frames)
-    elif several:
-        run.discard("ts_corrected.xyz")
     best = result.best
     if best.path_positions is not None and best.path_energies is not None:
         write_extxyz(run.path("path.xyz"), path_frames(result, best))

@@ -22,6 +22,7 @@ from molgen.rng import generator
 from molgen.run import Progress
 from molgen.saddle import Verification, mode_overlap, refine
 from molgen.saddle.judge import SHAPE
+from molgen.saddle.modes import Modes, normal_modes
 from molgen.saddle.restrain import MAX_CALLS, bisected, half_made
 from molgen.saddle.verify import settle
 from molgen.tsgen import Generator
@@ -94,6 +95,7 @@ class TSSearch:
         self.further = 0  # refinements that went on
         self.rejections: Counter = Counter()
         self.calibration: Mapping[str, Any] = {}
+        self._modes: dict[bytes, Modes] = {}
         self.done = 0  # guesses refined or rejected
         self.calls_before = potential.calls  # the user's own Potential may have worked before
         self.other_calls = 0  # of the calculator for some of the atoms
@@ -220,6 +222,17 @@ class TSSearch:
     def best_verdict(self) -> str:
         """Of the candidates so far; "failed" without any."""
         return min((c.verdict for c in self.candidates), key=VERDICTS.index, default="failed")
+
+    def well_modes(self, x: np.ndarray) -> Modes:
+        """Modes of a well (N, 3), computed once: barriers and Gibbs energies both ask for them.
+
+        Raises:
+            CalculatorError: the calculator failed.
+        """
+        key = x.tobytes()
+        if key not in self._modes:
+            self._modes[key] = normal_modes(self.potential, x, saddle=False)
+        return self._modes[key]
 
     def report(self, result: TSResult) -> None:
         """Put into `result` what has been found so far and what it cost."""
