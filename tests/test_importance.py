@@ -215,6 +215,16 @@ def test_function_khat_sees_the_tail_of_f():
     assert np.isfinite(function_khat(log_w, f))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_function_khat_of_two_sides_of_different_scale(seed):
+    """r^2 of a Gaussian proposed too broad is bounded: a plateau above the median, a few larger terms below it."""
+    x = 1.4 * np.random.default_rng(seed).normal(size=(300, 3))
+    f = (x**2).sum(1)
+    log_w = -0.5 * f * (1 - 1 / 1.4**2)
+    assert khat(log_w) < 0
+    assert function_khat(log_w, f) < 0.3
+
+
 def test_truncate():
     log_w = gaussian_log_weights(1000, 3.0, 6)[1]
     w = np.exp(log_w)

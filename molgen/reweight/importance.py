@@ -118,8 +118,10 @@ def region_khat(log_weights: ArrayLike) -> float:
 def function_khat(log_weights: ArrayLike, values: ArrayLike) -> float:
     """k-hat of the self-normalised mean of f: the larger of the tails of w and of |f - m| w, m the weighted median.
 
-    Vehtari et al. 2024 look at |f| w; measured from the median it does not depend on the zero of f. Where f differs
-    from m in fewer than 25 draws it has no tail, and k-hat is that of w.
+    Vehtari et al. 2024 look at |f| w; measured from the median it does not depend on the zero of f. The draws below and
+    above m may differ in scale (r^2 of a broad proposal: a plateau above, a few larger terms below), and one Pareto
+    distribution fitted across both then has a shape of neither: the larger shape of the two sides counts, if it is
+    less. Where f differs from m in fewer than 25 draws it has no tail, and k-hat is that of w.
 
     Args:
         log_weights: (n,).
@@ -133,7 +135,10 @@ def function_khat(log_weights: ArrayLike, values: ArrayLike) -> float:
     order = np.argsort(values)
     median = values[order][np.searchsorted(np.cumsum(weights[order]), 0.5)]
     with np.errstate(divide="ignore"):
-        shape = khat(log_w + np.log(np.abs(values - median)))
+        terms = log_w + np.log(np.abs(values - median))
+    both = khat(terms)
+    apart = max(khat(np.where(side, terms, -np.inf)) for side in (values < median, values > median))
+    shape = min(both, apart)  # a side of fewer than 25 draws has no shape of its own: inf
     return max(khat(log_w), shape) if np.isfinite(shape) else khat(log_w)
 
 
