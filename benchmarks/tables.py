@@ -15,6 +15,7 @@ from pathlib import Path
 
 import tables_targets
 import tables_ts
+from markdown import table
 
 from molgen.workflows.draws import BAD_BOND, CONTACT, OUTSIDE, WRONG_CHIRALITY
 
@@ -26,75 +27,69 @@ VIEWS = ("raw", "reweighted", "floor")
 
 def prose_lengths(report: dict) -> str:
     """Means over the held-out sequences of each length."""
-    lines = [
-        "| residues (sequences) | ESS | smoothed | top 0.2 % dropped | forward ESS | k-hat, largest "
-        "| E-W2, kT | T-W2 | TICA-W2 | JS of (psi, phi) | wrong chirality, broken topology "
-        "| proposals drawn again: wrong chirality, bad bond, contact, outside | energy not finite |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for length, m in report["zero-shot"]["means"].items():
-        cells = [
-            f"{length} ({m['sequences']})",
-            *(_figure(m[k]) for k in ("ess", "ess_psis", "ess_top_dropped", "ess_forward")),
-        ]
-        cells.append(_figure(m["khat_max"]))
-        cells += [_three(m[k]) for k in ("e_w2", "t_w2", "tica_w2", "js_bonds")]
         again = [m["redrawn"].get(reason, 0) for reason in (WRONG_CHIRALITY, BAD_BOND, CONTACT, OUTSIDE)]
-        cells.append(f"{m['wrong_chirality']}, {m['broken_topology']}")
-        cells.append(f"{', '.join(map(str, again))} ({sum(again) / m['proposals']:.2%})")
-        cells.append(str(m["non_finite_energies"]))
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(
+            [
+                f"{length} ({m['sequences']})",
+                *(_figure(m[k]) for k in ("ess", "ess_psis", "ess_top_dropped", "ess_forward", "khat_max")),
+                *(_three(m[k]) for k in ("e_w2", "t_w2", "tica_w2", "js_bonds")),
+                f"{m['wrong_chirality']}, {m['broken_topology']}",
+                f"{', '.join(map(str, again))} ({sum(again) / m['proposals']:.2%})",
+                m["non_finite_energies"],
+            ]
+        )
         if length in PROSE_PAPER:
             ess, *distances = PROSE_PAPER[length]
-            lines.append(f"| {length}, Prose as published | | | {ess} | | | {' | '.join(distances)} | | | | |")
-    return "\n".join(lines)
+            rows.append([f"{length}, Prose as published", "", "", ess, "", "", *distances, "", "", "", ""])
+    return table(
+        "residues (sequences) | ESS | smoothed | top 0.2 % dropped | forward ESS | k-hat, largest | E-W2, kT | T-W2 "
+        "| TICA-W2 | JS of (psi, phi) | wrong chirality, broken topology "
+        "| proposals drawn again: wrong chirality, bad bond, contact, outside | energy not finite",
+        rows,
+    )
 
 
 def prose_headline(report: dict) -> str:
     """The short table of the README."""
-    lines = [
-        "| residues (sequences) | ESS: mean, least | k-hat, largest | T-W2 raw / reweighted (floor) | ESS published "
-        "| T-W2 published |",
-        "|---|---|---|---|---|---|",
-    ]
-    rows = report["zero-shot"]["rows"].values()
+    found, rows = report["zero-shot"]["rows"].values(), []
     for length, m in report["zero-shot"]["means"].items():
-        least = min(row["weights"]["ess"] for row in rows if str(row.get("residues")) == length)
+        least = min(row["weights"]["ess"] for row in found if str(row.get("residues")) == length)
         ess, _, distance, _ = PROSE_PAPER.get(length, ("", "", "", ""))
-        cells = [f"{length} ({m['sequences']})", f"{m['ess']:.3f}, {least:.3f}", _figure(m["khat_max"], 2)]
-        lines.append(f"| {' | '.join([*cells, _three(m['t_w2']), ess, distance])} |")
-    return "\n".join(lines)
+        figures = [f"{m['ess']:.3f}, {least:.3f}", _figure(m["khat_max"], 2), _three(m["t_w2"])]
+        rows.append([f"{length} ({m['sequences']})", *figures, ess, distance])
+    return table(
+        "residues (sequences) | ESS: mean, least | k-hat, largest | T-W2 raw / reweighted (floor) | ESS published "
+        "| T-W2 published",
+        rows,
+    )
 
 
 def prose_sequences(report: dict) -> str:
     """A row a sequence."""
-    lines = [
-        "| sequence | atoms | ESS | smoothed | k-hat | verdict | forward ESS | ln Z gap | NLL a degree of freedom "
-        "| E-W2, kT | T-W2 | TICA-W2 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, row in report["zero-shot"]["rows"].items():
         if "error" in row:
-            lines.append(f"| {name} | failed: {row['error']} |" + " |" * 10)
+            rows.append([name, f"failed: {row['error']}", *[""] * 10])
             continue
         w, md, metrics = row["weights"], row["md"] or {}, row["metrics"] or {}
-        cells = [name, str(row["atoms"]), *(_figure(w[k]) for k in ("ess", "ess_psis", "khat")), w["verdict"]]
+        cells = [name, row["atoms"], *(_figure(w[k]) for k in ("ess", "ess_psis", "khat")), w["verdict"]]
         cells += [_figure(md.get(k)) for k in ("ess_forward", "log_z_gap")] + [_figure(md.get("nll_per_dof"), 4)]
-        cells += [_three(metrics.get(k)) for k in ("e_w2", "t_w2", "tica_w2")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([*cells, *(_three(metrics.get(k)) for k in ("e_w2", "t_w2", "tica_w2"))])
+    return table(
+        "sequence | atoms | ESS | smoothed | k-hat | verdict | forward ESS | ln Z gap | NLL a degree of freedom "
+        "| E-W2, kT | T-W2 | TICA-W2",
+        rows,
+    )
 
 
 def prose_training(report: dict) -> str:
     """Validation by minute of training."""
-    lines = [
-        "| minutes | step | NLL a degree of freedom | spread of log q + E/kT, kT | forward ESS |",
-        "|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        figures = f"{row['val_nll']:.4f} | {row['val_spread']:.2f} | {row['val_forward']:.3f}"
-        lines.append(f"| {row['seconds'] / 60:.0f} | {row['step']:,} | {figures} |")
-    return "\n".join(lines)
+    return table(
+        "minutes | step | NLL a degree of freedom | spread of log q + E/kT, kT | forward ESS",
+        ([f"{row['seconds'] / 60:.0f}", f"{row['step']:,}", *_validation(row)] for row in report["rows"]),
+    )
 
 
 def prose_wide(report: dict) -> str:
@@ -104,54 +99,44 @@ def prose_wide(report: dict) -> str:
 
 def prose_averages(report: dict) -> str:
     """Means of the weights before and after the last training."""
-    lines = [
-        "| share of the weights after | NLL a degree of freedom | spread, kT | forward ESS | of the shared set alone | "
-        "ln w of *cis* bonds less that of *trans* |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in report["averages"]:
-        cells = [f"{row['share']:g}", f"{row['val_nll']:.4f}", f"{row['val_spread']:.2f}", f"{row['val_forward']:.3f}"]
-        cells += [f"{row['forward_shared']:.3f}", f"{-row['cis_gap']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return table(
+        "share of the weights after | NLL a degree of freedom | spread, kT | forward ESS | of the shared set alone "
+        "| ln w of *cis* bonds less that of *trans*",
+        (
+            [f"{row['share']:g}", *_validation(row), f"{row['forward_shared']:.3f}", f"{-row['cis_gap']:.1f}"]
+            for row in report["averages"]
+        ),
+    )
 
 
 def prose_finetuned(report: dict) -> str:
     """Before and after finetuning, each on its own fresh samples."""
-    lines = [
-        "| sequence | ESS before | after | ratio | k-hat before | after | energies used |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    pairs = []
+    rows, pairs = [], []
     for name, row in report["finetune"]["rows"].items():
         if "error" in row:
             continue
         old, new = row["before"], row["weights"]
         if row["residues"] == 4:  # what the target is for
             pairs.append((old["ess"], new["ess"]))
-        cells = [name, _figure(old["ess"]), _figure(new["ess"]), f"{new['ess'] / old['ess']:.1f}"]
-        cells += [_figure(w["khat"]) for w in (old, new)]
-        lines.append(f"| {' | '.join(cells)} | {row['finetuning']['energy_calls']:,} |")
+        ess = [_figure(old["ess"]), _figure(new["ess"]), f"{new['ess'] / old['ess']:.1f}"]
+        khat = [_figure(w["khat"]) for w in (old, new)]
+        rows.append([name, *ess, *khat, f"{row['finetuning']['energy_calls']:,}"])
     if pairs:
         old, new = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
-        lines.append(f"| mean of {len(pairs)} tetrapeptides | {old:.3f} | {new:.3f} | {new / old:.1f} | | | |")
-    return "\n".join(lines)
+        means = [f"{old:.3f}", f"{new:.3f}", f"{new / old:.1f}"]
+        rows.append([f"mean of {len(pairs)} tetrapeptides", *means, "", "", ""])
+    return table("sequence | ESS before | after | ratio | k-hat before | after | energies used", rows)
 
 
 def prose_speed(report: dict) -> str:
     """Means by length: rates, and effective samples a second beside the dynamics."""
-    lines = [
-        "| residues | samples/s, 1 thread | 2 threads | energies/s, 1 process | 2 processes | ESS/s, energies included "
-        "| MD, independent samples/s | ratio: mean (least) | autocorrelation of the slowest torsion, ps |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    rows, against = report["speed"]["rows"], report.get("against dynamics", {})
+    found, against, rows = report["speed"]["rows"], report.get("against dynamics", {}), []
     dynamics = report.get("dynamics", {}).get("rows", {})
-    for length in sorted({len(name) for name in rows}):
-        some = [name for name in rows if len(name) == length and "error" not in rows[name]]
+    for length in sorted({len(name) for name in found}):
+        some = [name for name in found if len(name) == length and "error" not in found[name]]
         cells = [str(length)]
         for kind in ("samples", "energies"):
-            cells += [f"{_mean(rows[name][kind][n] for name in some):,.0f}" for n in ("1", "2")]
+            cells += [f"{_mean(found[name][kind][n] for name in some):,.0f}" for n in ("1", "2")]
         done = [name for name in some if name in against]
         if done:
             ratios = [against[name]["over_dynamics"] for name in done]
@@ -159,157 +144,165 @@ def prose_speed(report: dict) -> str:
             cells.append(f"{_mean(dynamics[name]['independent_per_second'] for name in done):.2f}")
             cells.append(f"{_mean(ratios):.1f} ({min(ratios):.1f})")
             cells.append(f"{_mean(dynamics[name]['autocorrelation_ps'] for name in done):.0f}")
-        lines.append(f"| {' | '.join([*cells, *[''] * (9 - len(cells))])} |")
-    return "\n".join(lines)
+        rows.append([*cells, *[""] * (9 - len(cells))])
+    return table(
+        "residues | samples/s, 1 thread | 2 threads | energies/s, 1 process | 2 processes | ESS/s, energies included "
+        "| MD, independent samples/s | ratio: mean (least) | autocorrelation of the slowest torsion, ps",
+        rows,
+    )
 
 
 def prose_mixing(report: dict) -> str:
     """What an independent conformation costs replica exchange without and with moves to proposals."""
-    lines = [
-        "| sequence | a move changes the conformation, share at 310, 380, 470, 600 K | CPU s a ps: plain, with moves "
-        "| autocorrelation of the slowest torsion, ps: plain, with moves | gain |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name, row in report["mixing"]["rows"].items():
         plain, moves = row["plain"], row["moves"]
         cells = [name, ", ".join(f"{share:.2f}" for share in moves["moved"])]
         cells.append(f"{plain['cpu_seconds_per_ps']:.2f}, {moves['cpu_seconds_per_ps']:.2f}")
         cells.append(f"{plain['autocorrelation_ps']:.1f}, {moves['autocorrelation_ps']:.1f}")
-        lines.append(f"| {' | '.join(cells)} | {row['gain']:.1f} |")
-    return "\n".join(lines)
+        rows.append([*cells, f"{row['gain']:.1f}"])
+    return table(
+        "sequence | a move changes the conformation, share at 310, 380, 470, 600 K | CPU s a ps: plain, with moves "
+        "| autocorrelation of the slowest torsion, ps: plain, with moves | gain",
+        rows,
+    )
 
 
 def cv_models(report: dict) -> str:
     """Model systems against exact answers, three seeds each."""
-    lines = [
-        "| system | energies | s, one core | RMSE of the surface, kT: path / histogram / bias | ΔF error (its σ), kT | "
-        "ln Z error | ESS, k-hat under the bias |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for row in report["models"]:
         surface = " / ".join(_figure(row.get(f"rmse_{kind}")) for kind in ("path", "histogram", "bias"))
         delta = f"{row['delta_f_error']:+.3f} ({row['delta_f_sigma']:.3f})" if "delta_f_error" in row else "-"
-        ess = row.get("ess_biased", row["ess"])
-        lines.append(
-            f"| {row['system']}, seed {row['seed']} | {row['energies']:,} | {row['seconds']:.0f} | {surface} | "
-            f"{delta} | "
-            f"{row['log_z_error']:+.3f} | {ess:.2f}, {row['khat_biased']:.2f} |"
-        )
-    return "\n".join(lines)
+        cells = [f"{row['system']}, seed {row['seed']}", *_cost(row), surface, delta, f"{row['log_z_error']:+.3f}"]
+        rows.append([*cells, f"{row.get('ess_biased', row['ess']):.2f}, {row['khat_biased']:.2f}"])
+    return table(
+        "system | energies | s, one core | RMSE of the surface, kT: path / histogram / bias | ΔF error (its σ), kT "
+        "| ln Z error | ESS, k-hat under the bias",
+        rows,
+    )
 
 
 def cv_corrupted(report: dict) -> str:
     """A spoilt controller: means and worst of three seeds."""
-    lines = [
-        "| controller evaluated beside the point by, Å | histogram RMSE, kT | path RMSE, kT (worst) | "
-        "ΔF error, kT (worst) | k-hat (worst) | histogram to path, kT (least to most) | verdict not `reliable` | "
-        "repaired: RMSE, kT (worst) | ΔF error, kT (worst) | halves apart, kT (worst) | memory (worst) | accepted |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for shift in sorted({row["shift"] for row in report["corrupted"]}):
         rows = [row for row in report["corrupted"] if row["shift"] == shift]
-        path, delta = [r["rmse_path"] for r in rows], [abs(r["delta_f_error"]) for r in rows]
+        apart = [row["apart"] for row in rows]
         lines.append(
-            f"| {shift:g} | {_mean(r['rmse_histogram'] for r in rows):.2f} | {_mean(path):.2f} ({max(path):.2f}) | "
-            f"{_mean(delta):.2f} ({max(delta):.2f}) | {max(r['khat_biased'] for r in rows):.2f} | "
-            f"{min(r['apart'] for r in rows):.2f} to {max(r['apart'] for r in rows):.2f} | "
-            f"{sum(r['verdict'] != 'reliable' for r in rows)} of {len(rows)} | "
-            + " | ".join(
-                f"{_mean(values):.2f} ({max(values):.2f})"
-                for values in (
-                    [abs(r[key]) for r in rows]
+            [
+                f"{shift:g}",
+                f"{_mean(r['rmse_histogram'] for r in rows):.2f}",
+                *(_mean_worst(abs(r[key]) for r in rows) for key in ("rmse_path", "delta_f_error")),
+                f"{max(r['khat_biased'] for r in rows):.2f}",
+                f"{min(apart):.2f} to {max(apart):.2f}",
+                f"{sum(r['verdict'] != 'reliable' for r in rows)} of {len(rows)}",
+                *(
+                    _mean_worst(abs(r[key]) for r in rows)
                     for key in ("rmse_repaired", "delta_f_error_repaired", "halves", "memory")
-                )
-            )
-            + f" | {sum(r['accepted'] for r in rows)} of {len(rows)} |"
+                ),
+                f"{sum(r['accepted'] for r in rows)} of {len(rows)}",
+            ]
         )
-    return "\n".join(lines)
+    return table(
+        "controller evaluated beside the point by, Å | histogram RMSE, kT | path RMSE, kT (worst) "
+        "| ΔF error, kT (worst) | k-hat (worst) | histogram to path, kT (least to most) | verdict not `reliable` "
+        "| repaired: RMSE, kT (worst) | ΔF error, kT (worst) | halves apart, kT (worst) | memory (worst) | accepted",
+        lines,
+    )
 
 
 def cv_ablation(report: dict) -> str:
     """The double well without one part each, means of three seeds."""
-    lines = [
-        "| double well | path RMSE, kT | histogram RMSE, kT | largest ΔF error, kT | ESS under the bias | "
-        "largest k-hat |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     for name in dict.fromkeys(row["variant"] for row in report["ablation"]):
         rows = [row for row in report["ablation"] if row["variant"] == name]
         failed = [r["failed"] for r in rows if "failed" in r]
         if failed:
-            lines.append(f"| {name} | collapsed in {len(failed)} of {len(rows)} runs: {failed[0]} | | | | |")
+            lines.append([name, f"collapsed in {len(failed)} of {len(rows)} runs: {failed[0]}", "", "", "", ""])
             continue
-        worst = max(abs(r["delta_f_error"]) for r in rows)
-        lines.append(
-            f"| {name} | {_mean(r['rmse_path'] for r in rows):.3f} | {_mean(r['rmse_histogram'] for r in rows):.3f} | "
-            f"{worst:.2f} | {_mean(r['ess_biased'] for r in rows):.2f} | {max(r['khat_biased'] for r in rows):.2f} |"
-        )
-    return "\n".join(lines)
+        cells = [name, *(f"{_mean(r[key] for r in rows):.3f}" for key in ("rmse_path", "rmse_histogram"))]
+        cells.append(f"{max(abs(r['delta_f_error']) for r in rows):.2f}")
+        cells.append(f"{_mean(r['ess_biased'] for r in rows):.2f}")
+        lines.append([*cells, f"{max(r['khat_biased'] for r in rows):.2f}"])
+    return table(
+        "double well | path RMSE, kT | histogram RMSE, kT | largest ΔF error, kT | ESS under the bias | largest k-hat",
+        lines,
+    )
 
 
 def cv_paths(report: dict) -> str:
     """Shipped controllers by the paths that a density is averaged over."""
-    lines = [
-        "| shipped controller | paths | s, one core | ESS under the bias | k-hat | ln Z, error | ESS without it | "
-        "k-hat |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for r in report["paths"]:
-        lines.append(
-            f"| {r['controller']}, {r['samples']:,} samples | {r['paths']} | {r['seconds']:.0f} | "
-            f"{r['ess_biased']:.3f} | {r['khat_biased']:.2f} | {r['log_z_error']:.3f} | {r['ess']:.3f} | "
-            f"{r['khat']:.2f} |"
-        )
-    return "\n".join(lines)
+    return table(
+        "shipped controller | paths | s, one core | ESS under the bias | k-hat | ln Z, error | ESS without it | k-hat",
+        (
+            [
+                f"{r['controller']}, {r['samples']:,} samples",
+                r["paths"],
+                f"{r['seconds']:.0f}",
+                f"{r['ess_biased']:.3f}",
+                f"{r['khat_biased']:.2f}",
+                f"{r['log_z_error']:.3f}",
+                f"{r['ess']:.3f}",
+                f"{r['khat']:.2f}",
+            ]
+            for r in report["paths"]
+        ),
+    )
 
 
 def cv_sn2(report: dict) -> str:
     """Cl- + CH3Cl against metadynamics."""
-    lines = [
-        "| | energies | s, one core | barrier, kcal/mol | RMSE, F < 12 kcal/mol | swap asymmetry | "
-        "k-hat biased, unbiased |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for row in report["sn2"]["rows"]:
-        lines.append(
-            f"| `molgen fes`, seed {row['seed']} | {row['energies']:,} | {row['seconds']:.0f} | "
-            f"{row['barrier']:.2f}{' ± {:.2f}'.format(row['barrier_sigma']) if 'barrier_sigma' in row else ''} | "
-            f"{row['rmse']:.2f} | {row['swap_asymmetry']:.2f} ± {row['wells_sigma']:.2f} | {row['khat_biased']:.2f}, "
-            f"{row['khat']:.2f} |"
-        )
+        error = f" ± {row['barrier_sigma']:.2f}" if "barrier_sigma" in row else ""
+        cells = [f"`molgen fes`, seed {row['seed']}", *_cost(row), f"{row['barrier']:.2f}{error}", f"{row['rmse']:.2f}"]
+        cells.append(f"{row['swap_asymmetry']:.2f} ± {row['wells_sigma']:.2f}")
+        rows.append([*cells, f"{row['khat_biased']:.2f}, {row['khat']:.2f}"])
     truth = report["sn2"]["reference"]
-    lines.append(
-        f"| umbrella sampling, MBAR (reference) | {truth['energies']:,} | {truth['seconds']:.0f} | "
-        f"{truth['barrier']:.2f} ± {truth['barrier_sigma']:.2f} | {truth['block_error']:.2f} (blocks) | imposed | |"
-    )
+    barrier = f"{truth['barrier']:.2f} ± {truth['barrier_sigma']:.2f}"
+    cells = [*_cost(truth), barrier, f"{truth['block_error']:.2f} (blocks)", "imposed", ""]
+    rows.append(["umbrella sampling, MBAR (reference)", *cells])
     for name, row in report["sn2"].get("peers", {}).items():
-        lines.append(
-            f"| {name} | {row['energies']:,} | {row['seconds']:.0f} | {row['barrier']:.2f} | {row['rmse']:.2f} | "
-            f"{row['swap_asymmetry']:.2f} | |"
-        )
-    return "\n".join(lines)
+        figures = [f"{row[key]:.2f}" for key in ("barrier", "rmse", "swap_asymmetry")]
+        rows.append([name, *_cost(row), *figures, ""])
+    return table(
+        " | energies | s, one core | barrier, kcal/mol | RMSE, F < 12 kcal/mol | swap asymmetry "
+        "| k-hat biased, unbiased",
+        rows,
+    )
 
 
 def cv_ala2(report: dict) -> str:
     """Alanine dipeptide against metadynamics."""
-    lines = [
-        "| | energies | s, one core | ΔF(φ > 0), kcal/mol | RMSE, F < 6 kcal/mol | k-hat biased, unbiased | "
-        "ESS under the bias |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for row in report["ala2"]["rows"]:
-        lines.append(
-            f"| `molgen fes`, seed {row['seed']} | {row['energies']:,} | {row['seconds']:.0f} | {row['delta_f']:.2f} ± "
-            f"{row['delta_f_sigma']:.2f} | {row['rmse']:.2f} | {row['khat_biased']:.2f}, {row['khat']:.2f} | "
-            f"{row['ess_biased']:.1%} |"
-        )
+        cells = [f"`molgen fes`, seed {row['seed']}", *_cost(row)]
+        cells += [f"{row['delta_f']:.2f} ± {row['delta_f_sigma']:.2f}", f"{row['rmse']:.2f}"]
+        rows.append([*cells, f"{row['khat_biased']:.2f}, {row['khat']:.2f}", f"{row['ess_biased']:.1%}"])
     truth = report["ala2"]["reference"]
-    lines.append(
-        f"| metadynamics, then its bias at rest, {truth['runs']} runs (reference) | {truth['energies']:,} | "
-        f"{truth['seconds']:.0f} | {truth['delta_f']:.2f} ± {truth['delta_f_sigma']:.2f} | {truth['block_rmse']:.2f} "
-        "(blocks) | | |"
+    name = f"metadynamics, then its bias at rest, {truth['runs']} runs (reference)"
+    delta = f"{truth['delta_f']:.2f} ± {truth['delta_f_sigma']:.2f}"
+    rows.append([name, *_cost(truth), delta, f"{truth['block_rmse']:.2f} (blocks)", "", ""])
+    return table(
+        " | energies | s, one core | ΔF(φ > 0), kcal/mol | RMSE, F < 6 kcal/mol | k-hat biased, unbiased "
+        "| ESS under the bias",
+        rows,
     )
-    return "\n".join(lines)
+
+
+def _validation(row: dict) -> list[str]:
+    """Validation figures of Prose: NLL, spread, forward ESS."""
+    return [f"{row['val_nll']:.4f}", f"{row['val_spread']:.2f}", f"{row['val_forward']:.3f}"]
+
+
+def _cost(row: dict) -> list[str]:
+    return [f"{row['energies']:,}", f"{row['seconds']:.0f}"]
+
+
+def _mean_worst(values: Iterable[float]) -> str:
+    listed = list(values)
+    return f"{_mean(listed):.2f} ({max(listed):.2f})"
 
 
 def _mean(values: Iterable[float]) -> float:

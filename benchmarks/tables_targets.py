@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from markdown import table
+
 
 @dataclass(frozen=True)
 class Target:
@@ -28,12 +30,12 @@ class Target:
         """The better of "aim" and "must", or "**missed**"."""
         return "aim" if self._reached(self.aim) else "must" if self._reached(self.must) else "**missed**"
 
-    def row(self) -> str:
-        """A line of the table."""
+    def row(self) -> list[str]:
+        """Its cells in the table."""
         shown = ["" if value is None else f"{value:.{self.digits}f}" for value in (self.measured, self.must, self.aim)]
         sign = "at most " if self.most else "at least "
         shown[1] = sign + shown[1]
-        return f"| {self.what} | {' | '.join(shown)} | {self.reached} |"
+        return [self.what, *shown, self.reached]
 
     def _reached(self, limit: float | None) -> bool:
         return limit is not None and (self.measured <= limit if self.most else self.measured >= limit)
@@ -100,6 +102,6 @@ def targets(results: dict[str, dict]) -> str:
         *prose(results["prose.json"]),
         *sampler(results["cv.json"]),
     ]
-    lines = ["| | measured | must | aim | reached |", "|---|---|---|---|---|", *(row.row() for row in rows)]
     held = sum("missed" not in row.reached for row in rows)
-    return "\n".join([*lines, "", f"{held} of {len(rows)} musts hold."])
+    filled = table(" | measured | must | aim | reached", (row.row() for row in rows))
+    return f"{filled}\n\n{held} of {len(rows)} musts hold."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from markdown import table
+
 ROWS = (
     ("TS-GEN, one guess", "molgen"),
     ("sqrt-distance guess", "sqrt"),
@@ -12,11 +14,7 @@ ROWS = (
 
 def geometry(report: dict) -> str:
     """Errors of guesses on the test split."""
-    g = report["geometry"]
-    lines = [
-        f"| {g['n']} test reactions | TS-GEN | sqrt-distance | midpoint | ts_gen GNN, published |",
-        "|---|---|---|---|---|",
-    ]
+    g, rows = report["geometry"], []
     peers = {"rmsd_median": "0.284", "rmsd_mean": "0.376", "dmae_mean": "0.120"}
     for title, key in (
         ("RMSD median, Å", "rmsd_median"),
@@ -28,106 +26,104 @@ def geometry(report: dict) -> str:
     ):
         values = [g[key], g["baselines"]["sqrt_distance"][key], g["baselines"]["midpoint"][key]]
         shown = [f"{v:.2%}" if key.startswith("wrong") else f"{v:.3f}" for v in values]
-        lines.append(f"| {title} | {' | '.join(shown)} | {peers.get(key, '')} |")
+        rows.append([title, *shown, peers.get(key, "")])
+    header = f"{g['n']} test reactions | TS-GEN | sqrt-distance | midpoint | ts_gen GNN, published"
     per_guess = f"{g['seconds_per_guess'] * 1000:.0f} ms a guess at batch 32"
     quantiles = ", ".join(f"{q:.3f}" for q in g["rmsd_quantiles"])
-    return "\n".join([*lines, "", f"{per_guess}; RMSD at the 10, 25, 75 and 90 % quantile: {quantiles} Å."])
+    return f"{table(header, rows)}\n\n{per_guess}; RMSD at the 10, 25, 75 and 90 % quantile: {quantiles} Å."
 
 
 def invariance(report: dict) -> str:
     """Largest change of a guess when the same reaction is presented differently."""
     keys = ("rotation", "atom_order", "fragment_placement", "exchange_of_sides")
-    lines = ["| largest change of a guess, Å | rotation | atom order | fragment placement | exchange of R and P |"]
-    lines.append("|---|---|---|---|---|")
+    rows = []
     for title, part in (("one product", "single"), ("several products", "multi_fragment")):
         row = report["invariance"][part]
-        lines.append(f"| {title} ({row['n']} reactions) | " + " | ".join(f"{row[k]['max']:.0e}" for k in keys) + " |")
-    return "\n".join(lines)
+        rows.append([f"{title} ({row['n']} reactions)", *(f"{row[k]['max']:.0e}" for k in keys)])
+    return table(
+        "largest change of a guess, Å | rotation | atom order | fragment placement | exchange of R and P", rows
+    )
 
 
 def saddles(report: dict) -> str:
     """Intended saddles and gradient calls by origin of the guess."""
-    table = report["saddles"]
-    lines = [
-        "| guess | intended | half | unintended | not a saddle, not converged, failed "
-        "| calls: guess + refinement, mean | calls: verification, mean | guess + refinement calls per intended |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    found, rows = report["saddles"], []
     for title, key in ROWS:
-        if key in table:
-            r = table[key]
+        if key in found:
+            r = found[key]
             rest = r["not_a_saddle"] + r["not_converged"] + r["failed"]
-            shares = " | ".join(f"{v:.1%}" for v in (r["intended"], r["half"], r["unintended"], rest))
-            search = r["calls_guess_mean"] + r["calls_refine_mean"]
-            calls = f"{search:.0f} | {r['calls_verify_mean']:.0f} | {r['calls_search_per_intended']:.0f}"
-            lines.append(f"| {title} | {shares} | {calls} |")
+            calls = [
+                r["calls_guess_mean"] + r["calls_refine_mean"],
+                r["calls_verify_mean"],
+                r["calls_search_per_intended"],
+            ]
+            shares = [f"{share:.1%}" for share in (r["intended"], r["half"], r["unintended"], rest)]
+            rows.append([title, *shares, *(f"{count:.0f}" for count in calls)])
     if "ranked" in report:
         r = report["ranked"]
         rest = 1 - r.get("intended", 0) - r.get("half", 0) - r.get("unintended", 0)
         several = r.get("several_steps", 0)
         first = f"{r.get('intended', 0):.1%}" + (f", and {several:.1%} in several steps" if several else "")
         others = (r.get("half", 0) - r.get("half_in_steps", 0), r.get("unintended", 0), rest)
-        shares = " | ".join([first, *(f"{value:.1%}" for value in others)])
-        lines.append(
-            f"| `molgen ts` ({r['n']} reactions; 8 samples, ranked) | {shares} | all calls: {r['calls_mean']:.0f} | | |"
-        )
-    return "\n".join(lines)
+        title = f"`molgen ts` ({r['n']} reactions; 8 samples, ranked)"
+        rows.append([title, first, *(f"{v:.1%}" for v in others), f"all calls: {r['calls_mean']:.0f}", "", ""])
+    return table(
+        "guess | intended | half | unintended | not a saddle, not converged, failed "
+        "| calls: guess + refinement, mean | calls: verification, mean | guess + refinement calls per intended",
+        rows,
+    )
 
 
 def confidence(report: dict) -> str:
     """Reliability of the confidence."""
-    lines = [
-        "| confidence | expected calibration error | area under ROC | predicted / observed by fifth |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for title, key in (("of a raw guess", "guess"), ("after refinement", "refined")):
         r = report["confidence"][key]
         fifths = ", ".join(f"{b['predicted']:.2f} / {b['intended']:.2f}" for b in r["table"])
-        lines.append(f"| {title} | {r['expected_calibration_error']:.3f} | {r['area_under_roc']:.2f} | {fifths} |")
-    return "\n".join(lines)
+        rows.append([title, f"{r['expected_calibration_error']:.3f}", f"{r['area_under_roc']:.2f}", fifths])
+    return table("confidence | expected calibration error | area under ROC | predicted / observed by fifth", rows)
 
 
 def gradients(report: dict) -> str:
     """Errors after a few gradients, and from the saddle."""
-    lines = [f"| {report['n']} test reactions | gradient calls, mean | RMSD median, Å | mean, Å | 75 % | 90 % |"]
-    lines.append("|---|---|---|---|---|---|")
     calls = report["calls_mean"]  # of the two-level row, which adds two to the search
-    rows = [("TS-GEN's guess", "0", report["gradients"][0])]
-    rows += [
+    found = [("TS-GEN's guess", "0", report["gradients"][0])]
+    found += [
         (f"{k} x gradient, correction", str(k), figures)
         for k, figures in enumerate(report["gradients"])
         if k in (1, 2, 5)
     ]
-    rows += [
+    found += [
         ("search of 5 calls, correction", "5", report["search_5_calls"]),
         ("GFN2-xTB saddle", f"{calls - 2:.0f}", report["saddle"]),
         ("GFN2-xTB saddle, corrected (two-level)", f"{calls:.0f}", report["two_level"]),
         ("of searches that converged: saddle", "", report["saddle_of_converged"]),
         ("of searches that converged: two-level", "", report["two_level_of_converged"]),
     ]
-    for title, spent, f in rows:
-        shown = " | ".join(f"{f[key]:.3f}" for key in ("median", "mean", "quantile_75", "quantile_90"))
-        lines.append(f"| {title} | {spent} | {shown} |")
+    keys = ("median", "mean", "quantile_75", "quantile_90")
+    rows = [[title, spent, *(f"{f[key]:.3f}" for key in keys)] for title, spent, f in found]
+    header = f"{report['n']} test reactions | gradient calls, mean | RMSD median, Å | mean, Å | 75 % | 90 %"
     fifths = ", ".join(f"{r['expected']:.2f} / {r['error_median']:.2f}" for r in report["expected_against_error"])
-    return "\n".join(
-        [*lines, "", f"Predicted error / median of the true one, Å, by fifths of the predicted one: {fifths}."]
+    return (
+        f"{table(header, rows)}\n\n"
+        f"Predicted error / median of the true one, Å, by fifths of the predicted one: {fifths}."
     )
 
 
 def barriers(report: dict) -> str:
     """Barrier errors at the level of DFT."""
     report = report["barriers"]
-    ended = f"of the {report['converged']} searches that converged: saddle, corrected (two-level)"
+    ended = f"of the {report['converged']} searches that converged"
     names = {
         "guess": "TS-GEN's guess",
         "two_level": "GFN2-xTB saddle, corrected (two-level)",
-        "two_level_of_converged": ended,
+        "two_level_of_converged": f"{ended}: saddle, corrected (two-level)",
     }
-    lines = [f"| {report['n']} test reactions | mean | median | within 1 kcal/mol |", "|---|---|---|---|"]
+    rows = []
     for key, title in names.items():
         f = report[key]
-        lines.append(f"| {title} | {f['mean']:.2f} | {f['median']:.2f} | {f['within_1']:.0%} |")
-    return "\n".join(lines)
+        rows.append([title, f"{f['mean']:.2f}", f"{f['median']:.2f}", f"{f['within_1']:.0%}"])
+    return table(f"{report['n']} test reactions | mean | median | within 1 kcal/mol", rows)
 
 
 def _outcome(row: dict) -> tuple[str, str, str]:
@@ -150,15 +146,14 @@ def _barriers(step: dict) -> str:
 
 def textbook(report: dict) -> str:
     """Named reactions from SMILES."""
-    lines = [
-        "| reaction | from SMILES | barrier there, back, kcal/mol | guess | gradient calls | s "
-        "| from structures, atoms shuffled | barrier there |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in report["textbook"]:
-        cells = [*_cells(row), *(_outcome(row["structures"])[:2] if "structures" in row else ["", ""])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return table(
+        "reaction | from SMILES | barrier there, back, kcal/mol | guess | gradient calls | s "
+        "| from structures, atoms shuffled | barrier there",
+        (
+            [*_cells(row), *(_outcome(row["structures"])[:2] if "structures" in row else ["", ""])]
+            for row in report["textbook"]
+        ),
+    )
 
 
 def ions(report: dict) -> str:
@@ -173,34 +168,32 @@ def elements(report: dict) -> str:
 
 def water(report: dict) -> str:
     """The ions in implicit water, beside what they do in the gas phase."""
-    lines = [
-        "| reaction | gas phase | barrier there, back, kcal/mol | in water | barrier there, back "
-        "| Gibbs barrier above the reactants apart, rate | gradient calls | s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    gas = {row["name"]: row for row in report["ions"]}
+    gas, rows = {row["name"]: row for row in report["ions"]}, []
     for row in report["water"]:
         name = row["name"].removesuffix(", in water")
         pieces = ((row.get("thermochemistry") or {}).get("pieces") or {}).get("reactant")
         apart = f"{pieces['barrier_kcal']:.1f}" if pieces else ""
         apart += f", {pieces['rate']:.0e} {pieces['rate_unit']}" if pieces and pieces["rate"] is not None else ""
         before, after = _cells(gas[name]), _cells(row)
-        lines.append(f"| {' | '.join([name, *before[1:3], *after[1:3], apart, *after[4:]])} |")
-    return "\n".join(lines)
+        rows.append([name, *before[1:3], *after[1:3], apart, *after[4:]])
+    return table(
+        "reaction | gas phase | barrier there, back, kcal/mol | in water | barrier there, back "
+        "| Gibbs barrier above the reactants apart, rate | gradient calls | s",
+        rows,
+    )
 
 
-def said(rows: list[dict]) -> str:
+def said(found: list[dict]) -> str:
     """Reactions with what is said of those without a proven saddle."""
-    lines = [
-        "| reaction | verdict | barrier there, back, kcal/mol | guess | gradient calls | s | wells of others |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
+    rows = []
+    for row in found:
         whole = (row.get("mechanism") or {}).get("complete")
         others = row["reason"] if row["verdict"] in ("half", "unintended") and not whole else ""
         gone = [f"the {side} is no minimum: it becomes {other}" for side, other in row.get("unstable", {}).items()]
-        lines.append(f"| {' | '.join([*_cells(row), '; '.join(filter(None, [others, *gone]))])} |")
-    return "\n".join(lines)
+        rows.append([*_cells(row), "; ".join(filter(None, [others, *gone]))])
+    return table(
+        "reaction | verdict | barrier there, back, kcal/mol | guess | gradient calls | s | wells of others", rows
+    )
 
 
 def _cells(row: dict) -> list[str]:
