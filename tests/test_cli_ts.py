@@ -30,7 +30,8 @@ RESULT_KEYS = {
     "verdict", "confidence", "barrier_forward_kcal", "barrier_reverse_kcal", "imaginary_frequency_cm", "gradient_calls",
 }  # fmt: skip
 INPUTS = {"reactant.xyz", "product.xyz"}
-FILES = {"ts.xyz", "guesses.xyz", "path.xyz", "barrier.png", "summary.json", "manifest.json"} | INPUTS
+OF_A_SADDLE = {"path.xyz", "modes.molden", "barrier.png"}
+FILES = {"ts.xyz", "guesses.xyz", "summary.json", "manifest.json"} | INPUTS | OF_A_SADDLE
 HCN = [str(files[0]) for files in sides("hcn")]
 runner = CliRunner()
 
@@ -142,7 +143,7 @@ def test_json_is_the_only_thing_on_stdout(molgen: Callable[..., Result], tmp_pat
 def test_no_refine_keeps_the_guesses(molgen: Callable[..., Result], tmp_path: Path) -> None:
     result = molgen(*HCN, "--samples", 2, "--no-refine")
     assert result.exit_code == 0 and "unverified: not refined" in result.stdout
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - {"path.xyz", "barrier.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - OF_A_SADDLE
     for a, b in zip(frames(tmp_path / "out" / "ts.xyz"), frames(tmp_path / "out" / "guesses.xyz"), strict=True):
         assert np.allclose(a.positions, b.positions)
 

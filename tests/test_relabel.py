@@ -68,7 +68,12 @@ def test_the_guess_of_a_relabelled_saddle_is_relabelled_too(hydration):
     search = TSSearch(reaction, XtbPotential(numbers), "quick", lambda *stage: None)
     search.guesses.append(Guess(saddle + 0.01, "TS-GEN", 0, None))
     assert search.advance() and search.succeeded()
-    assert rmsd_of(search.guesses[0].positions, search.candidates[0].atoms.positions) < 0.1
+    candidate = search.candidates[0]
+    assert rmsd_of(search.guesses[0].positions, candidate.atoms.positions) < 0.1
+    assert candidate.modes is not None and candidate.ts_index is not None and candidate.path_positions is not None
+    step = candidate.path_positions[candidate.ts_index + 1] - candidate.atoms.positions
+    along = abs((candidate.modes.vectors[0] * step).sum()) / np.linalg.norm(step)
+    assert along > 0.9, "the modes are in the order of the atoms"
 
 
 def test_another_reaction_is_not_relabelled(hydration):

@@ -12,6 +12,7 @@ from molgen.potentials.base import Potential, SamplewisePotential
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import normal_modes
 from molgen.saddle.modes import masses, modes_of, rigid_motions
+from molgen.saddle.molden import molden
 from molgen.units import WAVENUMBER
 
 
@@ -198,6 +199,31 @@ def test_checking_soft_modes_puts_the_central_difference_in():
     doubtful = project @ modes.vectors[1].ravel()
     assert np.abs(spoiled @ doubtful - true.hessian @ doubtful).max() > 1
     assert mended @ doubtful == pytest.approx(true.hessian @ doubtful, abs=0.2)
+
+
+def test_a_molden_file_has_the_modes(water):
+    """Read back: bohr, the frequencies in order, and displacements that diagonalise the Hessian."""
+    potential, x = water
+    modes = normal_modes(potential, x, central=True)
+    parts = dict(part.split("]", 1) for part in molden(potential.numbers, x, modes).split("[")[1:])
+    assert list(parts) == ["Molden Format", "Atoms", "FREQ", "FR-COORD", "FR-NORM-COORD"]
+    unit, *atoms = parts["Atoms"].strip().splitlines()
+    assert unit.strip() == "Angs" and [row.split()[:3] for row in atoms] == [
+        ["O", "1", "8"],
+        ["H", "2", "1"],
+        ["H", "3", "1"],
+    ]
+    assert np.array([row.split()[3:] for row in atoms], float) == pytest.approx(x, abs=1e-7)
+    bohr = [row.split()[1:] for row in parts["FR-COORD"].strip().splitlines()]
+    assert np.array(bohr, float) * 0.529177 == pytest.approx(x, abs=1e-6)
+    frequencies = np.array(parts["FREQ"].split(), float)
+    assert frequencies == pytest.approx(modes.frequencies_cm, abs=0.006)
+    blocks = parts["FR-NORM-COORD"].strip().split("vibration ")[1:]
+    assert [block.split()[0] for block in blocks] == ["1", "2", "3"]
+    for block, frequency in zip(blocks, frequencies, strict=True):
+        moved = np.array(block.split()[1:], float)
+        mass = np.repeat(masses([8, 1, 1]), 3)
+        assert modes.hessian @ moved == pytest.approx((frequency / WAVENUMBER) ** 2 * mass * moved, abs=0.02)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-3])

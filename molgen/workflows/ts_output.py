@@ -12,6 +12,7 @@ from molgen.geometry.bonds import bond_graph, fragments
 from molgen.io import write_extxyz
 from molgen.report.plots import barrier_profile
 from molgen.run import Run
+from molgen.saddle.molden import molden
 from molgen.structures import formula
 from molgen.units import kcal
 from molgen.workflows.ts_mechanism import Mechanism
@@ -26,9 +27,9 @@ _STEPS = {
 
 
 def write_result(run: Run, result: TSResult, final: bool) -> None:
-    """Write guesses.xyz, ts.xyz (ranked), path.xyz of the best, ts_corrected.xyz; `final`: barrier.png, reactant.xyz
-    and product.xyz in the same order of atoms, intermediate.xyz where the first or the last step of several was found,
-    mechanism.xyz and mechanism.png where the search went on from there, summary.json.
+    """Write guesses.xyz, ts.xyz (ranked), path.xyz and modes.molden of the best, ts_corrected.xyz; `final`:
+    barrier.png, reactant.xyz and product.xyz in the same order of atoms, intermediate.xyz where the first or the last
+    step of several was found, mechanism.xyz and mechanism.png where the search went on from there, summary.json.
 
     Called after every candidate, so that an interrupted run keeps what it has.
     """
@@ -56,6 +57,8 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
     best = result.best
     if best.path_positions is not None and best.path_energies is not None:
         write_extxyz(run.path("path.xyz"), path_frames(result, best))
+        if best.modes is not None:
+            run.write_text("modes.molden", molden(result.reaction.numbers, best.atoms.positions, best.modes))
         if final:
             run.write_bytes("barrier.png", profile(result, best))
     if final:

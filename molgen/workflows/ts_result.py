@@ -11,6 +11,7 @@ import numpy as np
 from ase import Atoms
 
 from molgen.data.reactions import Reaction
+from molgen.saddle.modes import Modes
 from molgen.saddle.restrain import Fall
 from molgen.saddle.thermochemistry import ReactionThermochemistry
 from molgen.units import kcal
@@ -36,6 +37,7 @@ class Candidate:
             (nobody checked), failed (the calculator did). reason: in words.
         confidence: calibrated probability, before verification, that this is the intended saddle; None without weights.
         energy: eV, of the saddle. imaginary_frequency_cm: signed, negative.
+        modes: all normal modes and the Hessian of the saddle, of whatever was verified.
         barrier_forward_kcal, barrier_reverse_kcal: electronic energies above the two ends of the path, relaxed,
             kcal/mol; None where they were not, as those of candidates that are neither the best nor intended.
         path_positions: (M, N, 3) from the reactant's end to the product's; path_energies: (M,) eV; ts_index: the frame
@@ -55,6 +57,7 @@ class Candidate:
     confidence: float | None = None
     energy: float | None = None
     imaginary_frequency_cm: float | None = None
+    modes: Modes | None = None
     barrier_forward_kcal: float | None = None
     barrier_reverse_kcal: float | None = None
     path_positions: np.ndarray | None = None

@@ -328,7 +328,7 @@ class TSSearch:
     def _judge(self, candidate: Candidate, checked: Verification) -> None:
         candidate.verdict, candidate.reason = checked.verdict, checked.reason
         candidate.stereo, candidate.known, candidate.unstable = checked.stereo, checked.known, dict(checked.unstable)
-        candidate.imaginary_frequency_cm = checked.imaginary_frequency_cm
+        candidate.imaginary_frequency_cm, candidate.modes = checked.imaginary_frequency_cm, checked.modes
         candidate.path_positions, candidate.path_energies = checked.path_positions, checked.path_energies
         candidate.ts_index = checked.ts_index
 
