@@ -49,6 +49,8 @@ class Reaction:
         name: shown to people, need not be unique.
         ts: (N, 3) float64 Angstrom, where known.
         level: electronic-structure method of the geometries, such as "GFN2-xTB"; "" if unknown.
+        conformers: further conformers of both sides, pairs like (reactant, product), of the same bonds, where these are
+            not given but chosen, as those of a SMILES are.
     """
 
     numbers: np.ndarray
@@ -61,6 +63,7 @@ class Reaction:
     name: str = ""
     ts: np.ndarray | None = None
     level: str = ""
+    conformers: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
     def __len__(self) -> int:
         """Number of atoms."""
@@ -80,6 +83,7 @@ class Reaction:
             name=self.name,
             ts=self.ts,
             level=self.level,
+            conformers=tuple((p, r) for r, p in self.conformers),
         )
 
 

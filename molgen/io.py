@@ -16,16 +16,20 @@ from ase import Atoms
 from molgen.data.reactions import Reaction
 from molgen.errors import InputError
 from molgen.files import write_atomic
+from molgen.geometry.align import rmsds_of
 from molgen.geometry.bonds import atom_classes, bond_graph, bond_names, compare_bonds, distance_matrix, fragments
 from molgen.geometry.chirality import signed_volumes, stereo_differences, tetrahedral_quadruples
 from molgen.geometry.mapping import Mapping, given_mapping
 from molgen.geometry.mapping import map_atoms as find_mapping
-from molgen.smiles import SmilesSide, embed_reaction, same_handed, shaped_like
+from molgen.smiles import SmilesSide, embed_reaction, reaching, same_handed, shaped_like
 from molgen.structures import MAX_ATOMS, Structure, checked_spin, formula, read_side, total_charge
 
 _DEGENERATE = 0.2  # Angstrom; sides closer than this after re-ordering are one molecule: the order tells what reacts
 _MOST_CHANGES = 6  # bonds that one step changes; an order that changes more is not meant, but scrambled
+Pair = tuple[np.ndarray, np.ndarray]  # conformers (N, 3) of both sides, Angstrom
 _SAY_WHICH = "where atoms of a kind change places, say which: atom-mapped SMILES, or files in one atom order"
+_PAIRS = 3  # pairs of conformers of a SMILES that guesses begin from
+_SAME_SHAPE = 0.1  # largest difference of the logarithm of a distance between conformers of one shape
 _SAME = 0.05  # Angstrom; sides that differ by less, with the same bonds, are one structure
 
 
@@ -63,7 +67,7 @@ def load_reaction(
                 "SMILES have no order of atoms to keep", where="--no-map", expected="structure files",
                 remedy="number the atoms in the SMILES, or leave it out",
             )  # fmt: skip
-        r, p, mapping, charge = _from_smiles(smiles, charge)
+        r, p, mapping, charge, conformers = _from_smiles(smiles, charge)
         name, told = smiles, []
     else:
         if reactant is None or product is None:
@@ -72,6 +76,7 @@ def load_reaction(
         r, p = read_side(reactant, "reactant"), read_side(product, "product")
         _check_pair(r, p)
         charge, told = total_charge(charge, (r, p))
+        conformers = []
         mapping = _choose_mapping(r, p, map_atoms)
         name = f"{_label(reactant, 'reactant')} -> {_label(product, 'product')}"
     notes = [*r.notes, *p.notes, *told]
@@ -106,6 +111,7 @@ def load_reaction(
         charge=charge,
         spin=spin,
         name=name,
+        conformers=tuple(conformers),
     )
     return reaction, notes
 
@@ -191,8 +197,9 @@ def _degenerate(r: Structure, p: Structure, best: Mapping) -> bool:
     return not mirrored.bond_changes and mirrored.displacement < _DEGENERATE
 
 
-def _from_smiles(smiles: str, charge: int | None) -> tuple[Structure, Structure, Mapping, int]:
-    """Both sides, their mapping, and the charge, from a reaction SMILES."""
+def _from_smiles(smiles: str, charge: int | None) -> tuple[Structure, Structure, Mapping, int, list[Pair]]:
+    """Both sides, their mapping, and the charge, from a reaction SMILES; further conformers of both, in the reactant's
+    order of atoms."""
     r, p = embed_reaction(smiles)
     where = f"--smiles {smiles}"
     if r.charge != p.charge or charge not in (None, r.charge):
@@ -214,11 +221,7 @@ def _from_smiles(smiles: str, charge: int | None) -> tuple[Structure, Structure,
     back = np.argsort(first)
     p = _same_handed(r, p, first, where)
     r = _same_handed(p, r, back, where)
-    parts = [fragments(side.bonds) for side in (r, p)]
-    likened = (
-        shaped_like(r, p.conformers[0][first], parts[1][first]), shaped_like(p, r.conformers[0][back], parts[0][back])
-    )  # fmt: skip
-    pair = _most_alike(*likened, first)
+    pair, *others = _most_alike(*_likened(r, p, first, back), first)
     structures = [replace(structure, positions=x) for structure, x in zip(structures, pair, strict=True)]
     mapping = find_mapping(r.numbers, pair[0], p.numbers, pair[1], pinned=pinned)
     if not mapping.bond_changes and (r.canonical == p.canonical or mapping.inverted):
@@ -231,7 +234,34 @@ def _from_smiles(smiles: str, charge: int | None) -> tuple[Structure, Structure,
         replace(built, notes=built.notes + _misread(side, built))
         for side, built in zip((r, p), structures, strict=True)
     )
-    return reactant, product, mapping, r.charge
+    return reactant, product, mapping, r.charge, _further(reactant, product, mapping, others, pinned)
+
+
+def _further(r: Structure, p: Structure, mapping: Mapping, pairs: list[Pair], pinned: np.ndarray) -> list[Pair]:
+    """Those of the pairs that are the same reaction of the same stereoisomers, products in the reactant's order."""
+    found = []
+    for x, y in pairs:
+        other = find_mapping(r.numbers, x, p.numbers, y, pinned=pinned)
+        same = (other.bond_changes, other.inverted) == (mapping.bond_changes, mapping.inverted)
+        if same and not (
+            stereo_differences(r.numbers, r.positions, x) or stereo_differences(p.numbers, p.positions, y)
+        ):
+            found.append((x, y[other.permutation]))
+    return found
+
+
+def _likened(r: SmilesSide, p: SmilesSide, first: np.ndarray, back: np.ndarray) -> tuple[SmilesSide, SmilesSide]:
+    """Both sides with conformers more: with what is to be bonded close by, and shaped like the other side."""
+    after = p.bonds[np.ix_(first, first)]
+    formed, broken = (np.argwhere(np.triu(changed)) for changed in (after & ~r.bonds, r.bonds & ~after))
+    parts = [fragments(side.bonds) for side in (r, p)]
+    own, r, p = len(r.conformers), reaching(r, formed), reaching(p, first[broken])
+    shapes_r, shapes_p = r.conformers[::own], p.conformers[::own]  # the lowest, and the first of those that reach
+    for shape in shapes_p:
+        r = shaped_like(r, shape[first], parts[1][first])
+    for shape in shapes_r:
+        p = shaped_like(p, shape[back], parts[0][back])
+    return r, p
 
 
 def _misread(side: SmilesSide, built: Structure) -> tuple[str, ...]:
@@ -257,16 +287,38 @@ def _pinned(r: SmilesSide, p: SmilesSide, where: str) -> np.ndarray:
     return pinned
 
 
-def _most_alike(r: SmilesSide, p: SmilesSide, permutation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The conformers (N, 3) of both sides whose distances within fragments are most alike."""
-    before = distance_matrix(r.conformers)
-    after = distance_matrix(p.conformers)[:, permutation][:, :, permutation]
+def _most_alike(r: SmilesSide, p: SmilesSide, permutation: np.ndarray) -> list[Pair]:
+    """Pairs of conformers (N, 3) of both sides whose distances within fragments are most alike, best first, of heavy
+    atoms and of those that react; by their ratios, so that how near those are counts for more than where a distant
+    group points. No two pairs have a conformer in common."""
+    before, after = (np.log(distance_matrix(side.conformers) + np.eye(len(side.numbers))) for side in (r, p))
+    after = after[:, permutation][:, :, permutation]
     label_r = fragments(bond_graph(r.numbers, r.conformers[0]))
     label_p = fragments(bond_graph(p.numbers, p.conformers[0]))[permutation]
-    together = (label_r[:, None] == label_r) & (label_p[:, None] == label_p)
+    matters = (r.numbers > 1) | (r.bonds != p.bonds[np.ix_(permutation, permutation)]).any(1)
+    together = (label_r[:, None] == label_r) & (label_p[:, None] == label_p) & matters & matters[:, None]
     apart = np.stack([(((after - x) ** 2) * together).sum(axis=(1, 2)) for x in before])
-    one, other = np.unravel_index(int(apart.argmin()), apart.shape)
-    return r.conformers[one], p.conformers[other]
+    groups = [np.flatnonzero(row) for row in np.unique(together, axis=0) if row.any()]
+    found: list[Pair] = []
+    while len(found) < _PAIRS and np.isfinite(apart.min()):
+        one, other = divmod(int(apart.argmin()), apart.shape[1])
+        a, b = (_shaped_alike(x[:, matters][:, :, matters], at) for x, at in ((before, one), (after, other)))
+        found.append(_same_hand(r.conformers[a], p.conformers[b], permutation, groups))
+        apart[a], apart[:, b] = np.inf, np.inf
+    return found
+
+
+def _shaped_alike(log_distances: np.ndarray, one: int) -> np.ndarray:
+    """Which (K,) of the conformers, by their log-distances (K, M, M), are that one, its mirror image, or nearly so."""
+    return np.abs(log_distances - log_distances[one]).max((1, 2)) < _SAME_SHAPE
+
+
+def _same_hand(r: np.ndarray, p: np.ndarray, permutation: np.ndarray, groups: list[np.ndarray]) -> Pair:
+    """Of conformers (K, N, 3) that are one shape a side, the two that lie on each other best: distances do not tell a
+    shape from its mirror image. Groups of atoms stay together on both sides."""
+    moved = sum(len(g) * rmsds_of(r[:, None, g], p[None][:, :, permutation[g]]) ** 2 for g in groups)
+    one, other = divmod(int(np.argmin(moved)), len(p))
+    return r[one], p[other]
 
 
 def _same_handed(r: SmilesSide, p: SmilesSide, permutation: np.ndarray, where: str) -> SmilesSide:

@@ -12,6 +12,8 @@ from molgen.geometry.chirality import signed_volumes
 
 _CONFORMERS = 12
 _SHAPED = 4  # conformers that follow the other side of the reaction
+_TRIES = 30  # of the embedding of one of these; where the shape fits none succeeds, and 380 take 3 s for 38 atoms
+_NEAR = 3.2  # Angstrom, between atoms that are to be bonded
 _GAP = 10.0  # Angstrom between the fragments of a side
 _STRETCHED = 0.12  # Angstrom; MMFF94 knows no N2 or CO2, and makes their bonds single ones, 0.2 to 0.4 longer
 
@@ -128,7 +130,8 @@ def shaped_like(side: SmilesSide, positions: np.ndarray, parts: np.ndarray, seed
     from rdkit.Geometry import Point3D
 
     options = AllChem.ETKDGv3()
-    options.randomSeed, options.ignoreSmoothingFailures, options.useRandomCoords = seed, True, True
+    options.randomSeed, options.ignoreSmoothingFailures, options.useRandomCoords = seed + 1, True, True
+    options.maxIterations = _TRIES
     found = np.repeat(side.conformers[:1], _SHAPED, axis=0)
     for fragment, members in side.fragments:
         heavy = [k for k, index in enumerate(members) if side.numbers[index] > 1]
@@ -148,6 +151,37 @@ def shaped_like(side: SmilesSide, positions: np.ndarray, parts: np.ndarray, seed
             centre = side.conformers[0][list(members)].mean(axis=0)
             found[:, list(members)] = x[np.arange(_SHAPED) % len(x)] + centre
     return replace(side, conformers=np.concatenate([side.conformers, found]))
+
+
+def reaching(side: SmilesSide, pairs: np.ndarray, seed: int = 0) -> SmilesSide:
+    """The side with conformers more, in which atoms that are bonded on the other side lie near each other, where they
+    are of one fragment: without them a chain that closes to a ring is stretched out on both sides.
+
+    Args:
+        pairs: (P, 2) atoms that are bonded on the other side only.
+    """
+    from rdkit import DistanceGeometry
+    from rdkit.Chem import AllChem
+
+    found, reached = np.repeat(side.conformers[:1], _CONFORMERS, axis=0), False
+    for fragment, members in side.fragments:
+        at = {atom: k for k, atom in enumerate(members)}
+        inside = [(at[int(i)], at[int(j)]) for i, j in pairs if int(i) in at and int(j) in at]
+        if not inside:
+            continue
+        bounds = AllChem.GetMoleculeBoundsMatrix(fragment)
+        for low, high in map(sorted, inside):  # RDKit: upper bounds above the diagonal, lower ones below it
+            bounds[low, high] = min(bounds[low, high], max(_NEAR, bounds[high, low]))
+        if not DistanceGeometry.DoTriangleSmoothing(bounds):
+            continue
+        options, molecule = AllChem.ETKDGv3(), type(fragment)(fragment)
+        options.randomSeed, options.useRandomCoords = seed + 1, True
+        options.SetBoundsMat(bounds)
+        made = list(_quietly(AllChem.EmbedMultipleConfs, molecule, _CONFORMERS, options))
+        if made:
+            centre, reached = side.conformers[0][list(members)].mean(axis=0), True
+            found[:, list(members)] = _relaxed(molecule, made)[0][np.arange(_CONFORMERS) % len(made)] + centre
+    return replace(side, conformers=np.concatenate([side.conformers, found])) if reached else side
 
 
 def same_handed(side: SmilesSide, centres: np.ndarray, hands: np.ndarray, where: str, seed: int = 0) -> SmilesSide:
@@ -243,7 +277,7 @@ def _conformers(molecule, where: str, seed: int) -> tuple[np.ndarray, bool]:
     if molecule.GetNumAtoms() == 1:
         return np.zeros((1, 1, 3)), True
     options = AllChem.ETKDGv3()
-    options.randomSeed = seed
+    options.randomSeed = seed + 1  # RDKit takes k times the seed for conformer k: all are the same with 0
     made = list(_quietly(AllChem.EmbedMultipleConfs, molecule, _CONFORMERS, options))
     if not made:
         options.useRandomCoords = True

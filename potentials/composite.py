@@ -74,9 +74,10 @@ class DistanceRestraint(Potential):
         distances: d, Angstrom, a number or (P,).
         stiffness: k, eV/Angstrom^2, a number or (P,).
         numbers: (N,) atomic numbers.
+        strongest_pull: eV/Angstrom, with which a pair is drawn together at most; further apart U is linear.
     """
 
-    def __init__(self, pairs, distances, stiffness, numbers):
+    def __init__(self, pairs, distances, stiffness, numbers, strongest_pull: float = np.inf):
         super().__init__(numbers)
         self.pairs = np.asarray(pairs, dtype=int).reshape(-1, 2)
         if not ((self.pairs >= 0) & (self.pairs < len(self.numbers))).all() or (np.ptp(self.pairs, axis=1) == 0).any():
@@ -85,7 +86,7 @@ class DistanceRestraint(Potential):
                 where="DistanceRestraint",
                 expected=f"pairs of two different atoms, 0 to {len(self.numbers) - 1}",
             )
-        self.distances, self.stiffness = distances, stiffness
+        self.distances, self.stiffness, self.strongest_pull = distances, stiffness, strongest_pull
         one_hot = np.eye(len(self.numbers))
         self._incidence = one_hot[self.pairs[:, 0]] - one_hot[self.pairs[:, 1]]  # (P, N): x_i - x_j of each pair
 
@@ -93,8 +94,9 @@ class DistanceRestraint(Potential):
         apart = self._incidence @ positions
         length = np.linalg.norm(apart, axis=-1)
         stretch = length - self.distances
-        energy = 0.5 * (self.stiffness * stretch**2).sum(-1)
+        force = np.minimum(self.stiffness * stretch, self.strongest_pull)
+        energy = (force * (stretch - 0.5 * force / self.stiffness)).sum(-1)
         if not forces:
             return energy, None
-        pull = (self.stiffness * stretch / length)[..., None] * apart
+        pull = (force / length)[..., None] * apart
         return energy, -self._incidence.T @ pull

@@ -33,6 +33,7 @@ def biased_water():
 def test_composites_keep_the_protocol():
     check_potential(BiasPotential(repulsion, [8, 1, 1]), POSITIONS)
     check_potential(DistanceRestraint([[0, 1], [1, 2]], 1.2, [3.0, 0.5], [8, 1, 1]), POSITIONS)
+    check_potential(DistanceRestraint([[0, 1], [1, 2]], 1.2, [3.0, 5.0], [8, 1, 1], strongest_pull=0.4), POSITIONS)
     check_potential(biased_water(), POSITIONS)
 
 
@@ -42,6 +43,15 @@ def test_restraint_energy_is_the_formula():
     energy, forces = restraint.energy_and_forces(x)
     assert energy[0] == pytest.approx(0.5 * 4 * 0.5**2 + 0.5 * 10 * 0.2**2)
     np.testing.assert_allclose(forces[0], [[2, 0, 0], [-2, -2, 0], [0, 2, 0]], atol=1e-12)
+
+
+def test_a_restraint_pulls_no_harder_than_it_may():
+    """Of a stretched pair U is linear, and as steep as before of one that is too close."""
+    x = np.array([[[0.0, 0, 0], [2.0, 0, 0], [2.0, 1.0, 0]]])
+    restraint = DistanceRestraint([[0, 1], [2, 1]], [1.5, 1.2], [4.0, 10.0], [1, 1, 1], strongest_pull=1.0)
+    energy, forces = restraint.energy_and_forces(x)
+    assert energy[0] == pytest.approx(0.5 * 4 * 0.25**2 + 1.0 * 0.25 + 0.5 * 10 * 0.2**2)
+    np.testing.assert_allclose(forces[0], [[1, 0, 0], [-1, -2, 0], [0, 2, 0]], atol=1e-12)
 
 
 def test_a_sum_is_the_sum_of_its_terms_and_counts_its_own_calls():

@@ -51,7 +51,7 @@ def test_everything_known_of_the_saddle_is_relabelled_alike(hydration):
     settled, checked = settle(potential, refined, reactant, exchanged(product, *water))
     assert rmsd_of(settled.positions, exchanged(refined.positions, *water)) < 1e-9
     fresh = normal_modes(potential, settled.positions)
-    np.testing.assert_allclose(checked.modes.frequencies_cm, fresh.frequencies_cm, atol=5)
+    np.testing.assert_allclose(checked.modes.frequencies_cm, fresh.frequencies_cm, atol=10)
     assert abs((checked.modes.vectors[0] * fresh.vectors[0]).sum()) > 0.999
     np.testing.assert_allclose(checked.modes.hessian, fresh.hessian, atol=0.5)
     np.testing.assert_allclose(
@@ -66,7 +66,7 @@ def test_the_guess_of_a_relabelled_saddle_is_relabelled_too(hydration):
     ends = [np.zeros(7, int)] * 2
     reaction = Reaction(numbers, reactant, exchanged(product, *water), *ends, 0, 0)
     search = TSSearch(reaction, XtbPotential(numbers), "quick", lambda *stage: None)
-    search.guesses.append(Guess(saddle + 0.01, "TS-GEN", 0, None))
+    search.guesses.append(Guess(saddle + 0.01, "TS-GEN", 0, (reactant, product), None))
     assert search.advance() and search.succeeded()
     candidate = search.candidates[0]
     assert rmsd_of(search.guesses[0].positions, candidate.atoms.positions) < 0.1

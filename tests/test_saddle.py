@@ -5,7 +5,8 @@ import pytest
 from ase.build import molecule
 
 from molgen.errors import CalculatorError, InputError
-from molgen.geometry.bonds import bonding_differences
+from molgen.geometry.bonds import bonding_changes, bonding_differences
+from molgen.io import load_reaction
 from molgen.potentials.analytic import MuellerBrown
 from molgen.potentials.base import Potential
 from molgen.potentials.xtb import XtbPotential
@@ -14,6 +15,7 @@ from molgen.saddle.descent import _quadratic_descent, irc, relax
 from molgen.saddle.judge import judge_wells
 from molgen.saddle.optimize import bfgs_update, bofill_update, image_step, stationary_point
 from molgen.saddle.restrain import bisected, half_made
+from molgen.smiles import embed_molecule
 
 NUMBERS = np.array([1, 6, 7])
 HCN = np.array([[0, 0, -1.07], [0, 0, 0], [0, 0, 1.15]])
@@ -53,6 +55,18 @@ def test_bonds_that_change_are_held_half_made_while_the_rest_relaxes():
         assert h_c == pytest.approx(1.34, abs=0.1) and h_n == pytest.approx(1.28, abs=0.1)
         found = refine(potential, x, reactant=HCN, product=HNC)
         assert found.converged and verify(potential, found.positions, HCN, HNC).verdict == "intended"
+
+
+def test_a_chain_is_folded_without_tearing_it():
+    """The ends of stretched 6-heptenal, 8 Angstrom apart, are drawn together for the ene reaction to a ring."""
+    smiles = "C=CCCCCC=O>>OC1CCCC=CC1"
+    reaction, _ = load_reaction(smiles=smiles)
+    chain = embed_molecule(smiles.split(">>")[0], "chain").conformers
+    stretched = max(chain, key=lambda x: np.linalg.norm(x[0] - x[7]))
+    x = half_made(XtbPotential(reaction.numbers), stretched, reaction.reactant, reaction.product)
+    reacting = bonding_changes(reaction.numbers, reaction.reactant, reaction.product)
+    changed = bonding_changes(reaction.numbers, reaction.reactant, x)
+    assert {*changed.broken, *changed.formed} <= {*reacting.broken, *reacting.formed}
 
 
 def test_bonds_are_held_where_reactant_and_product_part():

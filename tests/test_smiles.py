@@ -7,7 +7,7 @@ import pytest
 from ase import Atoms
 
 from molgen.errors import InputError
-from molgen.geometry.bonds import bond_graph
+from molgen.geometry.bonds import bond_graph, bonding_changes
 from molgen.io import load_reaction
 from molgen.smiles import embed_molecule, shaped_like
 
@@ -27,6 +27,23 @@ def test_small_molecules_have_their_bonds(smiles):
     found = np.linalg.norm(side.conformers[:, i] - side.conformers[:, j], axis=-1)
     assert found.min() > LENGTHS[smiles][0] - 0.12 and found.max() < LENGTHS[smiles][1] + 0.12
     assert np.array_equal(bond_graph(side.numbers, side.conformers[0]), side.bonds)
+
+
+def test_conformers_differ():
+    """Those of a chain do, in its length; RDKit makes one and the same of all with a seed of 0."""
+    x = embed_molecule("CCCCCC(=O)OCC", "here").conformers
+    assert np.ptp(np.linalg.norm(x[:, 0] - x[:, 9], axis=1)) > 1.0
+
+
+@pytest.mark.parametrize(
+    "smiles", ["C=C(c1ccccc1)OCC=Cc1ccccc1>>C=CC(c1ccccc1)CC(=O)c1ccccc1", "CC(C)=CCCC(C)CC=O>>CC(=C)C1CCC(C)CC1O"]
+)
+def test_atoms_that_react_are_near_each_other_on_both_sides(smiles):
+    """A long molecule is stretched out otherwise, and no guess between two such conformers is any good."""
+    reaction, _ = load_reaction(smiles=smiles)
+    changes = bonding_changes(reaction.numbers, reaction.reactant, reaction.product)
+    for x, pairs in ((reaction.reactant, changes.formed), (reaction.product, changes.broken)):
+        assert all(np.linalg.norm(x[i] - x[j]) < 4.5 for i, j in pairs)
 
 
 @pytest.mark.parametrize(

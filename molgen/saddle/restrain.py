@@ -17,12 +17,19 @@ HALF_MADE, HALF_MADE_H = 1.45, 1.25  # length over the sum of covalent radii: C-
 HALVINGS = 4  # of the way from reactant to product, to find where the one falls back and the other begins
 APART = (1.45, 1.8, 2.2)  # likewise, the steps by which a bond is drawn out: C-C to 3.3 Angstrom
 STIFFNESS = 40.0  # eV/Angstrom^2
-FMAX, MAX_CALLS = 0.1, 60  # eV/Angstrom, gradient calls
+# eV/Angstrom, what draws atoms together at most: first less than tears bonds, so that a chain folds; then what it takes
+PULLS = (2.0, np.inf)
+FMAX = 0.1  # eV/Angstrom
 FALL_FMAX = 0.005  # eV/Angstrom; pieces so far apart hardly pull
 
 
+def relaxation_calls(atoms: int) -> int:
+    """Gradients that the relaxation of so many atoms with distances held may take: a long chain has to fold first."""
+    return max(60, 4 * atoms)
+
+
 def half_made(
-    potential: Potential, positions: np.ndarray, reactant: np.ndarray, product: np.ndarray, max_calls: int = MAX_CALLS
+    potential: Potential, positions: np.ndarray, reactant: np.ndarray, product: np.ndarray, max_calls: int | None = None
 ) -> np.ndarray:
     """`positions` relaxed with every bond that is made or broken held at the length it has in many a transition state.
 
@@ -30,7 +37,8 @@ def half_made(
     conformation, and which of its equivalent hydrogens is which does not matter.
 
     Args:
-        potential: of the N atoms. positions, reactant, product: (N, 3) Angstrom. max_calls: gradients at most.
+        potential: of the N atoms. positions, reactant, product: (N, 3) Angstrom. max_calls: gradients at most,
+            :func:`relaxation_calls` unless given.
 
     Returns:
         (N, 3) Angstrom; `positions` as they are where no bond changes.
@@ -43,7 +51,7 @@ def half_made(
 
 
 def bisected(
-    potential: Potential, positions: np.ndarray, reactant: np.ndarray, product: np.ndarray, max_calls: int = MAX_CALLS
+    potential: Potential, positions: np.ndarray, reactant: np.ndarray, product: np.ndarray, max_calls: int | None = None
 ) -> np.ndarray:
     """`positions` relaxed with the bonds that change held where the reactant ends and the product begins.
 
@@ -54,6 +62,7 @@ def bisected(
         As of :func:`half_made`; `max_calls` is for each relaxation.
     """
     numbers, x, (low, high) = potential.numbers, np.asarray(positions, dtype=float), (0.0, 1.0)
+    max_calls = max_calls or relaxation_calls(len(numbers))
     if not len(_on_the_way(numbers, reactant, product, 0.5)[0]):
         return x
 
@@ -106,7 +115,7 @@ def falls(potential: Potential, start: np.ndarray, here: np.ndarray, there: np.n
     pairs = np.array([*changes.broken, *changes.formed])
     drawn, ways = np.arange(len(pairs)) < len(changes.broken), []
     for factor in APART:
-        x = _held(potential, x, pairs, np.where(drawn, factor, 1.0) * _bond_lengths(numbers, pairs), MAX_CALLS)
+        x = _held(potential, x, pairs, np.where(drawn, factor, 1.0) * _bond_lengths(numbers, pairs))
         ways.append((gradient(potential, x)[0], x))
     far, apart = ways[-1]
     lowest = far
@@ -135,7 +144,12 @@ def _bond_lengths(numbers: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return radius_sums(numbers)[pairs[:, 0], pairs[:, 1]]
 
 
-def _held(potential: Potential, x: np.ndarray, pairs: np.ndarray, lengths: np.ndarray, max_calls: int) -> np.ndarray:
+def _held(
+    potential: Potential, x: np.ndarray, pairs: np.ndarray, lengths: np.ndarray, max_calls: int | None = None
+) -> np.ndarray:
     """`x` relaxed with the distances of `pairs` (P, 2) held at `lengths` (P,)."""
-    held = SumPotential(potential, DistanceRestraint(pairs, lengths, STIFFNESS, potential.numbers))
-    return relax(held, np.asarray(x, dtype=float), fmax=FMAX, max_calls=max_calls).positions
+    x, max_calls = np.asarray(x, dtype=float), max_calls or relaxation_calls(len(potential.numbers))
+    for pull in PULLS:
+        held = SumPotential(potential, DistanceRestraint(pairs, lengths, STIFFNESS, potential.numbers, pull))
+        x = relax(held, x, fmax=FMAX, max_calls=max_calls).positions
+    return x

@@ -174,7 +174,7 @@ class _Way:
             part = fragments(bond_graph(gap.numbers, new))
             if best.known == "reactant":
                 self.before.append(_step(result, search))
-                self.gap = replace(gap, reactant=new, reactant_fragments=part, name="")
+                self.gap = replace(gap, reactant=new, reactant_fragments=part, name="", conformers=())
             else:
                 self.after.insert(0, _step(result, search))
                 self.gap = replace(gap, product=new, product_fragments=part, name="")

@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from molgen.run import Progress
 from molgen.saddle import Verification, mode_overlap, refine
 from molgen.saddle.judge import SHAPE
 from molgen.saddle.modes import Modes, normal_modes
-from molgen.saddle.restrain import MAX_CALLS, bisected, half_made
+from molgen.saddle.restrain import bisected, half_made, relaxation_calls
 from molgen.saddle.verify import settle
 from molgen.tsgen import Generator
 from molgen.tsgen.condition import prepare
@@ -47,6 +48,7 @@ class Guess(NamedTuple):
     Attributes:
         positions: (N, 3) Angstrom, float64.
         source: "TS-GEN", "sqrt-distance", "restrained" or "bisected". sample: index among the guesses.
+        ends: (reactant, product), the conformers that it lies between.
         features: what its confidence follows from, see :func:`molgen.tsgen.rank.guess_features`; None without a model.
         raw: still to be relaxed, see :mod:`molgen.saddle.restrain`.
     """
@@ -54,6 +56,7 @@ class Guess(NamedTuple):
     positions: np.ndarray
     source: str
     sample: int
+    ends: tuple[np.ndarray, np.ndarray]
     features: dict[str, float] | None
     raw: bool = False
 
@@ -107,16 +110,20 @@ class TSSearch:
         return self.method not in (None, "none")
 
     def propose_tsgen(self, model: Generator, samples: int, steps: int, seed: int) -> None:
-        """Draw guesses from the model; the first is the deterministic one.
+        """Draw guesses from the model, between all conformers in turn; the first of each is the deterministic one.
 
         A fragment that takes no part keeps its shape, which the model has not learned.
         """
         self.calibration = model.config.get("confidence", {})
-        guesses = generate(model.model, [self.reaction], samples=samples, steps=steps, seed=seed)[0]
-        for k, (x, deviation) in enumerate(zip(guesses.positions.numpy(), guesses.deviation.numpy(), strict=True)):
-            x = self._with_spectators(x)
-            features = guess_features(deviation, rmsd_of(x, self.sqrt_guess))
-            self.guesses.append(Guess(x, "TS-GEN", k, features))
+        pairs = [(self.reaction.reactant, self.reaction.product), *self.reaction.conformers][:samples]
+        reactions = [replace(self.reaction, reactant=r, product=p) for r, p in pairs]
+        drawn = generate(model.model, reactions, samples=math.ceil(samples / len(pairs)), steps=steps, seed=seed)
+        for k in range(samples):
+            turn, of = divmod(k, len(pairs))
+            x = self._with_spectators(drawn[of].positions[turn].numpy())
+            sqrt_guess = prepare([reactions[of]]).guess[0].double().numpy()
+            features = guess_features(drawn[of].deviation[turn].numpy(), rmsd_of(x, sqrt_guess))
+            self.guesses.append(Guess(x, "TS-GEN", k, pairs[of], features))
 
     def _with_spectators(self, guess: np.ndarray) -> np.ndarray:
         """The guess with fragments that are the same on both sides as the reactant has them, each in its place.
@@ -145,10 +152,10 @@ class TSSearch:
         r, p = self.reaction.reactant_fragments, self.reaction.product_fragments
         sides = ((self.reaction.product, p), (self.reaction.reactant, r), (self.sqrt_guess, np.zeros_like(r)))
         starts = [x for x, fragments in sides if not fragments.any()] if self.method and self.bonds_change else []
-        self.further = 0
+        self.further, ends = 0, (self.reaction.reactant, self.reaction.product)
 
         def add(x: np.ndarray, source: str, raw: bool = False) -> None:
-            self.guesses.append(Guess(x, source, len(self.guesses), None, raw))
+            self.guesses.append(Guess(x, source, len(self.guesses), ends, None, raw))
 
         add(self.sqrt_guess, "sqrt-distance")
         for source in RELAXED:
@@ -164,7 +171,8 @@ class TSSearch:
 
     def _relaxed(self, guess: Guess) -> Guess | None:
         """A raw guess relaxed; None, counted, where the calculator fails."""
-        ends, calls = (self.reaction.reactant, self.reaction.product), min(self.max_calls, MAX_CALLS)
+        calls = min(self.max_calls, relaxation_calls(len(self.reaction.numbers)))
+        ends = self.reaction.reactant, self.reaction.product
         try:
             x = RELAXED[guess.source](self.potential, guess.positions, *ends, calls)
         except FAILURES as error:
@@ -283,7 +291,8 @@ class TSSearch:
             candidate.verdict, candidate.reason = "not_a_saddle", f"{overlap} in the guess, so it was not refined"
             candidate.confidence = None
             return True
-        saddle = refine(self.potential, start, reactant=ends[0], product=ends[1], max_calls=self.max_calls)
+        between = guess.ends
+        saddle = refine(self.potential, start, reactant=between[0], product=between[1], max_calls=self.max_calls)
         candidate.refine_calls = earlier + saddle.gradient_calls
         candidate.atoms.positions, candidate.energy = saddle.positions, saddle.energy
         if not saddle.converged:  # cut short, it says nothing yet of the confidence
@@ -294,7 +303,7 @@ class TSSearch:
                 self.unfinished.append((saddle.fmax, candidate, guess))
             return True
         if guess.features is not None:
-            overlap = mode_overlap(saddle, numbers, *ends)
+            overlap = mode_overlap(saddle, numbers, *between)
             extra = refined_features(rmsd_of(saddle.positions, guess.positions), overlap, candidate.refine_calls)
             candidate.confidence = confidence({**guess.features, **extra}, self.calibration.get("refined"))
         if self._known(candidate):
