@@ -10,7 +10,7 @@ import pytest
 
 from molgen import Ensemble
 from molgen.errors import InputError
-from molgen.reweight.estimate import Estimate, doubt, effective_groups
+from molgen.reweight.estimate import FEW, Estimate, doubt, effective_groups
 from molgen.reweight.free_energy import CVValues
 from molgen.reweight.importance import VERDICTS
 from molgen.units import KB
@@ -82,6 +82,15 @@ def test_why_an_estimate_is_not_reliable() -> None:
     assert str(refused).endswith("(not reliable: the weights of the whole run are refused)")
     empty = EVEN.free_energy(np.zeros(len(EVEN), bool), np.ones(len(EVEN), bool))
     assert (empty.value, empty.why) == (-np.inf, "a region without samples")
+
+
+@pytest.mark.parametrize("replicas", [0, 50])
+def test_overlapping_regions_differ_by_what_lies_in_one_alone(replicas: int) -> None:
+    """A share that no sample, or a handful, has met is as unknown as the mean of its indicator."""
+    everything = np.ones(len(EVEN), bool)
+    for beyond, reliable, why in ((0, False, "the same samples lie in both regions"), (24, False, FEW), (25, True, "")):
+        found = EVEN.free_energy(everything, np.arange(len(EVEN)) >= beyond, replicas=replicas)
+        assert (found.reliable, found.why) == (reliable, why) and np.isnan(found.error) == (beyond == 0), beyond
 
 
 def test_averages_of_a_handful_of_effective_samples_are_not_reliable() -> None:

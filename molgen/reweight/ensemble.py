@@ -141,7 +141,7 @@ class Ensemble:
 
     @cached_property
     def diagnostics(self) -> WeightDiagnostics:
-        """Effective sample sizes, k-hat and ln Z of the raw log-weights; only the error of ln Z knows of groups."""
+        """Of the raw log-weights; only the error of ln Z knows of groups (of `smc.climb`: `Population.log_z_error`)."""
         found = diagnose(self.log_weights)
         if self.groups is None:
             return found

@@ -20,6 +20,7 @@ from molgen.units import KB
 from molgen.variables import wrapped
 
 FEW = 5  # samples (groups) of a bin, with fewer of which its error would come out two to three times too small
+ALIKE = "the same samples lie in both regions"
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +181,9 @@ def free_energy_difference(
     """F(b) - F(a) = -kT ln(P(b)/P(a)) in eV, with the standard error of the ratio (the two vary together).
 
     k-hat is the largest of those of all weights and of the weights inside each region: a region with fewer than 25
-    samples has no k-hat and is not reliable, nor is one with fewer than 25 groups of samples that count.
+    samples has no k-hat and is not reliable, nor is one with fewer than 25 groups of samples that count. Regions may
+    overlap; fewer than 25 samples in one of them alone are too few as well, and the error is NaN where there is none,
+    for the rest of a region that no sample met may have a share of 3/n.
 
     Args:
         in_a, in_b: boolean (n,), which samples lie in each region.
@@ -191,7 +194,8 @@ def free_energy_difference(
     parts = (log_w, log_w[in_a], log_w[in_b])
     shapes = [khat(parts[0]), *map(region_khat, parts[1:])]
     limits = [khat_threshold(int(np.isfinite(part).sum())) for part in parts]
-    few = any(few_groups(np.where(part, weights, 0.0), groups) for part in (in_a, in_b))
+    apart = in_a != in_b
+    few = any(few_groups(np.where(part, weights, 0.0), groups) for part in (in_a, in_b, apart))
     if not share_a or not share_b:
         value = np.nan if share_a == share_b else (np.inf if share_a else -np.inf)
         return Estimate(value, np.inf, np.inf, False, "eV", "a region without samples")
@@ -205,8 +209,9 @@ def free_energy_difference(
         )
     else:
         error = delta_error(weights * (in_b / share_b - in_a / share_a), groups)
-    value, error = -kt * np.log(share_b / share_a), kt * error
-    why = lacking(shapes, limits, few=few, known=bool(np.isfinite(error)))
+    alike = not weights[apart].any()
+    value, error = kt * np.log(share_a / share_b), np.nan if alike else kt * error
+    why = ALIKE if alike else lacking(shapes, limits, few=few, known=bool(np.isfinite(error)))
     return Estimate(float(value), float(error), max(shapes), not why, "eV", why)
 
 
