@@ -152,6 +152,16 @@ def test_what_is_no_ensemble_and_no_folder() -> None:
         some.save(None)  # type: ignore[arg-type]
 
 
+def test_an_ensemble_does_not_replace_the_samples_of_a_run(tmp_path: Path) -> None:
+    """Its summary and pictures would stay, and a resumed run would report averages of other samples under them."""
+    some = Ensemble(np.zeros((3, 2, 3)), np.zeros(3), np.zeros(3), 300.0, [1, 1])
+    with Run(tmp_path / "run", "peptide", {}) as run:
+        some.save(run)
+    with pytest.raises(InputError, match=r"run: is the folder of a run(?s:.*)remedy: name another one"):
+        some.save(tmp_path / "run")
+    some.save(tmp_path / "other")
+
+
 def test_an_ensemble_without_topology_is_saved_over_one_that_has_it(tmp_path: Path) -> None:
     """Of as many atoms, and of others; files of an earlier version, which do not say what is theirs, load as ever."""
     import mdtraj
