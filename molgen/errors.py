@@ -70,6 +70,17 @@ def check_counts(where: str | None = None, /, **least: tuple[Any, int | None]) -
             raise InputError(f"{value!r} given", where=place, expected=f"a whole number{limit}")
 
 
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that is no whole number, 0 or more.
+
+    Raises:
+        InputError: names it; None too, which NumPy takes for "any": results could not be had again.
+    """
+    if seed is None:
+        raise InputError("None given", where="--seed", expected="a whole number, at least 0")
+    check_counts(seed=(seed, 0))
+
+
 def check_paths(**paths: Any) -> None:
     """Refuse values that are not a file or folder name; None stands for "not given".
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from molgen.errors import check_counts
+from molgen.errors import check_seed
 
 
 def _sequence(seed: int, *index: int) -> np.random.SeedSequence:
-    """Source of the bits of sample `index`; an InputError for a negative seed."""
-    check_counts(seed=(seed, 0))
+    """Source of the bits of sample `index`; an InputError for a seed that is none."""
+    check_seed(seed)
     return np.random.SeedSequence([seed, *index])
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from molgen import __version__
-from molgen.errors import InputError, MolgenError, check_counts
+from molgen.errors import InputError, MolgenError, check_seed
 from molgen.files import MANIFEST, SUMMARY, explained, json_text, read_manifest, read_summary, write_atomic
 
 Progress = Callable[[str, int, int], None]  # told of a stage, how much of it is done, and of how much
@@ -56,8 +56,8 @@ class Run:
         resumed: True when this continues an earlier run.
 
     Raises:
-        InputError: a negative seed; the directory holds files and neither `overwrite` nor `resume` was asked; it is not
-            a run directory of this command (either); a setting changed (resume); it cannot be written.
+        InputError: a seed that is none; the directory holds files and neither `overwrite` nor `resume` was asked; it
+            is not a run directory of this command (either); a setting changed (resume); it cannot be written.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Run:
         reads: Iterable[Any] = (),
         within: bool = False,
     ):
-        check_counts(seed=(seed, 0))
+        check_seed(seed)
         self.directory = Path(directory)
         self.command, self.seed, self.device = command, int(seed), str(device)
         self.results: list[Any] = []

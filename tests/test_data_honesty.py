@@ -21,6 +21,7 @@ from molgen.data.peptide import build_peptide
 from molgen.data.reactions import Reaction, save_npz
 from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph
+from molgen.rng import generator
 from molgen.run import Run
 from molgen.tsgen.training import load_training_data
 
@@ -150,6 +151,22 @@ def test_what_is_no_ensemble_and_no_folder() -> None:
         Ensemble.merge([some, 2])  # type: ignore[list-item]
     with pytest.raises(InputError, match="None given"):
         some.save(None)  # type: ignore[arg-type]
+
+
+def test_an_ensemble_does_not_replace_the_samples_of_a_run(tmp_path: Path) -> None:
+    """Its summary and pictures would stay, and a resumed run would report averages of other samples under them."""
+    some = Ensemble(np.zeros((3, 2, 3)), np.zeros(3), np.zeros(3), 300.0, [1, 1])
+    with Run(tmp_path / "run", "peptide", {}) as run:
+        some.save(run)
+    with pytest.raises(InputError, match=r"run: is the folder of a run(?s:.*)remedy: name another one"):
+        some.save(tmp_path / "run")
+    some.save(tmp_path / "other")
+
+
+@pytest.mark.parametrize("use", [generator, lambda seed: Run("unused", "peptide", {}, seed=seed)])
+def test_no_seed_is_no_number(use) -> None:
+    with pytest.raises(InputError, match=r"--seed: None given(?s:.*)a whole number"):
+        use(None)
 
 
 def test_an_ensemble_without_topology_is_saved_over_one_that_has_it(tmp_path: Path) -> None:

@@ -250,6 +250,8 @@ def test_a_limit_outside_the_turn_is_refused(text: str) -> None:
     [
         (lambda: EVEN.resample(2.5), "2.5 given.*a whole number"),
         (lambda: EVEN.expectation(["a"] * 400), "not numbers"),
+        (lambda: EVEN.expectation(np.exp(1j * np.arange(400))), "complex numbers.*real and .imag"),
+        (lambda: EVEN.expectation(lambda x: np.zeros((len(x), 0))), r"shape \(400, 0\)"),  # compute_chi1 of AG
         (lambda: EVEN.fes(5), "5.*a name"),
         (lambda: Ensemble(np.zeros((3, 1, 3)), np.zeros(3), np.zeros(3), 300.0, ["C"]), "numbers"),
         (lambda: Ensemble(np.zeros((3, 1, 3)), np.zeros(3), np.zeros(3), "300", [6]), "temperature '300'"),

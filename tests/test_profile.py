@@ -116,6 +116,14 @@ def test_a_stray_far_away_leaves_the_barrier_alone():
     assert alone.mean.value == pytest.approx(heights()[3] * KT, abs=0.5 * KT) and stray.mean.reliable
 
 
+@pytest.mark.parametrize("between", [(-0.5, 1.0), (0.5, 1.5), (-1.2, -0.3)])
+def test_a_slope_has_no_barrier(between: tuple[float, float]):
+    """One well: its wall at one of the places was a reliable barrier of so many errors, with one of nothing back."""
+    x = np.random.default_rng(0).normal(size=5_000)
+    found = read(x, np.zeros(5_000), between=between, limits=None, width=None)
+    assert found.forward.why == found.reverse.why == barrier.NO_TOP and not found.forward.reliable
+
+
 def test_one_group_has_no_error_and_is_not_reliable():
     x, log_w = draws(2_000, 5)
     one = profile_barrier(CVValues("x", x, "A"), log_w, normalised(log_w), T, between=(-1, 1), groups=np.zeros(2_000))

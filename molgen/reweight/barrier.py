@@ -35,6 +35,7 @@ SIDES = ("forward", "reverse", "reaction", "mean")
 STRAYS, LEAST_STRAYS = 1e-3, 3  # of the samples at each end: one far away would spread the knots over the emptiness
 FAR, LOST = 5.0, 0.2  # errors beyond which a redraw counts as no farther; share without a height that is too many
 GAP, RINGS, MOVES = "no sample on the top", "the smooth curve overshoots the samples", "finer knots change the curve"
+NO_TOP = "no top between the two places: the profile is highest at one of them"
 KNOTS = 20  # intervals of the spline in `limits`, by default 0 to 1
 FINER, APART = 2, 3.0  # halvings of all knot intervals; errors of what they change by which it is more than noise
 COARSE, HIGH = 24, 1.0  # intervals of a first look at all basins; kT that a top between two is above either
@@ -136,9 +137,10 @@ def profile_barrier(
 
     Depends on the scale of the variable, unlike `find_barrier`. The curve is refined where a well is narrow, and
     everywhere while that moves a height by more than `APART` errors. Errors are those of a bootstrap of everything, and
-    of what finer knots still change; not reliable where they change too much. Heights are those of the curve less the
-    bias that the bootstrap finds: of a noisy curve the highest point is too high. k-hat is the largest of those of the
-    samples around the top and the minima; values are inf where nothing lies on the top.
+    of what finer knots still change; not reliable where they change too much, nor where the curve is highest at one of
+    the places, which then lie on one slope. Heights are those of the curve less the bias that the bootstrap finds: of a
+    noisy curve the highest point is too high. k-hat is the largest of those of the samples around the top and the
+    minima; values are inf where nothing lies on the top.
 
     Args:
         variable: of n samples. log_weights: (n,) raw. weights: (n,) normalised.
@@ -265,7 +267,9 @@ def _settled(
     wells = [float(centres[side][free[side].argmin()]) if side.any() else place
              for side in (centres < place, centres >= place)]  # fmt: skip
     values = found[0] - np.where(np.isfinite(bias[0]), bias[0], 0.0)
-    return values, np.sqrt(error[0] ** 2 + more), [place, *wells], _losing(lost) if agree else MOVES
+    inner = centres[(centres >= between[0]) & (centres <= between[1])]
+    why = NO_TOP if place in (inner[0], inner[-1]) else _losing(lost) if agree else MOVES
+    return values, np.sqrt(error[0] ** 2 + more), [place, *wells], why
 
 
 def _spread(

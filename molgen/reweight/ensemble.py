@@ -348,7 +348,7 @@ class Ensemble:
         it is the only file).
 
         Args:
-            to: a folder, or a `molgen.run.Run`.
+            to: a folder, not that of a run, or a `molgen.run.Run`.
             positions: keep the float64 positions in `weights.npz` too.
         """
         return storage.save(self, to, positions)

@@ -101,17 +101,19 @@ def lacking(shapes: Iterable[float], limits: Iterable[float], *, few: bool = Fal
 
 
 def check_values(values: ArrayLike, weights: np.ndarray, name: str = "values") -> np.ndarray:
-    """`values` as numbers (n,) or (n, k), a row a weight, finite wherever the weight is above zero.
+    """`values` as real numbers (n,) or (n, k), a row a weight, finite wherever the weight is above zero.
 
     Raises:
         InputError: otherwise.
     """
     expected = f"({len(weights)},) or ({len(weights)}, k), a number or a row of them a sample"
+    if np.iscomplexobj(values):  # numpy would drop the imaginary part and only warn
+        raise InputError(f"{name}: complex numbers", expected=expected, remedy="give .real and .imag, a column each")
     try:
         values = np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: not numbers ({error})", expected=expected) from error
-    if values.ndim not in (1, 2) or len(values) != len(weights):
+    if values.ndim not in (1, 2) or len(values) != len(weights) or not values.size:
         raise InputError(f"{name} of shape {values.shape}", expected=expected)
     bad = (weights > 0) & ~np.isfinite(values if values.ndim == 1 else values.sum(1))
     if bad.any():

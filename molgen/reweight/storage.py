@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from molgen.errors import InputError
-from molgen.files import explained, write_atomic
+from molgen.files import MANIFEST, explained, write_atomic
 from molgen.npz import read_npz, write_npz
 from molgen.reweight.free_energy import CVValues
 from molgen.reweight.importance import VERDICTS, Verdict, WeightDiagnostics
@@ -35,6 +35,11 @@ def save(ensemble: Ensemble, to: str | Path | Paths, positions: bool) -> list[Pa
         raise InputError(f"{to!r} given", where="Ensemble.save", expected="a folder to write to")
     if isinstance(to, (str, Path)) and Path(to).is_file():
         raise InputError("is a file", where=str(to), expected="a folder to write to", remedy="name another one")
+    if isinstance(to, (str, Path)) and (Path(to) / MANIFEST).exists():  # its summary and pictures would be of others
+        raise InputError(
+            "is the folder of a run, whose samples would be replaced", where=str(to), expected="a folder to write to",
+            remedy="name another one",
+        )  # fmt: skip
     place = (lambda name: Path(to) / name) if isinstance(to, (str, Path)) else to.path
     written = []
     if ensemble.topology is not None:
