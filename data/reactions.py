@@ -254,12 +254,14 @@ def _read(
 def _check(arrays: dict[str, np.ndarray], where: str) -> None:
     """Shapes and values, all reactions at once."""
     count = len(np.atleast_1d(arrays["id"]))
-    ptr = arrays["ptr"]
-    if ptr.shape != (count + 1,) or ptr[0] != 0 or (np.diff(ptr) <= 0).any():
+    ptr = np.asarray(arrays["ptr"])
+    if ptr.dtype.kind == "f" and (ptr == np.floor(ptr)).all():  # offsets written as floats count as what they say
+        arrays["ptr"] = ptr = ptr.astype(np.int64)
+    if ptr.dtype.kind not in "iu" or ptr.shape != (count + 1,) or ptr[0] != 0 or (np.diff(ptr) <= 0).any():
         raise InputError(
             f"ptr of shape {ptr.shape} for {count} reactions",
             where=where,
-            expected=f"ptr ({count + 1},) rising from 0, one offset more than reactions",
+            expected=f"ptr ({count + 1},) of whole numbers rising from 0, one offset more than reactions",
         )
     atoms = int(ptr[-1])
     shapes = {
@@ -287,6 +289,13 @@ def _check(arrays: dict[str, np.ndarray], where: str) -> None:
             raise InputError(
                 f"{key} has a non-finite coordinate", where=f"{where}, reaction {k} (id {arrays['id'][k]})",
                 expected="finite Angstrom; a transition state that is not known is all NaN",
+            )  # fmt: skip
+    for key in {"p_frag", "r_frag"} & set(arrays):
+        if (arrays[key] < 0).any():  # the models mark what is no atom so
+            k = int(row_of[np.argmax(arrays[key] < 0)])
+            raise InputError(
+                f"{key} is {arrays[key].min()}", where=f"{where}, reaction {k} (id {arrays['id'][k]})",
+                expected="fragments counted from 0",
             )  # fmt: skip
     _check_chemistry(arrays, row_of, where)
 

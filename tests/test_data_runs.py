@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import time
 from dataclasses import replace
@@ -17,11 +18,12 @@ from test_tsmodel import built_in
 from typer.testing import CliRunner
 
 from molgen.cli import main
-from molgen.cli.data import _yield
+from molgen.cli.data import _training, _yield
 from molgen.data.reactions import read_column, save_npz
 from molgen.data.sources import SourceMolecule
 from molgen.errors import CalculatorError, InputError
 from molgen.run import Run
+from molgen.workflows.journal import Journal, carry_out
 from molgen.workflows.reaction_attempt import VERIFIED, Plan
 from molgen.workflows.reaction_tools import CALCULATOR_FAILED
 from molgen.workflows.reactions import find_reactions
@@ -227,3 +229,47 @@ def test_a_reaction_without_transition_state_is_refused(tmp_path):
     save_npz(path, [replace(built_in()[0], ts=None)], "train")
     with pytest.raises(InputError, match="no transition state"):
         search_plan(path)
+
+
+class Here:
+    """Does jobs in this process, in place of a pool."""
+
+    def run(self, jobs):
+        return (((k,), {"attempt": k, "outcome": "x" * 900}) for (k,) in jobs)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_full_disk_is_told_and_what_was_done_is_published(tmp_path):
+    """A file may grow to so many bytes here: three records of a run of ten."""
+    journal, published = Journal(tmp_path / "attempts.jsonl"), []
+    journal.open()
+    nothing = {"lost": lambda index: {}, "progress": lambda: None}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"attempts.jsonl: cannot write"):
+            carry_out(Here(), range(10), journal, publish=lambda: published.append(len(journal.finished)), **nothing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert published == [3]
+    again = Journal(tmp_path / "attempts.jsonl")
+    again.open()
+    again.close()
+    assert sorted(again.finished) == [0, 1, 2]
+
+
+def test_the_training_offered_can_be_carried_out(tmp_path):
+    """From the shipped weights where they know the elements, anew where they do not; none where neither does."""
+    hcn, *_, large = built_in()
+    phosphorus = replace(hcn, numbers=np.where(hcn.numbers == 7, 15, hcn.numbers), name="HCP")
+    for sides, ends in (
+        ((hcn, large), "--init tsgen"),
+        ((phosphorus, phosphorus), "reactions.npz"),
+        ((hcn, phosphorus), None),
+    ):
+        moved = [sides[0], replace(sides[1], ts=1.1 * sides[1].ts)]
+        save_npz(tmp_path / "reactions.npz", moved, ["train", "val"])
+        offered = _training(tmp_path)
+        assert [line.endswith(ends) for line in offered] == ([True] if ends else []), offered

@@ -98,12 +98,19 @@ def test_shared_set_has_the_documented_counts(shared):
         ({"z": lambda a: np.where(np.arange(15) == 4, 0, a)}, "reaction 1 .*: atomic number 0\n.*1 to 118"),
         ({"z": lambda a: np.where(np.arange(15) == 4, 119, a)}, "reaction 1 .*: atomic number 119"),
         ({"z": lambda a: np.where(np.arange(15) == 4, -5, a)}, "reaction 1 .*: atomic number -5"),
+        ({"ptr": lambda a: a + 0.5}, "of whole numbers rising from 0"),
+        ({"p_frag": lambda a: a - 1}, r"reaction 0 .*p_frag is -1\n.*fragments counted from 0"),
         ({"spin": lambda a: a + [0, 0, 1]}, r"reaction 2 .*electrons \(charge 1\) cannot have \d unpaired"),
     ],
 )
 def test_faulty_files_are_named(tmp_path, changes, text):
     with pytest.raises(InputError, match=text):
         load_npz(_broken(tmp_path, **changes))
+
+
+def test_offsets_written_as_floats_are_read(tmp_path):
+    read = load_npz(_broken(tmp_path, ptr=lambda a: a.astype(float)))
+    assert [len(r) for r in read] == [len(r) for r in _reactions()]
 
 
 def test_missing_truncated_and_foreign_files(tmp_path):

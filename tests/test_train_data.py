@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from typer.testing import CliRunner
 
 from molgen import find_ts
 from molgen.cli import main
-from molgen.data.reactions import Reaction, save_npz
+from molgen.data.geometries import check_geometries
+from molgen.data.reactions import Reaction, load_npz, save_npz
 
 runner = CliRunner()
+SET = Path(__file__).parent.parent / "data/sets/gfn2_reactions.npz"
 
 
 def train(*arguments):
@@ -102,3 +105,32 @@ def test_a_correction_without_gain_is_not_recommended(reactions, tmp_path):
         found = find_ts(*ends, correction=str(out / "best"), samples=1)
         assert found.corrected is not None
         assert any("did not help where it was validated" in note for note in found.notes) == warns
+
+
+def test_weights_no_better_than_what_they_began_with_are_not_recommended(reactions, tmp_path):
+    """One step at a learning rate far too high; a resumed run compares with the same weights."""
+    path, out = tmp_path / "set.npz", tmp_path / "b"
+    save_npz(path, reactions, ["train"] * 4 + ["val"] * 2)
+    first = train("--data", path, "--steps", 1, "--out", tmp_path / "a")
+    assert "the sqrt-distance guess, which needs no weights" in " ".join(first.stderr.split())  # it has learned nothing
+    again = ("--data", path, "--init", tmp_path / "a" / "best", "--learning-rate", 2, "--steps", 3, "--out", out)
+    for option in ((), ("--resume",)):
+        worse = train(*again, *option)
+        assert worse.exit_code == 0 and "use it" not in worse.stdout, worse.stderr
+        assert "the training does not help (mean validation RMSD" in " ".join(worse.stderr.split())
+        (told,) = json.loads((out / "summary.json").read_text())["results"]
+        assert str(tmp_path / "a" / "best") in told["without_gain"]
+
+
+def test_sets_in_other_units_or_orders_are_noticed(reactions, tmp_path):
+    path = tmp_path / "set.npz"
+    bohr = [replace(r, reactant=r.reactant * 1.89, product=r.product * 1.89, ts=r.ts * 1.89) for r in reactions]
+    save_npz(path, bohr, ["train"] * 4 + ["val"] * 2)
+    for command in (("train", "ts", "--steps", "1", "--out", str(tmp_path / "out")), ("evaluate", "ts")):
+        refused = runner.invoke(main.app, [*command, "--data", str(path)])
+        assert refused.exit_code == 2 and "no two atoms are bonded on either side" in refused.stderr
+    large = next(r for r in load_npz(SET) if len(r) > 12)
+    shuffled = np.random.default_rng(0).permutation(len(large))
+    heard = []
+    check_geometries([large, replace(large, product=large.product[shuffled], name="odd")], path, heard.append)
+    assert len(heard) == 1 and "1 of 2 reactions change more than 8 bonds, such as reaction odd" in heard[0]

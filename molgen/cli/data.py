@@ -210,7 +210,7 @@ def reactions(
         sources or [], exclude or [], calculator=calculator, calculator_kwargs=kwargs, guess=guess, weights=weights,
         charge=charge, spin=spin, seed=seed,
     )  # fmt: skip
-    common.log(f"{len(plan.molecules)} molecules; {len(plan.excluded)} keys of excluded reactions")
+    common.log(f"{counted(len(plan.molecules), 'molecule')}; {len(plan.excluded)} keys of excluded reactions")
     options: dict[str, Any] = {"seed": seed, "overwrite": overwrite, "resume": resume}
     with Run(out, "data reactions", settings, **options, reads=[split_spec(e)[0] for e in exclude or []]) as run:
         with common.live_line() as say:
@@ -270,7 +270,7 @@ def searches(
     plan, settings = search_plan(
         source, split=split, count=count, calculator=calculator, calculator_kwargs=kwargs, weights=weights, seed=seed
     )
-    common.log(f"{len(plan.reactions)} reactions to search")
+    common.log(f"{counted(len(plan.reactions), 'reaction')} to search")
     with Run(out, "data searches", settings, seed=seed, overwrite=overwrite, resume=resume) as run:
         with common.live_line() as say:
             digest = settings["files"][str(source)]
@@ -304,7 +304,7 @@ def _relevel(plan: Any, settings: dict[str, Any], out: Path, *, seconds, workers
     from molgen.run import Run
     from molgen.workflows.relevel import relevel
 
-    common.log(f"{len(plan.rows)} reactions to re-optimise")
+    common.log(f"{counted(len(plan.rows), 'reaction')} to re-optimise")
     with Run(out, "data reactions --relevel", settings, **options) as run:
         with common.live_line() as say:
             twin = relevel(plan, run, seconds=seconds, workers=workers, progress=lambda twin: say(twin.line()))
@@ -343,14 +343,18 @@ def _yield(summary: dict[str, Any], out: Path) -> str:
 
 
 def _training(out: Path) -> list[str]:
-    """The command that trains on the set in `out`, where it has rows to learn from and rows to judge by."""
-    from molgen.tsgen.training import load_training_data
+    """The command that trains on the set in `out`, where it has rows to learn from and rows to judge by: from the
+    shipped weights, or where these do not know an element, anew."""
+    from molgen.tsgen.training import load_training_data, make_model
 
-    try:
-        load_training_data(out / "reactions.npz")
-    except InputError:
-        return []
-    return [f"train on it: molgen train ts --data {shlex.quote(str(out / 'reactions.npz'))} --init tsgen"]
+    for init in ("tsgen", None):
+        try:
+            make_model(*load_training_data(out / "reactions.npz"), init=init)
+        except InputError:
+            continue
+        words = ["--data", str(out / "reactions.npz"), *(["--init", init] if init else [])]
+        return [f"train on it: molgen train ts {shlex.join(words)}"]
+    return []
 
 
 def _line(result: dict[str, Any]) -> str:

@@ -55,6 +55,7 @@ def evaluate_ts(
 
     RMSD by proper rotation, atoms in the given order, 1/N, nothing clipped.
     """
+    from molgen.data.geometries import check_geometries
     from molgen.data.reactions import load_npz
     from molgen.tsgen import load_model
     from molgen.tsgen.evaluate import evaluate
@@ -62,6 +63,7 @@ def evaluate_ts(
     reactions = load_npz(data, split, verified=True)
     if single_product:
         reactions = [r for r in reactions if r.product_fragments.max() == 0]
+    check_geometries(reactions, data, common.warn)
     generator = load_model(weights, common.resolve_device(device), common.resolve_dtype(dtype))
     common.log(f"{len(reactions)} reactions, weights {generator.hash[:12]}")
     figures = evaluate(generator.model, reactions, steps=steps or generator.steps, batch_size=batch_size, seed=seed)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from molgen.checkpoint import BEST, CONFIG_FILE, STATE, load_checkpoint, save_checkpoint
 from molgen.errors import InputError, MolgenError, TrainingError
-from molgen.files import json_text
+from molgen.files import explained, json_text
 from molgen.rng import sample_seed, torch_generator
 
 Log = Callable[[dict[str, Any]], None]
@@ -168,16 +168,16 @@ class Trainer:
         Returns:
             the last validation figures, `best_score` and `best_step`, `step` and `elapsed` seconds.
         """
-        with (self.directory / "log.jsonl").open("a", encoding="utf-8") as stream:
+        path = self.directory / "log.jsonl"
 
-            def record(figures: dict[str, Any]) -> None:
+        def record(figures: dict[str, Any]) -> None:
+            with explained(path), path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(figures) + "\n")
-                stream.flush()
-                if "score" in figures:
-                    say(line.format(**figures))
+            if "score" in figures:
+                say(line.format(**figures))
 
-            self.log = record
-            figures = self.run(resume)
+        self.log = record
+        figures = self.run(resume)
         best_step = load_checkpoint(self.directory / BEST).config["step"]
         return {
             **figures, "best_score": self.best, "best_step": best_step, "step": self.step, "elapsed": self.elapsed,

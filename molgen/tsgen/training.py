@@ -8,17 +8,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from molgen.data.duplicates import among
+from molgen.data.geometries import check_geometries
 from molgen.data.importers import import_reactions
 from molgen.data.reactions import Reaction, load_npz
 from molgen.errors import InputError
 from molgen.flow.interpolant import straight_path
 from molgen.geometry.align import rmsd
-from molgen.geometry.bonds import TOO_CLOSE, distance_matrix
 from molgen.rng import generator, sample_seed
 from molgen.train.graphs import GraphedNetwork
 from molgen.train.loop import Trainer, TrainSettings
@@ -189,14 +188,14 @@ def load_training_data(
             f"{train_split} and {val_split} given for a published set, which has no splits", where="--train-split",
             expected="an npz", remedy="leave them out: a twentieth drawn at random validates",
         )  # fmt: skip
-    train = _training_reactions(path, train_split)
+    train = _training_reactions(path, train_split, warn)
     if of_npz and val_share is None:
         val = _validation_reactions(path, val_split, len(train))
     else:
         train, val = _drawn(path, train, 0.05 if val_share is None else val_share, seed)
-    _check_transition_states(val, path)
+    _check_transition_states(val, path, warn)
     for extra in more:
-        found = _training_reactions(extra, train_split)
+        found = _training_reactions(extra, train_split, warn)
         new = [reaction for reaction, old in zip(found, among(found, train), strict=True) if not old]
         if len(new) < len(found):
             warn(f"{len(found) - len(new)} training reactions of {extra} are in an earlier --data too and count once")
@@ -212,11 +211,11 @@ def load_training_data(
     return kept, val
 
 
-def _training_reactions(path: Path, split: str) -> list[Reaction]:
+def _training_reactions(path: Path, split: str, warn: Callable[[str], None]) -> list[Reaction]:
     """Reactions of a split of an npz, or all of a published set, each with a sound transition state."""
     of_npz = Path(path).suffix.lower() == ".npz"
     found = load_npz(path, split, verified=True) if of_npz else list(import_reactions(path))
-    _check_transition_states(found, path)
+    _check_transition_states(found, path, warn)
     return found
 
 
@@ -244,19 +243,14 @@ def _drawn(path: Path, reactions: Sequence[Reaction], share: float, seed: int) -
     return [reactions[k] for k in order[held:]], [reactions[k] for k in order[:held]]
 
 
-def _check_transition_states(reactions: Sequence[Reaction], path: Path) -> None:
-    """Refuse reactions without one, or with atoms upon each other in it."""
+def _check_transition_states(reactions: Sequence[Reaction], path: Path, warn: Callable[[str], None]) -> None:
+    """Refuse reactions without one, and see :func:`check_geometries`."""
     for reaction in reactions:
         if reaction.ts is None:
             raise InputError(
                 "no transition state to learn from", where=f"{path}, reaction {reaction.name}", remedy="remove it"
             )
-        apart = distance_matrix(reaction.ts)[np.triu_indices(len(reaction), 1)]
-        if (apart < TOO_CLOSE).any():
-            raise InputError(
-                f"two atoms of the transition state within {TOO_CLOSE} Angstrom",
-                where=f"{path}, reaction {reaction.name}", expected="a structure in Angstrom", remedy="remove it",
-            )  # fmt: skip
+    check_geometries(reactions, path, warn)
 
 
 def make_model(
@@ -335,7 +329,8 @@ def train_tsgen(
         init: name of the weights that `model` begins from; their validation is told before training.
 
     Returns:
-        the last validation figures, `best_score` and `best_step`, `step` and `elapsed` seconds.
+        the last validation figures, `best_score` and `best_step`, `step` and `elapsed` seconds; `without_gain`, None or
+        a text: the best is no better than `init`, or without one than the sqrt-distance guess.
     """
     torch.set_flush_denormal(True)  # Adam's moments of dead inputs decay into denormals, which are slow
     model = model.to(device)
@@ -344,9 +339,12 @@ def train_tsgen(
     batches, held = (prepare(part, model.levels).to(device) for part in (train, val))
     plain = rmsd(held.guess, held.true_ts, held.mask)
     log(f"sqrt-distance guess, no model: validation RMSD median {plain.median():.3f}, mean {plain.mean():.3f} A")
-    if init is not None and not resume:
-        at_first = validation_figures(model.eval(), held)
-        log(f"{init}: validation RMSD median {at_first['val_rmsd_median']:.3f}, mean {at_first['score']:.3f} A")
+    without = {"the sqrt-distance guess, which needs no weights": float(plain.mean())}
+    if init is not None:
+        at_first = validation_figures(model.eval(), held)  # before a resumed run puts its own weights in
+        without = {init: at_first["score"]}
+        if not resume:
+            log(f"{init}: validation RMSD median {at_first['val_rmsd_median']:.3f}, mean {at_first['score']:.3f} A")
     flow = FlowSettings(batch_size=batch_size)
     on_gpu = torch.device(device).type == "cuda"
     networks = [graphed(network) if on_gpu else network for network in networks_of(model)]
@@ -362,4 +360,7 @@ def train_tsgen(
         {"model": "tsgen", "config": model.config, "flow": asdict(flow), "atoms": _sizes(batches, init)},
     )
     line = "step {step}, {seconds:.0f} s: validation RMSD median {val_rmsd_median:.3f}, mean {val_rmsd_mean:.3f} A"
-    return trainer.run_logged(line, log, resume)
+    figures = trainer.run_logged(line, log, resume)
+    (name, score), best = *without.items(), figures["best_score"]
+    told = f"mean validation RMSD {best:.4f} A, {score:.4f} A by {name}, of the validation reactions ({len(val)})"
+    return {**figures, "without_gain": told if best >= score else None}

@@ -50,17 +50,27 @@ class Journal:
             self._stream = self.path.open("a", encoding="utf-8")
 
     def keep(self, record: Mapping[str, Any]) -> None:
-        """Write the record of a finished job."""
+        """Write the record of a finished job.
+
+        Raises:
+            InputError: it cannot be written, such as to a full disk.
+        """
         kept = {**record, **self.stamp}
-        self._stream.write(json.dumps(kept) + "\n")
-        self._stream.flush()
+        with explained(self.path):
+            self._stream.write(json.dumps(kept) + "\n")
+            self._stream.flush()
         self.finished[kept[self.key]] = kept
         self.fresh += 1
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file.
+
+        Raises:
+            InputError: what is still to be written does not go in.
+        """
         if self._stream is not None:
-            self._stream.close()
+            with explained(self.path):
+                self._stream.close()
 
 
 def carry_out(
@@ -103,8 +113,10 @@ def carry_out(
                 published = time.monotonic()
     finally:
         pool.close()
-        journal.close()
-        publish()
+        try:
+            journal.close()
+        finally:
+            publish()
 
 
 def read_journal(path: Path, key: str = "attempt") -> dict[int, dict[str, Any]]:
