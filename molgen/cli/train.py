@@ -114,7 +114,7 @@ def train_ts(
 
     with Run(out, "train ts", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume) as run:
         summary = _carry_out(run, learn)
-    without_gain = summary["results"][0]["without_gain"]
+    without_gain = summary["results"][0].get("without_gain")
     if without_gain:
         common.warn(f"the training does not help ({without_gain}): train longer, or on more reactions")
     _report(summary, run, as_json, _rmsd, None if without_gain else "ts R.xyz P.xyz")

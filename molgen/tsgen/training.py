@@ -339,10 +339,10 @@ def train_tsgen(
     batches, held = (prepare(part, model.levels).to(device) for part in (train, val))
     plain = rmsd(held.guess, held.true_ts, held.mask)
     log(f"sqrt-distance guess, no model: validation RMSD median {plain.median():.3f}, mean {plain.mean():.3f} A")
-    without = {"the sqrt-distance guess, which needs no weights": float(plain.mean())}
+    name, score = "the sqrt-distance guess, which needs no weights", float(plain.mean())
     if init is not None:
         at_first = validation_figures(model.eval(), held)  # before a resumed run puts its own weights in
-        without = {init: at_first["score"]}
+        name, score = init, at_first["score"]
         if not resume:
             log(f"{init}: validation RMSD median {at_first['val_rmsd_median']:.3f}, mean {at_first['score']:.3f} A")
     flow = FlowSettings(batch_size=batch_size)
@@ -361,6 +361,6 @@ def train_tsgen(
     )
     line = "step {step}, {seconds:.0f} s: validation RMSD median {val_rmsd_median:.3f}, mean {val_rmsd_mean:.3f} A"
     figures = trainer.run_logged(line, log, resume)
-    (name, score), best = *without.items(), figures["best_score"]
+    best = figures["best_score"]
     told = f"mean validation RMSD {best:.4f} A, {score:.4f} A by {name}, of the validation reactions ({len(val)})"
     return {**figures, "without_gain": told if best >= score else None}
