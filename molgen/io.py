@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -28,7 +28,9 @@ _DEGENERATE = 0.2  # Angstrom; sides closer than this after re-ordering are one 
 _MOST_CHANGES = 6  # bonds that one step changes; an order that changes more is not meant, but scrambled
 Pair = tuple[np.ndarray, np.ndarray]  # conformers (N, 3) of both sides, Angstrom
 _SAY_WHICH = "where atoms of a kind change places, say which: atom-mapped SMILES, or files in one atom order"
+_SAY_TURN = "a turn or a flip without bonds needs files of both sides, in one atom order; else number what reacts"
 _PAIRS = 3  # pairs of conformers of a SMILES that guesses begin from
+_AGAIN = 1e6  # added to the unlikeness of a conformer that was taken before
 _SAME_SHAPE = 0.1  # largest difference of the logarithm of a distance between conformers of one shape
 _SAME = 0.05  # Angstrom; sides that differ by less, with the same bonds, are one structure
 
@@ -67,7 +69,7 @@ def load_reaction(
                 "SMILES have no order of atoms to keep", where="--no-map", expected="structure files",
                 remedy="number the atoms in the SMILES, or leave it out",
             )  # fmt: skip
-        r, p, mapping, charge, conformers = _from_smiles(smiles, charge)
+        r, p, mapping, charge, conformers, unpaired = _from_smiles(smiles, charge)
         name, told = smiles, []
     else:
         if reactant is None or product is None:
@@ -76,7 +78,7 @@ def load_reaction(
         r, p = read_side(reactant, "reactant"), read_side(product, "product")
         _check_pair(r, p)
         charge, told = total_charge(charge, (r, p))
-        conformers = []
+        conformers, unpaired = [], {}
         mapping = _choose_mapping(r, p, map_atoms)
         name = f"{_label(reactant, 'reactant')} -> {_label(product, 'product')}"
     notes = [*r.notes, *p.notes, *told]
@@ -85,6 +87,10 @@ def load_reaction(
         radical = "a radical, of one unpaired electron"
         doubt = f"warning: an odd number of electrons at charge {charge}: a radical, unless --charge is another"
         notes.append(doubt if smiles is None else radical)  # a SMILES has said it
+    notes += [
+        f"the {side} is written with {count} unpaired electrons, but {spin} are assumed: --spin {count} keeps them"
+        for side, count in unpaired.items() if asked is None and count > spin
+    ]  # fmt: skip
     if not mapping.bond_changes and mapping.displacement < _SAME:
         if not (bond_graph(r.numbers, r.positions).any() or bond_graph(p.numbers, p.positions).any()):
             raise InputError(
@@ -197,9 +203,19 @@ def _degenerate(r: Structure, p: Structure, best: Mapping) -> bool:
     return not mirrored.bond_changes and mirrored.displacement < _DEGENERATE
 
 
-def _from_smiles(smiles: str, charge: int | None) -> tuple[Structure, Structure, Mapping, int, list[Pair]]:
-    """Both sides, their mapping, and the charge, from a reaction SMILES; further conformers of both, in the reactant's
-    order of atoms."""
+class _Written(NamedTuple):
+    """What a reaction SMILES says: both sides, their mapping, the charge, further conformers of both in the reactant's
+    order of atoms, and the unpaired electrons on each side."""
+
+    reactant: Structure
+    product: Structure
+    mapping: Mapping
+    charge: int
+    conformers: list[Pair]
+    unpaired: dict[str, int]
+
+
+def _from_smiles(smiles: str, charge: int | None) -> _Written:
     r, p = embed_reaction(smiles)
     where = f"--smiles {smiles}"
     if r.charge != p.charge or charge not in (None, r.charge):
@@ -228,13 +244,15 @@ def _from_smiles(smiles: str, charge: int | None) -> tuple[Structure, Structure,
         told = "the same molecule" if r.canonical == p.canonical else "mirror images in one or more centres"
         raise InputError(
             f"reactant and product are {told}, and nothing says which bonds break", where=where,
-            expected="a reaction", remedy=_SAY_WHICH,
+            expected="a reaction", remedy=_SAY_TURN if (pinned >= 0).any() else _SAY_WHICH,
         )  # fmt: skip
     reactant, product = (
         replace(built, notes=built.notes + _misread(side, built))
         for side, built in zip((r, p), structures, strict=True)
     )
-    return reactant, product, mapping, r.charge, _further(reactant, product, mapping, others, pinned)
+    further = _further(reactant, product, mapping, others, pinned)
+    unpaired = {"reactant": r.unpaired, "product": p.unpaired}
+    return _Written(reactant, product, mapping, r.charge, further, unpaired)
 
 
 def _further(r: Structure, p: Structure, mapping: Mapping, pairs: list[Pair], pinned: np.ndarray) -> list[Pair]:
@@ -290,7 +308,7 @@ def _pinned(r: SmilesSide, p: SmilesSide, where: str) -> np.ndarray:
 def _most_alike(r: SmilesSide, p: SmilesSide, permutation: np.ndarray) -> list[Pair]:
     """Pairs of conformers (N, 3) of both sides whose distances within fragments are most alike, best first, of heavy
     atoms and of those that react; by their ratios, so that how near those are counts for more than where a distant
-    group points. No two pairs have a conformer in common."""
+    group points. As far as there are others, no two pairs have a conformer in common."""
     before, after = (np.log(distance_matrix(side.conformers) + np.eye(len(side.numbers))) for side in (r, p))
     after = after[:, permutation][:, :, permutation]
     label_r = fragments(bond_graph(r.numbers, r.conformers[0]))
@@ -304,7 +322,9 @@ def _most_alike(r: SmilesSide, p: SmilesSide, permutation: np.ndarray) -> list[P
         one, other = divmod(int(apart.argmin()), apart.shape[1])
         a, b = (_shaped_alike(x[:, matters][:, :, matters], at) for x, at in ((before, one), (after, other)))
         found.append(_same_hand(r.conformers[a], p.conformers[b], permutation, groups))
-        apart[a], apart[:, b] = np.inf, np.inf
+        apart[a] += _AGAIN
+        apart[:, b] += _AGAIN
+        apart[np.ix_(a, b)] = np.inf
     return found
 
 

@@ -31,6 +31,7 @@ class SmilesSide:
         canonical: RDKit's canonical SMILES, stereo labels and all but without atom-map numbers.
         bonds: (N, N) boolean, those that are written.
         fragments: RDKit molecule of each fragment, and the indices of its atoms.
+        unpaired: electrons that are written so, on its radicals.
     """
 
     numbers: np.ndarray
@@ -41,6 +42,7 @@ class SmilesSide:
     canonical: str
     bonds: np.ndarray
     fragments: tuple[tuple[Any, tuple[int, ...]], ...] = ()
+    unpaired: int = 0
 
 
 def embed_reaction(smiles: str, seed: int = 0) -> tuple[SmilesSide, SmilesSide]:
@@ -113,7 +115,8 @@ def embed_molecule(smiles: str, where: str, seed: int = 0) -> SmilesSide:
             conformers[k, list(members)] = positions[k % len(positions)]
     bonds = Chem.GetAdjacencyMatrix(molecule).astype(bool)
     charge = int(Chem.GetFormalCharge(molecule))
-    return SmilesSide(numbers, conformers, labels, charge, tuple(notes), _canonical(molecule), bonds, tuple(parts))
+    unpaired, told = sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()), tuple(notes)
+    return SmilesSide(numbers, conformers, labels, charge, told, _canonical(molecule), bonds, tuple(parts), unpaired)
 
 
 def shaped_like(side: SmilesSide, positions: np.ndarray, parts: np.ndarray, seed: int = 0) -> SmilesSide:
@@ -251,19 +254,32 @@ def _unwritten(molecule, where: str) -> list[str]:
     """Notes on what a SMILES leaves open, where one of several molecules is taken, and on what it says in vain."""
     from rdkit import Chem
 
-    found = _quietly(Chem.FindPotentialStereo, molecule)
     notes = []
     for kind, what, how in (
         (Chem.StereoType.Bond_Double, "double bond", "/ and \\"),
         (Chem.StereoType.Atom_Tetrahedral, "stereocentre", "@ and @@"),
     ):
-        left = sum(s.type == kind and s.specified == Chem.StereoSpecified.Unspecified for s in found)
-        if left:
+        if left := _left_open(molecule, kind):
             plural = "s" if left > 1 else ""
             notes.append(f"warning: {where}: {left} {what}{plural} left open: one isomer is taken; say which by {how}")
     if any(atom.GetIsotope() for atom in molecule.GetAtoms()):
         notes.append(f"warning: {where}: isotopes weigh as much as the common ones here, so frequencies are not theirs")
     return notes
+
+
+def _left_open(molecule, kind) -> int:
+    """How much RDKit finds to be stereo of a kind that the SMILES does not say."""
+    from rdkit import Chem
+
+    def linear(atom) -> bool:  # as in an azide or an isocyanate, where nothing is cis or trans
+        return sum(bond.GetBondTypeAsDouble() >= 2 for bond in atom.GetBonds()) > 1
+
+    found = _quietly(Chem.FindPotentialStereo, molecule)
+    left = [s.centeredOn for s in found if s.type == kind and s.specified == Chem.StereoSpecified.Unspecified]
+    if kind == Chem.StereoType.Bond_Double:
+        bonds = (molecule.GetBondWithIdx(k) for k in left)
+        left = [b for b in bonds if not (linear(b.GetBeginAtom()) or linear(b.GetEndAtom()))]
+    return len(left)
 
 
 def _conformers(molecule, where: str, seed: int) -> tuple[np.ndarray, bool]:

@@ -7,6 +7,7 @@ import pytest
 from ase import Atoms
 
 from molgen.errors import InputError
+from molgen.geometry.align import rmsd_of
 from molgen.geometry.bonds import bond_graph, bonding_changes
 from molgen.io import load_reaction
 from molgen.smiles import embed_molecule, shaped_like
@@ -46,6 +47,17 @@ def test_atoms_that_react_are_near_each_other_on_both_sides(smiles):
         assert all(np.linalg.norm(x[i] - x[j]) < 4.5 for i, j in pairs)
 
 
+def test_further_conformers_are_of_the_same_reaction():
+    """Chair and boat of a Claisen rearrangement, for one: other shapes, the same bonds in one order of atoms."""
+    reaction, _ = load_reaction(smiles="C=COC/C=C/C>>O=CC[C@H](C)C=C")
+    assert len(reaction.conformers) == 2
+    for one, other in zip((reaction.reactant, reaction.product), zip(*reaction.conformers, strict=True), strict=True):
+        for x in other:
+            assert np.array_equal(bond_graph(reaction.numbers, x), bond_graph(reaction.numbers, one))
+            assert rmsd_of(x[reaction.numbers > 1], one[reaction.numbers > 1]) > 0.1
+    assert reaction.reversed.conformers[0][0] is reaction.conformers[0][1]
+
+
 @pytest.mark.parametrize(
     ("smiles", "text"),
     [
@@ -54,6 +66,8 @@ def test_atoms_that_react_are_near_each_other_on_both_sides(smiles):
         ("[2H]C", "isotopes weigh as much as the common ones here"),
         ("C/C=C/C", None),
         ("C1=CCCCC1", None),
+        ("CN=[N+]=[N-]", None),
+        ("CN=C=O", None),
     ],
 )
 def test_what_a_smiles_leaves_open_is_said(smiles, text):
@@ -67,6 +81,19 @@ def test_what_a_smiles_leaves_open_is_said(smiles, text):
 def test_a_reaction_into_itself_needs_atom_map_numbers(smiles):
     with pytest.raises(InputError, match="nothing says which bonds break(?s:.*)atom-mapped SMILES"):
         load_reaction(smiles=smiles)
+
+
+def test_a_turn_with_atom_map_numbers_needs_files():
+    smiles = "[CH3:1][N:2]([CH3:3])[CH:4]=[O:5]>>[CH3:3][N:2]([CH3:1])[CH:4]=[O:5]"
+    with pytest.raises(InputError, match="needs files of both sides, in one atom order"):
+        load_reaction(smiles=smiles)
+
+
+@pytest.mark.parametrize(("spin", "said"), [(None, True), (0, False), (2, False)])
+def test_radicals_that_are_taken_as_a_singlet_are_named(spin, said):
+    reaction, notes = load_reaction(smiles="CC>>[CH3].[CH3]", spin=spin)
+    assert reaction.spin == (spin or 0)
+    assert ("the product is written with 2 unpaired electrons, but 0 are assumed: --spin 2 keeps them" in notes) == said
 
 
 def test_with_atom_map_numbers_it_is_a_reaction():
@@ -124,6 +151,23 @@ def test_what_is_written_of_a_double_bond_stays_and_what_is_open_follows_the_oth
     reaction, _ = load_reaction(smiles=smiles)
     turn = Atoms(reaction.numbers, reaction.reactant).get_dihedral(1, 2, 3, 4)
     assert min(abs(turn - middle), 360 - abs(turn - middle)) < 20
+
+
+@pytest.mark.parametrize(
+    ("smiles", "bond"),
+    [
+        ("OC=CC#N>>[C-]#[N+]C=CO", (0, 1, 2)),
+        ("[O:1]=[CH:2][CH:3]=[CH:4][O:5][H:6]>>[H:6][O:1][CH:2]=[CH:3][CH:4]=[O:5]", (1, 2, 3, 4)),
+    ],
+)
+def test_double_bonds_left_open_on_both_sides_are_isomers_that_react(smiles, bond):
+    """Else one is cis and the other trans, or a hydrogen is to leap between the ends of a trans one."""
+    reaction, _ = load_reaction(smiles=smiles)
+    sides = [Atoms(reaction.numbers, x) for x in (reaction.reactant, reaction.product)]
+    last = (3, 4) if len(bond) == 3 else bond[3:] * 2  # the nitrile's carbon and the isonitrile's nitrogen
+    turns = [side.get_dihedral(*bond[:3], at) for side, at in zip(sides, last, strict=True)]
+    assert np.ptp(np.cos(np.radians(turns))) < 0.1
+    assert len(bond) == 3 or sides[0].get_distance(0, 5) < 2.5
 
 
 @pytest.mark.parametrize("hand", ["@", "@@"])

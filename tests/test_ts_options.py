@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from molgen import find_ts
 from molgen.cli import main
+from molgen.cli.ts_report import more_effort
 from molgen.errors import InputError
 from molgen.saddle import calls_allowed
 from molgen.tsgen.training import make_model
+from molgen.workflows.ts_result import Candidate
 
 HCN = sides("hcn")
 
@@ -30,6 +32,15 @@ def test_the_advice_names_the_limit_that_was_met(tmp_path: Path) -> None:
     result = CliRunner().invoke(main.app, ["ts", *files, "-n", "1", "--max-calls", "3", "--out", str(tmp_path / "out")])
     assert result.exit_code == 3
     assert "ran out of 3 gradient calls, so try --max-calls 9" in " ".join(result.stderr.split())
+
+
+def test_the_advice_says_on_how_many_guesses_the_calculator_failed() -> None:
+    """A licence that is lost is no reason for more samples."""
+    result = find_ts(*HCN, samples=1, refine=False)
+    lost = Candidate(result.best.atoms, "TS-GEN", 1, verdict="failed", reason="licence lost")
+    assert more_effort(result, 100) == ""
+    result.candidates.append(lost)
+    assert more_effort(result, 100) == "; it failed on 1 of 2 guesses (licence lost)"
 
 
 def test_when_the_time_is_up_what_was_found_is_the_result(tmp_path: Path) -> None:

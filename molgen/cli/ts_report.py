@@ -50,12 +50,15 @@ def beside(
 
 
 def more_effort(result: TSResult, limit: int) -> str:
-    """Advice where guesses were left for want of time, or most refinements took all `limit` gradient calls."""
+    """Advice where guesses were left for want of time, the calculator failed, or most refinements took all `limit`
+    gradient calls."""
     from molgen.workflows.ts_result import OUT_OF_TIME
 
     left, short = (result.rejections.get(reason, 0) for reason in (OUT_OF_TIME, "refinement did not converge"))
     tries = len(result.candidates)
     advice = f"; {left} guesses were left when the time was up, so try a longer --time-budget" if left else ""
+    failed = [c for c in result.candidates if c.verdict == "failed"]
+    advice += f"; it failed on {len(failed)} of {tries} guesses ({failed[0].reason})" if failed else ""
     if 2 * short > tries:
         advice += f"; {short} of {tries} refinements ran out of {limit} gradient calls, so try --max-calls {3 * limit}"
     return advice

@@ -40,6 +40,7 @@ NEARLY = 0.2  # eV/Angstrom, largest force left of a refinement cut short that i
 FURTHER = 4  # how many of the model's guesses go on, and of the others
 RELAXED = {"restrained": half_made, "bisected": bisected}  # raw guesses, by their source
 Method = Literal["quick", "irc", "none"]
+Pair = tuple[np.ndarray, np.ndarray]  # conformers of reactant and product, (N, 3) Angstrom
 
 
 class Guess(NamedTuple):
@@ -56,7 +57,7 @@ class Guess(NamedTuple):
     positions: np.ndarray
     source: str
     sample: int
-    ends: tuple[np.ndarray, np.ndarray]
+    ends: Pair
     features: dict[str, float] | None
     raw: bool = False
 
@@ -102,7 +103,8 @@ class TSSearch:
         self.done = 0  # guesses refined or rejected
         self.calls_before = potential.calls  # the user's own Potential may have worked before
         self.other_calls = 0  # of the calculator for some of the atoms
-        self.sqrt_guess = prepare([reaction]).guess[0].double().numpy()
+        self.pairs: list[Pair] = [(reaction.reactant, reaction.product), *reaction.conformers]
+        self.sqrt_guess = self._sqrt_guess(self.pairs[0])
 
     @property
     def verifies(self) -> bool:
@@ -115,15 +117,19 @@ class TSSearch:
         A fragment that takes no part keeps its shape, which the model has not learned.
         """
         self.calibration = model.config.get("confidence", {})
-        pairs = [(self.reaction.reactant, self.reaction.product), *self.reaction.conformers][:samples]
+        pairs = self.pairs[:samples]
         reactions = [replace(self.reaction, reactant=r, product=p) for r, p in pairs]
         drawn = generate(model.model, reactions, samples=math.ceil(samples / len(pairs)), steps=steps, seed=seed)
         for k in range(samples):
             turn, of = divmod(k, len(pairs))
             x = self._with_spectators(drawn[of].positions[turn].numpy())
-            sqrt_guess = prepare([reactions[of]]).guess[0].double().numpy()
-            features = guess_features(drawn[of].deviation[turn].numpy(), rmsd_of(x, sqrt_guess))
+            features = guess_features(drawn[of].deviation[turn].numpy(), rmsd_of(x, self._sqrt_guess(pairs[of])))
             self.guesses.append(Guess(x, "TS-GEN", k, pairs[of], features))
+
+    def _sqrt_guess(self, ends: Pair) -> np.ndarray:
+        """(N, 3) Angstrom."""
+        reaction = replace(self.reaction, reactant=ends[0], product=ends[1])
+        return prepare([reaction]).guess[0].double().numpy()
 
     def _with_spectators(self, guess: np.ndarray) -> np.ndarray:
         """The guess with fragments that are the same on both sides as the reactant has them, each in its place.
@@ -145,19 +151,20 @@ class TSSearch:
         return x
 
     def propose_physics(self, samples: int, seed: int) -> None:
-        """The sqrt-distance guess; it, and each side that is one piece, to be relaxed with the bonds that change held
-        half made, then where one side becomes the other; noisy copies of the sqrt-distance guess, so that there are
-        `samples` of it.
+        """The sqrt-distance guess of all conformers; that of the first, and each side that is one piece, to be relaxed
+        with the bonds that change held half made, then where one side becomes the other; noisy copies of the first, so
+        that there are `samples` of it.
         """
         r, p = self.reaction.reactant_fragments, self.reaction.product_fragments
         sides = ((self.reaction.product, p), (self.reaction.reactant, r), (self.sqrt_guess, np.zeros_like(r)))
         starts = [x for x, fragments in sides if not fragments.any()] if self.method and self.bonds_change else []
-        self.further, ends = 0, (self.reaction.reactant, self.reaction.product)
+        self.further = 0
 
-        def add(x: np.ndarray, source: str, raw: bool = False) -> None:
+        def add(x: np.ndarray, source: str, raw: bool = False, ends: Pair = self.pairs[0]) -> None:
             self.guesses.append(Guess(x, source, len(self.guesses), ends, None, raw))
 
-        add(self.sqrt_guess, "sqrt-distance")
+        for ends in self.pairs:
+            add(self._sqrt_guess(ends), "sqrt-distance", ends=ends)
         for source in RELAXED:
             for at, start in enumerate(starts):
                 add(start + STIR * generator(seed, at, 1).normal(size=start.shape), source, raw=True)
