@@ -116,6 +116,12 @@ def test_a_stray_far_away_leaves_the_barrier_alone():
     assert alone.mean.value == pytest.approx(heights()[3] * KT, abs=0.5 * KT) and stray.mean.reliable
 
 
+@pytest.mark.parametrize(("between", "top"), [((-1.0, 1.0), True), ((0.3, 1.0), False), ((-1.0, -0.4), False)])
+def test_a_place_on_the_slope_has_no_top_beside_it(between: tuple[float, float], top: bool):
+    found = read(*draws(4_000, 3, noise=0.3), between=between)
+    assert found.forward.reliable == top and found.forward.why == ("" if top else barrier.SLOPE)
+
+
 def test_one_group_has_no_error_and_is_not_reliable():
     x, log_w = draws(2_000, 5)
     one = profile_barrier(CVValues("x", x, "A"), log_w, normalised(log_w), T, between=(-1, 1), groups=np.zeros(2_000))

@@ -35,6 +35,7 @@ SIDES = ("forward", "reverse", "reaction", "mean")
 STRAYS, LEAST_STRAYS = 1e-3, 3  # of the samples at each end: one far away would spread the knots over the emptiness
 FAR, LOST = 5.0, 0.2  # errors beyond which a redraw counts as no farther; share without a height that is too many
 GAP, RINGS, MOVES = "no sample on the top", "the smooth curve overshoots the samples", "finer knots change the curve"
+SLOPE = "no top between the two places, where the curve is highest at one of them"
 KNOTS = 20  # intervals of the spline in `limits`, by default 0 to 1
 FINER, APART = 2, 3.0  # halvings of all knot intervals; errors of what they change by which it is more than noise
 COARSE, HIGH = 24, 1.0  # intervals of a first look at all basins; kT that a top between two is above either
@@ -142,7 +143,7 @@ def profile_barrier(
 
     Args:
         variable: of n samples. log_weights: (n,) raw. weights: (n,) normalised.
-        between: a place in each basin, low < high, in the unit of the variable.
+        between: a place in each basin, low < high, in the unit of the variable; not reliable without a top between.
         limits: of the curve: the two basins and nothing else; None: as far as the next tops beyond them that are
             `HIGH` kT above both of their sides, at most a whole period around the middle, or the range of the samples
             with a weight, a thousandth left out at each end.
@@ -265,7 +266,9 @@ def _settled(
     wells = [float(centres[side][free[side].argmin()]) if side.any() else place
              for side in (centres < place, centres >= place)]  # fmt: skip
     values = found[0] - np.where(np.isfinite(bias[0]), bias[0], 0.0)
-    return values, np.sqrt(error[0] ** 2 + more), [place, *wells], _losing(lost) if agree else MOVES
+    inner = centres[(centres >= between[0]) & (centres <= between[1])]
+    why = SLOPE if place in (inner[0], inner[-1]) else _losing(lost) if agree else MOVES
+    return values, np.sqrt(error[0] ** 2 + more), [place, *wells], why
 
 
 def _spread(
