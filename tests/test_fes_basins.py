@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fes_cases import X
 
 from molgen.errors import InputError
 from molgen.reweight.barrier import profile_barrier
@@ -15,8 +16,9 @@ from molgen.reweight.estimate import Estimate
 from molgen.reweight.free_energy import CVValues
 from molgen.reweight.profile import SmoothDensity
 from molgen.units import KB
+from molgen.variables import path_s
 from molgen.workflows import fes_output
-from molgen.workflows.fes_basins import barriers, basins, untold, unvisited
+from molgen.workflows.fes_basins import barriers, basins, untold, unvisited, walled
 from molgen.workflows.fes_surfaces import apart
 
 T = 300.0
@@ -117,6 +119,17 @@ def test_a_surface_that_stops_at_a_low_place_is_pointed_out():
     assert plane(bowl, lambda a, b: (bowl(a, b) < 12) & (a < np.pi / 12), beyond) == [], "a wall is there"
     halves = plane(bowl, lambda a, b: (bowl(a, b) < 12) & (np.abs(a) > 0.6))
     assert any("2 parts of the surface are joined by no sample" in note for note in halves)
+
+
+def test_a_path_does_not_go_on_beyond_its_ends():
+    """Progress piles up at 0, below which `path-s` has no values; another variable may have some."""
+    structures = np.array([[[0.0, 0, 0], [x, 0, 0]] for x in (1.0, 2.0)])
+    s = np.random.default_rng(5).beta(1.0, 3.0, (8_000, 1))
+    fes = ensemble_of(s, np.zeros(len(s)), None).fes("a", bins=[np.linspace(-0.05, 1.05, 56)])
+    beyond = walled(fes, [path_s(structures)], [])
+    assert fes.centres[0][beyond].tolist() == pytest.approx([-0.04, -0.02, 1.02, 1.04])
+    assert unvisited(fes, beyond) == [] and not walled(fes, [X], []).any()
+    assert len(notes := unvisited(fes)) == 1 and notes[0].startswith("a bin without a sample lies beside low ones")
 
 
 def test_along_one_variable():

@@ -241,6 +241,13 @@ def test_bootstrap_agrees_with_the_delta_method():
             bootstrap(lambda u: u @ x, w, replicas=few)
 
 
+def test_a_bootstrap_does_not_repeat_the_numbers_that_samples_were_drawn_with():
+    x = np.random.default_rng(0).uniform(size=16_000)
+    w = np.full(len(x), 1 / len(x))
+    delta = weighted_mean(x < 0.3, np.zeros(len(x)), w).error
+    assert bootstrap(lambda u: u @ (x < 0.3), w, replicas=100, seed=0)[1] == pytest.approx(delta, rel=0.25)
+
+
 def ar1(n: int, phi: float, seed: int) -> np.ndarray:
     """Stationary AR(1) series of unit variance; 1 + 2 sum rho = (1 + phi) / (1 - phi)."""
     from scipy.signal import lfilter

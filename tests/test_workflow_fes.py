@@ -225,11 +225,13 @@ def test_an_earlier_run_is_replaced_only_if_asked(finished: tuple[Path, Ensemble
 def test_without_a_folder_it_is_the_same_ensemble_and_a_potential_may_be_used_twice():
     potential = wells()
     seen: list[list[dict]] = [[], []]
+    said: list[str] = []
     first, second = (
-        sample_cv(potential, [X], T, starts=START, ranges=[RANGE], settings=TINY, progress=rows.append)
+        sample_cv(potential, [X], T, starts=START, ranges=[RANGE], settings=TINY, progress=rows.append, log=said.append)
         for rows in seen
     )  # fmt: skip
     assert np.array_equal(first.log_weights, second.log_weights)
+    assert sum(line.startswith("missing? the surface without the bias rests on") for line in said) == 2
     assert seen[0] == seen[1] and [row["round"] for row in seen[0]][-1] >= 5
     other = sample_cv(potential, [X], T, starts=START, ranges=[RANGE], settings=TINY, seed=1)
     assert not np.array_equal(first.log_weights, other.log_weights)

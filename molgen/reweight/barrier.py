@@ -144,7 +144,7 @@ def profile_barrier(
 
     Args:
         variable: of n samples. log_weights: (n,) raw. weights: (n,) normalised.
-        between: a place in each basin, low < high, in the unit of the variable.
+        between: a place in each basin, low < high, in the unit of the variable; not reliable without a top between.
         limits: of the curve: the two basins and nothing else; None: as far as the next tops beyond them that are
             `HIGH` kT above both of their sides, at most a whole period around the middle, or the range of the samples
             with a weight, a thousandth left out at each end.

@@ -39,6 +39,7 @@ NO_KHAT = "too few samples to tell k-hat"
 REFUSED = "the weights of the whole run are refused"
 SAME = 1e-9  # of the range of values, within which they are one
 ROUNDING = 1e-12  # of the largest value, within which all are one
+REDRAWS = 1979  # stream of the bootstrap; that of the bare seed is default_rng(seed), by which people make samples
 DIRECTED = 3.0  # standard errors; the resultant of angles that have no mean direction is as long in 1 % of cases
 
 
@@ -250,7 +251,7 @@ def bootstrapped(
     check_counts(replicas=(replicas, 2))
     index = np.arange(len(weights)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(index.max()) + 1
-    rng, results = generator(seed), []
+    rng, results = generator(seed, REDRAWS), []
     for _ in range(replicas):
         replica = weights * rng.multinomial(count, np.full(count, 1 / count))[index]
         if replica.sum() > 0:

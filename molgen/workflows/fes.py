@@ -30,7 +30,7 @@ from molgen.variables import CV
 from molgen.workflows.ensemble_run import finished_run
 from molgen.workflows.fes_identity import identity
 from molgen.workflows.fes_outcome import outcome
-from molgen.workflows.fes_output import CONTROLLER, write_results
+from molgen.workflows.fes_output import CONTROLLER, tell, write_results
 from molgen.workflows.fes_pretrained import save_pretrained
 from molgen.workflows.fes_problem import Prior, Problem, coordinates_of
 from molgen.workflows.fes_rounds import OnRound, converged, judge
@@ -74,7 +74,8 @@ def sample_cv(
         out: folder for fes.dat, COLVAR, HILLS, weights.npz, samples, pictures and summary.json.
         overwrite: replace an earlier run in `out`. resume: continue one, with the result of an uninterrupted run.
         units: of energies in files and pictures for people, "kcal/mol" or "kJ/mol".
-        log: called with lines for people. progress: called with the figures of each round.
+        log: called with lines for people; without `out`, also with what the surface may lack. progress: called with the
+            figures of each round.
 
     Returns:
         Samples with their weights; `.free_energy(a, b)`, `.fes(names)`, `.expectation(f)` take collective variables by
@@ -165,6 +166,7 @@ def run_fes(
             run.path(CONTROLLER)
             save_pretrained(folder / CONTROLLER, problem, sampler, found.kernels)
         if run is None:
+            tell(found, log, more, unknown)
             return found.ensemble, more
         more = {**more, "wall_seconds": wall_seconds()}
         summary = write_results(run, found, sampler, units, seconds, problem.notes, more, unknown)

@@ -16,6 +16,7 @@ from molgen.reweight.free_energy import FES, bin_indices
 from molgen.reweight.importance import LEAST_DRAWS
 from molgen.units import shown_value
 from molgen.variables import CV
+from molgen.workflows.fes_grid import is_progress
 
 NARROW = 0.5  # of the bins along one variable: fewer with samples are a run that stayed where it began
 WORTH = 1e-3  # of the weight: basins with too few samples that hold less are strays
@@ -130,7 +131,7 @@ def unvisited(fes: FES, walled: np.ndarray | None = None) -> list[str]:
     carried on as a line and as a parabola, both promise `EXPECTED` or more, unless it lies behind a wall.
 
     Args:
-        walled: (shape of the grid) whether a bin lies behind a wall.
+        walled: (shape of the grid) see `walled`.
     """
     notes = []
     seen = int((fes.counts > 0).sum())
@@ -146,16 +147,17 @@ def unvisited(fes: FES, walled: np.ndarray | None = None) -> list[str]:
             "between them may be missing"
         )
     if edges := _open_edges(fes, np.zeros(fes.counts.shape, bool) if walled is None else walled):
+        count = "a bin without a sample lies" if len(edges) == 1 else f"{len(edges)} bins without a sample lie"
         notes.append(
-            f"{len(edges)} bins without a sample lie beside low ones that have many (at {_places(fes, edges[:3])}): "
+            f"{count} beside low ones that have many (at {_places(fes, edges[:3])}): "
             "the surface may go on there; start a structure there, let the bias grow longer, or add a wall"
         )
     return notes
 
 
 def walled(fes: FES, cvs: Sequence[CV], walls: Sequence[Wall]) -> np.ndarray:
-    """Bins (shape of the grid) behind a wall on the variable of an axis."""
-    behind = [np.zeros(len(centres), bool) for centres in fes.centres]
+    """Bins (shape of the grid) behind a wall on the variable of an axis, or where it has no values."""
+    behind = [is_progress(cv) & ((e[1:] <= 0) | (e[:-1] >= 1)) for cv, e in zip(cvs, fes.edges, strict=True)]
     for cv, centres, parts in zip(cvs, fes.centres, behind, strict=True):
         for wall in walls:
             if wall.cv.definition == cv.definition:

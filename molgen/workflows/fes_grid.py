@@ -72,6 +72,11 @@ def axis_of(
     return Axis(cv.name, cv.unit, low, high, count, cv.period), width, fences
 
 
+def is_progress(cv: CV) -> bool:
+    """Whether a variable is `path-s`, which is never below 0 or above 1; alone, not as part of a sum."""
+    return re.fullmatch(r"path-s(?:(?! [-+] ).)*", cv.definition) is not None
+
+
 def _found(cv: CV, own: Sequence[Wall], numbers: np.ndarray, where: str, kt: float) -> tuple[float, float]:
     """A range as far beyond the walls `own` as samples get; the low end of a plain distance from covalent radii."""
 
@@ -83,7 +88,7 @@ def _found(cv: CV, own: Sequence[Wall], numbers: np.ndarray, where: str, kt: flo
     pair = re.fullmatch(r"distance (\d+) (\d+)", cv.definition)
     if not lows and pair:
         lows = [SHORTEST * float(radius_sums(numbers)[int(pair[1]), int(pair[2])])]
-    if re.fullmatch(r"path-s(?:(?! [-+] ).)*", cv.definition):  # alone, not as part of a sum
+    if is_progress(cv):
         highs, lows = highs or [1.05], lows or [-0.05]
     if not highs or not lows:
         missing = [f'--wall "{cv.definition} {side} ..."' for side, ends in (("<", highs), (">", lows)) if not ends]

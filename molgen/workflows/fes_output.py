@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -71,9 +71,7 @@ def write_results(
         write_extxyz(run.path("samples.xyz"), frames)
     _write_pictures(run, ensemble, found, sampler, drawn, units)
     energy, tried = energy_unit(units), found.repair or found.tried
-    if not found.enough:
-        few = f"the surface without the bias rests on {found.effective:.0f} effective samples, fewer than {LEAST_DRAWS}"
-        unknown = [*unknown, few]
+    unknown = [*unknown, *_few(found)]
     figures = {
         "verdict": found.verdict,
         "verdict_unbiased": ensemble.verdict,
@@ -97,8 +95,7 @@ def write_results(
         "cap_kt": _cap_reached(target.bias),
         "seconds": dict(seconds),
         "notes": notes,
-        # a path's progress piles up at its ends, where a profile has no depth: `more` has its own barrier
-        "missing": [*found.missing, *([] if "barrier" in (more or {}) else _dropped(found.barriers)), *unknown],
+        "missing": _missing(found, more, unknown),
         "unknown": list(unknown),
         "barriers": [_barrier_row(*row, energy, units) for row in found.barriers if _known(row[2])],
         "ensemble_hash": ensemble_hash(ensemble),
@@ -111,6 +108,26 @@ def write_results(
         results=[_row(basin, energy, units, number) for number, basin in enumerate(found.basins)],
         **figures,
     )
+
+
+def tell(
+    outcome: Outcome, log: Callable[[str], None], more: Mapping[str, Any] | None = None, unknown: Sequence[str] = ()
+) -> None:
+    """Log what the summary of a run without a folder would say that the ensemble does not; see `write_results`."""
+    for text in _missing(outcome.surfaces, more, [*unknown, *_few(outcome.surfaces)]):
+        log(f"missing? {text}")
+
+
+def _few(found: Surfaces) -> list[str]:
+    """That the samples are too few without the bias, in words; nothing where they are enough."""
+    few = f"the surface without the bias rests on {found.effective:.0f} effective samples, fewer than {LEAST_DRAWS}"
+    return [] if found.enough else [few]
+
+
+def _missing(found: Surfaces, more: Mapping[str, Any] | None, unknown: Sequence[str]) -> list[str]:
+    """What the surface may lack, in words."""
+    # a path's progress piles up at its ends, where a profile has no depth: `more` has its own barrier
+    return [*found.missing, *([] if "barrier" in (more or {}) else _dropped(found.barriers)), *unknown]
 
 
 def _cap_reached(bias: WellTemperedBias) -> float | None:

@@ -25,7 +25,7 @@ from molgen.run import Run
 from molgen.threads import one_thread
 from molgen.workflows.ensemble_run import finished_run
 from molgen.workflows.fes_outcome import Kernels, outcome
-from molgen.workflows.fes_output import CONTROLLER, write_results
+from molgen.workflows.fes_output import CONTROLLER, tell, write_results
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import FesSettings, check_repair
 from molgen.workflows.fes_system import system_from_source
@@ -177,6 +177,7 @@ def sample_pretrained(
     with run or nullcontext(), one_thread(len(problem.system.numbers)):
         found = outcome(sampler, count, 1, problem.system.topology, kernels, paths=paths, repair=repair, log=log)
         if run is None:
+            tell(found, log)
             return found.ensemble, {}
         seconds = {"samples": time.monotonic() - begin}
         return found.ensemble, write_results(run, found, sampler, units, seconds, problem.notes)
