@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from molgen.errors import InputError
+from molgen.geometry.bonds import bond_graph
 from molgen.geometry.chirality import signed_volumes
 
 _CONFORMERS = 12
@@ -148,8 +149,7 @@ def shaped_like(side: SmilesSide, positions: np.ndarray, parts: np.ndarray, seed
             made = list(_quietly(AllChem.EmbedMultipleConfs, molecule, _SHAPED, options))
         except RuntimeError:  # of RDKit's minimiser, where the shape asked for is none of this molecule's
             made = []
-        x = _relaxed(molecule, made)[0] if made else np.zeros((0, len(members), 3))
-        x = x[[_as_written(fragment, conformer) for conformer in x]]
+        x = _sound(side, fragment, members, _relaxed(molecule, made)[0]) if made else []
         if len(x):
             centre = side.conformers[0][list(members)].mean(axis=0)
             found[:, list(members)] = x[np.arange(_SHAPED) % len(x)] + centre
@@ -181,9 +181,10 @@ def reaching(side: SmilesSide, pairs: np.ndarray, seed: int = 0) -> SmilesSide:
         options.randomSeed, options.useRandomCoords = seed + 1, True
         options.SetBoundsMat(bounds)
         made = list(_quietly(AllChem.EmbedMultipleConfs, molecule, _CONFORMERS, options))
-        if made:
+        x = _sound(side, fragment, members, _relaxed(molecule, made)[0]) if made else []
+        if len(x):
             centre, reached = side.conformers[0][list(members)].mean(axis=0), True
-            found[:, list(members)] = _relaxed(molecule, made)[0][np.arange(_CONFORMERS) % len(made)] + centre
+            found[:, list(members)] = x[np.arange(_CONFORMERS) % len(x)] + centre
     return replace(side, conformers=np.concatenate([side.conformers, found])) if reached else side
 
 
@@ -219,6 +220,14 @@ def same_handed(side: SmilesSide, centres: np.ndarray, hands: np.ndarray, where:
         conformers[:, list(members)] = x
         fragments.append((molecule, members))
     return replace(side, conformers=conformers, fragments=tuple(fragments))
+
+
+def _sound(side: SmilesSide, fragment, members: tuple[int, ...], conformers: np.ndarray) -> np.ndarray:
+    """Those of the conformers (K, n, 3) of a fragment that have its stereochemistry and bonds: one shaped like the
+    other side may have that side's bonds."""
+    numbers, bonds = side.numbers[list(members)], side.bonds[np.ix_(members, members)]
+    kept = [_as_written(fragment, x) and np.array_equal(bond_graph(numbers, x), bonds) for x in conformers]
+    return conformers[kept]
 
 
 def _as_written(molecule, positions: np.ndarray) -> bool:

@@ -231,8 +231,8 @@ class TSSearch:
         return bool(self.candidates) and time.monotonic() > self.deadline
 
     def succeeded(self) -> bool:
-        """Whether a candidate is intended and joins the stereoisomers that were given."""
-        return any(c.verdict == "intended" and not c.stereo for c in self.candidates)
+        """Whether a candidate is intended and joins the minima and stereoisomers that were given."""
+        return any(c.verdict == "intended" and not c.stereo and not c.unstable for c in self.candidates)
 
     def best_verdict(self) -> str:
         """Of the candidates so far; "failed" without any."""
