@@ -33,6 +33,7 @@ from molgen.structures import possible_spin
 _REQUIRED = ("id", "split", "ptr", "z", "r", "ts", "p", "p_frag")
 HEAVIEST = 118
 HDF5 = {".h5", ".hdf5"}
+Pair = tuple[np.ndarray, np.ndarray]  # conformers of reactant and product, (N, 3) Angstrom
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ class Reaction:
     name: str = ""
     ts: np.ndarray | None = None
     level: str = ""
-    conformers: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    conformers: tuple[Pair, ...] = ()
 
     def __len__(self) -> int:
         """Number of atoms."""

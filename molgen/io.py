@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase import Atoms
 
-from molgen.data.reactions import Reaction
+from molgen.data.reactions import Pair, Reaction
 from molgen.errors import InputError
 from molgen.files import write_atomic
 from molgen.geometry.align import rmsds_of
@@ -26,7 +26,6 @@ from molgen.structures import MAX_ATOMS, Structure, checked_spin, formula, read_
 
 _DEGENERATE = 0.2  # Angstrom; sides closer than this after re-ordering are one molecule: the order tells what reacts
 _MOST_CHANGES = 6  # bonds that one step changes; an order that changes more is not meant, but scrambled
-Pair = tuple[np.ndarray, np.ndarray]  # conformers (N, 3) of both sides, Angstrom
 _SAY_WHICH = "where atoms of a kind change places, say which: atom-mapped SMILES, or files in one atom order"
 _SAY_TURN = "a turn or a flip without bonds needs files of both sides, in one atom order; else number what reacts"
 _PAIRS = 3  # pairs of conformers of a SMILES that guesses begin from

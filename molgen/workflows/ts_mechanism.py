@@ -177,7 +177,7 @@ class _Way:
                 self.gap = replace(gap, reactant=new, reactant_fragments=part, name="", conformers=())
             else:
                 self.after.insert(0, _step(result, search))
-                self.gap = replace(gap, product=new, product_fragments=part, name="")
+                self.gap = replace(gap, product=new, product_fragments=part, name="", conformers=())
         else:
             return False
         return True

@@ -14,7 +14,7 @@ import torch
 from ase import Atoms
 
 from molgen.data.duplicates import SAME_ENERGY, SAME_RMSD
-from molgen.data.reactions import Reaction
+from molgen.data.reactions import Pair, Reaction
 from molgen.geometry.align import rmsd_of, superpose
 from molgen.geometry.bonds import bond_graph, bonding_differences, overlapping
 from molgen.geometry.shape import shape_distance
@@ -40,7 +40,6 @@ NEARLY = 0.2  # eV/Angstrom, largest force left of a refinement cut short that i
 FURTHER = 4  # how many of the model's guesses go on, and of the others
 RELAXED = {"restrained": half_made, "bisected": bisected}  # raw guesses, by their source
 Method = Literal["quick", "irc", "none"]
-Pair = tuple[np.ndarray, np.ndarray]  # conformers of reactant and product, (N, 3) Angstrom
 
 
 class Guess(NamedTuple):
