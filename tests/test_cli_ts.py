@@ -201,17 +201,15 @@ def test_every_guess_lost_to_the_calculator_is_exit_2(molgen: Callable[..., Resu
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_is_exit_130_and_keeps_partial_results(sent: signal.Signals, weights: Path, tmp_path: Path) -> None:
     """Sent when the calculator hangs in a later guess and the first one has been verified."""
-    once = runner.invoke(
-        main.app, ["ts", *HCN, "--weights", str(weights), "--samples", "1", "--out", str(tmp_path / "once"), "--json"]
-    )
+    common = ["ts", *HCN, "--weights", str(weights), "--no-lower"]
+    once = runner.invoke(main.app, [*common, "--samples", "1", "--out", str(tmp_path / "once"), "--json"])
     calls = json.loads(once.stdout)["energy_calls"]
     out, marker = tmp_path / "out", tmp_path / "marker"
     kwargs = json.dumps({"wait_at": calls + 1, "marker": str(marker)})
     # background jobs of a shell start with SIGINT ignored, and so would this process
     start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    command = [sys.executable, "-c", start + "from molgen.cli.main import main; main()", "ts", *HCN, "--samples", "3"]
-    command += ["--weights", str(weights), "--out", str(out)]
-    command += ["--calculator", "ts_cases:Unreliable", "--calculator-kwargs", kwargs]
+    command = [sys.executable, "-c", start + "from molgen.cli.main import main; main()", *common, "--samples", "3"]
+    command += ["--out", str(out), "--calculator", "ts_cases:Unreliable", "--calculator-kwargs", kwargs]
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}

@@ -125,13 +125,13 @@ def test_a_refinement_cut_short_near_a_saddle_goes_on(
         return refine(*arguments, **{**options, "max_calls": limits[-1]})
 
     monkeypatch.setattr("molgen.workflows.ts_search.refine", cut)
-    result = hcn(samples=1)
+    result = hcn(samples=1, lower=False)
     assert result.verified and len(limits) == 2 and len(result.candidates) == len(result.guesses) == 1
     assert result.best.refine_calls > 7 and not result.rejections
     assert result.gradient_calls == result.best.gradient_calls
     monkeypatch.setattr("molgen.workflows.ts_search.NEARLY", 1e-3)
     limits.clear()
-    assert len(hcn(samples=1).guesses) > 1
+    assert len(hcn(samples=1, lower=False).guesses) > 1
 
 
 def test_a_refinement_that_goes_on_to_a_known_saddle_is_no_second_candidate(

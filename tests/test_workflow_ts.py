@@ -108,7 +108,7 @@ def test_an_ase_calculator_object(hcn: Callable[..., TSResult]) -> None:
 
 def test_a_potential_object_counts_and_decides(hcn: Callable[..., TSResult]) -> None:
     potential = XtbPotential(read(HCN[0][0]).numbers, method="GFN1-xTB")
-    result = hcn(calculator=potential, samples=1)
+    result = hcn(calculator=potential, samples=1, lower=False)
     assert result.verified and result.gradient_calls == potential.calls == result.best.gradient_calls
     assert result.best.energy == pytest.approx(hcn(calculator="gfn1", samples=1).best.energy, abs=1e-9)
     assert abs(result.best.energy - EXPECTED["hcn"]["energy_ts_ev"]) > 0.1  # not GFN2-xTB
@@ -136,7 +136,7 @@ def test_irc_finds_the_same_wells(hcn: Callable[..., TSResult]) -> None:
 
 
 def test_element_outside_the_weights_is_left_to_physics() -> None:
-    result = find_ts(*sides("cl_ch3cl"), charge=-1)
+    result = find_ts(*sides("cl_ch3cl"), charge=-1, lower=False)
     check(result, "cl_ch3cl")
     assert any("weights do not know Cl" in note for note in result.notes)
     assert {a.info["source"] for a in result.guesses} == {"sqrt-distance"}
@@ -152,7 +152,7 @@ def test_the_same_seed_gives_the_same_result(hcn: Callable[..., TSResult]) -> No
 
 
 def test_guesses_that_lead_to_one_saddle_are_counted_once(hcn: Callable[..., TSResult]) -> None:
-    result = hcn(samples=4)
+    result = hcn(samples=4, lower=False)
     intended = [c for c in result.candidates if c.verdict == "intended"]
     assert len(intended) == 1
     assert result.rejections["same saddle as an earlier guess"] >= 1
@@ -161,9 +161,9 @@ def test_guesses_that_lead_to_one_saddle_are_counted_once(hcn: Callable[..., TSR
 
 
 def test_equal_guesses_are_refined_once(hcn: Callable[..., TSResult], monkeypatch: pytest.MonkeyPatch) -> None:
-    once = hcn(samples=1).gradient_calls
+    once = hcn(samples=1, lower=False).gradient_calls
     monkeypatch.setattr("molgen.workflows.ts_search.SAME_GUESS", 10.0)
-    result = hcn(samples=4)
+    result = hcn(samples=4, lower=False)
     assert result.rejections == {"same guess as an earlier one": 3}
     assert result.gradient_calls == once and len(result.candidates) == 1
 
@@ -257,7 +257,7 @@ def test_a_guess_with_overlapping_atoms_is_not_refined(
         return [Guesses(g.positions * 0.5, g.deviation) for g in generate(*args, **options)]
 
     monkeypatch.setattr("molgen.workflows.ts_search.generate", shrunk)
-    result = hcn(samples=1)
+    result = hcn(samples=1, lower=False)
     check(result, "hcn")
     worst = result.candidates[-1]
     assert worst.verdict == "not_a_saddle" and worst.gradient_calls == 0
@@ -270,7 +270,7 @@ def test_a_guess_with_overlapping_atoms_is_not_refined(
 def test_progress_and_notes_are_reported(hcn: Callable[..., TSResult]) -> None:
     lines: list[str] = []
     stages: list[tuple[str, int, int]] = []
-    result = hcn(log=lines.append, progress=lambda *stage: stages.append(stage))
+    result = hcn(lower=False, log=lines.append, progress=lambda *stage: stages.append(stage))
     assert lines[: len(result.notes)] == result.notes and any("H0-C1" in line for line in lines)
     refining = [done for stage, done, _ in stages if stage == "refining guesses"]
     assert refining == sorted(refining) and refining[-1] == 3

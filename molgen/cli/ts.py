@@ -51,6 +51,9 @@ def ts(
         int,
         typer.Option("--follow", min=0, help="Where one step of several is found, search on, so many times at most."),
     ] = 2,
+    lower: Annotated[
+        bool, typer.Option("--lower/--no-lower", help="Once a saddle is proven, look for lower ones.")
+    ] = True,
     map_atoms: Annotated[bool, typer.Option("--map/--no-map", help="Map atoms when the orders differ.")] = True,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "tsgen",
     correction: Annotated[
@@ -82,9 +85,9 @@ def ts(
         result = find_ts(
             _side(reactant), _side(product), smiles=smiles, charge=charge, spin=spin, samples=samples, refine=refine,
             calculator=calculator, calculator_kwargs=kwargs, solvent=solvent, temperature=temperature, verify=verify,
-            max_calls=max_calls, time_budget=seconds, follow=follow, out=out, overwrite=overwrite, weights=weights,
-            correction=correction, steps=steps, map_atoms=map_atoms, seed=seed, device=str(torch_device),
-            dtype=common.resolve_dtype(dtype), log=common.log, progress=progress,
+            max_calls=max_calls, time_budget=seconds, follow=follow, lower=lower, out=out, overwrite=overwrite,
+            weights=weights, correction=correction, steps=steps, map_atoms=map_atoms, seed=seed,
+            device=str(torch_device), dtype=common.resolve_dtype(dtype), log=common.log, progress=progress,
         )  # fmt: skip
     if as_json:
         common.print_json(read_summary(out))

@@ -42,6 +42,7 @@ def find_ts(
     max_calls: int | None = None,
     time_budget: float | None = None,
     follow: int = 2,
+    lower: bool = True,
     out: str | Path | None = None,
     overwrite: bool = False,
     weights: str | Path = "tsgen",
@@ -59,7 +60,8 @@ def find_ts(
     The model proposes, the calculator disposes: every distinct guess is refined to a saddle, its modes counted, and
     both sides followed down to see which molecules they are. When no guess of the model leads to the intended saddle,
     or the weights do not know an element, guesses without a model are tried as well: the sqrt-distance guess, and both
-    sides relaxed by the calculator with the bonds that change held half made, or where one side becomes the other.
+    sides relaxed by the calculator with the bonds that change held half made, or where one side becomes the other. Once
+    a saddle is proven, the search goes on for lower ones of the same reaction.
 
     Args:
         reactant, product: path (xyz, extxyz, pdb, sdf), ase.Atoms, or a list of these, one a fragment. Any atom
@@ -77,6 +79,8 @@ def find_ts(
             `result.rejections`.
         follow: where one step of several is found, search on from the intermediate, so many times at most
             (`result.mechanism`), each with the options of the first search.
+        lower: once a saddle is proven, look for lower ones: what guesses are left, and rotamers of the saddle and of
+            sides in one piece.
         out: folder for ts.xyz, guesses.xyz, path.xyz, ts_corrected.xyz, barrier.png, summary.json, manifest.json, and
             mechanism.xyz, mechanism.png and a folder a search where the search went on. overwrite: replace a run there.
         weights: name or folder. steps: flow steps; default the weights' own. device, dtype: of the model.
@@ -118,7 +122,7 @@ def find_ts(
         "spin": reaction.spin, "samples": samples, "refine": refine, "calculator": str(calculator),
         "calculator_kwargs": kwargs, "temperature": temperature, "verify": verify, "weights": str(weights),
         "correction": str(correction), "steps": steps, "max_calls": calls_each,
-        "time_budget": time_budget, "follow": follow, "map_atoms": map_atoms, "folder": str(Path.cwd()),
+        "time_budget": time_budget, "follow": follow, "lower": lower, "map_atoms": map_atoms, "folder": str(Path.cwd()),
     }  # fmt: skip
     given = [x for side in (reactant, product) for x in (side if isinstance(side, (list, tuple)) else [side])]
 
@@ -132,6 +136,7 @@ def find_ts(
         potential=potential, part=part, calculator=calculator, level=level_name(calculator, kwargs), model=model,
         draw=Draw(samples, steps, seed), method=cast(Method, verify) if refine else None, max_calls=calls_each,
         begun=begun, deadline=math.inf if time_budget is None else begun + time_budget, follow=follow,
+        lower=lower,
         temperature=temperature, in_solution="solvent" in kwargs, notes=notes, log=log, progress=progress,
         run_options={"settings": settings, "seed": seed, "device": device, "overwrite": overwrite, "reads": given},
     )  # fmt: skip

@@ -60,6 +60,7 @@ class TSJob:
     max_calls: int
     deadline: float
     follow: int
+    lower: bool
     level: str
     temperature: float | None
     in_solution: bool
@@ -113,7 +114,7 @@ class TSJob:
             CalculatorError: the calculator failed on every guess.
         """
         since, (search, result) = time.monotonic(), self._new(reaction)
-        for _ in stages(search, result, self.model, self.draw, corrector, self._thermo(), self.log):
+        for _ in stages(search, result, self.model, self.draw, corrector, self._thermo(), self.log, self.lower):
             search.report(result)
             result.seconds = time.monotonic() - since
             _write(run, result, final=False)
@@ -171,11 +172,12 @@ def stages(
     corrector: Correction | None,
     thermo: Thermo | None,
     log: Callable[[str], None],
+    lower: bool,
 ) -> Iterator[None]:
     """The guesses of the model one by one, physics where these do not do, the correction; yields after each.
 
     Args:
-        result: gets the correction. thermo: of the best candidate.
+        result: gets the correction. thermo: of the best candidate. lower: look for lower saddles than the first proven.
     """
 
     def wanting() -> bool:
@@ -197,6 +199,14 @@ def stages(
         search.propose_physics(draw.samples if search.method is None else max(draw.samples, PHYSICS_TRIES), draw.seed)
         yield
         while not search.succeeded() and (search.advance() or search.go_on()):
+            yield
+        if search.verifies and search.best_verdict() == "intended":
+            search.best_with_relaxed_ends()
+    if lower and search.succeeded() and search.bonds_change and not search.out_of_time():
+        log("a saddle is proven: looking for lower ones (--no-lower: do not)")
+        search.propose_lower()
+        yield
+        while search.advance() or search.go_on():
             yield
     if search.verifies:
         best = search.best_with_relaxed_ends()

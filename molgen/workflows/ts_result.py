@@ -32,7 +32,8 @@ class Candidate:
 
     Attributes:
         atoms: the saddle (the guess, if unrefined), energy and verdict in `atoms.info`.
-        source: of the guess, "TS-GEN", "sqrt-distance", "restrained" or "bisected". sample: index among the guesses.
+        source: of the guess, "TS-GEN", "sqrt-distance", "restrained", "bisected" or "rotamer". sample: index
+            among the guesses.
         verdict: intended (the saddle joins R and P), half (one of them), unintended (neither), not_a_saddle, unverified
             (nobody checked), failed (the calculator did). reason: in words.
         confidence: calibrated probability, before verification, that this is the intended saddle; None without weights.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -32,7 +32,8 @@ from molgen.tsgen.generate import SIGMA, generate
 from molgen.tsgen.rank import confidence, guess_features, refined_features
 from molgen.workflows.reaction_tools import FAILURES, cause, failure
 from molgen.workflows.ts_ends import relax_ends
-from molgen.workflows.ts_result import OUT_OF_TIME, VERDICTS, Candidate, TSResult, atoms_of, ranked
+from molgen.workflows.ts_lower import FAILED_LATER, lower_starts
+from molgen.workflows.ts_result import OUT_OF_TIME, TIE, VERDICTS, Candidate, TSResult, atoms_of, ranked
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 STIR = 0.03  # Angstrom, noise that takes a side off the symmetry it may have before it is relaxed to a guess
@@ -47,7 +48,7 @@ class Guess(NamedTuple):
 
     Attributes:
         positions: (N, 3) Angstrom, float64.
-        source: "TS-GEN", "sqrt-distance", "restrained" or "bisected". sample: index among the guesses.
+        source: "TS-GEN", "sqrt-distance", "restrained", "bisected" or "rotamer". sample: index among the guesses.
         ends: (reactant, product), the conformers that it lies between.
         features: what its confidence follows from, see :func:`molgen.tsgen.rank.guess_features`; None without a model.
         raw: still to be relaxed, see :mod:`molgen.saddle.restrain`.
@@ -96,6 +97,7 @@ class TSSearch:
         self.relaxed: list[Candidate] = []  # the ends of their paths
         self.unfinished: list[tuple[float, Candidate, Guess]] = []  # force left, where a refinement was cut short
         self.further = 0  # refinements that went on
+        self.ceiling = math.inf  # eV; saddles above it are of no interest any more
         self.rejections: Counter = Counter()
         self.calibration: Mapping[str, Any] = {}
         self._modes: dict[bytes, Modes] = {}
@@ -182,7 +184,7 @@ class TSSearch:
         try:
             x = RELAXED[guess.source](self.potential, guess.positions, *ends, calls)
         except FAILURES as error:
-            self.rejections[failure(error)] += 1
+            self._counted(error)
             return None
         return guess._replace(positions=x, raw=False)
 
@@ -211,9 +213,20 @@ class TSSearch:
             return True
         return False
 
+    def propose_lower(self) -> None:
+        """Guesses of saddles that lie lower than the best; from here on others are passed over."""
+        best = self.best_with_relaxed_ends()
+        assert best.energy is not None
+        self.ceiling, self.further = best.energy - TIE, 0
+        while len(self.guesses) > self.done and self.guesses[-1].source == "sqrt-distance":
+            self.guesses.pop()  # noisy copies, which rarely lead elsewhere
+        for x in lower_starts(self, best):
+            self.guesses.append(Guess(x, "rotamer", len(self.guesses), self.pairs[0], None))
+
     def go_on(self) -> bool:
         """Refine the one further that was cut short nearest to a saddle; False when none is left, or no time."""
-        near = sorted((entry for entry in self.unfinished if entry[0] < NEARLY), key=lambda entry: entry[0])
+        low = [entry for entry in self.unfinished if (entry[1].energy or -math.inf) < self.ceiling]
+        near = sorted((entry for entry in low if entry[0] < NEARLY), key=lambda entry: entry[0])
         if not near or self.further == FURTHER or self.out_of_time():
             return False
         _, candidate, guess = near[0]
@@ -229,9 +242,10 @@ class TSSearch:
         """Whether no further guess may be begun."""
         return bool(self.candidates) and time.monotonic() > self.deadline
 
-    def succeeded(self) -> bool:
+    def succeeded(self, candidates: Sequence[Candidate] | None = None) -> bool:
         """Whether a candidate is intended and joins the minima and stereoisomers that were given."""
-        return any(c.verdict == "intended" and not c.stereo and not c.unstable for c in self.candidates)
+        candidates = self.candidates if candidates is None else candidates
+        return any(c.verdict == "intended" and not c.stereo and not c.unstable for c in candidates)
 
     def best_verdict(self) -> str:
         """Of the candidates so far; "failed" without any."""
@@ -275,7 +289,8 @@ class TSSearch:
         try:
             is_new = self._refine_and_verify(candidate, guess)
         except FAILURES as error:
-            self.rejections[failure(error)] += 1
+            if not self._counted(error):
+                return False
             candidate.verdict, candidate.reason, is_new = "failed", cause(error), True
         self.finish(candidate, before)
         return is_new
@@ -307,12 +322,15 @@ class TSSearch:
             candidate.reason = f"forces still {saddle.fmax:.2f} eV/A after {candidate.refine_calls} gradient calls"
             if not earlier:
                 self.unfinished.append((saddle.fmax, candidate, guess))
-            return True
+            return saddle.energy < self.ceiling
         if guess.features is not None:
             overlap = mode_overlap(saddle, numbers, *between)
             extra = refined_features(rmsd_of(saddle.positions, guess.positions), overlap, candidate.refine_calls)
             candidate.confidence = confidence({**guess.features, **extra}, self.calibration.get("refined"))
         if self._known(candidate):
+            return False
+        if saddle.energy > self.ceiling:
+            self.rejections["saddle above the proven one"] += 1
             return False
         self.saddles.append(candidate)
         if self.method == "none":
@@ -322,9 +340,17 @@ class TSSearch:
         candidate.refine_calls = earlier + settled.gradient_calls
         candidate.atoms.positions, candidate.energy = settled.positions, settled.energy
         self._judge(candidate, checked)
+        if self.ceiling < math.inf and self.succeeded([candidate]):
+            self.ceiling = settled.energy - TIE
         if checked.order is not None:  # the correction reads the guess beside the saddle
             self.guesses[guess.sample] = guess._replace(positions=guess.positions[checked.order])
         return settled is saddle or not self._known(candidate)
+
+    def _counted(self, error: Exception) -> bool:
+        """Count a failure; whether it matters: not once a saddle is proven."""
+        matters = self.ceiling == math.inf
+        self.rejections[failure(error) if matters else FAILED_LATER] += 1
+        return matters
 
     def _known(self, candidate: Candidate) -> bool:
         """Whether an earlier guess led to this saddle, and the calculator did not fail there; counted.

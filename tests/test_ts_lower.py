@@ -1,0 +1,107 @@
+"""Once a saddle is proven: rotamers, and lower saddles of the same reaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from molgen import find_ts
+from molgen.errors import CalculatorError
+from molgen.geometry.bonds import bond_graph
+from molgen.geometry.internal import dihedral
+from molgen.geometry.rotamers import rotamers, rotors
+from molgen.smiles import embed_molecule
+from molgen.workflows import ts_lower, ts_search
+
+LACTONE = "ClCC(=O)[O-]>>O=C1CO1.[Cl-]"
+
+
+@pytest.mark.parametrize(
+    ("smiles", "bonds"),
+    [
+        ("CCCC", {(1, 2)}),  # methyl groups have no rotamers
+        ("OCC[O-]", {(0, 1), (1, 2)}),
+        ("CC(=O)NC", set()),  # neither has an amide, nor a methyl group at it
+        ("CC(=O)OC", {(1, 3)}),
+        ("CC#CC", set()),
+        ("C1CCCC1", set()),
+        ("C=CC=C", {(1, 2)}),
+        ("c1ccccc1CC", {(5, 6)}),
+    ],
+)
+def test_single_bonds_outside_of_rings_turn(smiles: str, bonds: set[tuple[int, int]]) -> None:
+    molecule = embed_molecule(smiles, "test")
+    found = rotors(molecule.numbers, molecule.conformers[0], molecule.bonds)
+    assert {tuple(sorted((rotor.start, rotor.end))) for rotor in found} == bonds
+    assert all(rotor.moving[rotor.end] and not rotor.moving[rotor.start] for rotor in found)
+
+
+def test_rotamers_differ_in_their_torsions_alone() -> None:
+    molecule = embed_molecule("CCCC", "test")
+    x = molecule.conformers[0]
+    turned = rotamers(molecule.numbers, x, molecule.bonds, most=8)
+    angles = [float(torch.rad2deg(dihedral(*torch.from_numpy(y)[:4]))) % 360 for y in (x, *turned)]
+    assert len(turned) == 2
+    assert sorted((angle - angles[0]) % 360 for angle in angles[1:]) == pytest.approx([120, 240], abs=1e-6)
+    for y in turned:
+        assert np.array_equal(bond_graph(molecule.numbers, y), molecule.bonds)
+        for atoms in ([0, 1, 2], [1, 2, 3]):
+            assert np.linalg.norm(np.diff(y[atoms], axis=0), axis=1) == pytest.approx(
+                np.linalg.norm(np.diff(x[atoms], axis=0), axis=1)
+            )
+
+
+def test_rotors_beside_the_reaction_come_first_and_clashes_are_left_out() -> None:
+    molecule = embed_molecule("CCCCCCO", "test")
+    x, few = molecule.conformers[0], 4
+    for atom, near in ((0, (1, 2)), (6, (5, 6))):
+        first = rotamers(molecule.numbers, x, molecule.bonds, few, [atom])
+        rest = [k for k in range(7) if k not in near]
+        distances = [np.linalg.norm(y[near[0]] - y[near[1]]) - np.linalg.norm(x[near[0]] - x[near[1]]) for y in first]
+        assert len(first) == few and np.abs(distances).max() < 1e-9
+        inner = [np.linalg.norm((y[rest][:, None] - y[rest]), axis=-1) for y in (x, first[0])]
+        assert (np.abs(inner[0] - inner[1]).max() > 1e-3) == (atom == 0)
+    everything = rotamers(molecule.numbers, x, molecule.bonds, 1000)
+    assert few < len(everything) < 3**5 - 1
+
+
+def test_a_lower_saddle_is_found_behind_the_first() -> None:
+    """Chloroacetate closes to its lactone from the front, 48 kcal/mol, and from behind, 24."""
+    first, lowest = find_ts(smiles=LACTONE, lower=False), find_ts(smiles=LACTONE)
+    assert first.verified and lowest.verified
+    assert first.best.barrier_forward_kcal == pytest.approx(48.0, abs=0.5)
+    assert lowest.best.barrier_forward_kcal == pytest.approx(24.3, abs=0.5)
+    assert first.gradient_calls < lowest.gradient_calls
+
+
+def test_higher_saddles_are_passed_over() -> None:
+    result = find_ts(smiles="CN(C)C.CCl>>C[N+](C)(C)C.[Cl-]")
+    assert result.verified and len(result.candidates) == 1
+    assert result.rejections["saddle above the proven one"] > 0
+
+
+def test_failures_after_a_saddle_is_proven_leave_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    refine, begun = ts_search.refine, []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        raise CalculatorError("no SCF", where="test")
+
+    def once(*arguments: Any, **options: Any) -> Any:
+        begun.append(1)
+        return refine(*arguments, **options) if len(begun) == 1 else failing()
+
+    monkeypatch.setattr(ts_lower, "half_made", failing)
+    monkeypatch.setitem(ts_search.RELAXED, "restrained", failing)
+    monkeypatch.setattr(ts_search, "refine", once)
+    result = find_ts(smiles=LACTONE)
+    assert result.verified and result.status == "ok" and len(result.candidates) == 1 < len(begun)
+    assert set(result.rejections) == {ts_lower.FAILED_LATER}
+
+
+def test_no_time_to_look_lower_leaves_the_proven_saddle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ts_lower, "half_made", lambda *arguments: pytest.fail("there was no time"))
+    result = find_ts(smiles=LACTONE, time_budget=0.001)
+    assert result.verified and len(result.candidates) == 1
