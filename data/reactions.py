@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from molgen.errors import InputError
+from molgen.geometry.bonds import bonding_differences
 from molgen.npz import read_npz, write_npz
 from molgen.structures import possible_spin
 
@@ -69,6 +70,16 @@ class Reaction:
     def __len__(self) -> int:
         """Number of atoms."""
         return len(self.numbers)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """(reactant, product), and all further conformers of both."""
+        return [(self.reactant, self.product), *self.conformers]
+
+    @property
+    def bonds_change(self) -> bool:
+        """Whether any bond is made or broken."""
+        return bonding_differences(self.numbers, self.reactant, self.product) > 0
 
     @property
     def reversed(self) -> Reaction:

@@ -11,7 +11,8 @@ from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import normal_modes, refine
 from molgen.saddle.relabel import relabelling
 from molgen.saddle.verify import settle, verify
-from molgen.workflows.ts_search import Guess, TSSearch
+from molgen.workflows.ts_guesses import Guess
+from molgen.workflows.ts_search import TSSearch
 
 LINE = np.array([[0.0, 0.0, 0.0], [0.74, 0.0, 0.0], [3.0, 0.0, 0.0]])  # H0-H1 beside H2
 

@@ -14,7 +14,7 @@ from molgen.geometry.bonds import bond_graph
 from molgen.geometry.internal import dihedral
 from molgen.geometry.rotamers import rotamers, rotors
 from molgen.smiles import embed_molecule
-from molgen.workflows import ts_lower, ts_search
+from molgen.workflows import ts_guesses, ts_lower, ts_search
 
 LACTONE = "ClCC(=O)[O-]>>O=C1CO1.[Cl-]"
 
@@ -94,7 +94,7 @@ def test_failures_after_a_saddle_is_proven_leave_it_alone(monkeypatch: pytest.Mo
         return refine(*arguments, **options) if len(begun) == 1 else failing()
 
     monkeypatch.setattr(ts_lower, "half_made", failing)
-    monkeypatch.setitem(ts_search.RELAXED, "restrained", failing)
+    monkeypatch.setitem(ts_guesses.RELAXED, "restrained", failing)
     monkeypatch.setattr(ts_search, "refine", once)
     result = find_ts(smiles=LACTONE)
     assert result.verified and result.status == "ok" and len(result.candidates) == 1 < len(begun)

@@ -24,7 +24,7 @@ from molgen.io import load_reaction
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import refine
 from molgen.saddle.restrain import falls
-from molgen.workflows import ts_search
+from molgen.workflows import ts_guesses, ts_search
 from molgen.workflows.ts import TSResult, find_ts
 from molgen.workflows.ts_result import Candidate, ranked
 from molgen.workflows.ts_search import TSSearch
@@ -291,7 +291,7 @@ def test_a_calculator_that_fails_on_a_side_costs_that_guess(
     def broken(*arguments: Any, **options: Any) -> Any:
         raise CalculatorError("no convergence")
 
-    monkeypatch.setattr(ts_search, "RELAXED", {"restrained": broken})
+    monkeypatch.setattr(ts_guesses, "RELAXED", {"restrained": broken})
     result = hcn(calculator=NoSaddle(), samples=1)
     assert result.rejections["calculator failed"] == 3 and result.status == "gate_failed"
     assert {guess.info["source"] for guess in result.guesses} == {"TS-GEN", "sqrt-distance"}

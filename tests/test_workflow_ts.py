@@ -256,7 +256,7 @@ def test_a_guess_with_overlapping_atoms_is_not_refined(
     def shrunk(*args: Any, **options: Any) -> list[Guesses]:
         return [Guesses(g.positions * 0.5, g.deviation) for g in generate(*args, **options)]
 
-    monkeypatch.setattr("molgen.workflows.ts_search.generate", shrunk)
+    monkeypatch.setattr("molgen.workflows.ts_guesses.generate", shrunk)
     result = hcn(samples=1, lower=False)
     check(result, "hcn")
     worst = result.candidates[-1]

@@ -32,7 +32,7 @@ def relax_ends(search: TSSearch, candidate: Candidate) -> None:
     """
     if candidate.path_positions is None or candidate.path_energies is None or candidate.ts_index is None:
         return
-    before, changed = search.potential.calls, not search.bonds_change  # conformers may become others
+    before, changed = search.potential.calls, not search.reaction.bonds_change  # conformers may become others
     x, energy = list(candidate.path_positions), list(candidate.path_energies)
     top = energy[candidate.ts_index]
     for end in (0, -1):

@@ -202,7 +202,7 @@ def stages(
             yield
         if search.verifies and search.best_verdict() == "intended":
             search.best_with_relaxed_ends()
-    if lower and search.succeeded() and search.bonds_change and not search.out_of_time():
+    if lower and search.succeeded() and search.reaction.bonds_change and not search.out_of_time():
         log("a saddle is proven: looking for lower ones (--no-lower: do not)")
         search.propose_lower()
         yield

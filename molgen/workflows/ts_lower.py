@@ -37,8 +37,8 @@ def lower_starts(search: TSSearch, best: Candidate) -> list[np.ndarray]:
     starts = rotamers(numbers, best.atoms.positions, sides[0] | sides[1], TURNED, reacting)
     for end, part in enumerate((reaction.reactant_fragments, reaction.product_fragments)):
         if not part.any():
-            starts += [ends[end] for ends in search.pairs]
-            starts += rotamers(numbers, search.pairs[0][end], sides[end], TURNED, reacting)
+            starts += [ends[end] for ends in search.reaction.pairs]
+            starts += rotamers(numbers, search.reaction.pairs[0][end], sides[end], TURNED, reacting)
     relaxed = []
     for k, start in enumerate(starts):
         search.progress("turning single bonds", k, len(starts))

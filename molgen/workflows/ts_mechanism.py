@@ -168,7 +168,7 @@ class _Way:
             self.gap = None
         elif best.known and best.path_positions is not None:
             new = best.path_positions[-1 if best.known == "reactant" else 0]
-            reacts = bonding_differences(gap.numbers, gap.reactant, gap.product) > 0  # conformers come nearer anyway
+            reacts = gap.bonds_change  # conformers come nearer anyway
             if reacts and any(not bonding_differences(gap.numbers, new, state) for state in self._states(gap)):
                 return False  # round in a circle
             part = fragments(bond_graph(gap.numbers, new))

@@ -6,60 +6,32 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from ase import Atoms
 
 from molgen.data.duplicates import SAME_ENERGY, SAME_RMSD
-from molgen.data.reactions import Pair, Reaction
-from molgen.geometry.align import rmsd_of, superpose
-from molgen.geometry.bonds import bond_graph, bonding_differences, overlapping
-from molgen.geometry.shape import shape_distance
+from molgen.data.reactions import Reaction
+from molgen.geometry.align import rmsd_of
+from molgen.geometry.bonds import overlapping
 from molgen.potentials.base import Potential
-from molgen.rng import generator
 from molgen.run import Progress
 from molgen.saddle import Verification, mode_overlap, refine
-from molgen.saddle.judge import SHAPE
 from molgen.saddle.modes import Modes, normal_modes
-from molgen.saddle.restrain import bisected, half_made, relaxation_calls
 from molgen.saddle.verify import settle
 from molgen.tsgen import Generator
-from molgen.tsgen.condition import prepare
-from molgen.tsgen.generate import SIGMA, generate
-from molgen.tsgen.rank import confidence, guess_features, refined_features
+from molgen.tsgen.rank import confidence, refined_features
 from molgen.workflows.reaction_tools import FAILURES, cause, failure
 from molgen.workflows.ts_ends import relax_ends
+from molgen.workflows.ts_guesses import Guess, physics_guesses, sqrt_guess, tsgen_guesses
 from molgen.workflows.ts_lower import FAILED_LATER, lower_starts
 from molgen.workflows.ts_result import OUT_OF_TIME, TIE, VERDICTS, Candidate, TSResult, atoms_of, ranked
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
-STIR = 0.03  # Angstrom, noise that takes a side off the symmetry it may have before it is relaxed to a guess
 NEARLY = 0.2  # eV/Angstrom, largest force left of a refinement cut short that is worth going on with
 FURTHER = 4  # how many of the model's guesses go on, and of the others
-RELAXED = {"restrained": half_made, "bisected": bisected}  # raw guesses, by their source
 Method = Literal["quick", "irc", "none"]
-
-
-class Guess(NamedTuple):
-    """A geometry to refine.
-
-    Attributes:
-        positions: (N, 3) Angstrom, float64.
-        source: "TS-GEN", "sqrt-distance", "restrained", "bisected" or "rotamer". sample: index among the guesses.
-        ends: (reactant, product), the conformers that it lies between.
-        features: what its confidence follows from, see :func:`molgen.tsgen.rank.guess_features`; None without a model.
-        raw: still to be relaxed, see :mod:`molgen.saddle.restrain`.
-    """
-
-    positions: np.ndarray
-    source: str
-    sample: int
-    ends: Pair
-    features: dict[str, float] | None
-    raw: bool = False
 
 
 class TSSearch:
@@ -104,8 +76,7 @@ class TSSearch:
         self.done = 0  # guesses refined or rejected
         self.calls_before = potential.calls  # the user's own Potential may have worked before
         self.other_calls = 0  # of the calculator for some of the atoms
-        self.pairs: list[Pair] = [(reaction.reactant, reaction.product), *reaction.conformers]
-        self.sqrt_guess = self._sqrt_guess(self.pairs[0])
+        self.sqrt_guess = sqrt_guess(reaction)
 
     @property
     def verifies(self) -> bool:
@@ -113,80 +84,15 @@ class TSSearch:
         return self.method not in (None, "none")
 
     def propose_tsgen(self, model: Generator, samples: int, steps: int, seed: int) -> None:
-        """Draw guesses from the model, between all conformers in turn; the first of each is the deterministic one.
-
-        A fragment that takes no part keeps its shape, which the model has not learned.
-        """
+        """Draw guesses from the model."""
         self.calibration = model.config.get("confidence", {})
-        pairs = self.pairs[:samples]
-        reactions = [replace(self.reaction, reactant=r, product=p) for r, p in pairs]
-        drawn = generate(model.model, reactions, samples=math.ceil(samples / len(pairs)), steps=steps, seed=seed)
-        for k in range(samples):
-            turn, of = divmod(k, len(pairs))
-            x = self._with_spectators(drawn[of].positions[turn].numpy())
-            features = guess_features(drawn[of].deviation[turn].numpy(), rmsd_of(x, self._sqrt_guess(pairs[of])))
-            self.guesses.append(Guess(x, "TS-GEN", k, pairs[of], features))
-
-    def _sqrt_guess(self, ends: Pair) -> np.ndarray:
-        """(N, 3) Angstrom."""
-        reaction = replace(self.reaction, reactant=ends[0], product=ends[1])
-        return prepare([reaction]).guess[0].double().numpy()
-
-    def _with_spectators(self, guess: np.ndarray) -> np.ndarray:
-        """The guess with fragments that are the same on both sides as the reactant has them, each in its place.
-
-        Where no bond changes at all, one that does not keep its shape is what reacts.
-        """
-        x, r, p = guess.copy(), self.reaction.reactant_fragments, self.reaction.product_fragments
-        for atoms in (np.flatnonzero(r == k) for k in range(int(r.max()) + 1)):
-            numbers = self.reaction.numbers[atoms]
-            before, after = self.reaction.reactant[atoms], self.reaction.product[atoms]
-            if len(atoms) == len(r) or not np.array_equal(atoms, np.flatnonzero(p == p[atoms[0]])):
-                continue
-            if bonding_differences(numbers, before, after):
-                continue
-            bonds = bond_graph(numbers, before)
-            if self.bonds_change or shape_distance(numbers, bonds, before, after) < SHAPE:
-                shape, place = (torch.from_numpy(np.asarray(y, dtype=float)) for y in (before, guess[atoms]))
-                x[atoms] = superpose(shape, place).numpy()
-        return x
+        self.guesses += tsgen_guesses(model, self.reaction, samples, steps, seed)
 
     def propose_physics(self, samples: int, seed: int) -> None:
-        """The sqrt-distance guess of all conformers; that of the first, and each side that is one piece, to be relaxed
-        with the bonds that change held half made, then where one side becomes the other; noisy copies of the first, so
-        that there are `samples` of it.
-        """
-        r, p = self.reaction.reactant_fragments, self.reaction.product_fragments
-        sides = ((self.reaction.product, p), (self.reaction.reactant, r), (self.sqrt_guess, np.zeros_like(r)))
-        starts = [x for x, fragments in sides if not fragments.any()] if self.method and self.bonds_change else []
+        """Make guesses without a model; searches may go on anew."""
         self.further = 0
-
-        def add(x: np.ndarray, source: str, raw: bool = False, ends: Pair = self.pairs[0]) -> None:
-            self.guesses.append(Guess(x, source, len(self.guesses), ends, None, raw))
-
-        for ends in self.pairs:
-            add(self._sqrt_guess(ends), "sqrt-distance", ends=ends)
-        for source in RELAXED:
-            for at, start in enumerate(starts):
-                add(start + STIR * generator(seed, at, 1).normal(size=start.shape), source, raw=True)
-        for k in range(1, samples):
-            add(self.sqrt_guess + SIGMA * generator(seed, k).normal(size=self.sqrt_guess.shape), "sqrt-distance")
-
-    @property
-    def bonds_change(self) -> bool:
-        """Whether any bond is made or broken."""
-        return bonding_differences(self.reaction.numbers, self.reaction.reactant, self.reaction.product) > 0
-
-    def _relaxed(self, guess: Guess) -> Guess | None:
-        """A raw guess relaxed; None, counted, where the calculator fails."""
-        calls = min(self.max_calls, relaxation_calls(len(self.reaction.numbers)))
-        ends = self.reaction.reactant, self.reaction.product
-        try:
-            x = RELAXED[guess.source](self.potential, guess.positions, *ends, calls)
-        except FAILURES as error:
-            self._counted(error)
-            return None
-        return guess._replace(positions=x, raw=False)
+        held = self.method is not None and self.reaction.bonds_change
+        self.guesses += physics_guesses(self.reaction, samples, seed, held, first=len(self.guesses))
 
     def advance(self) -> bool:
         """Refine and verify the next distinct guess; False when none is left, or no time."""
@@ -199,10 +105,13 @@ class TSSearch:
             self.progress("refining guesses", k, total)
             self.done += 1
             before, earlier = self.potential.calls, [other for other in self.guesses[:k] if not other.raw]
-            guess = self._relaxed(self.guesses[k]) if self.guesses[k].raw else self.guesses[k]
-            if guess is None:
-                continue
-            self.guesses[k] = guess
+            guess = self.guesses[k]
+            if guess.raw:
+                try:
+                    guess = self.guesses[k] = guess.relaxed(self.potential, self.reaction, self.max_calls)
+                except FAILURES as error:
+                    self._counted(error)
+                    continue
             if any(rmsd_of(guess.positions, other.positions) < SAME_GUESS for other in earlier):
                 self.rejections["same guess as an earlier one"] += 1
                 continue
@@ -221,7 +130,7 @@ class TSSearch:
         while len(self.guesses) > self.done and self.guesses[-1].source == "sqrt-distance":
             self.guesses.pop()  # noisy copies, which rarely lead elsewhere
         for x in lower_starts(self, best):
-            self.guesses.append(Guess(x, "rotamer", len(self.guesses), self.pairs[0], None))
+            self.guesses.append(Guess(x, "rotamer", len(self.guesses), self.reaction.pairs[0]))
 
     def go_on(self) -> bool:
         """Refine the one further that was cut short nearest to a saddle; False when none is left, or no time."""

@@ -35,7 +35,7 @@ def unstable_sides(search: TSSearch) -> dict[str, str]:
 
 def barrierless(search: TSSearch) -> tuple[str, Fall] | None:
     """The side whose pieces become the other without a barrier, and how; None where neither does."""
-    if not search.bonds_change:
+    if not search.reaction.bonds_change:
         return None
     reaction = search.reaction
     ends = {"reactant": reaction.reactant, "product": reaction.product}
