@@ -13,6 +13,7 @@ import pytest
 from ase import Atoms, units
 from ase.build import molecule
 from ase.thermochemistry import IdealGasThermo
+from scipy.spatial.transform import Rotation
 from ts_cases import sides
 from typer.testing import CliRunner
 
@@ -25,7 +26,8 @@ from molgen.potentials.xtb import XtbPotential
 from molgen.saddle.descent import relax
 from molgen.saddle.modes import normal_modes
 from molgen.saddle.thermochemistry import BAR, eyring, molar_pressure, thermochemistry, wigner
-from molgen.units import KB
+from molgen.units import KB, kcal
+from molgen.workflows.ts_ends import minimum
 from molgen.workflows.ts_thermo import NOT_APART, _shares
 
 HCN = sides("hcn")
@@ -82,6 +84,15 @@ def test_stiff_molecules_have_the_gibbs_energy_of_the_harmonic_ideal_gas() -> No
     assert thermochemistry(x, numbers, modes, 500.0).gibbs - doublet == pytest.approx(KB * 500 * math.log(2))
 
 
+def test_gibbs_energies_do_not_turn_with_the_molecule() -> None:
+    atoms, found = molecule("HCOOCH3"), []
+    potential = XtbPotential(atoms.numbers)
+    for turn in Rotation.random(2, random_state=2):
+        x, modes = minimum(potential, turn.apply(atoms.positions))
+        found.append(kcal(thermochemistry(x, atoms.numbers, modes, temperature=298.15, pressure=BAR).gibbs))
+    assert found[0] == pytest.approx(found[1], abs=0.02)
+
+
 def test_rates_by_the_formula() -> None:
     # k T / h = 6.2e12 1/s at 298.15 K; 20 kcal/mol
     barrier = 20 * units.kcal / units.mol
@@ -132,7 +143,7 @@ def test_a_saddle_at_a_temperature(tmp_path: Path) -> None:
     found, best = result.thermochemistry, result.best
     assert found is not None and best.barrier_forward_kcal is not None
     assert best.path_positions is not None
-    modes = normal_modes(XtbPotential(result.reaction.numbers), best.path_positions[0])
+    modes = normal_modes(XtbPotential(result.reaction.numbers), best.path_positions[0], central=True, saddle=False)
     again = thermochemistry(best.path_positions[0], result.reaction.numbers, modes, 400)
     assert found.reactant.gibbs == pytest.approx(again.gibbs, abs=1e-4)
     assert found.saddle.energy - found.reactant.energy == pytest.approx(best.barrier_forward_kcal / 23.0605, abs=1e-3)

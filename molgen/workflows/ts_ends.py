@@ -81,19 +81,20 @@ def _downhill(search: TSSearch, candidate: Candidate, x: np.ndarray, energy: flo
 
 
 def minimum(potential: Potential, x: np.ndarray) -> tuple[np.ndarray, Modes]:
-    """What a geometry (N, 3), Angstrom, relaxes to, and its modes; off a place with an imaginary mode it falls on.
+    """What a geometry (N, 3), Angstrom, relaxes to, and its modes by central differences; off a place with an imaginary
+    mode it falls on.
 
     Raises:
         CalculatorError: the calculator failed.
     """
     x = relax(potential, x, **LIMITS).positions if len(x) > 1 else x
-    modes = normal_modes(potential, x, saddle=False)
+    modes = normal_modes(potential, x, central=True, saddle=False)
     for _ in range(FALLS):
         lower = fallen_off(potential, x, modes, **LIMITS)
         if lower is None:
             break
         x = lower.positions
-        modes = normal_modes(potential, x, saddle=False)
+        modes = normal_modes(potential, x, central=True, saddle=False)
     return x, modes
 
 

@@ -206,7 +206,7 @@ def stages(
         log("a saddle is proven: looking for lower ones (--no-lower: do not)")
         search.propose_lower()
         yield
-        while search.advance() or search.go_on():
+        while search.advance():
             yield
     if search.verifies:
         best = search.best_with_relaxed_ends()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,8 @@ from molgen.workflows.ts_result import Candidate
 if TYPE_CHECKING:
     from molgen.workflows.ts_search import TSSearch
 
-TURNED = 8  # rotamers of the saddle and of each side in one piece that are relaxed, at most
+TURNED = 8  # rotamers of the saddle, and of each side in one piece, at most
+SPENT = 3  # times the calls of one refinement, after which no further one is relaxed
 REFINED = 5  # of all of these, the lowest
 FAILED_LATER = "calculator failed after a saddle was proven"  # among the rejections: nothing asked for is lost
 ALIKE = 0.1  # Angstrom RMSD: relaxed to the same place, or to its mirror image
@@ -34,15 +36,16 @@ def lower_starts(search: TSSearch, best: Candidate) -> list[np.ndarray]:
     sides = [bond_graph(numbers, x) for x in (reaction.reactant, reaction.product)]
     changes = bonding_changes(numbers, reaction.reactant, reaction.product)
     reacting = sorted({atom for pair in (*changes.broken, *changes.formed) for atom in pair})
-    starts = rotamers(numbers, best.atoms.positions, sides[0] | sides[1], TURNED, reacting)
+    shapes = [rotamers(numbers, best.atoms.positions, sides[0] | sides[1], TURNED, reacting)]
     for end, part in enumerate((reaction.reactant_fragments, reaction.product_fragments)):
         if not part.any():
-            starts += [ends[end] for ends in search.reaction.pairs]
-            starts += rotamers(numbers, search.reaction.pairs[0][end], sides[end], TURNED, reacting)
-    relaxed = []
+            turned = rotamers(numbers, reaction.pairs[0][end], sides[end], TURNED, reacting)
+            shapes.append([*(ends[end] for ends in reaction.pairs), *turned])
+    starts = [x for alike in zip_longest(*shapes) for x in alike if x is not None]
+    relaxed, before = [], search.potential.calls
     for k, start in enumerate(starts):
         search.progress("turning single bonds", k, len(starts))
-        if search.out_of_time():
+        if search.out_of_time() or search.potential.calls - before > SPENT * search.max_calls:
             break
         calls = min(search.max_calls, relaxation_calls(len(numbers)))
         try:

@@ -42,7 +42,8 @@ class TSSearch:
         progress: called with (stage, done, total).
         max_calls: gradient calls of one refinement, at most.
         deadline: on the clock of `time.monotonic`, after which no guess but the first is begun.
-        every_end: look at the modes of every well that barriers are measured from, not of symmetric ones alone.
+        every_end: look at the modes of every well that barriers are measured from, not of symmetric ones alone, and by
+            central differences, as Gibbs energies need them.
 
     Attributes:
         guesses: in the order of drawing. candidates: what the distinct ones became, in that order.
@@ -126,7 +127,7 @@ class TSSearch:
         """Guesses of saddles that lie lower than the best; from here on others are passed over."""
         best = self.best_with_relaxed_ends()
         assert best.energy is not None
-        self.ceiling, self.further = best.energy - TIE, 0
+        self.ceiling = best.energy - TIE
         while len(self.guesses) > self.done and self.guesses[-1].source == "sqrt-distance":
             self.guesses.pop()  # noisy copies, which rarely lead elsewhere
         for x in lower_starts(self, best):
@@ -134,8 +135,7 @@ class TSSearch:
 
     def go_on(self) -> bool:
         """Refine the one further that was cut short nearest to a saddle; False when none is left, or no time."""
-        low = [entry for entry in self.unfinished if (entry[1].energy or -math.inf) < self.ceiling]
-        near = sorted((entry for entry in low if entry[0] < NEARLY), key=lambda entry: entry[0])
+        near = sorted((entry for entry in self.unfinished if entry[0] < NEARLY), key=lambda entry: entry[0])
         if not near or self.further == FURTHER or self.out_of_time():
             return False
         _, candidate, guess = near[0]
@@ -168,7 +168,7 @@ class TSSearch:
         """
         key = x.tobytes()
         if key not in self._modes:
-            self._modes[key] = normal_modes(self.potential, x, saddle=False)
+            self._modes[key] = normal_modes(self.potential, x, central=self.every_end, saddle=False)
         return self._modes[key]
 
     def report(self, result: TSResult) -> None:

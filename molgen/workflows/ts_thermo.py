@@ -57,7 +57,7 @@ def reaction_thermochemistry(
         for k, (name, geometry) in enumerate(x.items()):
             search.progress("normal modes", k, len(x))
             saddle = name == "saddle"
-            modes = normal_modes(search.potential, geometry) if saddle else search.well_modes(geometry)
+            modes = normal_modes(search.potential, geometry, central=True) if saddle else search.well_modes(geometry)
             points[name] = thermochemistry(geometry, reaction.numbers, modes, spin=reaction.spin, saddle=saddle, **at)
             frequency = float(modes.frequencies_cm[0]) if saddle else frequency
     except FAILURES as error:
