@@ -128,8 +128,6 @@ class TSSearch:
         best = self.best_with_relaxed_ends()
         assert best.energy is not None
         self.ceiling = best.energy - TIE
-        while len(self.guesses) > self.done and self.guesses[-1].source == "sqrt-distance":
-            self.guesses.pop()  # noisy copies, which rarely lead elsewhere
         for x in lower_starts(self, best):
             self.guesses.append(Guess(x, "rotamer", len(self.guesses), self.reaction.pairs[0]))
 
