@@ -65,7 +65,7 @@ def saddles(report: dict) -> str:
         several = r.get("several_steps", 0)
         first = f"{r.get('intended', 0):.1%}" + (f", and {several:.1%} in several steps" if several else "")
         others = (r.get("half", 0) - r.get("half_in_steps", 0), r.get("unintended", 0), rest)
-        title = f"`molgen ts` ({r['n']} reactions; 8 samples, ranked)"
+        title = f"`molgen ts --no-lower` ({r['n']} reactions; 8 samples, ranked)"
         rows.append([title, first, *(f"{v:.1%}" for v in others), f"all calls: {r['calls_mean']:.0f}", "", ""])
     return table(
         "guess | intended | half | unintended | not a saddle, not converged, failed "

@@ -8,7 +8,8 @@ Stages, each resumable, each adding to DIR/ts.json (rows of the saddle searches 
 - `invariance`: the change of a guess under random rotations, atom orders and fragment placements.
 - `saddles`: 200 reactions of the test split fixed by seed; guess + refinement + verification on GFN2-xTB, for (a) one
   TS-GEN guess, (b) the sqrt-distance guess, (c) ASE's CI-NEB, (d) the true DFT transition state.
-- `ranked`: the same reactions through `find_ts` with 8 samples.
+- `ranked`: the same reactions through `find_ts` with 8 samples, up to the first saddles proven (`--no-lower`).
+- `lower`: the first of these with and without looking for lower saddles, one step each.
 - `calibrate`: fits the confidence model on reactions of the validation split and writes it into the weights folder.
 - `confidence`: reliability of that model on the rows of `saddles`.
 """
@@ -35,8 +36,10 @@ from molgen.tsgen.condition import prepare
 from molgen.tsgen.evaluate import evaluate
 from molgen.tsgen.generate import Guesses, generate
 from molgen.tsgen.rank import confidence, fit_calibration, guess_features, refined_features, reliability
+from molgen.units import kcal
 
-STAGES = ("geometry", "invariance", "saddles", "calibrate", "confidence", "ranked")
+STAGES = ("geometry", "invariance", "saddles", "calibrate", "confidence", "ranked", "lower")
+LOWERED = 0.1  # kcal/mol
 
 
 def guesses_of(model: Generator, reactions: list[Reaction]) -> dict[str, tuple[Guesses, dict[str, float]]]:
@@ -145,7 +148,7 @@ def judge(model: Generator, reactions: list[Reaction], rows: list[dict]) -> dict
 
 
 def ranked(reactions: list[Reaction], weights: str, out: Path) -> dict:
-    """`find_ts` with 8 samples on every reaction, as a user would run it, all calls counted."""
+    """`find_ts` with 8 samples on every reaction, up to the first saddles proven, all calls counted."""
     from ase import Atoms
 
     from molgen import find_ts
@@ -158,7 +161,7 @@ def ranked(reactions: list[Reaction], weights: str, out: Path) -> dict:
             sides = Atoms(reaction.numbers, reaction.reactant), Atoms(reaction.numbers, reaction.product)
             row = {"name": reaction.name, "verdict": "failed", "calls": 0, "seconds": 0.0, "source": ""}
             try:
-                result = find_ts(*sides, map_atoms=False, weights=weights)
+                result = find_ts(*sides, map_atoms=False, weights=weights, lower=False)
                 row |= {"verdict": result.best.verdict, "calls": result.gradient_calls, "source": result.best.source}
                 row |= {"seconds": round(result.seconds, 2), "candidates": len(result.candidates)}
                 way = result.mechanism
@@ -183,6 +186,41 @@ def ranked(reactions: list[Reaction], weights: str, out: Path) -> dict:
     return {"n": len(rows), **share, "intended_from_flow": from_flow, **figures, "seconds_mean": float(seconds.mean())}
 
 
+def lower(reactions: list[Reaction], weights: str, out: Path) -> dict:
+    """`find_ts` once up to the first saddles proven, once looking for lower ones: what that costs and finds."""
+    from ase import Atoms
+
+    from molgen import find_ts
+    from molgen.errors import CalculatorError
+
+    file = out / "lower.jsonl"
+    done = {row["name"]: row for row in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
+    with file.open("a") as log:
+        for reaction in (r for r in reactions if r.name not in done):
+            sides = Atoms(reaction.numbers, reaction.reactant), Atoms(reaction.numbers, reaction.product)
+            row: dict = {"name": reaction.name, "first": None, "lower": None}
+            for key in ("first", "lower"):
+                try:
+                    found = find_ts(*sides, map_atoms=False, weights=weights, follow=0, lower=key == "lower")
+                except CalculatorError:
+                    continue
+                best, spent = found.best, {"calls": found.gradient_calls, "seconds": round(found.seconds, 2)}
+                row[key] = {"energy": best.energy, "barrier": best.barrier_forward_kcal, "source": best.source, **spent}
+                row[key]["proven"] = best.verdict == "intended" and not best.stereo
+            done[reaction.name] = row
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+    rows = [done[r.name] for r in reactions]
+    proven = [row for row in rows if row["first"] and row["first"]["proven"]]
+    gain = np.array([kcal(row["first"]["energy"] - row["lower"]["energy"]) for row in proven])
+    spent = {
+        f"{figure}_{key}_mean": float(np.mean([row[key][figure] for row in proven]))
+        for figure in ("calls", "seconds") for key in ("first", "lower")
+    }  # fmt: skip
+    lowered = np.sort(gain[gain > LOWERED]).round(2).tolist()
+    return {"n": len(rows), "proven": len(proven), "lowered_kcal": lowered, **spent}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -191,6 +229,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--count", type=int, default=200, help="reactions of the saddle searches")
     parser.add_argument("--ranked-count", type=int, default=200, help="how many of them also through find_ts")
+    parser.add_argument("--lower-count", type=int, default=60, help="how many of them with lower saddles looked for")
     parser.add_argument("--calibrate-split", default="val")
     parser.add_argument("--calibrate-count", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
@@ -223,6 +262,8 @@ def main() -> None:
         elif stage == "confidence":
             rows = searches_rows(args.out, chosen)
             figures = judge(model, chosen, rows)
+        elif stage == "lower":
+            figures = lower(chosen[: args.lower_count], args.weights, args.out)
         else:
             figures = ranked(chosen[: args.ranked_count], args.weights, args.out)
         report[stage] = {**figures, "wall_seconds": round(time.perf_counter() - begin, 1)}
