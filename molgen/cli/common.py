@@ -40,10 +40,14 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-Calculator = Annotated[str, typer.Option("--calculator", help="gfn2, gfn1, or module:Class of an ASE calculator.")]
-CalculatorKwargs = Annotated[str | None, typer.Option("--calculator-kwargs", help="JSON, for module:Class.")]
+Calculator = Annotated[
+    str, typer.Option("--calculator", help="Energies: gfn2, gfn1, or module:Class of an ASE calculator.")
+]
+CalculatorKwargs = Annotated[
+    str | None, typer.Option("--calculator-kwargs", help="Arguments of module:Class, as JSON.")
+]
 Solvent = Annotated[
-    str | None, typer.Option("--solvent", help="Implicit solvent of xTB: water, thf, ...; default the gas phase.")
+    str | None, typer.Option("--solvent", help="Implicit solvent of xTB: water, thf, ...; default: gas phase.")
 ]
 
 
@@ -56,11 +60,13 @@ def _workers(text: str) -> int | None:
 
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", parser=_workers, metavar="N", help="Processes; by default (auto) as many as pay."),
+    typer.Option(
+        "--workers", parser=_workers, metavar="N", help="Number of processes; default auto: as many as are worthwhile."
+    ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed; the same seed gives the same samples.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
-FlowDevice = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed. The same seed gives the same samples.")]
+Device = Annotated[str, typer.Option("--device", help="Where the model runs: auto, cpu, cuda, cuda:1, mps.")]
+FlowDevice = Annotated[str, typer.Option("--device", help="Where the flow runs: auto, cpu, cuda, cuda:1.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Precision of the model: float32 or float64.")]
 Out = Annotated[Path, typer.Option("--out", help="Output folder.", file_okay=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")]

@@ -16,7 +16,7 @@ from molgen.pool import cores
 from molgen.workflows.journal import counted
 
 app = typer.Typer(help="Make data sets.", no_args_is_help=True)
-Weights = Annotated[str, typer.Option("--weights", help="Of TS-GEN: shipped weights or checkpoint folder.")]
+Weights = Annotated[str, typer.Option("--weights", help="TS-GEN: shipped weights or checkpoint folder.")]
 _PS = {"ps": 1, "ns": 1_000, "us": 1_000_000}
 
 
@@ -63,18 +63,26 @@ def temperatures_of(text: str) -> list[float]:
 @app.command("md")
 def md(
     sequences: Annotated[list[str] | None, typer.Argument(help="One-letter sequences: AA GY 'A[HIP]'.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="More sequences, one a line; # comments.")] = None,
-    cap: Annotated[str, typer.Option("--cap", help="none (charged termini) or ace-nme.")] = "none",
-    time: Annotated[str, typer.Option("--time", help="Recorded at each temperature, a frame every ps.")] = "200ps",
-    temperatures: Annotated[str, typer.Option("--temperatures", help="K, rising.")] = "310,380,470,600",
+    file: Annotated[
+        Path | None, typer.Option("--file", help="File of more sequences, one per line; # begins a comment.")
+    ] = None,
+    cap: Annotated[str, typer.Option("--cap", help="Ends: none (charged) or ace-nme.")] = "none",
+    time: Annotated[
+        str, typer.Option("--time", help="Time to record at each temperature, a frame every ps.")
+    ] = "200ps",
+    temperatures: Annotated[str, typer.Option("--temperatures", help="Temperatures, K, rising.")] = "310,380,470,600",
     exclude: Annotated[
         Path | None, typer.Option("--exclude", help="Refuse these sequences, and longer ones that contain them.")
     ] = None,
     flow: Annotated[
-        str | None, typer.Option("--flow", help="Weights of Prose, such as prose: its proposals are moves, too.")
+        str | None,
+        typer.Option("--flow", help="Weights of Prose, such as prose: also move to its proposals (see above)."),
     ] = None,
     cis: Annotated[
-        bool, typer.Option("--cis", help="One replica of four starts with a cis peptide bond: to train on (see below).")
+        bool,
+        typer.Option(
+            "--cis", help="One replica of four starts with a cis peptide bond: for training only (see above)."
+        ),
     ] = False,
     workers: common.Workers = None,
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
@@ -86,14 +94,15 @@ def md(
 ) -> None:
     """Temperature replica exchange of peptides (ff14SB, GB OBC2): OUT/SEQ.npz for each sequence.
 
-    Stopped anywhere, --resume goes on from the last state, some seconds old at most, to the same files; finished
-    sequences are kept, and the list may have grown. Exit code 4 when some sequences failed.
+    A run may be stopped at any time. --resume continues from its last state, at most some seconds old, to the same
+    files. Finished sequences are kept, and the list may have grown. Exit code 4: some sequences failed.
 
-    With --flow each ps ends with a choice, by weight, among the conformation and eight proposals of the flow: exact as
-    without, and basins that the flow knows mix faster.
+    --flow: each ps ends with a choice, by weight, among the conformation and eight proposals of the flow. The ensemble
+    stays exact, and basins that the flow knows mix faster.
 
-    With --cis one replica of four starts with a cis peptide bond that is not before proline. It stays cis: the share
-    of the form is that of the starts. Training learns such frames by their energies alone; averages would be wrong.
+    --cis: one replica of four starts with a cis peptide bond that does not precede proline, and stays cis. The share of
+    this form is therefore that of the starts, and averages would be wrong. Training learns such frames by their
+    energies alone.
     """
     from molgen.data.md import read_sequences
     from molgen.potentials.openmm import require_platform
@@ -144,7 +153,7 @@ def reactions(
         list[Path] | None,
         typer.Argument(help="Molecules: SMILES lists (.smi, .txt), structures (.xyz, .sdf), reaction sets (.npz)."),
     ] = None,
-    count: Annotated[int | None, typer.Option("--count", min=1, help="Stop at so many reactions.")] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Stop after so many reactions.")] = None,
     attempts: Annotated[int | None, typer.Option("--attempts", min=1, help="Stop after so many attempts.")] = None,
     time_budget: common.TimeBudget = None,
     exclude: Annotated[
@@ -153,21 +162,22 @@ def reactions(
     ] = None,
     calculator: common.Calculator = "gfn2",
     calculator_kwargs: common.CalculatorKwargs = None,
-    guess: Annotated[str, typer.Option("--guess", help="tsgen, sqrt (distances), or both, drawn at random.")] = "both",
+    guess: Annotated[str, typer.Option("--guess", help="tsgen, sqrt (sqrt-distance), or both, at random.")] = "both",
     weights: Weights = "tsgen",
     relevel: Annotated[
-        bool, typer.Option("--relevel", help="Re-optimise the reactions of a set with --calculator instead.")
+        bool,
+        typer.Option("--relevel", help="Instead, re-optimise the reactions of a set with --calculator (see above)."),
     ] = False,
     split: Annotated[
         str | None,
         typer.Option(
-            "--split", help="With --relevel: train, val, test, several (train,val) or all; default train,val."
+            "--split", help="With --relevel: train, val, test, several (train,val) or all; default: train,val."
         ),
     ] = None,
     charge: Annotated[
-        int | None, typer.Option("--charge", help="Total charge, of structure files that hold none (.xyz); default 0.")
+        int | None, typer.Option("--charge", help="Total charge of structure files that name none (.xyz); default: 0.")
     ] = None,
-    spin: Annotated[int | None, typer.Option("--spin", help="Unpaired electrons; default the fewest possible.")] = None,
+    spin: Annotated[int | None, typer.Option("--spin", help="Unpaired electrons; default: as few as possible.")] = None,
     workers: common.Workers = None,
     out: common.Out = Path("molgen-reactions"),
     seed: common.Seed = 0,
@@ -177,13 +187,15 @@ def reactions(
 ) -> None:
     """New elementary reactions of SOURCES with verified transition states: OUT/reactions.npz, for `molgen train ts`.
 
-    Stopped anywhere, --resume goes on; the limits (--count, --attempts, --time-budget) may then be others. Of a source
-    set with splits only training reactions give molecules, and the reactions of its other splits are excluded. --count
-    alone also ends where nothing new comes any more. Exit code 3 when nothing was found.
+    A run may be stopped at any time. --resume continues, with other limits if you like (--count, --attempts,
+    --time-budget). --count alone also ends when nothing new is found any more. Exit code 3: nothing was found.
 
-    With --relevel: the reactions of SET.npz, R, TS and P re-optimised at another level and judged anew, in the same
-    order, with `index`, the row in the set. Failures are kept too, with their `verdict`; training uses the rows marked
-    `verified`. --count then counts reactions of the set.
+    If a source is a set with splits, molecules come from its training reactions only, and reactions of its other splits
+    are never made.
+
+    --relevel: instead of new reactions, re-optimise reactant, transition state and product of a set at another level,
+    and judge them again. Rows keep their order; `index` is the row in the set. Failures are kept too, with their
+    `verdict`; training uses the rows marked `verified`. --count then counts reactions of the set.
     """
     from molgen.data.exclusion import split_spec
     from molgen.run import Run
@@ -243,9 +255,9 @@ def reactions(
 def searches(
     source: Annotated[Path, typer.Argument(help="Set of reactions (.npz) with known transition states.")],
     split: Annotated[
-        str | None, typer.Option("--split", help="train, val, several (train,val) or all; default train,val.")
+        str | None, typer.Option("--split", help="train, val, several (train,val) or all; default: train,val.")
     ] = None,
-    count: Annotated[int | None, typer.Option("--count", min=1, help="Only so many reactions, at random.")] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Take only so many reactions, at random.")] = None,
     time_budget: common.TimeBudget = None,
     calculator: common.Calculator = "gfn2",
     calculator_kwargs: common.CalculatorKwargs = None,
@@ -259,8 +271,9 @@ def searches(
 ) -> None:
     """Saddle searches at a cheaper level towards the known transition states of a set: OUT/searches.npz.
 
-    Geometries and gradients on the way from a guess to that level's saddle: `molgen train correction` learns from them
-    where the set's own transition state lies. Stopped anywhere, --resume goes on to the same file.
+    It keeps geometries and gradients on the way from a guess to that level's saddle. From these `molgen train
+    correction` learns where the set's own transition state lies. A run may be stopped at any time; --resume continues
+    it, to the same file.
     """
     from molgen.run import Run
     from molgen.workflows.searches import search_all, search_plan

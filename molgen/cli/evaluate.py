@@ -41,11 +41,15 @@ def _group() -> None:
 @app.command("ts")
 def evaluate_ts(
     data: Annotated[Path, typer.Option("--data", help="npz of reactions, as `molgen.data.reactions` describes.")],
-    split: Annotated[str | None, typer.Option("--split", help="Only this split; default all reactions.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Take only this split; default: all reactions.")] = None,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "tsgen",
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Flow steps; default the weights' own.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
-    single_product: Annotated[bool, typer.Option("--single-product", help="Only products of one fragment.")] = False,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Flow steps; default: those of the weights.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Reactions per batch.")] = 32,
+    single_product: Annotated[
+        bool, typer.Option("--single-product", help="Take only reactions whose product is one molecule.")
+    ] = False,
     device: common.Device = "auto",
     dtype: common.Dtype = "float32",
     seed: common.Seed = 0,
@@ -83,19 +87,23 @@ def evaluate_ts(
 @app.command("prose")
 def evaluate_prose(
     data: Annotated[
-        list[Path] | None, typer.Option("--data", help="Folder or npz of molecular dynamics; may be repeated.")
+        list[Path] | None, typer.Option("--data", help="Molecular dynamics: a folder or npz files; may be repeated.")
     ] = None,
     sequences: Annotated[
-        list[str] | None, typer.Option("--sequences", help="Only these, such as AA or AA,GGY; default all of --data.")
+        list[str] | None,
+        typer.Option("--sequences", help="Take only these, such as AA or AA,GGY; default: all of --data."),
     ] = None,
-    cap: Annotated[str, typer.Option("--cap", help="Caps of --sequences: none (charged termini) or ace-nme.")] = "none",
-    samples: Annotated[int, typer.Option("-n", "--samples", min=2, help="Proposals a sequence.")] = 10_000,
-    temperature: Annotated[float, typer.Option("-T", "--temperature", min=1, help="Kelvin.")] = 310.0,
+    cap: Annotated[str, typer.Option("--cap", help="Ends of --sequences: none (charged) or ace-nme.")] = "none",
+    samples: Annotated[int, typer.Option("-n", "--samples", min=2, help="Proposals per sequence.")] = 10_000,
+    temperature: Annotated[float, typer.Option("-T", "--temperature", min=1, help="Temperature, K.")] = 310.0,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "prose",
     workers: common.Workers = None,
-    platform: Annotated[str, typer.Option("--platform", help="OpenMM platform of the energies.")] = "auto",
+    platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
     points: Annotated[
-        int, typer.Option("--points", min=20, max=10_000, help="Frames in an optimal transport (seconds to a minute).")
+        int,
+        typer.Option(
+            "--points", min=20, max=10_000, help="Frames in each optimal transport, which takes seconds to a minute."
+        ),
     ] = 2500,
     out: common.Out = Path("runs/evaluate-prose"),
     resume: common.Resume = False,
@@ -106,7 +114,7 @@ def evaluate_prose(
 ) -> None:
     """Proposals, weights and reweighted ensembles of peptides beside their molecular dynamics, nothing dropped.
 
-    ESS is Kish's over all samples. Distances to the dynamics stand beside their floor, the distance between two halves
+    ESS is Kish's, over all samples. Distances to the dynamics stand beside their floor, the distance between two halves
     of it (or between two runs, if two files hold the same peptide). Exit code 4 when a sequence could not be evaluated.
     """
     from molgen.potentials.openmm import require_platform

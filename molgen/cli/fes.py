@@ -44,68 +44,73 @@ def register(app: typer.Typer) -> None:
 
 def fes(
     ctx: typer.Context,
-    config: Annotated[Path | None, typer.Argument(help="TOML file with these options as keys; options win.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(help="TOML file with these options as keys. Options on the command line win.")
+    ] = None,
     xyz: Annotated[
-        list[Path] | None, typer.Option("--xyz", help="Structure; one for each basin you know of; may be repeated.")
+        list[Path] | None, typer.Option("--xyz", help="Structure; repeat it for each basin that you know.")
     ] = None,
     calculator: Annotated[
-        str, typer.Option("--calculator", help="For --xyz: gfn2, gfn1, or module:Class of an ASE calculator.")
+        str, typer.Option("--calculator", help="Energies of --xyz: gfn2, gfn1, or module:Class of an ASE calculator.")
     ] = "gfn2",
     calculator_kwargs: common.CalculatorKwargs = None,
     charge: Annotated[
-        int | None, typer.Option("--charge", help="Total charge, for --xyz; default what the files say, else 0.")
+        int | None, typer.Option("--charge", help="Total charge, for --xyz; default: what the files say, else 0.")
     ] = None,
     spin: Annotated[
-        int | None, typer.Option("--spin", help="Unpaired electrons, for --xyz; default the fewest possible.")
+        int | None, typer.Option("--spin", help="Unpaired electrons, for --xyz; default: as few as possible.")
     ] = None,
     pdb: Annotated[
-        list[Path] | None, typer.Option("--pdb", help="Instead of --xyz: PDB with all hydrogens; may be repeated.")
+        list[Path] | None, typer.Option("--pdb", help="In place of --xyz: PDB with all hydrogens; may be repeated.")
     ] = None,
     forcefield: Annotated[
         list[str] | None, typer.Option("--forcefield", help="OpenMM force field, for --pdb; may be repeated.")
     ] = None,
     from_ts: Annotated[
-        Path | None, typer.Option("--from-ts", help="Instead of --xyz and --cv: folder of a molgen ts run.")
+        Path | None, typer.Option("--from-ts", help="In place of --xyz and --cv: the folder of a molgen ts run.")
     ] = None,
     pretrained: Annotated[
         str | None,
-        typer.Option("--pretrained", help="Draw from a finished controller: ala2, sn2, or the folder of a run."),
+        typer.Option("--pretrained", help="Draw from a trained controller: ala2, sn2, or the folder of a run."),
     ] = None,
     solvent: Annotated[
         str | None,
-        typer.Option("--solvent", help="Implicit: for --pdb obc2 (the default) or none, for xTB water, thf, ..."),
+        typer.Option("--solvent", help="Implicit solvent. --pdb: obc2 (default) or none; xTB: water, thf, ..."),
     ] = None,
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
     cv: Annotated[
         list[str] | None,
         typer.Option(
-            "--cv", help='One to three: "distance 0 4", "phi 1", "d = ..." (a sum); atoms and residues count from 0.'
+            "--cv", help='One to three variables: "distance 0 4", "phi 1", "d = ..." (a sum). Numbers start at 0.'
         ),
     ] = None,
     range_: Annotated[
         list[str] | None,
-        typer.Option("--range", help='"LOW HIGH" of each --cv in A or degrees, "auto" where it is periodic or walled.'),
+        typer.Option(
+            "--range", help='For each --cv: "LOW HIGH" in A or degrees, or "auto" if it is periodic or walled.'
+        ),
     ] = None,
     wall: Annotated[
-        list[str] | None, typer.Option("--wall", help='Part of the target: "distance 0 4 < 3.3"; may be repeated.')
+        list[str] | None, typer.Option("--wall", help='Restrain a variable: "distance 0 4 < 3.3"; may be repeated.')
     ] = None,
-    temperature: Annotated[float, typer.Option("-T", "--temperature", help="K.")] = 300.0,
+    temperature: Annotated[float, typer.Option("-T", "--temperature", help="Temperature, K.")] = 300.0,
     coordinates: Annotated[
         str,
         typer.Option(
             "--coordinates",
-            help="cartesian; internal, where bonds stay; auto: internal without rings, for --pdb or torsions alone.",
+            help="cartesian, internal (bonds must not change), or auto: internal for --pdb or torsions, without rings.",
         ),
     ] = "auto",
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=4, help="Rounds, each of --draws energies; default 300, internal 100.")
+        int | None,
+        typer.Option("--rounds", min=4, help="Rounds, each of --draws energies; default: 300, internal 100."),
     ] = None,
     draws: Annotated[
         int | None,
-        typer.Option("--draws", min=16, help="Trajectories, and energies, a round; default 192, internal 1024."),
+        typer.Option("--draws", min=16, help="Trajectories, and so energies, per round; default: 192, internal 1024."),
     ] = None,
     learn: Annotated[
-        int | None, typer.Option("--learn", min=1, help="Gradient steps a round; default 80, internal 200.")
+        int | None, typer.Option("--learn", min=1, help="Gradient steps per round; default: 80, internal 200.")
     ] = None,
     samples: Annotated[
         int | None,
@@ -113,7 +118,7 @@ def fes(
             "-n",
             "--samples",
             min=1,
-            help="Samples drawn at the end; default 16000, with --pretrained half as many as its run.",
+            help="Samples drawn at the end; default: 16000, with --pretrained half of its run's.",
         ),
     ] = None,
     paths: Annotated[
@@ -121,29 +126,34 @@ def fes(
         typer.Option(
             "--paths",
             min=1,
-            help="Paths over which each sample's density is averaged; costs time, no energies. "
-            "Default 4, with --pretrained as its run.",
+            help="Paths over which the density of each sample is averaged; costs time, no energies. "
+            "Default: 4, with --pretrained as in its run.",
         ),
     ] = None,
-    gamma: Annotated[float, typer.Option("--gamma", help="Bias factor; at least half of --cap with --from-ts.")] = 12.0,
+    gamma: Annotated[float, typer.Option("--gamma", help="Bias factor; with --from-ts at least half of --cap.")] = 12.0,
     cap: Annotated[
-        float, typer.Option("--cap", help="The bias grows no higher, kT; --from-ts raises it above the path.")
+        float, typer.Option("--cap", help="Height to which the bias may grow, kT; --from-ts raises it.")
     ] = 23.0,
     hill_width: Annotated[
-        list[float] | None, typer.Option("--hill-width", help="Width of the hills, one per --cv, in A or degrees.")
+        list[float] | None, typer.Option("--hill-width", help="Width of the hills, one for each --cv, in A or degrees.")
     ] = None,
     width: Annotated[
-        float, typer.Option("--width", help="Width of the stiffest thermal motion, A; for cartesian coordinates.")
+        float, typer.Option("--width", help="Width of the stiffest thermal motion, A; for Cartesian coordinates.")
     ] = 0.05,
-    controller: Annotated[str, typer.Option("--controller", help="auto, pair or trunk.")] = "auto",
+    controller: Annotated[
+        str, typer.Option("--controller", help="Network of the controller: auto, pair or trunk.")
+    ] = "auto",
     stop: Annotated[
-        bool, typer.Option("--stop/--no-stop", help="End early once the surface rests; of one variable.")
+        bool, typer.Option("--stop/--no-stop", help="With one variable: end early, once the surface rests.")
     ] = True,
     repair: Annotated[
-        str, typer.Option("--repair", help="Sequential Monte Carlo where weights fail: auto, always (warn too), never.")
+        str,
+        typer.Option(
+            "--repair", help="Sequential Monte Carlo if the weights fail: auto, always (also for warn), never."
+        ),
     ] = "auto",
-    forecast: Annotated[bool, typer.Option("--forecast", help="Say what it will cost, and do nothing.")] = False,
-    units: Annotated[str, typer.Option("--units", help="Of energies: kcal/mol or kJ/mol.")] = "kcal/mol",
+    forecast: Annotated[bool, typer.Option("--forecast", help="Predict the cost, and stop.")] = False,
+    units: Annotated[str, typer.Option("--units", help="Units of energies: kcal/mol or kJ/mol.")] = "kcal/mol",
     out: common.Out = Path("molgen-fes"),
     overwrite: common.Overwrite = False,
     resume: common.Resume = False,
@@ -152,9 +162,10 @@ def fes(
 ) -> None:
     """Free energy along one to three collective variables: a diffusion learns to sample, exact weights correct it.
 
-    Writes fes.dat, COLVAR, HILLS (PLUMED reads them), weights.npz, samples, fes.png, convergence.png and summary.json
-    to OUT. Exit code 3 when the surface cannot be trusted, or --from-ts cannot tell the barrier; everything is
-    written all the same.
+    Writes to OUT: fes.dat, COLVAR and HILLS (for PLUMED), weights.npz, samples, fes.png, convergence.png and
+    summary.json.
+
+    Exit code 3: the surface cannot be trusted, or --from-ts cannot determine the barrier. Everything is written anyway.
     """
     given = {key: value for key, value in locals().items() if key not in ("ctx", "config")}
     options = merged(given, config, ctx)

@@ -20,21 +20,21 @@ def register(app: typer.Typer) -> None:
 
 def peptide(
     sequence: Annotated[
-        str, typer.Argument(help="One-letter codes from N to C, such as AAGY; H is HIE, or [HID], [HIP].")
+        str, typer.Argument(help="One-letter codes from N to C, such as AAGY. H is HIE; else write [HID] or [HIP].")
     ],
-    n: Annotated[int, typer.Option("-n", "--samples", help="Samples.")] = 10_000,
-    temperature: Annotated[float, typer.Option("-T", "--temperature", help="K.")] = 310.0,
-    cap: Annotated[str, typer.Option("--cap", help="none (charged termini) or ace-nme.")] = "none",
+    n: Annotated[int, typer.Option("-n", "--samples", help="Number of samples.")] = 10_000,
+    temperature: Annotated[float, typer.Option("-T", "--temperature", help="Temperature, K.")] = 310.0,
+    cap: Annotated[str, typer.Option("--cap", help="Ends: none (charged) or ace-nme.")] = "none",
     observable: Annotated[
         list[str] | None,
         typer.Option(
             "--observable",
-            help='Report the weighted mean of a variable, as of molgen fes --cv: "distance 0 5", "phi 1", "rg", '
+            help='Report the weighted mean of a variable: "distance 0 5", "phi 1", "rg", '
             '"helicity", ...; atoms and residues count from 0; may be repeated.',
         ),
     ] = None,
     finetune: Annotated[
-        int, typer.Option("--finetune", help="Rounds of training on this peptide first, minutes each.")
+        int, typer.Option("--finetune", help="First train the flow on this peptide: rounds, minutes each.")
     ] = 0,
     smc: Annotated[
         bool,
@@ -44,10 +44,15 @@ def peptide(
     platform: Annotated[str, typer.Option("--platform", help="OpenMM platform: auto, Reference, CPU, CUDA.")] = "auto",
     workers: common.Workers = None,
     prose_compat: Annotated[
-        bool, typer.Option("--prose-compat", help="Drop the largest 0.2 % of the weights, as Prose does: biased.")
+        bool,
+        typer.Option(
+            "--prose-compat", help="Drop the largest 0.2 % of the weights, as Prose does; averages are then biased."
+        ),
     ] = False,
-    units: Annotated[str, typer.Option("--units", help="Of energies: kJ/mol or kcal/mol.")] = "kJ/mol",
-    save_float64: Annotated[bool, typer.Option("--save-float64", help="Exact positions in weights.npz.")] = False,
+    units: Annotated[str, typer.Option("--units", help="Units of energies: kJ/mol or kcal/mol.")] = "kJ/mol",
+    save_float64: Annotated[
+        bool, typer.Option("--save-float64", help="Also write exact positions to weights.npz.")
+    ] = False,
     out: common.Out = Path("molgen-peptide"),
     overwrite: common.Overwrite = False,
     resume: common.Resume = False,
@@ -57,8 +62,9 @@ def peptide(
 ) -> None:
     """Boltzmann ensemble of a peptide in implicit water (ff14SB, GB OBC2): proposed by a flow, weighted, judged.
 
-    Writes topology.pdb, samples.xtc, weights.npz, ramachandran.png, weights.png and summary.json to OUT. Exit code 3
-    when k-hat says that the weights cannot be trusted; the ensemble is written all the same.
+    Writes to OUT: topology.pdb, samples.xtc, weights.npz, ramachandran.png, weights.png and summary.json.
+
+    Exit code 3: k-hat says that the weights cannot be trusted. The ensemble is written anyway.
     """
     from molgen.workflows.peptide import sample_peptide
 

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Train a model.", no_args_is_help=True)
 TrainingTime = Annotated[
-    str | None, typer.Option("--time-budget", help="Training time, such as 30m; default 2h (correction: 1h).")
+    str | None, typer.Option("--time-budget", help="Training time, such as 30m; default: 2h, correction 1h.")
 ]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Train by steps instead of by time.")]
-Init = Annotated[str | None, typer.Option("--init", help="Start from these weights (name or folder).")]
-TrainSplit = Annotated[str, typer.Option("--train-split")]
-ValSplit = Annotated[str, typer.Option("--val-split", help="Selects the weights that are kept.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
-LearningRate = Annotated[float, typer.Option("--learning-rate")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Train for so many steps, not for a time.")]
+Init = Annotated[str | None, typer.Option("--init", help="Begin with these weights (name or folder).")]
+TrainSplit = Annotated[str, typer.Option("--train-split", help="Split to learn from.")]
+ValSplit = Annotated[str, typer.Option("--val-split", help="Validation split; it selects the weights that are kept.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Reactions per batch.")]
+LearningRate = Annotated[float, typer.Option("--learning-rate", help="Learning rate at its highest.")]
 
 
 def _seconds(steps: int | None, time_budget: str | None, usual: str, learning_rate: float) -> float | None:
@@ -57,12 +57,12 @@ def train_ts(
         list[Path],
         typer.Option(
             "--data",
-            help="npz of reactions, or RDB7, Transition1x, RGD1 as published; may be repeated, the first validates.",
+            help="npz of reactions, or RDB7, Transition1x, RGD1 as published; may be repeated: the first validates.",
         ),
     ],
     out: common.Out = Path("runs/train-ts"),
     config: Annotated[
-        str | None, typer.Option("--config", help="Size of a new network: small (default) or base.")
+        str | None, typer.Option("--config", help="Size of a new network: small or base; default: small.")
     ] = None,
     time_budget: TrainingTime = None,
     steps: Steps = None,
@@ -73,12 +73,12 @@ def train_ts(
         float | None,
         typer.Option(
             "--val-share",
-            help="Instead of --val-split: a share of the training reactions, at random (published: 0.05).",
+            help="In place of --val-split: a random share of the training reactions; default for published sets: 0.05.",
         ),
     ] = None,
     batch_size: BatchSize = 64,
     dropout: Annotated[
-        float | None, typer.Option("--dropout", min=0.0, max=0.9, help="Of a new network; default 0.05.")
+        float | None, typer.Option("--dropout", min=0.0, max=0.9, help="Dropout of a new network; default: 0.05.")
     ] = None,
     learning_rate: LearningRate = 2e-3,
     seed: common.Seed = 0,
@@ -123,10 +123,14 @@ def train_ts(
 @app.command("correction")
 def train_correction(
     data: Annotated[Path, typer.Option("--data", help="npz of reactions.")],
-    searches: Annotated[Path, typer.Option("--searches", help="searches.npz of `molgen data searches` on --data.")],
+    searches: Annotated[
+        Path, typer.Option("--searches", help="searches.npz, made by `molgen data searches` from --data.")
+    ],
     out: common.Out = Path("runs/train-correction"),
     init: Init = None,
-    level: Annotated[str, typer.Option("--level", help="Of the data, as corrected structures shall name it.")] = "",
+    level: Annotated[
+        str, typer.Option("--level", help="Level of theory of the data, to be named in corrected structures.")
+    ] = "",
     time_budget: TrainingTime = None,
     steps: Steps = None,
     train_split: TrainSplit = "train",
@@ -177,31 +181,39 @@ def train_correction(
 
 @app.command("prose")
 def train_prose(
-    data: Annotated[list[Path], typer.Option("--data", help="npz of molgen data md, or a folder; may be repeated.")],
+    data: Annotated[
+        list[Path], typer.Option("--data", help="npz files of molgen data md, or a folder of them; may be repeated.")
+    ],
     out: common.Out = Path("runs/train-prose"),
     exclude: Annotated[
         Path | None, typer.Option("--exclude", help="Leave out these sequences, and longer ones that contain them.")
     ] = None,
-    val: Annotated[str, typer.Option("--val", help="Sequences that select the weights that are kept: AY,PF.")] = "",
+    val: Annotated[
+        str, typer.Option("--val", help="Validation sequences, such as AY,PF; they select the weights that are kept.")
+    ] = "",
     val_share: Annotated[
-        float | None, typer.Option("--val-share", help="Without --val: a share drawn at random; default 0.05.")
+        float | None,
+        typer.Option("--val-share", help="In place of --val: a random share of the sequences; default: 0.05."),
     ] = None,
-    config: Annotated[str | None, typer.Option("--config", help="Size of a new flow: small (default) or base.")] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", help="Size of a new flow: small or base; default: small.")
+    ] = None,
     time_budget: TrainingTime = None,
     steps: Steps = None,
     init: Init = None,
     layers: Annotated[
-        int | None, typer.Option("--layers", help="Deepen the trunk of --init; the new layers begin as identities.")
+        int | None,
+        typer.Option("--layers", help="Deepen the trunk of --init to so many layers; new ones begin as identities."),
     ] = None,
     own: Annotated[
         Path | None,
-        typer.Option("--own", help="Sequences, one a line, to learn by energies alone: of samples of --init."),
+        typer.Option("--own", help="File of sequences, one per line, to learn from the energies of samples of --init."),
     ] = None,
     own_samples: Annotated[
-        int | None, typer.Option("--own-samples", min=2, help="Samples of each of --own; default 256.")
+        int | None, typer.Option("--own-samples", min=2, help="Samples of each sequence of --own; default: 256.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch-size", min=2, help="Frames of a sequence in a batch.")] = 32,
-    sequences: Annotated[int, typer.Option("--sequences", min=1, help="Sequences in a batch.")] = 2,
+    batch: Annotated[int, typer.Option("--batch-size", min=2, help="Frames per sequence in a batch.")] = 32,
+    sequences: Annotated[int, typer.Option("--sequences", min=1, help="Sequences per batch.")] = 2,
     learning_rate: LearningRate = 2e-3,
     seed: common.Seed = 0,
     device: common.FlowDevice = "auto",

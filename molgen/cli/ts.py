@@ -20,47 +20,53 @@ def register(app: typer.Typer) -> None:
 
 def ts(
     reactant: Annotated[
-        str | None, typer.Argument(help="Reactant: xyz, extxyz, pdb, sdf; fragments joined by commas.")
+        str | None, typer.Argument(help="Reactant: xyz, extxyz, pdb, sdf, ... Several files: a.xyz,b.xyz.")
     ] = None,
-    product: Annotated[str | None, typer.Argument(help="Product, likewise. Any atom order and orientation.")] = None,
-    smiles: Annotated[str | None, typer.Option("--smiles", help='Instead of files: "reactant>>product".')] = None,
+    product: Annotated[str | None, typer.Argument(help="Product, likewise, in any atom order and orientation.")] = None,
+    smiles: Annotated[
+        str | None, typer.Option("--smiles", help='Reaction SMILES in place of files: "reactant>>product".')
+    ] = None,
     charge: Annotated[
-        int | None, typer.Option("--charge", help="Total charge; default what the input says, else 0.")
+        int | None, typer.Option("--charge", help="Total charge; default: what the input says, else 0.")
     ] = None,
-    spin: Annotated[int | None, typer.Option("--spin", help="Unpaired electrons; default the fewest possible.")] = None,
-    samples: Annotated[int, typer.Option("-n", "--samples", help="Guesses drawn from the model.")] = 8,
+    spin: Annotated[int | None, typer.Option("--spin", help="Unpaired electrons; default: as few as possible.")] = None,
+    samples: Annotated[int, typer.Option("-n", "--samples", help="Number of guesses drawn from the model.")] = 8,
     refine: Annotated[
-        bool, typer.Option("--refine/--no-refine", help="Refine guesses to saddles of the calculator.")
+        bool, typer.Option("--refine/--no-refine", help="Refine guesses to saddles of --calculator.")
     ] = True,
     calculator: common.Calculator = "gfn2",
     calculator_kwargs: common.CalculatorKwargs = None,
     solvent: common.Solvent = None,
     temperature: Annotated[
         float | None,
-        typer.Option("-T", "--temperature", help="K; also Gibbs energies and rates there, from normal modes."),
+        typer.Option("-T", "--temperature", help="K: also compute Gibbs energies and rates, from normal modes."),
     ] = None,
-    verify: Annotated[str, typer.Option("--verify", help="quick (modes, descents), irc, or none.")] = "quick",
+    verify: Annotated[str, typer.Option("--verify", help="quick (modes and descents), irc or none.")] = "quick",
     max_calls: Annotated[
         int | None,
-        typer.Option("--max-calls", min=1, help="Gradient calls of one refinement; default 100, more if large."),
+        typer.Option(
+            "--max-calls", min=1, help="Gradient calls of one refinement; default: 100, more from 22 atoms on."
+        ),
     ] = None,
     time_budget: Annotated[
-        str | None, typer.Option("--time-budget", help="After 90s, 30m, ..., begin no further guess.")
+        str | None, typer.Option("--time-budget", help="Start no further guess after 90s, 30m, ...")
     ] = None,
     follow: Annotated[
         int,
-        typer.Option("--follow", min=0, help="Where one step of several is found, search on, so many times at most."),
+        typer.Option("--follow", min=0, help="Where one step of several is found: how often to search on."),
     ] = 2,
     lower: Annotated[
         bool, typer.Option("--lower/--no-lower", help="Once a saddle is proven, look for lower ones.")
     ] = True,
-    map_atoms: Annotated[bool, typer.Option("--map/--no-map", help="Map atoms when the orders differ.")] = True,
+    map_atoms: Annotated[bool, typer.Option("--map/--no-map", help="Map the atoms when the two orders differ.")] = True,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "tsgen",
     correction: Annotated[
         str,
-        typer.Option("--correction", help="Weights that carry the saddle to their training set's level, or none."),
+        typer.Option("--correction", help="Weights that predict the saddle at their training set's level, or none."),
     ] = "tsgen-gfn2",
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Flow steps; default the weights' own.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Flow steps; default: those of the weights.")
+    ] = None,
     out: common.Out = Path("molgen-ts"),
     overwrite: common.Overwrite = False,
     seed: common.Seed = 0,
@@ -70,10 +76,12 @@ def ts(
 ) -> None:
     """Transition state between REACTANT and PRODUCT: guessed, refined, verified.
 
-    Writes ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png, reactant.xyz, product.xyz and summary.json to OUT; where
-    --correction fits, also ts_corrected.xyz: the saddle (if none was proven, the guess) as the level of the training
-    set would have it; of several steps mechanism.xyz and mechanism.png. Exit code 3 when no saddle, and no steps, were
-    proven to join the two (with --verify none: when no saddle was found), 4 when the calculator failed on some guesses.
+    Writes to OUT: ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png, modes.molden, reactant.xyz, product.xyz and
+    summary.json. Where --correction applies, also ts_corrected.xyz: where the saddle (or the guess, if none was proven)
+    is expected at the level of the training set. For several steps, also mechanism.xyz and mechanism.png.
+
+    Exit code 0: verified. 3: no saddle, and no series of steps, was proven to join the two (with --verify none: no
+    saddle was found). 4: verified, but the calculator failed on some guesses.
     """
     from molgen.saddle import calls_allowed
     from molgen.workflows.ts import find_ts
