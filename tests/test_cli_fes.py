@@ -165,7 +165,9 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "manifest.json").write_text('{"files": []}')
     text = report(summary, tmp_path)
-    assert "histogram off by 0.8 kT (fine up to 0.5): the weights repair much" in text and "or try --repair always" in text
+    assert (
+        "histogram off by 0.8 kT (fine up to 0.5): the weights repair much" in text and "or try --repair always" in text
+    )
     assert "barrier 0 to 1   3.25 +- 0.12 kcal/mol, top of the profile, at 20.0 degrees" in text
     assert "barrier 1 to 0   2 +- 0.12 kcal/mol (not reliable: k-hat 0.90, fine up to 0.7)" in text
     own = report({**summary, "barrier": {"forward": estimate, "reverse": poor, "place": 0.5}}, tmp_path)
