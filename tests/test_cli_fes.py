@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from molgen.cli import main
+from molgen.cli import fes, main
 from molgen.cli.fes import report
 from molgen.cli.fes_toml import typed
 from molgen.cvdiffusion import start, target
@@ -154,7 +154,8 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
     poor = {**estimate, "value": 2.0, "khat": 0.9, "reliable": False}
     weights = {"ess": 0.1, "khat": 0.4, "n": 100, "threshold": 0.5}
     summary = {
-        "gate": {"khat_biased": 0.3, "limit": 0.7}, "weights": weights, "weights_biased": weights, "verdict": "warn",
+        "gate": {"khat_biased": 0.3, "limit": 0.7, "passed": True}, "weights": weights, "weights_biased": weights,
+        "verdict": "warn",
         "verdict_unbiased": "biased", "axes": ["rad"],
         "disagreement_kt": {"histogram": 0.8, "bias": 1.9, "limit": 0.5}, "results": [],
         "rejections": {"atoms too close": 3}, "weight_zero": 2,
@@ -164,7 +165,9 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "manifest.json").write_text('{"files": []}')
     text = report(summary, tmp_path)
-    assert "histogram off by 0.8 kT (fine up to 0.5): the weights repair much" in text
+    assert (
+        "histogram off by 0.8 kT (fine up to 0.5): the weights repair much" in text and "or try --repair always" in text
+    )
     assert "barrier 0 to 1   3.25 +- 0.12 kcal/mol, top of the profile, at 20.0 degrees" in text
     assert "barrier 1 to 0   2 +- 0.12 kcal/mol (not reliable: k-hat 0.90, fine up to 0.7)" in text
     own = report({**summary, "barrier": {"forward": estimate, "reverse": poor, "place": 0.5}}, tmp_path)
@@ -181,6 +184,8 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
         "used": True,
     }
     mended = report({**summary, "repair": chains}, tmp_path)
+    refused = report({**summary, "gate": {**summary["gate"], "passed": False}}, tmp_path)
+    assert "try --repair always" not in mended + refused
     assert "400 chains of 22 moves from 350 samples; their halves differ by 0.21 kT (fine up to 0.3)" in mended
     assert "0.42 kT from the weights' surface (fine up to 0.6)" in mended and "repair failed" not in mended
     assert "they remember 34% of where they began (fine up to 50%)" in mended
@@ -206,7 +211,8 @@ def test_report_of_barriers_gaps_and_a_far_histogram(tmp_path: Path) -> None:
     ("temperature = true", ["temperature = True", "300.0"]),
     ('hill-width = "wide"', ["hill_width = 'wide'", "0.1, or a list"]),
     ("cv = 3", ["cv = 3", "a list of texts"]),
-    ("range = [[0.7, 1.8]]", ["range = [[0.7, 1.8]]", "a list of texts"]),
+    ("range = [0.7, 1.8]", ["range = [0.7, 1.8]", '"0.7 1.8", or a list of such texts']),
+    ('forecast = "yes"', ["forecast = 'yes'", "a value like false"]),
     ("out = 3", ["out = 3", "a path"]),
     ("rounds = = 4", ["is not TOML"]),
 ])  # fmt: skip
@@ -258,6 +264,22 @@ def test_a_surface_from_a_handful_of_samples_is_not_trusted(molgen: Callable[...
     effective = summary["weights"]["ess"] * summary["weights"]["n"]
     assert effective < 25 and result.exit_code == 3 and summary["verdict"] in ("biased", "failed")
     assert f"rests on {effective:.0f} effective samples, fewer than 25; try" in result.stderr
+
+
+@pytest.mark.parametrize(("khat", "why"), [
+    (0.9, "k-hat of the path weights is above 0.7: the"),
+    (None, "k-hat of the path weights is none, from so few weights: the"),
+    (0.47, "the path weights leave 13 effective samples under the bias, fewer than 25: the"),
+])  # fmt: skip
+def test_what_the_gate_refused_for(
+    khat: float | None, why: str, molgen: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gate = {"khat_biased": khat, "limit": 0.7, "passed": False}
+    weights = {"ess": 0.24, "n": 56}
+    summary = {"status": "gate_failed", "gate": gate, "weights": weights, "weights_biased": weights, "repair": None}
+    monkeypatch.setattr(fes, "run", lambda options: (summary, tmp_path))
+    result = molgen("--json")
+    assert result.exit_code == 3 and why in " ".join(result.stderr.split()), result.stderr
 
 
 def test_openmm(
@@ -344,6 +366,10 @@ def test_bad_openmm_input(molgen: Callable[..., Result], dipeptide: Path, tmp_pa
             ["width -3", "in degrees"],
         ),
         (["--xyz", "HCN", *DISTANCE, "--calculator", "b3lyp"], ["unknown calculator"]),
+        (
+            ["--xyz", "HCN", *DISTANCE, "--calculator", "ase.calculators.calculator:Calculator", "--forecast"],
+            ["no energy: PropertyNotImplementedError", "check the calculator, charge and spin"],
+        ),
         (["--xyz", "HCN", *DISTANCE, "--spin", "1"], ["unpaired"]),
         (["--xyz", "HCN", *DISTANCE, "--rounds", "1"], ["--rounds"]),
         (["--xyz", "HCN", *DISTANCE, "--overwrite", "--resume"], ["exclude each other"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -186,15 +186,24 @@ def fes(
         advice = "more samples (-n)" if options["pretrained"] else further
         mended = ", and sequential Monte Carlo did not mend it" if summary["repair"] else ""
         if not summary["gate"]["passed"]:
-            khat, limit = summary["gate"]["khat_biased"], summary["gate"]["limit"]
-            fault = f"is above {limit:g}" if khat else "is none, from so few weights"
-            common.warn(f"k-hat of the path weights {fault}{mended}: the surface is not to be trusted; try {advice}")
+            common.warn(f"{_refused(summary)}{mended}: the surface is not to be trusted; try {advice}")
         source, number = shlex.quote(str(folder)), 10 * summary["weights"]["n"]
         more = f"; or draw more: molgen fes --pretrained {source} -n {number} --out NEW"
         more = ", or more samples (-n)" if options["from_ts"] else more  # whose controller has no variables by name
         for text in summary.get("unknown", []):
             common.warn(f"{text}; try {advice}{'' if options['pretrained'] else more}")
         raise typer.Exit(common.ExitCode.GATE_FAILED)
+
+
+def _refused(summary: Mapping[str, Any]) -> str:
+    """Why the gate refuses the path weights, in words."""
+    from molgen.reweight.importance import LEAST_DRAWS
+
+    khat, limit, weights = summary["gate"]["khat_biased"], summary["gate"]["limit"], summary["weights_biased"]
+    if khat is not None and khat <= limit:  # the other half of the gate
+        effective = weights["ess"] * weights["n"]
+        return f"the path weights leave {effective:.0f} effective samples under the bias, fewer than {LEAST_DRAWS}"
+    return "k-hat of the path weights is " + ("none, from so few weights" if khat is None else f"above {limit:g}")
 
 
 def run(o: Options) -> tuple[dict[str, Any], Path]:

@@ -24,7 +24,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
                          "samples"),
         ("ESS", f"{summary['weights_biased']['ess']:.1%} under the bias, {weights['ess']:.1%} without it, of "
                 f"{weights['n']} samples{few}"),
-        ("without weights", _without(summary["disagreement_kt"])),
+        ("without weights", _without(summary["disagreement_kt"], gate["passed"] and not summary.get("repair"))),
     ]  # fmt: skip
     if repair := summary.get("repair"):
         rows.append(
@@ -76,11 +76,12 @@ def _estimated(row: dict[str, Any]) -> str:
     return f"{text} ({said})" if said else text
 
 
-def _without(apart: dict[str, float]) -> str:
-    """How far the surfaces that need no path weights are from the one that is shown."""
+def _without(apart: dict[str, float], untried: bool) -> str:
+    """How far the surfaces that need no path weights are from the one that is shown; `untried`: a repair is left."""
     if apart["histogram"] is None or apart["bias"] is None:
         return "not comparable: too few bins"
     text = f"histogram off by {common.number(apart['histogram'])} kT (fine up to {apart['limit']:g})"
     if apart["histogram"] > apart["limit"]:
-        text += ": the weights repair much, so look at k-hat and at another seed, or try --repair always"
+        text += ": the weights repair much, so look at k-hat and at another seed"
+        text += ", or try --repair always" if untried else ""
     return f"{text}; the bias alone, which only pushes, by {common.number(apart['bias'])} kT"

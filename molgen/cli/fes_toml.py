@@ -51,13 +51,15 @@ def merged(given: Options, config: Path | None, ctx: typer.Context) -> Options:
 def typed(key: str, value: Any, default: Any, config: Path) -> Any:
     """A value of the file as the command line would have given it; paths count from the file's folder."""
     listed: list[Any] = value if isinstance(value, list) else [value]
-    good, example, result = type(value) is type(default), repr(default), value
+    good, example, result = type(value) is type(default), json.dumps(default, default=str), value
     if key in ("xyz", "pdb"):
         return [config.parent / str(item) for item in listed]
     if key == "hill_width":
         good, example, result = all(type(v) in (int, float) for v in listed), "0.1, or a list", listed
     elif key in ("cv", "wall", "range_", "forcefield"):
         good, example, result = all(isinstance(v, str) for v in listed), "text, or a list of texts", listed
+        if key == "range_":
+            example = '"0.7 1.8", or a list of such texts'
         if good and key in ("cv", "wall"):
             result = [FILES.sub(lambda m: f"{m[1]}{config.parent / m[2]}", text) for text in listed]
         elif good and key == "forcefield":

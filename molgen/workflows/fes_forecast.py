@@ -32,7 +32,11 @@ def forecast(problem: Problem) -> str:
         energies, _ = system.potential.energy_and_forces(starts)
         each = (time.monotonic() - begin) / len(starts)
         if not np.isfinite(energies).all():
-            raise CalculatorError("the starting structure has no energy", where="starting structure 0")
+            reason = next(iter(system.potential.failures.values()), "not finite")
+            raise CalculatorError(
+                f"the starting structure has no energy: {reason}", where="starting structure 0",
+                remedy="relax the structure, or check the calculator, charge and spin",
+            )  # fmt: skip
         learning = _seconds_to_learn(problem.rehearsal(), settings)
     s = settings.sampler
     count = s.rounds * s.draws + settings.samples + STEPS_A_FRAME * settings.frames
