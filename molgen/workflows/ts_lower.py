@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from molgen.workflows.ts_search import TSSearch
 
 TURNED = 8  # rotamers of the saddle, and of each side in one piece, at most
+MARGIN = 0.2  # eV; a rotamer that lies further above the saddle, relaxed likewise, leads to no lower one
 SPENT = 3  # times the calls of one refinement, after which no further one is relaxed
 REFINED = 5  # of all of these, the lowest
 FAILED_LATER = "calculator failed after a saddle was proven"  # among the rejections: nothing asked for is lost
@@ -41,18 +43,23 @@ def lower_starts(search: TSSearch, best: Candidate) -> list[np.ndarray]:
         if not part.any():
             turned = rotamers(numbers, reaction.pairs[0][end], sides[end], TURNED, reacting)
             shapes.append([*(ends[end] for ends in reaction.pairs), *turned])
-    starts = [x for alike in zip_longest(*shapes) for x in alike if x is not None]
-    relaxed, before = [], search.potential.calls
-    for k, start in enumerate(starts):
-        search.progress("turning single bonds", k, len(starts))
+    turned = [x for alike in zip_longest(*shapes) for x in alike if x is not None]
+    relaxed, before, least = [], search.potential.calls, math.inf
+    for k, start in enumerate([best.atoms.positions, *turned]):
+        search.progress("turning single bonds", k, len(turned))
         if search.out_of_time() or search.potential.calls - before > SPENT * search.max_calls:
             break
         calls = min(search.max_calls, relaxation_calls(len(numbers)))
         try:
             x = half_made(search.potential, start, reaction.reactant, reaction.product, calls)
-            relaxed.append((gradient(search.potential, x)[0], x))
+            energy = gradient(search.potential, x)[0]
         except FAILURES:
             search.rejections[FAILED_LATER] += 1
+            continue
+        if k == 0:
+            least = energy + MARGIN
+        elif energy < least:
+            relaxed.append((energy, x))
     chosen: list[np.ndarray] = []
     for _, x in sorted(relaxed, key=lambda entry: entry[0]):
         alike = chosen and (rmsds_of(np.array([x, -x])[:, None], np.array(chosen)) < ALIKE).any()
