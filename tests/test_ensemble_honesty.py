@@ -202,6 +202,12 @@ def test_the_file_of_weights_is_no_folder(tmp_path) -> None:
         EVEN.save(other / "m.smi")
 
 
+@pytest.mark.parametrize("given", [None, 5])
+def test_what_is_no_folder_is_named(given) -> None:
+    with pytest.raises(InputError, match=f"Ensemble.load: {given} given"):
+        Ensemble.load(given)
+
+
 def test_an_error_that_is_unknown_is_not_reliable() -> None:
     one_chain = ensemble(np.zeros(400), groups=np.zeros(400, dtype=int))
     found = one_chain.expectation("distance 0 1")

@@ -105,7 +105,7 @@ def test_bad_weights_are_written_and_flagged(tmp_path):
     assert np.array_equal(again.log_weights, ensemble.log_weights)
     energy, phi, rg = summary["results"]
     assert energy["unit"] == "kJ/mol" and phi["unit"] == "degrees" and rg["unit"] == "A"
-    mean = ensemble.weights @ ensemble.energies / KJ_MOL
+    mean = again.weights @ again.energies / KJ_MOL
     assert energy["value"] == pytest.approx(mean) and -180 <= phi["value"] <= 180
     assert summary["energy_calls"] == 60 and summary["samples_per_second"] > 0 < summary["energies_per_second"]
     assert summary["validity"]["wrong_chirality"] == 0 and summary["weights"]["n"] == 60

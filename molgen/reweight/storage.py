@@ -51,6 +51,8 @@ def save(ensemble: Ensemble, to: str | Path | Paths, positions: bool) -> list[Pa
 
 def load(folder: str | Path) -> dict[str, Any]:
     """Arguments of the `Ensemble` saved in `folder`."""
+    if not isinstance(folder, (str, os.PathLike)):
+        raise InputError(f"{folder!r} given", where="Ensemble.load", expected="the folder of a saved ensemble")
     folder = Path(folder)
     if folder.is_file():
         raise InputError(
