@@ -112,6 +112,7 @@ def _arguments(stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
             str(name): CVValues(str(name), values, str(unit), None if np.isnan(period) else float(period))
             for name, values, unit, period in cvs
         },
+        "ancestors": int(stored["ancestors"]) if "ancestors" in stored else None,
         "validity": dict(counts),
         "at_best": VERDICTS[VERDICTS.index(cast(Verdict, at_best))],
         "smoothed": bool(stored["smoothed"]),
@@ -148,7 +149,8 @@ def _arrays(ensemble: Ensemble, positions: bool) -> dict[str, Any]:
     if positions:
         arrays["positions"] = ensemble.positions
     by = ensemble.resampled_by
-    optional = {"log_q": ensemble.log_q, "groups": ensemble.groups, _RESAMPLED: None if by is None else astuple(by)}
+    optional = {name: getattr(ensemble, name) for name in ("log_q", "groups", "ancestors")}
+    optional[_RESAMPLED] = None if by is None else astuple(by)
     return arrays | {name: np.asarray(value) for name, value in optional.items() if value is not None}
 
 

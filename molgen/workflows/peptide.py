@@ -224,7 +224,8 @@ class _Work:
         ensemble = Ensemble(
             population.positions, population.log_weights, np.where(np.isfinite(energies), energies, np.nan),
             self.temperature, self.peptide.numbers, topology=self.peptide.mdtraj_topology(),
-            groups=population.ancestors, validity=draws.rejections, at_best=verdict(diagnose(draws.log_weights)),
+            groups=population.ancestors, ancestors=len(draws.log_weights), validity=draws.rejections,
+            at_best=verdict(diagnose(draws.log_weights)),
         )  # fmt: skip
         return Sampled(ensemble, draws, population, tuple(trials))
 
