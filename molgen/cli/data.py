@@ -208,7 +208,7 @@ def reactions(
     check_limits(attempts, count, seconds)
     plan, settings = plan_of(
         sources or [], exclude or [], calculator=calculator, calculator_kwargs=kwargs, guess=guess, weights=weights,
-        charge=charge, spin=spin, seed=seed,
+        charge=charge, spin=spin, seed=seed, log=common.log,
     )  # fmt: skip
     common.log(f"{counted(len(plan.molecules), 'molecule')}; {len(plan.excluded)} keys of excluded reactions")
     options: dict[str, Any] = {"seed": seed, "overwrite": overwrite, "resume": resume}
