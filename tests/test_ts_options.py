@@ -73,6 +73,9 @@ def test_large_reactions_may_take_more_calls() -> None:
         ({"spin": 1.5}, "--spin: 1.5 given"),
         ({"seed": -1}, "--seed: -1 given"),
         ({"device": "tpu"}, "--device: unknown device 'tpu'"),
+        ({"device": None}, "--device: unknown device None"),
+        ({"samples": None}, "--samples: None given"),
+        ({"calculator_kwargs": "x"}, "--calculator-kwargs: 'x' given"),
     ],
 )
 def test_values_without_a_meaning_are_refused(options: dict, text: str) -> None:

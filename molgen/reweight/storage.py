@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from molgen.errors import InputError
+from molgen.errors import InputError, check_path
 from molgen.files import MANIFEST, explained, write_atomic
 from molgen.npz import read_npz, write_npz
 from molgen.reweight.free_energy import CVValues
@@ -51,6 +51,7 @@ def save(ensemble: Ensemble, to: str | Path | Paths, positions: bool) -> list[Pa
 
 def load(folder: str | Path) -> dict[str, Any]:
     """Arguments of the `Ensemble` saved in `folder`."""
+    check_path(folder, "Ensemble.load")
     folder = Path(folder)
     if folder.is_file():
         raise InputError(
