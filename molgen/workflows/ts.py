@@ -104,7 +104,8 @@ def find_ts(
     reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
     kwargs = with_solvent(calculator, calculator_kwargs, solvent)
     potential = potential_for(calculator, kwargs, reaction.numbers, reaction.charge, reaction.spin)
-    model = model_for(weights, reaction, device, dtype, notes)
+    level = level_name(calculator, kwargs)
+    model = model_for(weights, reaction, device, dtype, level, notes)
     corrector, unfit = fitting_correction(correction or "none", reaction, calculator, kwargs, device, dtype)
     if unfit and correction not in (DEFAULT_CORRECTION, "none", None):
         notes.append(f"warning: {correction} {unfit}: nothing is corrected")
@@ -130,7 +131,7 @@ def find_ts(
         return None if told and not xtb else potential_for(calculator, kwargs, numbers, charge, spin)
 
     job = TSJob(
-        potential=potential, part=part, calculator=calculator, level=level_name(calculator, kwargs), model=model,
+        potential=potential, part=part, calculator=calculator, level=level, model=model,
         draw=Draw(samples, steps, seed), method=cast(Method, verify) if refine else None, max_calls=calls_each,
         begun=begun, deadline=math.inf if time_budget is None else begun + time_budget, follow=follow,
         temperature=temperature, in_solution="solvent" in kwargs, notes=notes, log=log, progress=progress,

@@ -117,7 +117,7 @@ class TSSearch:
         """
         self.calibration = model.config.get("confidence", {})
         pairs = self.pairs[:samples]
-        reactions = [replace(self.reaction, reactant=r, product=p) for r, p in pairs]
+        reactions = [replace(self.reaction, reactant=r, product=p, level=model.level) for r, p in pairs]
         drawn = generate(model.model, reactions, samples=math.ceil(samples / len(pairs)), steps=steps, seed=seed)
         for k in range(samples):
             turn, of = divmod(k, len(pairs))
