@@ -76,7 +76,8 @@ def check_seed(seed: Any) -> None:
     Raises:
         InputError: names it; None too, which NumPy takes for "any": results could not be had again.
     """
-    check_given(seed=seed)
+    if seed is None:
+        raise InputError("None given", where="--seed", expected="a whole number, at least 0")
     check_counts(seed=(seed, 0))
 
 
