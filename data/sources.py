@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +31,21 @@ class SourceMolecule:
     name: str
 
 
-def read_molecules(path: str | os.PathLike, charge: int | None = None, spin: int | None = None) -> list[SourceMolecule]:
+def read_molecules(
+    path: str | os.PathLike,
+    charge: int | None = None,
+    spin: int | None = None,
+    log: Callable[[str], None] = lambda message: None,
+) -> list[SourceMolecule]:
     """The molecules of a file, each connectivity once, in the file's order.
 
     Args:
-        path: list of SMILES, one a line (.smi, .txt; a name may follow, lines with # are comments); reaction set (.npz;
-            where it has splits, of the training reactions only); else structures (xyz, sdf, ...), all of them.
+        path: list of SMILES, one a line (.smi, .txt; a name may follow, lines with # are comments, a header is passed
+            over); reaction set (.npz; where it has splits, of the training reactions only); else structures (xyz, sdf,
+            ...), all of them.
         charge: e, of structures whose file does not tell; default 0. SMILES, .sdf and .mol have formal charges.
         spin: unpaired electrons, but of reaction sets, which tell; default the fewest.
+        log: told of a header.
 
     Raises:
         InputError: no such file, or content that is not what its suffix says (names the line or molecule).
@@ -53,7 +60,7 @@ def read_molecules(path: str | os.PathLike, charge: int | None = None, spin: int
     if suffix == ".npz":
         found = [m for r in load_npz(path, training_split(path)) for m in ends_of(r, path.name)]
     elif suffix in LISTS:
-        found = list(_from_list(path, spin))
+        found = list(_from_list(path, spin, log))
     elif suffix in MOLFILES:
         found = list(_from_molfile(path, spin))
     else:
@@ -92,14 +99,19 @@ def ends_of(reaction: Reaction, origin: str) -> Iterator[SourceMolecule]:
             yield SourceMolecule(numbers, np.array(positions[member]), reaction.charge, reaction.spin, name)
 
 
-def _from_list(path: Path, spin: int | None) -> Iterator[SourceMolecule]:
+def _from_list(path: Path, spin: int | None, log: Callable[[str], None]) -> Iterator[SourceMolecule]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError("is not text", where=str(path), expected="SMILES, one a line") from error
+    first = True
     for number, line in enumerate(lines, start=1):
         fields = line.split(maxsplit=1)
         if not fields or line.lstrip().startswith("#"):
+            continue
+        header, first = first and "smiles" in fields[0].lower(), False  # no SMILES has these letters in a row
+        if header:
+            log(f"{path}, line {number}: {line.strip()!r} is taken for a header")
             continue
         side = embed_molecule(fields[0], f"{path}, line {number}: {fields[0]}")
         name = f"{path.name}:{number}:{fields[-1].strip()}"
@@ -139,7 +151,10 @@ def _molecule(numbers: np.ndarray, positions: np.ndarray, charge: int, spin: int
 
 
 def all_molecules(
-    paths: Sequence[str | os.PathLike], charge: int | None = None, spin: int | None = None
+    paths: Sequence[str | os.PathLike],
+    charge: int | None = None,
+    spin: int | None = None,
+    log: Callable[[str], None] = lambda message: None,
 ) -> list[SourceMolecule]:
     """The molecules of several files, each connectivity once.
 
@@ -162,6 +177,6 @@ def all_molecules(
             )
     unique: dict[str, SourceMolecule] = {}
     for path in paths:
-        for molecule in read_molecules(path, charge, spin):
+        for molecule in read_molecules(path, charge, spin, log):
             unique.setdefault(key_of(molecule), molecule)
     return list(unique.values())

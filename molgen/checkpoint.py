@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from molgen import __version__
-from molgen.errors import CheckpointError
+from molgen.errors import CheckpointError, check_path
 from molgen.files import json_text, sha256, write_atomic
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -126,7 +126,9 @@ def load_weights(weights: str | Path, kind: str, build: Callable[[dict[str, Any]
 
     Raises:
         CheckpointError: no such weights, damaged, of another kind, or the state of a training run.
+        InputError: `weights` is no name and no path.
     """
+    check_path(weights, "--weights")
     shipped = {path.name for path in SHIPPED.iterdir() if path.is_dir()}
     folder = SHIPPED / weights if isinstance(weights, str) and weights in shipped else Path(weights)
     checkpoint = load_checkpoint(folder)

@@ -22,7 +22,7 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(
             f"unknown device {name!r}", where="--device", expected="auto, cpu, cuda, cuda:1 or mps"
         ) from error

@@ -88,8 +88,29 @@ def check_paths(**paths: Any) -> None:
         InputError: names the option.
     """
     for name, value in paths.items():
-        if value is not None and not isinstance(value, (str, os.PathLike)):
-            raise InputError(f"{value!r} given", where=f"--{name.replace('_', '-')}", expected="a name or a path")
+        if value is not None:
+            check_path(value, f"--{name.replace('_', '-')}")
+
+
+def check_path(value: Any, where: str) -> None:
+    """Refuse what is not a file or folder name, None too.
+
+    Raises:
+        InputError: names `where`.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise InputError(f"{value!r} given", where=where, expected="a name or a path")
+
+
+def check_given(**values: Any) -> None:
+    """Refuse None where an option has no "not given".
+
+    Raises:
+        InputError: names the option.
+    """
+    for name, value in values.items():
+        if value is None:
+            raise InputError("None given", where=f"--{name.replace('_', '-')}", expected="a value")
 
 
 def check_output(out: Any, *, overwrite: bool = False, resume: bool = False) -> None:

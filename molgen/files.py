@@ -63,6 +63,45 @@ def write_atomic(path: str | Path, data: str | bytes) -> Path:
     return path
 
 
+def lock_folder(folder: Path) -> int | None:
+    """Hold `folder` until the handle returned is closed or the process ends, however it ends; no file is made.
+
+    None where that cannot be: on platforms without `fcntl`, and on file systems that lock no folders, such as some NFS.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = _holder(os.fstat(handle))
+        os.close(handle)
+        raise InputError(
+            f"another run is writing there{pid and f', pid {pid}'}", where=str(folder), expected="one run at a time",
+            remedy="wait until it has ended, end it, or choose another --out",
+        ) from None  # fmt: skip
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _holder(about: os.stat_result) -> str:
+    """Number of the process that holds the lock of a folder; empty where the system does not tell."""
+    place = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
+    try:
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return ""
+    return next((lock[4] for lock in locks if lock[1] == "FLOCK" and lock[5:6] == [place] and lock[4] != "0"), "")
+
+
 def json_text(value: Any) -> str:
     """`value` as indented, standard JSON (RFC 8259) with a final newline.
 

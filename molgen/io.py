@@ -61,6 +61,8 @@ def load_reaction(
         InputError: unreadable or impossible input (says where, what was expected and what to do).
     """
     if smiles is not None:
+        if not isinstance(smiles, str):
+            raise InputError(f"{smiles!r} given", where="--smiles", expected='a text, "reactant>>product"')
         if reactant is not None or product is not None:
             raise InputError("both files and SMILES given", where="--smiles", expected="one or the other")
         if not map_atoms:

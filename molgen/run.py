@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, Self
 
 from molgen import __version__
 from molgen.errors import InputError, MolgenError, check_seed
-from molgen.files import MANIFEST, SUMMARY, explained, json_text, read_manifest, read_summary, write_atomic
+from molgen.files import MANIFEST, SUMMARY, explained, json_text, lock_folder, read_manifest, read_summary, write_atomic
 
 Progress = Callable[[str, int, int], None]  # told of a stage, how much of it is done, and of how much
 METHOD = "method"  # setting of a run, see `Run`
@@ -35,7 +36,8 @@ class Run:
 
     Every file appears whole or not at all. Files are listed in the manifest, so `overwrite` removes what an earlier run
     wrote and nothing else. A run that replaces or continues another touches nothing before its first output, the first
-    call of `path`; one that ends with an error before leaves the other as it was.
+    call of `path`; one that ends with an error before leaves the other as it was. The folder is locked until the end of
+    the `with` block, or `release`.
 
     Args:
         directory: output folder, made if absent.
@@ -57,7 +59,8 @@ class Run:
 
     Raises:
         InputError: a seed that is none; the directory holds files and neither `overwrite` nor `resume` was asked; it
-            is not a run directory of this command (either); a setting changed (resume); it cannot be written.
+            is not a run directory of this command (either); a setting changed (resume); it cannot be written; another
+            process has a run there.
     """
 
     def __init__(
@@ -86,9 +89,14 @@ class Run:
         self._begin = time.monotonic()
         self._reads = [*reads, *_texts(self._settings)]
         self._untouched = self._replaces = False  # whether an earlier run is still as it was; is to be cleared then
-        self._open(overwrite, resume, within)
-        if not self._untouched:
-            self._write_manifest()
+        self._unlock: Callable[[], Any] | None = None
+        try:
+            self._open(overwrite, resume, within)
+            if not self._untouched:
+                self._write_manifest()
+        except BaseException:
+            self.release()
+            raise
 
     def path(self, name: str) -> Path:
         """Path of output `name`, listed in the manifest; for writers that need one (atomic writing is then theirs).
@@ -153,6 +161,11 @@ class Run:
         self._finished = True
         return json.loads(text)
 
+    def release(self) -> None:
+        """Let other processes have the folder; of a run that writes nothing more."""
+        if self._unlock is not None:
+            self._unlock()
+
     def __enter__(self) -> Self:
         return self
 
@@ -162,6 +175,12 @@ class Run:
 
         The exception goes on to the caller.
         """
+        try:
+            self._end(error)
+        finally:
+            self.release()
+
+    def _end(self, error: BaseException | None) -> None:
         if error is None:
             if not self._finished:
                 self.finish("ok")
@@ -195,6 +214,8 @@ class Run:
         with explained(self.directory):
             self._made = not self.directory.exists()
             self.directory.mkdir(parents=True, exist_ok=True)
+            if not within and (handle := lock_folder(self.directory)) is not None:
+                self._unlock = weakref.finalize(self, os.close, handle)
             self._fresh = not any(self.directory.iterdir())
         if self._fresh or within:
             return

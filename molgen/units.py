@@ -29,7 +29,7 @@ def energy_unit(name: str) -> float:
     Raises:
         InputError: another name.
     """
-    if name not in ENERGY_UNITS:
+    if not isinstance(name, str) or name not in ENERGY_UNITS:
         raise InputError(f"unknown unit {name!r}", where="--units", expected=" or ".join(ENERGY_UNITS))
     return ENERGY_UNITS[name]
 

@@ -18,6 +18,7 @@ from molgen.potentials.base import Potential, SamplewisePotential
 from molgen.potentials.xtb import XtbPotential
 
 EMBEDDED = {"gfn2": "GFN2-xTB", "gfn1": "GFN1-xTB"}
+_NAMES = f'{", ".join(EMBEDDED)} or "module:Class" of an ASE calculator'
 # What keeps a calculator from writing its iterations to stdout, where results and --json go.
 QUIET = {"tblite.ase:TBLite": {"verbosity": 0}}
 
@@ -84,6 +85,8 @@ def calculator_from_spec(
     """
     kwargs = dict(kwargs or {})
     where = f"calculator {spec!r}"
+    if not isinstance(spec, str):
+        raise errors.InputError("is no name", where=where, expected=_NAMES)
     if spec.lower() in EMBEDDED:
         if kwargs.keys() - {"solvent"}:
             raise errors.InputError(
@@ -96,7 +99,7 @@ def calculator_from_spec(
         raise errors.InputError(
             "unknown calculator",
             where=where,
-            expected=f'{", ".join(EMBEDDED)} or "module:Class" of an ASE calculator',
+            expected=_NAMES,
             remedy='for example --calculator "mace.calculators:MACECalculator"',
         )
     try:
@@ -144,6 +147,8 @@ def with_solvent(calculator: Any, kwargs: Mapping[str, Any] | None, solvent: str
     Raises:
         InputError: the calculator is not xTB, whose solvents alone go by this name.
     """
+    if not isinstance(kwargs or {}, Mapping):
+        raise errors.InputError(f"{kwargs!r} given", where="--calculator-kwargs", expected='names and values, {"k": 1}')
     kwargs = dict(kwargs or {})
     if solvent is None:
         return kwargs

@@ -51,6 +51,9 @@ def test_a_cis_peptide_bond_to_train_on(tmp_path):
     assert cis_bonds(found.peptide, found.positions).sum() == 1
     refused = md("GA", *options[:-1], "--resume")
     assert refused.exit_code == 2 and "'cis' was True and is now False" in refused.stderr
+    longer = md("GA", *options, "--resume", "--time", "3ps")
+    assert longer.exit_code == 2 and "3 ps given, the run has 1 ps" in longer.stderr
+    assert "another --seed and --out" in longer.stderr
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,19 @@ def test_the_error_of_log_z_knows_of_copies() -> None:
     assert again.diagnostics.log_z == pytest.approx(once.diagnostics.log_z)
 
 
+def test_the_error_of_log_z_knows_of_ancestors_without_descendants(tmp_path: Path) -> None:
+    whole = replace(descended(150, 10), ancestors=1500)  # nine of ten left nothing
+    whole.save(tmp_path)
+    error = np.sqrt(1500 / 1499 * (1 / 150 - 1 / 1500))
+    other = replace(descended(50, 20, seed=1), ancestors=1000)
+    both = Ensemble.merge([whole, other])
+    for ensemble in (whole, Ensemble.load(tmp_path), whole[::5]):
+        assert ensemble.diagnostics.log_z_error == pytest.approx(error)
+    assert both.ancestors == 2500 and both.diagnostics.log_z_error < other.diagnostics.log_z_error
+    assert Ensemble.merge([whole, drawn(120, 0)]).ancestors == 1620
+    assert whole.resample(500).ancestors is None
+
+
 def test_a_share_that_a_few_samples_have_is_not_reliable() -> None:
     even = Ensemble(np.zeros((1000, 1, 3)), np.zeros(1000), np.zeros(1000), 300.0, [1])
     for ensemble in (even, drawn(1000, 0, width=1.4)):

@@ -144,6 +144,12 @@ def test_empty_bins_and_samples_outside():
     assert not found.reliable
 
 
+@pytest.mark.parametrize(("inside", "reliable"), [(0, False), (24, False), (25, True)])
+def test_a_grid_that_hardly_a_sample_met_is_not_reliable(inside: int, reliable: bool):
+    x = np.repeat([0.5, 7.0], [inside, 1000])
+    assert surface([CVValues("x", x)], np.zeros(len(x)), bins=4, ranges=(0, 4)).reliable == reliable
+
+
 def test_unequal_bins_are_densities():
     x = np.random.default_rng(0).uniform(0, 1, 100000)
     found = surface([CVValues("x", x)], np.zeros(100000), bins=[np.array([0, 0.1, 0.5, 1.0])])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import molgen
+from molgen.errors import InputError
 
 HEAVY = {"torch", "jax", "sella", "openmm", "rdkit", "matplotlib", "tblite", "torch_geometric", "e3nn", "scipy", "ase"}
 
@@ -37,6 +39,25 @@ def test_public_names(name):
     value = getattr(molgen, name)
     assert callable(value) and value.__doc__
     assert name in dir(molgen)
+
+
+OF_FILES = (
+    molgen.load_model, molgen.Ensemble.load, molgen.system_from_files, molgen.system_from_pdb, molgen.sample_pretrained,
+    molgen.fes_from_ts, lambda value: molgen.find_ts(value, value),
+)  # fmt: skip
+OF_TEXTS = (
+    lambda value: molgen.find_ts(smiles=value), molgen.sample_peptide, lambda value: molgen.sample_cv(value, value),
+    lambda value: molgen.sample_peptide("GG", units=value), lambda value: molgen.sample_peptide("GG", n=value),
+    lambda value: molgen.system_from_files("examples/cl_ch3cl/reactant.xyz", calculator=value),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [None, 1.5, b"x", "", [], ["x", 3], {}, object()])
+@pytest.mark.parametrize("function", [*OF_FILES, *OF_TEXTS])
+def test_main_arguments_of_another_kind_are_bad_input(function, value, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    with pytest.raises(InputError):
+        function(value)
 
 
 def test_unknown_name():

@@ -86,6 +86,17 @@ def test_options_that_would_do_nothing_are_refused(tmp_path):
     assert [m.spin for m in all_molecules([structure, known, smiles], spin=2)] == [2, 2]
 
 
+@pytest.mark.parametrize("header", ["SMILES", "smiles Name", "Canonical_SMILES\tID"])
+def test_a_header_of_a_list_is_passed_over(tmp_path, header):
+    path, said = tmp_path / "list.smi", []
+    path.write_text(f"# written by a tool\n{header}\nCCO ethanol\nC=C\n")
+    assert [m.name for m in read_molecules(path, log=said.append)] == ["list.smi:3:ethanol", "list.smi:4:C=C"]
+    assert said == [f"{path}, line 2: {header!r} is taken for a header"]
+    path.write_text(f"{header}\nCCO ethanol\nSMILES\n")
+    with pytest.raises(InputError, match=r"list\.smi, line 3: SMILES"):
+        read_molecules(path)
+
+
 def test_a_molecule_the_calculator_cannot_describe(tmp_path):
     """Named before the run begins; an attempt that meets one ends with an outcome, and its worker lives."""
     path = tmp_path / "fr.smi"

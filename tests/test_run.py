@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +254,55 @@ def test_a_run_refused_before_it_wrote_anything_leaves_no_folder(tmp_path):
         run.write_text("ts.xyz", "first")
         raise InputError("the second file is empty")
     assert listing(tmp_path) == ["manifest.json", "summary.json", "ts.xyz"]
+
+
+HOLDER = """
+import sys
+from molgen.run import Run
+with Run(sys.argv[1], "ts", {}) as run:
+    run.write_text("ts.xyz", "first")
+    with Run(run.path("search-2"), "ts", {}, within=True):
+        print("writing", flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_two_runs_cannot_write_into_one_folder(tmp_path, monkeypatch):
+    """The lock is the kernel's: it is gone when the process is, and no file of it is left."""
+    out, link = tmp_path / "out", tmp_path / "link"
+    link.symlink_to(out)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], **pipes, text=True) as other:
+        assert other.stdout.readline() == "writing\n"
+        before = listing(out)
+        pid = f", pid {other.pid}" if Path("/proc/locks").exists() else ""
+        for asked in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(InputError, match=f"out: another run is writing there{pid}\n"):
+                Run(out, "ts", {}, **asked)
+        with pytest.raises(InputError, match="link: another run is writing there"):
+            Run(link, "ts", {}, resume=True)
+        assert listing(out) == before == ["manifest.json", "search-2", "ts.xyz"]
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, "fcntl", None)
+            assert Run(out, "ts", {}, resume=True).resumed, "no such lock on this platform"
+        other.kill()
+    with pytest.raises(InputError, match="'seed' was 0") as refused:  # its traceback keeps the run, not the lock
+        Run(out, "ts", {}, seed=1, resume=True)
+    for _ in range(2):
+        with Run(out, "ts", {}, resume=True) as run:
+            assert run.resumed and refused
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(handle, how):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with Run(tmp_path, "ts", {}) as run:
+        run.write_text("ts.xyz", "first")
+    assert Run(tmp_path, "ts", {}, resume=True).resumed
 
 
 def test_what_a_run_left_is_read_back(tmp_path):

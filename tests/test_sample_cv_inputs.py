@@ -255,9 +255,8 @@ def test_a_run_without_a_cap_can_be_drawn_from(hcn: Path, tmp_path: Path) -> Non
 
 
 def test_a_structure_that_a_wall_names_is_not_overwritten(tmp_path: Path) -> None:
-    run = Run(tmp_path / "out", "fes", {})
-    frames = run.write_text("samples.xyz", "2\n\nH 0 0 0\nH 0 0 0.7\n2\n\nH 0 0 0\nH 0 0 0.9\n")
-    run.finish("ok")
+    with Run(tmp_path / "out", "fes", {}) as run:
+        frames = run.write_text("samples.xyz", "2\n\nH 0 0 0\nH 0 0 0.7\n2\n\nH 0 0 0\nH 0 0 0.9\n")
     with pytest.raises(InputError, match=r"samples\.xyz lies in it"):
         sampled(
             hydrogen(), starts=np.diag([0.0, 0.74])[:, [0, 0, 1]], walls=[f"path-z {frames} < 3"],

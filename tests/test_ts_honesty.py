@@ -12,6 +12,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.io import read, write
+from ase.units import Hartree
 from ts_cases import sides
 
 from molgen import find_ts
@@ -21,10 +22,12 @@ from molgen.errors import InputError
 from molgen.geometry.chirality import signed_volumes, stereo_differences, tetrahedral_quadruples
 from molgen.io import load_reaction
 from molgen.potentials.base import SamplewisePotential
+from molgen.potentials.xtb import XtbPotential
 from molgen.saddle.descent import Flat, falling, off_saddle
 from molgen.saddle.modes import normal_modes
 from molgen.smiles import embed_molecule, same_handed
 from molgen.structures import read_side
+from molgen.workflows.ts_job import unit_doubt
 from molgen.xyz import charge_of
 
 SN2 = "[F-].CCl>>CF.[Cl-]"
@@ -187,6 +190,32 @@ def test_no_correction_by_none_and_no_order_in_smiles() -> None:
     assert find_ts(*sides("hcn"), samples=1, correction=None).corrected is None
     with pytest.raises(InputError, match="--no-map: SMILES have no order"):
         find_ts(smiles="C=CO>>CC=O", map_atoms=False)
+
+
+class InHartree(XtbPotential):
+    """GFN2-xTB whose energies and forces are in Hartree and Hartree/Angstrom."""
+
+    def _evaluate_one(self, positions, forces):
+        energy, force = super()._evaluate_one(positions, forces)
+        return energy / Hartree, None if force is None else force / Hartree
+
+
+def test_energies_in_hartree_are_suspected() -> None:
+    """The search itself looks as ever, its barrier 27 times too low."""
+    numbers = load_reaction(*sides("cl_ch3cl"), charge=-1)[0].numbers
+    for potential, suspected in ((InHartree(numbers, -1), True), (XtbPotential(numbers, -1), False)):
+        said: list[str] = []
+        found = find_ts(*sides("cl_ch3cl"), charge=-1, samples=1, calculator=potential, log=said.append)
+        assert found.best.verdict == "intended"
+        doubts = [note for note in found.notes if "not in Hartree?" in note]
+        assert len(doubts) == suspected and set(doubts) <= set(said)
+
+
+def test_no_unit_is_suspected_where_no_bond_to_hydrogen_is_kept() -> None:
+    """HCN -> HNC: the only hydrogen is what reacts. Nor without modes."""
+    hcn = InHartree(load_reaction(*sides("hcn"))[0].numbers)
+    assert not any("Hartree" in note for note in find_ts(*sides("hcn"), samples=1, calculator=hcn).notes)
+    assert unit_doubt(find_ts(*sides("claisen"), samples=1, refine=False)) == ""
 
 
 def test_the_summary_knows_the_level(tmp_path: Path) -> None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ase import Atoms
+from test_tsmodel import ELEMENTS, SIZES, built_in
 from ts_cases import sides
 from typer.testing import CliRunner
 
 from molgen import find_ts
+from molgen.checkpoint import save_checkpoint
 from molgen.cli import main
 from molgen.cli.ts_report import more_effort
+from molgen.data.reactions import Reaction
 from molgen.errors import InputError
 from molgen.saddle import calls_allowed
-from molgen.tsgen.training import make_model
+from molgen.tsgen.generate import Guesses
+from molgen.tsgen.model import TSModel
+from molgen.tsgen.training import make_model, train_tsgen
+from molgen.workflows import ts_search
 from molgen.workflows.ts_result import Candidate
 
 HCN = sides("hcn")
@@ -73,6 +82,9 @@ def test_large_reactions_may_take_more_calls() -> None:
         ({"spin": 1.5}, "--spin: 1.5 given"),
         ({"seed": -1}, "--seed: -1 given"),
         ({"device": "tpu"}, "--device: unknown device 'tpu'"),
+        ({"device": None}, "--device: unknown device None"),
+        ({"samples": None}, "--samples: None given"),
+        ({"calculator_kwargs": "x"}, "--calculator-kwargs: 'x' given"),
     ],
 )
 def test_values_without_a_meaning_are_refused(options: dict, text: str) -> None:
@@ -92,3 +104,26 @@ def test_the_device_may_be_left_to_molgen() -> None:
 def test_a_size_beside_weights_is_refused() -> None:
     with pytest.raises(InputError, match="--config: base given beside --init tsgen"):
         make_model([], config="base", init="tsgen")
+
+
+def test_guesses_are_asked_of_the_level_that_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of weights that know two and went on with one of them; it is said where the calculator is another."""
+    asked: list[str] = []
+    real = ts_search.generate
+
+    def generate(model: TSModel, reactions: list[Reaction], **options: Any) -> list[Guesses]:
+        asked.extend(r.level for r in reactions)
+        return real(model, reactions, **options)
+
+    monkeypatch.setattr(ts_search, "generate", generate)
+    model = TSModel(ELEMENTS, levels=["wB97X-D3", "GFN2-xTB"], **SIZES)
+    save_checkpoint(tmp_path / "both", model.state_dict(), {"model": "tsgen", "config": model.config})
+    for trained, level in ((["GFN2-xTB"], "GFN2-xTB"), (["GFN2-xTB", "wB97X-D3"], "wB97X-D3"), (["PM6"], "wB97X-D3")):
+        data = [replace(r, level=name) for r in built_in() for name in trained]
+        init, out = str(tmp_path / "both"), tmp_path / "-".join(trained)
+        train_tsgen(make_model(data, data, init=init), data, data, out, steps=1, init=init, log=lambda line: None)
+        sides = [Atoms(data[0].numbers, x) for x in (data[0].reactant, data[0].product)]
+        found = find_ts(*sides, weights=out / "best", refine=False, samples=1)
+        assert asked.pop() == level
+        said = [note for note in found.notes if note.startswith("guesses are of wB97X-D3")]
+        assert len(said) == (level != "GFN2-xTB") and all("the calculator is GFN2-xTB" in note for note in said)

@@ -30,6 +30,23 @@ def _group() -> None:
     """Make data sets."""
 
 
+def _refuse_other_time(out: Path, frames: int) -> None:
+    """Finished simulations keep no velocities to go on from.
+
+    Raises:
+        InputError: the run in `out` has another --time.
+    """
+    from molgen.files import read_manifest
+
+    had = (read_manifest(out) or {}).get("settings", {}).get("frames", frames)
+    if had != frames:
+        raise InputError(
+            f"cannot resume: {frames} ps given, the run has {had} ps", where=str(out), expected=f"--time {had}ps",
+            remedy="for more frames begin another run, with another --seed and --out: molgen train prose takes several "
+            "--data, and joins what they hold of a peptide",
+        )  # fmt: skip
+
+
 def picoseconds_of(text: str) -> int:
     """Picoseconds of "200ps", "1.5ns" or "2us".
 
@@ -121,6 +138,8 @@ def md(
     wanted = [*(sequences or ()), *(read_sequences(file) if file else ())]
     chosen = check_sequences(wanted, capping, exclude)
     settings: dict[str, Any] = {"cap": cap, "frames": frames, "temperatures": kelvins, "platform": platform}
+    if resume:
+        _refuse_other_time(out, frames)
     proposal = None if flow is None else flow_of(flow, kelvins)
     settings |= {"flow": proposal and proposal.hash, "cis": cis}
     stage = "ps a replica"
@@ -220,7 +239,7 @@ def reactions(
     check_limits(attempts, count, seconds)
     plan, settings = plan_of(
         sources or [], exclude or [], calculator=calculator, calculator_kwargs=kwargs, guess=guess, weights=weights,
-        charge=charge, spin=spin, seed=seed,
+        charge=charge, spin=spin, seed=seed, log=common.log,
     )  # fmt: skip
     common.log(f"{counted(len(plan.molecules), 'molecule')}; {len(plan.excluded)} keys of excluded reactions")
     options: dict[str, Any] = {"seed": seed, "overwrite": overwrite, "resume": resume}

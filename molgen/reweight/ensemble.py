@@ -20,6 +20,7 @@ from molgen.reweight.estimate import (
     Estimate,
     check_values,
     delta_error,
+    descent_error,
     effective_groups,
     lacking,
     verdict_by_groups,
@@ -81,6 +82,7 @@ class Ensemble:
         smoothed: whether estimates use Pareto-smoothed weights.
         resampled_by: diagnostics of the weights by which samples were resampled, None if they were not: no estimate is
             better than these allow, although the samples themselves weigh alike.
+        ancestors: how many first particles there were, where groups are their descendants (of `smc.climb`); else None.
 
     Raises:
         InputError: shapes that do not agree, no sample, or a temperature that is not positive.
@@ -99,6 +101,7 @@ class Ensemble:
     at_best: Verdict = "reliable"
     smoothed: bool = True
     resampled_by: WeightDiagnostics | None = None
+    ancestors: int | None = None
 
     def __post_init__(self):
         def keep(name: str, value: Any) -> None:
@@ -141,11 +144,14 @@ class Ensemble:
 
     @cached_property
     def diagnostics(self) -> WeightDiagnostics:
-        """Of the raw log-weights; only the error of ln Z knows of groups (of `smc.climb`: `Population.log_z_error`)."""
-        found = diagnose(self.log_weights)
+        """Of the raw log-weights; only the error of ln Z knows of groups, and of ancestors without descendants."""
+        found, weights = diagnose(self.log_weights), normalised(self.log_weights)
         if self.groups is None:
             return found
-        error = delta_error(normalised(self.log_weights) - 1 / len(self), self.groups)
+        if self.ancestors is None:
+            error = delta_error(weights - 1 / len(self), self.groups)
+        else:
+            error = descent_error(weights, self.groups, self.ancestors)
         return replace(found, log_z_error=float(error) if found.ess else np.inf)
 
     @property
@@ -230,17 +236,10 @@ class Ensemble:
                 or text such as "phi 1 in (-180, 0)" in A and degrees (see `molgen.reweight.regions`).
             replicas: of the bootstrap that gives the error; 0 for the delta method.
         """
-        found = free_energy_difference(
-            self.region(region_a),
-            self.region(region_b),
-            self.log_weights,
-            self.weights,
-            self.temperature,
-            groups=self.groups,
-            replicas=replicas,
-            seed=seed,
-        )
-        return self.doubted(found)
+        return self.doubted(free_energy_difference(
+            self.region(region_a), self.region(region_b), self.log_weights, self.weights, self.temperature,
+            groups=self.groups, replicas=replicas, seed=seed,
+        ))  # fmt: skip
 
     def region(self, region: Region) -> np.ndarray:
         """Which samples (n,) lie in `region`, boolean."""
@@ -312,8 +311,8 @@ class Ensemble:
         chosen = np.sort(generator(seed).choice(len(self), size=count, p=self.weights))
         drawn = taken(self, chosen)
         groups = chosen if self.groups is None else self.groups[chosen]
-        by = worst_weights(self.diagnostics, self.resampled_by)
-        return replace(drawn, log_weights=np.zeros(count), groups=groups, at_best=self.verdict, resampled_by=by)
+        judged = {"at_best": self.verdict, "resampled_by": worst_weights(self.diagnostics, self.resampled_by)}
+        return replace(drawn, log_weights=np.zeros(count), groups=groups, ancestors=None, **judged)
 
     def without_top(self, share: float = TOP_SHARE) -> Ensemble:
         """The ensemble with the largest weights dropped and the rest not smoothed, as Prose reports. Biased."""

@@ -181,6 +181,19 @@ def delta_error(influence: np.ndarray, groups: np.ndarray | None = None) -> np.n
     return np.sqrt(count / (count - 1) * (sums**2).sum(0))
 
 
+def descent_error(weights: np.ndarray, groups: np.ndarray, ancestors: int) -> np.ndarray:
+    """Standard error of ln Z of particles that were resampled on the way: sqrt(m/(m-1) sum_a (W_a - 1/m)^2), W_a the
+    share of the weight that ancestor a's descendants have, zero where it has none (Chan and Lai, Ann. Stat. 41 (2013)
+    2877; Lee and Whiteley, Biometrika 105 (2018) 609). A lower bound where few ancestors are left.
+
+    Args:
+        weights: (n,) normalised. groups: (n,) which ancestor each descends from. ancestors: m, all that there were.
+    """
+    shares, left = np.zeros(ancestors), group_sums(weights, groups)
+    shares[: len(left)] = left
+    return delta_error(shares - 1 / ancestors)
+
+
 def weighted_mean(
     values: ArrayLike,
     log_weights: ArrayLike,

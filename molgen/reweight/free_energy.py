@@ -59,7 +59,8 @@ class FES:
         probability: share of all weight in each bin; the sum is below 1 by what lies outside the grid.
         counts: samples with a weight above zero in each bin.
         temperature: K.
-        khat, reliable: of the weights; with fewer than 25 groups of samples that count it is not reliable.
+        khat, reliable: of the weights; with fewer than 25 samples on the grid, or groups of them that count, it is not
+            reliable.
     """
 
     names: tuple[str, ...]
@@ -150,7 +151,9 @@ def histogram_fes(
         temperature=temperature,
         khat=k,
         reliable=bool(
-            k <= khat_threshold(int(np.isfinite(cleaned(log_weights)).sum())) and not few_groups(weights, groups)
+            share.any()
+            and k <= khat_threshold(int(np.isfinite(cleaned(log_weights)).sum()))
+            and not few_groups(np.where(inside, weights, 0.0), groups)
         ),
     )
 

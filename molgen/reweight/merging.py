@@ -86,6 +86,7 @@ def merged(ensembles: Iterable[Ensemble]) -> Ensemble:
         first,
         **{name: joined(name) for name in ("positions", "log_weights", "energies", "log_q")},
         groups=groups,
+        ancestors=_ancestors(parts, groups),
         cvs={c: replace(first.cvs[c], values=np.concatenate([p.cvs[c].values for p in parts])) for c in common},
         validity={reason: sum(part.validity.get(reason, 0) for part in parts) for reason in reasons},
         at_best=worst(*verdicts),
@@ -114,6 +115,17 @@ def _groups(parts: list[Ensemble]) -> tuple[np.ndarray | None, np.ndarray]:
         return None, other
     links = coo_array((np.ones(len(one)), (every[one], every[other])), shape=(offset, offset))
     return connected_components(links, directed=False)[1][every], other
+
+
+def _ancestors(parts: list[Ensemble], groups: np.ndarray | None) -> int | None:
+    """Ancestors of all samples, a draw that was never resampled being its own; None where a part has other groups."""
+    if groups is None or any(part.groups is not None and part.ancestors is None for part in parts):
+        return None
+    if all(part.ancestors is None for part in parts):  # groups are draws that several have
+        return None
+    left = [len(part) if part.groups is None else len(np.unique(part.groups)) for part in parts]
+    dead = sum((part.ancestors or size) - size for part, size in zip(parts, left, strict=True))
+    return dead + len(np.unique(groups))
 
 
 def _common(positions: np.ndarray, energies: np.ndarray, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:

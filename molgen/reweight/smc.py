@@ -21,7 +21,7 @@ import numpy as np
 
 from molgen.errors import InputError
 from molgen.potentials.base import Potential
-from molgen.reweight.estimate import delta_error
+from molgen.reweight.estimate import descent_error
 from molgen.reweight.importance import cleaned, kish, normalised
 from molgen.rng import generator
 from molgen.units import KB
@@ -116,14 +116,10 @@ class Population:
 
     @property
     def log_z_error(self) -> float:
-        """Standard error of ln Z, all rungs so far: sqrt(n/(n-1) sum_a (W_a - 1/n)^2), W_a the share of the weight that
-        ancestor a's descendants have, zero where it has none (Chan and Lai, Ann. Stat. 41 (2013) 2877; Lee and
-        Whiteley, Biometrika 105 (2018) 609). The last weights alone know nothing of what was resampled before. A lower
-        bound where few ancestors are left.
-        """
-        n = len(self.log_weights)
-        shares = np.bincount(self.ancestors, normalised(self.log_weights), n)
-        return float(delta_error(shares - 1 / n)) if shares.any() else np.inf
+        """Standard error of ln Z, all rungs so far (`molgen.reweight.estimate.descent_error`): the last weights alone
+        know nothing of what was resampled before."""
+        weights = normalised(self.log_weights)
+        return float(descent_error(weights, self.ancestors, len(weights))) if weights.any() else np.inf
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything as arrays, for npz; `of_arrays` reads them back."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from molgen.errors import InputError
+from molgen.errors import InputError, check_path
 from molgen.files import MANIFEST, explained, write_atomic
 from molgen.npz import read_npz, write_npz
 from molgen.reweight.free_energy import CVValues
@@ -51,8 +51,7 @@ def save(ensemble: Ensemble, to: str | Path | Paths, positions: bool) -> list[Pa
 
 def load(folder: str | Path) -> dict[str, Any]:
     """Arguments of the `Ensemble` saved in `folder`."""
-    if not isinstance(folder, (str, os.PathLike)):
-        raise InputError(f"{folder!r} given", where="Ensemble.load", expected="the folder of a saved ensemble")
+    check_path(folder, "Ensemble.load")
     folder = Path(folder)
     if folder.is_file():
         raise InputError(
@@ -114,6 +113,7 @@ def _arguments(stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
             str(name): CVValues(str(name), values, str(unit), None if np.isnan(period) else float(period))
             for name, values, unit, period in cvs
         },
+        "ancestors": int(stored["ancestors"]) if "ancestors" in stored else None,
         "validity": dict(counts),
         "at_best": VERDICTS[VERDICTS.index(cast(Verdict, at_best))],
         "smoothed": bool(stored["smoothed"]),
@@ -150,7 +150,8 @@ def _arrays(ensemble: Ensemble, positions: bool) -> dict[str, Any]:
     if positions:
         arrays["positions"] = ensemble.positions
     by = ensemble.resampled_by
-    optional = {"log_q": ensemble.log_q, "groups": ensemble.groups, _RESAMPLED: None if by is None else astuple(by)}
+    optional = {name: getattr(ensemble, name) for name in ("log_q", "groups", "ancestors")}
+    optional[_RESAMPLED] = None if by is None else astuple(by)
     return arrays | {name: np.asarray(value) for name, value in optional.items() if value is not None}
 
 

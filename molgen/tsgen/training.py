@@ -305,6 +305,15 @@ def _sizes(batches: ReactionBatch, init: str | None) -> list[int]:
     return [min(low for low, _ in known), max(high for _, high in known)]
 
 
+def _level(train: Sequence[Reaction], batches: ReactionBatch, levels: Sequence[str]) -> str:
+    """The level that guesses of the trained weights are of: of those learned from the first that the network knows; ""
+    if unknown."""
+    if batches.level is not None:
+        return levels[int(batches.level.min())]
+    seen = {reaction.level for reaction in train}
+    return seen.pop() if len(seen) == 1 else ""
+
+
 def train_tsgen(
     model: TSModel | TSEnsemble,
     train: Sequence[Reaction],
@@ -357,8 +366,11 @@ def train_tsgen(
         lambda _: validation_figures(model, held),
         settings,
         directory,
-        {"model": "tsgen", "config": model.config, "flow": asdict(flow), "atoms": _sizes(batches, init)},
-    )
+        {
+            "model": "tsgen", "config": model.config, "flow": asdict(flow), "atoms": _sizes(batches, init),
+            "level": _level(train, batches, model.levels),
+        },
+    )  # fmt: skip
     line = "step {step}, {seconds:.0f} s: validation RMSD median {val_rmsd_median:.3f}, mean {val_rmsd_mean:.3f} A"
     figures = trainer.run_logged(line, log, resume)
     best = figures["best_score"]

@@ -34,6 +34,11 @@ class Generator:
         """Solver steps these weights say, or the default."""
         return int(self.config.get("sampling", {}).get("steps", STEPS))
 
+    @property
+    def level(self) -> str:
+        """Level of the transition states it was trained on last, which guesses are asked of; "" if unknown."""
+        return str(self.config.get("level", ""))
+
 
 def load_model(
     weights: str | Path = DEFAULT, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32

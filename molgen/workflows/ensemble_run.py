@@ -15,7 +15,10 @@ from molgen.run import Run
 def finished_run(run: Run) -> tuple[Ensemble, dict[str, Any]] | None:
     """The ensemble and summary of a run that had finished before it was resumed; None of any other."""
     summary = read_summary(run.directory) if run.resumed else None
-    return (Ensemble.load(run.directory), summary) if summary and "ensemble_hash" in summary else None
+    if not summary or "ensemble_hash" not in summary:
+        return None
+    run.release()  # callers go into no other `with run`
+    return Ensemble.load(run.directory), summary
 
 
 def ensemble_hash(ensemble: Ensemble) -> str:

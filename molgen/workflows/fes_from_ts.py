@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 from molgen.cvdiffusion.bias import WellTemperedBias
 from molgen.cvdiffusion.target import closest_allowed
 from molgen.cvdiffusion.walls import Wall
-from molgen.errors import CalculatorError, InputError, check_temperature
+from molgen.errors import CalculatorError, InputError, check_path, check_temperature
 from molgen.files import MANIFEST, SUMMARY, read_manifest, read_summary
 from molgen.geometry.align import chained, rmsds_of
 from molgen.geometry.bonds import distance_matrix
@@ -159,6 +159,7 @@ def read_path(folder: str | Path) -> ReactionPath:
         InputError: no such folder or file in it, another command's folder, or no saddle that joins the two sides.
         CalculatorError: a frame has no energy.
     """
+    check_path(folder, "--from-ts")
     folder = Path(folder)
     asked = _require_joining(folder)
     numbers, path, index = _path_frames(folder, asked)

@@ -18,7 +18,7 @@ from molgen.cvdiffusion.internal import InternalSpace
 from molgen.cvdiffusion.noising import Schedule
 from molgen.cvdiffusion.sampler import Sampler, SamplerSettings
 from molgen.cvdiffusion.space import CartesianSpace
-from molgen.errors import InputError, check_counts, check_output
+from molgen.errors import InputError, check_counts, check_output, check_path
 from molgen.reweight.ensemble import Ensemble
 from molgen.rng import generator, sample_seed
 from molgen.run import Run
@@ -109,6 +109,7 @@ def load_pretrained(name: str | Path, seed: int = 0) -> tuple[Problem, Sampler, 
 
 def find_pretrained(name: str | Path) -> Path:
     """The checkpoint folder that `name` means (see `load_pretrained`)."""
+    check_path(name, "--pretrained")
     shipped = {path.name.removeprefix(PREFIX): path for path in sorted(SHIPPED.glob(f"{PREFIX}*"))}
     own = next((f for f in (Path(name) / CONTROLLER, Path(name)) if (f / CONFIG_FILE).exists()), None)
     if own is not None and str(name) in shipped:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,9 +140,7 @@ def system_from_files(
     Raises:
         InputError: no file, unreadable ones, or of different molecules; no such calculator.
     """
-    read = [read_side(path, "--xyz") for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    if not read:
-        raise InputError("no structure", where="--xyz", expected="a file, or one for each known basin")
+    read = [read_side(path, "--xyz") for path in _listed(paths, "--xyz")]
     for other in read[1:]:
         if not np.array_equal(other.numbers, read[0].numbers):
             raise InputError(
@@ -177,7 +176,7 @@ def system_from_pdb(
 
     if solvent not in SOLVENTS:
         raise InputError(f"unknown solvent {solvent!r}", where="--solvent", expected=" or ".join(SOLVENTS))
-    paths = [paths] if isinstance(paths, (str, Path)) else paths
+    paths = _listed(paths, "--pdb")
     forcefield = [forcefield] if isinstance(forcefield, str) else forcefield
     files = []
     for path in paths:
@@ -187,8 +186,6 @@ def system_from_pdb(
             raise InputError(
                 f"cannot be read ({error})", where=str(path), expected="a PDB file of a molecule"
             ) from error
-    if not files:
-        raise InputError("no structure", where="--pdb", expected="a file, or one for each known basin")
     if len({file.topology.getNumAtoms() for file in files}) != 1:
         raise InputError("the files hold different numbers of atoms", where="--pdb", expected="one molecule")
     named = [[(a.element, a.name, a.residue.name) for a in file.topology.atoms()] for file in files]
@@ -205,6 +202,19 @@ def system_from_pdb(
     several = [(path, file.getNumFrames()) for path, file in zip(paths, files, strict=True) if file.getNumFrames() > 1]
     notes = tuple(f"{path}: the first of {count} models is used" for path, count in several)
     return replace(_force_field(files[0].topology, starts, forcefield, solvent, platform), notes=notes)
+
+
+def _listed(paths: Any, where: str) -> list[Any]:
+    """One file, or several, as a list.
+
+    Raises:
+        InputError: none, or no files at all.
+    """
+    listed = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    if not isinstance(listed, Iterable) or not (files := list(listed)):
+        what = "no structure" if isinstance(listed, Iterable) else f"{paths!r} given"
+        raise InputError(what, where=where, expected="a file, or one for each known basin")
+    return files
 
 
 def system_from_source(source: Mapping[str, Any], numbers: np.ndarray, starts: np.ndarray) -> System:

@@ -16,7 +16,7 @@ import torch
 
 from molgen.data.peptide import Peptide, build_peptide, residues_of
 from molgen.device import resolve_device
-from molgen.errors import CalculatorError, InputError, check_counts, check_output, check_temperature
+from molgen.errors import CalculatorError, InputError, check_counts, check_given, check_output, check_temperature
 from molgen.prose.layout import Layout
 from molgen.prose.validity import validate
 from molgen.prose.weights import Proposal, load_flow
@@ -224,7 +224,8 @@ class _Work:
         ensemble = Ensemble(
             population.positions, population.log_weights, np.where(np.isfinite(energies), energies, np.nan),
             self.temperature, self.peptide.numbers, topology=self.peptide.mdtraj_topology(),
-            groups=population.ancestors, validity=draws.rejections, at_best=verdict(diagnose(draws.log_weights)),
+            groups=population.ancestors, ancestors=len(draws.log_weights), validity=draws.rejections,
+            at_best=verdict(diagnose(draws.log_weights)),
         )  # fmt: skip
         return Sampled(ensemble, draws, population, tuple(trials))
 
@@ -258,6 +259,7 @@ def ladder_start(trials: Sequence[Draws]) -> float:
 
 
 def _check(n: int, rounds: int, workers: int | str, units: str, temperature: float) -> None:
+    check_given(samples=n, finetune=rounds)
     check_counts(samples=(n, 1), finetune=(rounds, 0), workers=(None if workers == "auto" else workers, 1))
     check_temperature(temperature, "-T")
     energy_unit(units)

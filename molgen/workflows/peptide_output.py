@@ -78,7 +78,6 @@ def describe(sampled: Sampled, peptide: Peptide, checkpoint: str, rounds: Sequen
     }
     if population is not None:
         hot = diagnose(draws.log_weights)
-        figures["weights"]["log_z_error"] = population.log_z_error  # the last weights know only the last rung
         figures["smc"] = {
             "hot_temperature": draws.temperature,
             "hot_weights": {**asdict(hot), "verdict": verdict(hot)},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -158,7 +158,8 @@ class Attempts:
         """Geometry and energy of a stationary point with negative curvature."""
         if kind == "tsgen":
             assert self._model is not None
-            guess = generate(self._model.model, [reaction], steps=self._model.steps)[0].positions[0].numpy()
+            asked = replace(reaction, level=self._model.level)
+            guess = generate(self._model.model, [asked], steps=self._model.steps)[0].positions[0].numpy()
         else:
             guess = prepare([reaction]).guess[0].double().numpy()
         if overlapping(reaction.numbers, guess):

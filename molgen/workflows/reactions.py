@@ -46,6 +46,7 @@ def plan_of(
     charge: int | None = None,
     spin: int | None = None,
     seed: int = 0,
+    log: Callable[[str], None] = lambda message: None,
 ) -> tuple[Plan, dict[str, Any]]:
     """The plan of a run, and the settings that decide its result (of files, their digests too).
 
@@ -56,7 +57,7 @@ def plan_of(
     """
     if guess not in GUESSES:
         raise InputError(f"unknown guess {guess!r}", where="--guess", expected=", ".join(GUESSES))
-    molecules = all_molecules(sources, charge, spin)
+    molecules = all_molecules(sources, charge, spin, log)
     implied = [
         f"{path}:{name}"
         for path in sources

@@ -103,7 +103,7 @@ class Searches:
         how_bad = float(rng.random()) if spoilt else 0.0
         plain = spoilt and rng.random() < PLAIN_SHARE
         record["start"] = {"guess": "sqrt" if plain else "tsgen", "spoilt": round(how_bad, 3)}
-        batch = prepare([replace(reaction, ts=None)])
+        batch = prepare([replace(reaction, ts=None, level=self._model.level)], self._model.model.levels)
 
         def noise(width: float) -> torch.Tensor:
             return torch.from_numpy(rng.normal(size=batch.guess.shape)).float() * width * how_bad

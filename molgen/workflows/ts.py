@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from molgen.device import resolve_device
-from molgen.errors import InputError, check_counts, check_output, check_paths, check_temperature
+from molgen.errors import InputError, check_counts, check_given, check_output, check_paths, check_temperature
 from molgen.io import load_reaction
 from molgen.potentials.ase import EMBEDDED, level_name, with_solvent
 from molgen.potentials.base import Potential
@@ -98,16 +98,18 @@ def find_ts(
         samples=(samples, 1), steps=(steps, 1), max_calls=(max_calls, 1), seed=(seed, 0), charge=(charge, None),
         spin=(spin, 0), follow=(follow, 0),
     )  # fmt: skip
+    check_given(samples=samples, follow=follow, weights=weights)
     check_output(out, overwrite=overwrite)
     check_paths(weights=weights, correction=correction)
-    _check_options(weights, verify, dtype, time_budget)
+    _check_options(verify, dtype, time_budget)
     if temperature is not None:
         _check_temperature(temperature, refine and verify != "none")
     begun, device = time.monotonic(), str(resolve_device(device))
     reaction, notes = load_reaction(reactant, product, smiles=smiles, charge=charge, spin=spin, map_atoms=map_atoms)
     kwargs = with_solvent(calculator, calculator_kwargs, solvent)
     potential = potential_for(calculator, kwargs, reaction.numbers, reaction.charge, reaction.spin)
-    model = model_for(weights, reaction, device, dtype, notes)
+    level = level_name(calculator, kwargs)
+    model = model_for(weights, reaction, device, dtype, level, notes)
     corrector, unfit = fitting_correction(correction or "none", reaction, calculator, kwargs, device, dtype)
     if unfit and correction not in (DEFAULT_CORRECTION, "none", None):
         notes.append(f"warning: {correction} {unfit}: nothing is corrected")
@@ -133,7 +135,7 @@ def find_ts(
         return None if told and not xtb else potential_for(calculator, kwargs, numbers, charge, spin)
 
     job = TSJob(
-        potential=potential, part=part, calculator=calculator, level=level_name(calculator, kwargs), model=model,
+        potential=potential, part=part, calculator=calculator, level=level, model=model,
         draw=Draw(samples, steps, seed), method=cast(Method, verify) if refine else None, max_calls=calls_each,
         begun=begun, deadline=math.inf if time_budget is None else begun + time_budget, follow=follow,
         lower=lower,
@@ -144,14 +146,12 @@ def find_ts(
         return job.run(reaction, corrector, None if out is None else Path(out))
 
 
-def _check_options(weights: Any, verify: Any, dtype: Any, time_budget: Any) -> None:
+def _check_options(verify: Any, dtype: Any, time_budget: Any) -> None:
     """Refuse what is none of the choices.
 
     Raises:
         InputError: names the option.
     """
-    if weights is None:
-        raise InputError("None given", where="--weights", expected="a name or a path")
     if verify not in get_args(Method):
         raise InputError(f"unknown method {verify!r}", where="--verify", expected=", ".join(get_args(Method)))
     if dtype not in (torch.float32, torch.float64):

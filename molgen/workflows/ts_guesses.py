@@ -68,7 +68,7 @@ def tsgen_guesses(model: Generator, reaction: Reaction, samples: int, steps: int
     A fragment that takes no part keeps its shape, which the model has not learned.
     """
     pairs = reaction.pairs[:samples]
-    between = [replace(reaction, reactant=r, product=p) for r, p in pairs]
+    between = [replace(reaction, reactant=r, product=p, level=model.level) for r, p in pairs]
     drawn = generate(model.model, between, samples=math.ceil(samples / len(pairs)), steps=steps, seed=seed)
     guesses = []
     for k in range(samples):

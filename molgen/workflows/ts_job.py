@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from molgen.data.reactions import Reaction
 from molgen.errors import CalculatorError
-from molgen.geometry.bonds import overlapping
+from molgen.geometry.bonds import bond_graph, overlapping
 from molgen.potentials.base import Potential
 from molgen.run import Run
 from molgen.saddle.thermochemistry import ReactionThermochemistry
@@ -26,6 +28,10 @@ from molgen.workflows.ts_search import Method, TSSearch
 from molgen.workflows.ts_thermo import Maker, reaction_thermochemistry
 from molgen.workflows.ts_without import barrierless, unstable_sides
 
+# 1/cm: every vibration of bonds to hydrogen with other nonmetals is stiffer, that of Te-H by 1.6 times. Hartree for eV
+# makes frequencies 5.2 times too low, Hartree/Bohr 7.2 times: those of O-H and C-H are below it then.
+SOFTEST = 1200.0
+NONMETALS = (5, 6, 7, 8, 9, 14, 15, 16, 17, 32, 33, 34, 35, 52, 53)
 PHYSICS_TRIES = 4  # sqrt-distance guesses, at least, until one leads to the intended saddle
 Thermo = Callable[[TSSearch, Candidate], ReactionThermochemistry | None]
 
@@ -124,6 +130,9 @@ class TSJob:
                 where=f"calculator {self.calculator!r}",
                 remedy="check --charge and --spin, or choose another --calculator",
             )
+        if (doubt := unit_doubt(result)) and doubt not in self.notes:
+            self.notes.append(doubt)
+            self.log(doubt)
         _write(run, result, final=True)
         return result
 
@@ -157,6 +166,25 @@ class TSJob:
         return partial(
             reaction_thermochemistry, temperature=self.temperature, make=self.part, in_solution=self.in_solution
         )
+
+
+def unit_doubt(result: TSResult) -> str:
+    """A warning where no vibration of the best saddle is as stiff as those of its bonds to hydrogen; else empty.
+
+    Hydrogens that react do not count, nor do those of metals or between two atoms.
+    """
+    modes, reaction = result.best.modes, result.reaction
+    if modes is None or not len(modes.frequencies_cm) or modes.frequencies_cm[-1] > SOFTEST:
+        return ""
+    numbers = reaction.numbers
+    here, *ends = (bond_graph(numbers, x) for x in (result.best.atoms.positions, reaction.reactant, reaction.product))
+    kept = (numbers == 1) & (here.sum(0) == 1) & np.all([end == here for end in ends], axis=(0, 1))
+    if not here[kept][:, np.isin(numbers, NONMETALS)].any():
+        return ""
+    return (
+        f"warning: no vibration of the saddle is above {SOFTEST:.0f} cm-1, as those of bonds to hydrogen are: "
+        "are the calculator's energies in eV and its forces in eV/Angstrom, as ASE has them, and not in Hartree?"
+    )
 
 
 def _write(run: Run | None, result: TSResult, final: bool) -> None:

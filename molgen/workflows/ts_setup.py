@@ -53,9 +53,9 @@ def potential_for(
 
 
 def model_for(
-    weights: str | Path, reaction: Reaction, device: str, dtype: torch.dtype, notes: list[str]
+    weights: str | Path, reaction: Reaction, device: str, dtype: torch.dtype, level: str, notes: list[str]
 ) -> Generator | None:
-    """The model, or None with a warning when it does not know an element."""
+    """The model, or None with a warning when it does not know an element; `level` is the calculator's."""
     from ase.data import chemical_symbols
 
     model = load_model(weights, device, dtype)
@@ -75,4 +75,6 @@ def model_for(
         notes.append(f"warning: the weights saw {fewest} to {most} atoms, here are {len(reaction)}: less reliable")
     if reaction.charge or reaction.spin:
         notes.append("warning: the weights saw neutral closed-shell reactions only; the guesses may be worse")
+    if model.level not in ("", level):
+        notes.append(f"guesses are of {model.level}, which the weights were trained on; the calculator is {level}")
     return model
