@@ -52,6 +52,7 @@ def test_mueller_brown_surface_in_two_dimensions():
     exact = system.surface(*np.meshgrid(*found.centres, indexing="ij"))
     low = exact - exact.min() < 5 * KT
     assert found.free_energy.shape == (54, 48)
+    assert repr(found).startswith("FES(x, y: ") and "of 54 x 48 bins visited, 300 K, reliable: k-hat" in repr(found)
     assert np.std((found.free_energy - exact)[low]) < 0.2 * KT
     marginal = surface(cvs[:1], log_w, bins=54, ranges=[(-1.5, 1.2)])
     exact = system.free_energy(marginal.centres[0], T)

@@ -45,7 +45,7 @@ class CVValues:
         return values if self.period is None else wrapped(values, low, self.period)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FES:
     """Free-energy surface on a grid of one or more collective variables.
 
@@ -74,6 +74,11 @@ class FES:
     temperature: float
     khat: float
     reliable: bool
+
+    def __repr__(self) -> str:
+        grid, visited = " x ".join(map(str, self.counts.shape)), np.count_nonzero(self.counts)
+        judged = f"{'reliable' if self.reliable else 'not reliable'}: k-hat {self.khat:.2f}"
+        return f"FES({', '.join(self.names)}: {visited} of {grid} bins visited, {self.temperature:g} K, {judged})"
 
     @property
     def kt(self) -> float:
