@@ -153,7 +153,7 @@ def _advice(summary: dict[str, Any], out: Path) -> str:
     remedy = f"try {' or '.join(ways)}" if ways else "neither finetuning nor --smc has repaired that"
     weights = summary["weights"]
     if weights["khat"] is None and n < LEAST_DRAWS:  # there is no k-hat, which says nothing of them
-        return f"{n} samples are too few to judge the weights: give -n 1000 or more"
+        return f"{n} sample{'s are' if n > 1 else ' is'} too few to judge the weights: give -n 1000 or more"
     if not smc and weights["khat"] is not None and weights["khat"] <= RELIABLE_KHAT:  # what lacks is number
         found, enough = weights["ess"] * n, 2 * LEAST_DRAWS / weights["ess"]
         return f"{found:.0f} effective samples are too few: give -n {math.ceil(enough / 100) * 100} or more"
