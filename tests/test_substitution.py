@@ -42,7 +42,7 @@ def test_the_nucleophile_comes_from_the_back(smiles: str, entering: int, carbon:
 
 
 def test_an_sn2_is_found_from_plain_smiles() -> None:
-    result = find_ts(smiles="[Cl-].CBr>>ClC.[Br-]", samples=1, correction="none")
+    result = find_ts(smiles="[Cl-].CBr>>ClC.[Br-]", samples=1, lower=False, correction="none")
     assert result.verified and result.gradient_calls < 100
 
 

@@ -22,7 +22,7 @@ from molgen.saddle import calls_allowed
 from molgen.tsgen.generate import Guesses
 from molgen.tsgen.model import TSModel
 from molgen.tsgen.training import make_model, train_tsgen
-from molgen.workflows import ts_search
+from molgen.workflows import ts_guesses
 from molgen.workflows.ts_result import Candidate
 
 HCN = sides("hcn")
@@ -109,13 +109,13 @@ def test_a_size_beside_weights_is_refused() -> None:
 def test_guesses_are_asked_of_the_level_that_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of weights that know two and went on with one of them; it is said where the calculator is another."""
     asked: list[str] = []
-    real = ts_search.generate
+    real = ts_guesses.generate
 
     def generate(model: TSModel, reactions: list[Reaction], **options: Any) -> list[Guesses]:
         asked.extend(r.level for r in reactions)
         return real(model, reactions, **options)
 
-    monkeypatch.setattr(ts_search, "generate", generate)
+    monkeypatch.setattr(ts_guesses, "generate", generate)
     model = TSModel(ELEMENTS, levels=["wB97X-D3", "GFN2-xTB"], **SIZES)
     save_checkpoint(tmp_path / "both", model.state_dict(), {"model": "tsgen", "config": model.config})
     for trained, level in ((["GFN2-xTB"], "GFN2-xTB"), (["GFN2-xTB", "wB97X-D3"], "wB97X-D3"), (["PM6"], "wB97X-D3")):
