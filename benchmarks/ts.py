@@ -20,16 +20,20 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import saddle
 import torch
+from ase import Atoms
 
-from molgen import __version__
+from molgen import __version__, find_ts
 from molgen.checkpoint import load_checkpoint, save_checkpoint
 from molgen.data.reactions import Reaction, load_npz
+from molgen.errors import CalculatorError
 from molgen.geometry.align import rmsd
 from molgen.tsgen import Generator, load_model
 from molgen.tsgen.condition import prepare
@@ -37,6 +41,7 @@ from molgen.tsgen.evaluate import evaluate
 from molgen.tsgen.generate import Guesses, generate
 from molgen.tsgen.rank import confidence, fit_calibration, guess_features, refined_features, reliability
 from molgen.units import kcal
+from molgen.workflows.ts_result import TSResult
 
 STAGES = ("geometry", "invariance", "saddles", "calibrate", "confidence", "ranked", "lower")
 LOWERED = 0.1  # kcal/mol
@@ -147,32 +152,40 @@ def judge(model: Generator, reactions: list[Reaction], rows: list[dict]) -> dict
     return out
 
 
-def ranked(reactions: list[Reaction], weights: str, out: Path) -> dict:
-    """`find_ts` with 8 samples on every reaction, up to the first saddles proven, all calls counted."""
-    from ase import Atoms
-
-    from molgen import find_ts
-    from molgen.errors import CalculatorError
-
-    file = out / "ranked.jsonl"
+def rows_of(reactions: list[Reaction], file: Path, row_of: Callable[[Reaction], dict]) -> list[dict]:
+    """A row for every reaction; those that `file` holds already are not made again."""
     done = {row["name"]: row for row in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
     with file.open("a") as log:
         for reaction in (r for r in reactions if r.name not in done):
-            sides = Atoms(reaction.numbers, reaction.reactant), Atoms(reaction.numbers, reaction.product)
-            row = {"name": reaction.name, "verdict": "failed", "calls": 0, "seconds": 0.0, "source": ""}
-            try:
-                result = find_ts(*sides, map_atoms=False, weights=weights, lower=False)
-                row |= {"verdict": result.best.verdict, "calls": result.gradient_calls, "source": result.best.source}
-                row |= {"seconds": round(result.seconds, 2), "candidates": len(result.candidates)}
-                way = result.mechanism
-                row["steps"] = len(way.steps) if way is not None and way.complete else 0
-                row["calls_on"] = sum(s.gradient_calls for s in way.searches[1:]) if way is not None else 0
-            except CalculatorError as error:
-                row["reason"] = str(error)
-            done[reaction.name] = row
-            log.write(json.dumps(row) + "\n")
+            done[reaction.name] = row_of(reaction)
+            log.write(json.dumps(done[reaction.name]) + "\n")
             log.flush()
-    rows = [done[r.name] for r in reactions]
+    return [done[r.name] for r in reactions]
+
+
+def found(reaction: Reaction, weights: str, **options: Any) -> TSResult:
+    """`find_ts` of the two sides as they are, in one order of atoms."""
+    sides = Atoms(reaction.numbers, reaction.reactant), Atoms(reaction.numbers, reaction.product)
+    return find_ts(*sides, map_atoms=False, weights=weights, **options)
+
+
+def ranked(reactions: list[Reaction], weights: str, out: Path) -> dict:
+    """`find_ts` with 8 samples on every reaction, up to the first saddles proven, all calls counted."""
+
+    def row_of(reaction: Reaction) -> dict:
+        row = {"name": reaction.name, "verdict": "failed", "calls": 0, "seconds": 0.0, "source": ""}
+        try:
+            result = found(reaction, weights, lower=False)
+        except CalculatorError as error:
+            return row | {"reason": str(error)}
+        row |= {"verdict": result.best.verdict, "calls": result.gradient_calls, "source": result.best.source}
+        row |= {"seconds": round(result.seconds, 2), "candidates": len(result.candidates)}
+        way = result.mechanism
+        row["steps"] = len(way.steps) if way is not None and way.complete else 0
+        row["calls_on"] = sum(s.gradient_calls for s in way.searches[1:]) if way is not None else 0
+        return row
+
+    rows = rows_of(reactions, out / "ranked.jsonl", row_of)
     share = {v: float(np.mean([row["verdict"] == v for row in rows])) for v in sorted({row["verdict"] for row in rows})}
     calls, seconds = np.array([row["calls"] for row in rows]), np.array([row["seconds"] for row in rows])
     from_flow = float(np.mean([row["verdict"] == "intended" and row["source"] == "TS-GEN" for row in rows]))
@@ -188,29 +201,20 @@ def ranked(reactions: list[Reaction], weights: str, out: Path) -> dict:
 
 def lower(reactions: list[Reaction], weights: str, out: Path) -> dict:
     """`find_ts` once up to the first saddles proven, once looking for lower ones: what that costs and finds."""
-    from ase import Atoms
 
-    from molgen import find_ts
-    from molgen.errors import CalculatorError
+    def row_of(reaction: Reaction) -> dict:
+        row: dict = {"name": reaction.name, "first": None, "lower": None}
+        for key in ("first", "lower"):
+            try:
+                result = found(reaction, weights, follow=0, lower=key == "lower")
+            except CalculatorError:
+                continue
+            best, spent = result.best, {"calls": result.gradient_calls, "seconds": round(result.seconds, 2)}
+            row[key] = {"energy": best.energy, "barrier": best.barrier_forward_kcal, "source": best.source, **spent}
+            row[key]["proven"] = best.verdict == "intended" and not best.stereo
+        return row
 
-    file = out / "lower.jsonl"
-    done = {row["name"]: row for row in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
-    with file.open("a") as log:
-        for reaction in (r for r in reactions if r.name not in done):
-            sides = Atoms(reaction.numbers, reaction.reactant), Atoms(reaction.numbers, reaction.product)
-            row: dict = {"name": reaction.name, "first": None, "lower": None}
-            for key in ("first", "lower"):
-                try:
-                    found = find_ts(*sides, map_atoms=False, weights=weights, follow=0, lower=key == "lower")
-                except CalculatorError:
-                    continue
-                best, spent = found.best, {"calls": found.gradient_calls, "seconds": round(found.seconds, 2)}
-                row[key] = {"energy": best.energy, "barrier": best.barrier_forward_kcal, "source": best.source, **spent}
-                row[key]["proven"] = best.verdict == "intended" and not best.stereo
-            done[reaction.name] = row
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-    rows = [done[r.name] for r in reactions]
+    rows = rows_of(reactions, out / "lower.jsonl", row_of)
     proven = [row for row in rows if row["first"] and row["first"]["proven"]]
     gain = np.array([kcal(row["first"]["energy"] - row["lower"]["energy"]) for row in proven])
     spent = {

@@ -44,6 +44,8 @@ def lower_starts(search: TSSearch, best: Candidate) -> list[np.ndarray]:
             turned = rotamers(numbers, reaction.pairs[0][end], sides[end], TURNED, reacting)
             shapes.append([*(ends[end] for ends in reaction.pairs), *turned])
     turned = [x for alike in zip_longest(*shapes) for x in alike if x is not None]
+    if not turned:
+        return []
     relaxed, before, least = [], search.potential.calls, math.inf
     for k, start in enumerate([best.atoms.positions, *turned]):
         search.progress("turning single bonds", k, len(turned))

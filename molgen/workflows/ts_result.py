@@ -71,6 +71,11 @@ class Candidate:
     unstable: dict[str, str] = field(default_factory=dict)
 
     @property
+    def succeeds(self) -> bool:
+        """Whether it is intended, and joins the minima and stereoisomers that were given."""
+        return self.verdict == "intended" and not self.stereo and not self.unstable
+
+    @property
     def intermediate(self) -> Atoms | None:
         """The other molecule or conformer at the end of its path, where the first or last step was found (`known`)."""
         if not self.known or self.path_positions is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -149,10 +149,9 @@ class TSSearch:
         """Whether no further guess may be begun."""
         return bool(self.candidates) and time.monotonic() > self.deadline
 
-    def succeeded(self, candidates: Sequence[Candidate] | None = None) -> bool:
-        """Whether a candidate is intended and joins the minima and stereoisomers that were given."""
-        candidates = self.candidates if candidates is None else candidates
-        return any(c.verdict == "intended" and not c.stereo and not c.unstable for c in candidates)
+    def succeeded(self) -> bool:
+        """Whether a candidate succeeds."""
+        return any(candidate.succeeds for candidate in self.candidates)
 
     def best_verdict(self) -> str:
         """Of the candidates so far; "failed" without any."""
@@ -247,7 +246,7 @@ class TSSearch:
         candidate.refine_calls = earlier + settled.gradient_calls
         candidate.atoms.positions, candidate.energy = settled.positions, settled.energy
         self._judge(candidate, checked)
-        if self.ceiling < math.inf and self.succeeded([candidate]):
+        if self.ceiling < math.inf and candidate.succeeds:
             self.ceiling = settled.energy - TIE
         if checked.order is not None:  # the correction reads the guess beside the saddle
             self.guesses[guess.sample] = guess._replace(positions=guess.positions[checked.order])
