@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from molgen.geometry.bonds import bonding_changes, bonding_differences, radius_sums
+from molgen.geometry.bonds import bonding_changes, bonding_differences, distance_matrix, radius_sums
 from molgen.potentials.base import Potential
 from molgen.potentials.composite import DistanceRestraint, SumPotential
 from molgen.saddle.descent import DESCENT_CALLS, relax
@@ -47,6 +47,19 @@ def half_made(
         CalculatorError: the calculator failed.
     """
     pairs, lengths = _on_the_way(potential.numbers, reactant, product, 0.5)
+    return _held(potential, positions, pairs, lengths, max_calls) if len(pairs) else positions
+
+
+def as_made(
+    potential: Potential, positions: np.ndarray, reactant: np.ndarray, product: np.ndarray, max_calls: int | None = None
+) -> np.ndarray:
+    """`positions` relaxed with every bond that is made or broken held at the length it has there.
+
+    Args, Returns, Raises:
+        As of :func:`half_made`.
+    """
+    pairs, _ = _on_the_way(potential.numbers, reactant, product, 0.5)
+    lengths = distance_matrix(positions)[pairs[:, 0], pairs[:, 1]]
     return _held(potential, positions, pairs, lengths, max_calls) if len(pairs) else positions
 
 

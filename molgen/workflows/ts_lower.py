@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from molgen.geometry.align import rmsds_of
 from molgen.geometry.bonds import bond_graph, bonding_changes
 from molgen.geometry.rotamers import rotamers
 from molgen.saddle.modes import gradient
-from molgen.saddle.restrain import half_made, relaxation_calls
+from molgen.saddle.restrain import as_made, half_made, relaxation_calls
 from molgen.workflows.reaction_tools import FAILURES
 from molgen.workflows.ts_result import Candidate
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from molgen.workflows.ts_search import TSSearch
 
 TURNED = 8  # rotamers of the saddle, and of each side in one piece, at most
-MARGIN = 0.2  # eV; a rotamer that lies further above the saddle, relaxed likewise, leads to no lower one
+MARGIN = 0.2  # eV; what lies further above the saddle, relaxed likewise, leads to no lower one
 SPENT = 3  # times the calls of one refinement, after which no further one is relaxed
 REFINED = 5  # of all of these, the lowest
 FAILED_LATER = "calculator failed after a saddle was proven"  # among the rejections: nothing asked for is lost
@@ -30,41 +31,56 @@ ALIKE = 0.1  # Angstrom RMSD: relaxed to the same place, or to its mirror image
 def lower_starts(search: TSSearch, best: Candidate) -> list[np.ndarray]:
     """Where lower saddles than `best` may lie, the most promising first: (N, 3) Angstrom each.
 
-    The saddle, and each side that is one piece, in all its conformers and turned about its single bonds, are relaxed
-    with the bonds that change held half made. The energies tell which are worth a refinement: an attack from the front
-    lies far above one from behind.
+    The saddle turned about its single bonds is relaxed with the bonds that change held as they are; each side that is
+    one piece, in all its conformers and turned likewise, with them held half made. The energies tell which are worth a
+    refinement: an attack from the front lies far above one from behind.
     """
     numbers, reaction = search.reaction.numbers, search.reaction
     sides = [bond_graph(numbers, x) for x in (reaction.reactant, reaction.product)]
     changes = bonding_changes(numbers, reaction.reactant, reaction.product)
     reacting = sorted({atom for pair in (*changes.broken, *changes.formed) for atom in pair})
-    shapes = [rotamers(numbers, best.atoms.positions, sides[0] | sides[1], TURNED, reacting)]
+    shapes = []
     for end, part in enumerate((reaction.reactant_fragments, reaction.product_fragments)):
         if not part.any():
             turned = rotamers(numbers, reaction.pairs[0][end], sides[end], TURNED, reacting)
             shapes.append([*(ends[end] for ends in reaction.pairs), *turned])
-    turned = [x for alike in zip_longest(*shapes) for x in alike if x is not None]
-    if not turned:
-        return []
-    relaxed, before, least = [], search.potential.calls, math.inf
-    for k, start in enumerate([best.atoms.positions, *turned]):
+    of_sides = [x for alike in zip_longest(*shapes) for x in alike if x is not None]
+    of_saddle = rotamers(numbers, best.atoms.positions, sides[0] | sides[1], TURNED, reacting)
+    last = search.potential.calls + SPENT * search.max_calls
+    relaxed = _relaxed(search, as_made, best.atoms.positions, of_saddle, last)
+    relaxed += _relaxed(search, half_made, best.atoms.positions, of_sides, last)
+    chosen: list[np.ndarray] = []
+    for above, x in sorted(relaxed, key=lambda entry: entry[0]):
+        if above < MARGIN and len(chosen) < REFINED and not _among(chosen, x):
+            chosen.append(x)
+    return chosen
+
+
+def _relaxed(
+    search: TSSearch, hold: Callable[..., np.ndarray], saddle: np.ndarray, turned: list[np.ndarray], last: int
+) -> list[tuple[float, np.ndarray]]:
+    """Where `turned` relaxes to by `hold`, other than the saddle does, until `last` calls are spent: eV above the
+    saddle relaxed likewise, and (N, 3) Angstrom."""
+    ends, calls = (search.reaction.reactant, search.reaction.product), relaxation_calls(len(saddle))
+    found: list[tuple[float, np.ndarray]] = []
+    least, there = math.inf, []  # of the saddle
+    for k, start in enumerate([saddle, *turned] if turned else []):
         search.progress("turning single bonds", k, len(turned))
-        if search.out_of_time() or search.potential.calls - before > SPENT * search.max_calls:
+        if search.out_of_time() or search.potential.calls > last:
             break
-        calls = min(search.max_calls, relaxation_calls(len(numbers)))
         try:
-            x = half_made(search.potential, start, reaction.reactant, reaction.product, calls)
+            x = hold(search.potential, start, *ends, min(search.max_calls, calls))
             energy = gradient(search.potential, x)[0]
         except FAILURES:
             search.rejections[FAILED_LATER] += 1
             continue
         if k == 0:
-            least = energy + MARGIN
-        elif energy < least:
-            relaxed.append((energy, x))
-    chosen: list[np.ndarray] = []
-    for _, x in sorted(relaxed, key=lambda entry: entry[0]):
-        alike = chosen and (rmsds_of(np.array([x, -x])[:, None], np.array(chosen)) < ALIKE).any()
-        if len(chosen) < REFINED and not alike:
-            chosen.append(x)
-    return chosen
+            least, there = energy, [x]
+        elif not _among(there, x):
+            found.append((energy - least, x))
+    return found
+
+
+def _among(places: list[np.ndarray], x: np.ndarray) -> bool:
+    """Whether `x` (N, 3) or its mirror image is one of `places`."""
+    return bool(places) and bool((rmsds_of(np.array([x, -x])[:, None], np.array(places)) < ALIKE).any())
