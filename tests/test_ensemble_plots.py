@@ -161,6 +161,9 @@ def test_curve(drawn):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("phi 1, degrees", "free energy, kJ/mol")
     x, y = axes.lines[0].get_data()
     known = np.isfinite(fes.free_energy)
+    assert (x[0], x[-1], y[0], y[-1]) == pytest.approx((-187.5, 187.5, y[-2], y[1]), nan_ok=True)  # once round
+    assert axes.get_xlim() == pytest.approx((-180, 180))
+    x, y = x[1:-1], y[1:-1]
     assert x == pytest.approx(np.degrees(fes.centres[0]))
     assert y[known] == pytest.approx(fes.free_energy[known] / KJ_MOL) and np.isnan(y[~known]).all()
     band = axes.collections[0].get_paths()[0].vertices

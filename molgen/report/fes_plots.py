@@ -49,25 +49,37 @@ def surface(
 
 def _profile(axes: Any, fes: FES, others: Mapping[str, np.ndarray], basins: Basins, unit: str) -> None:
     """The surface of one variable as a curve with its error."""
-    energy, x = energy_unit(unit), fes.centres[0] * _axis_scale(axes.xaxis, fes, 0)
-    known = np.isfinite(fes.free_energy)
-    values = np.where(known, fes.free_energy / energy, np.nan)
-    error = np.where(known & np.isfinite(fes.error), fes.error / energy, np.nan)  # no band where it is unknown
+    energy, scale, closed = energy_unit(unit), _axis_scale(axes.xaxis, fes, 0), _closed(fes)
+    centres, period = fes.centres[0], fes.periods[0] or 0.0
+    x = scale * (np.r_[centres[-1] - period, centres, centres[0] + period] if len(closed) > len(centres) else centres)
+    free_energy, errors = fes.free_energy[closed], fes.error[closed]
+    known = np.isfinite(free_energy)
+    values = np.where(known, free_energy / energy, np.nan)
+    error = np.where(known & np.isfinite(errors), errors / energy, np.nan)  # no band where it is unknown
     axes.fill_between(x, values - error, values + error, color=CURVE, alpha=0.25, lw=0)
     axes.plot(x, values, color=CURVE, lw=1.8, marker="o", ms=2.5, label="path weights ± standard error")
     lonely = known & ~np.r_[False, known[:-1]] & ~np.r_[known[1:], False]  # the band has no width there
     axes.errorbar(x[lonely], values[lonely], error[lonely], fmt="none", ecolor=CURVE, alpha=0.4, lw=1.2)
     for (name, other), style in zip(others.items(), ("--", ":"), strict=False):
-        alike = np.where(known & np.isfinite(other), other / energy, np.nan)
+        alike = np.where(known & np.isfinite(other[closed]), other[closed] / energy, np.nan)
         axes.plot(x, alike - np.nanmin(alike), style, color=INK, lw=1.2, label=name)
     high = max(np.nanmax(values, initial=0.0), 1e-3)
     axes.set_ylim(-0.18 * high, 1.05 * high)
+    if len(closed) > len(centres):
+        axes.set_xlim(*(fes.edges[0][[0, -1]] * scale))
     axes.set_ylabel(f"free energy, {unit}")
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    minima = [int(np.abs(fes.centres[0] - minimum[0]).argmin()) for minimum, _ in basins]
+    minima = [int(np.abs(x - scale * minimum[0]).argmin()) for minimum, _ in basins]
     _labels(axes, [(x[at], values[at]) for at in minima], [label for _, label in basins], (-14, -26, 12, 24),
             color=ACCENT)  # fmt: skip
+
+
+def _closed(fes: FES) -> np.ndarray:
+    """The bins of one variable in the order of drawing: where they go once round, the last and first again beyond the
+    ends, so that the curve does not stop short of them."""
+    bins, period = np.arange(len(fes.free_energy)), fes.periods[0]
+    return np.r_[bins[-1], bins, bins[0]] if period and np.isclose(np.ptp(fes.edges[0]), period) else bins
 
 
 def _map(figure: Any, axes: Any, fes: FES, basins: Basins, samples: np.ndarray, unit: str) -> None:
