@@ -3,9 +3,9 @@
     python benchmarks/textbook.py --out runs/textbook [--sets ions water] [--only Claisen Cope]
 
 Those of neutral molecules without numbers once more as structures: each side in the best of its own conformers by
-RDKit, the product's atoms shuffled. `elements`: beyond H, C, N and O, and larger molecules. `water`: the ions again, in
-implicit water, with Gibbs energies at 298.15 K. What is in OUT/textbook.jsonl already is not run again; the committed
-file gets the sets of which all rows are there. Then `benchmarks/tables.py`.
+RDKit, the product's atoms shuffled. `elements`: beyond H, C, N and O. `larger`: 21 to 33 atoms. `water`: the ions
+again, in implicit water, with Gibbs energies at 298.15 K. What is in OUT/textbook.jsonl already is not run again; the
+committed file gets the sets of which all rows are there. Then `benchmarks/tables.py`.
 """
 
 from __future__ import annotations
@@ -141,10 +141,34 @@ ELEMENTS = {
         "[H:1][O:2]c1cccc[n:3]1.[H:4][O:5][H:6]>>[O:2]=c1cccc[n:3]1[H:4].[H:1][O:5][H:6]",
     "Prilezhaev": "C=C.OOC=O>>C1CO1.OC=O",
 }  # fmt: skip
+LARGER = {
+    "chorismic acid to prephenic acid":
+        "OC(=O)C1=C[C@@H](OC(=C)C(=O)O)[C@H](O)C=C1>>OC(=O)C(=O)C[C@]1(C(=O)O)C=C[C@@H](O)C=C1",
+    "Claisen, geranyl vinyl ether": "C=COC/C=C(C)/CCC=C(C)C>>O=CCC(C)(CCC=C(C)C)C=C",
+    "Carroll": "CC(O)=CC(=O)OCC=C(C)C>>CC(=O)C(C(=O)O)C(C)(C)C=C",
+    "Overman": "N=C(OC/C=C/CCC)C(Cl)(Cl)Cl>>O=C(NC(CCC)C=C)C(Cl)(Cl)Cl",
+    "oxy-Cope with a phenyl group": "C=CC(O)(c1ccccc1)CC=C>>OC(c1ccccc1)=CCCC=C",
+    "Diels-Alder, isoprene and methyl acrylate": "C=C(C)C=C.C=CC(=O)OC>>CC1=CCC(C(=O)OC)CC1",
+    "Diels-Alder, furan and N-methylmaleimide": "c1ccoc1.CN1C(=O)C=CC1=O>>CN1C(=O)C2C3C=CC(O3)C2C1=O",
+    "Diels-Alder, cyclopentadiene and benzoquinone":
+        "C1=CCC=C1.O=C1C=CC(=O)C=C1>>O=C1C=CC(=O)C2C1C1CC2C=C1",
+    "Diels-Alder, intramolecular, of an ester": "C=C/C=C/CCC/C=C/C(=O)OC>>COC(=O)C1C2CCCC2C=CC1",
+    "azide and alkyne with phenyl groups": "[N-]=[N+]=Nc1ccccc1.C#Cc1ccccc1>>c1ccc(cc1)-n1cc(nn1)-c1ccccc1",
+    "nitrile oxide and styrene": "CC#[N+][O-].C=Cc1ccccc1>>CC1=NOC(C1)c1ccccc1",
+    "Conia-ene": "CC(O)=CC(=O)CCCC#C>>CC(=O)C1C(=O)CCCC1=C",
+    "citronellal to isopulegol": "CC(CCC=C(C)C)CC=O>>CC1CCC(C(C)=C)C(O)C1",
+    "aldol, enol of acetone and benzaldehyde": "C=C(C)O.O=Cc1ccccc1>>CC(=O)CC(O)c1ccccc1",
+    "Michael, enol of acetylacetone and butenone": "CC(O)=CC(C)=O.C=CC(C)=O>>CC(=O)C(C(C)=O)CCC(C)=O",
+    "aspirin and water": "CC(=O)Oc1ccccc1C(=O)O.O>>CC(=O)O.Oc1ccccc1C(=O)O",
+    "hexatriene diester closes": r"COC(=O)/C=C/C=C\C=C\C(=O)OC>>COC(=O)C1C=CC=CC1C(=O)OC",
+    "Nazarov": "CC(=CC)C(=[OH+])C(C)=CC>>CC1C(C)C(C)=C([OH])[C+]1C",
+    "SNAr, methoxide and fluorodinitrobenzene":
+        "C[O-].Fc1ccc(cc1[N+](=O)[O-])[N+](=O)[O-]>>COc1ccc(cc1[N+](=O)[O-])[N+](=O)[O-].[F-]",
+}  # fmt: skip
 IN_WATER = ", in water"
 WATER = {name + IN_WATER: smiles for name, smiles in IONS.items() if "+" in smiles or "-" in smiles}
-SETS = {"textbook": REACTIONS, "ions": IONS, "elements": ELEMENTS, "water": WATER}
-ALL = REACTIONS | IONS | ELEMENTS | WATER
+SETS = {"textbook": REACTIONS, "ions": IONS, "elements": ELEMENTS, "larger": LARGER, "water": WATER}
+ALL = REACTIONS | IONS | ELEMENTS | LARGER | WATER
 
 
 def examine(name: str, weights: str) -> dict:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TURNED = 8  # rotamers of the saddle, and of each side in one piece, at most
 MARGIN = 0.2  # eV; what lies further above the saddle, relaxed likewise, leads to no lower one
-SPENT = 3  # times the calls of one refinement, after which no further one is relaxed
+SPENT = 3  # times the calls of one refinement, after which no further one is relaxed; rotamers of the saddle: half
 REFINED = 5  # of all of these, the lowest
 FAILED_LATER = "calculator failed after a saddle was proven"  # among the rejections: nothing asked for is lost
 ALIKE = 0.1  # Angstrom RMSD: relaxed to the same place, or to its mirror image
@@ -46,9 +46,9 @@ def lower_starts(search: TSSearch, best: Candidate) -> list[np.ndarray]:
             shapes.append([*(ends[end] for ends in reaction.pairs), *turned])
     of_sides = [x for alike in zip_longest(*shapes) for x in alike if x is not None]
     of_saddle = rotamers(numbers, best.atoms.positions, sides[0] | sides[1], TURNED, reacting)
-    last = search.potential.calls + SPENT * search.max_calls
-    relaxed = _relaxed(search, as_made, best.atoms.positions, of_saddle, last)
-    relaxed += _relaxed(search, half_made, best.atoms.positions, of_sides, last)
+    saddle, before, most = best.atoms.positions, search.potential.calls, SPENT * search.max_calls
+    relaxed = _relaxed(search, as_made, saddle, of_saddle, before + most // 2)
+    relaxed += _relaxed(search, half_made, saddle, of_sides, before + most)
     chosen: list[np.ndarray] = []
     for above, x in sorted(relaxed, key=lambda entry: entry[0]):
         if above < MARGIN and len(chosen) < REFINED and not _among(chosen, x):
