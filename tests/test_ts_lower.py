@@ -10,7 +10,8 @@ import torch
 
 from molgen import find_ts
 from molgen.errors import CalculatorError
-from molgen.geometry.bonds import bond_graph
+from molgen.geometry.align import rmsds_of
+from molgen.geometry.bonds import bond_graph, bonding_changes
 from molgen.geometry.internal import dihedral
 from molgen.geometry.rotamers import rotamers, rotors
 from molgen.smiles import embed_molecule
@@ -75,6 +76,26 @@ def test_a_lower_saddle_is_found_behind_the_first() -> None:
     assert first.best.barrier_forward_kcal == pytest.approx(48.0, abs=0.5)
     assert lowest.best.barrier_forward_kcal == pytest.approx(24.3, abs=0.5)
     assert first.gradient_calls < lowest.gradient_calls
+
+
+def test_rotamers_of_the_saddle_keep_the_distances_of_what_reacts(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[tuple[Any, list[np.ndarray]]] = []
+
+    def starts(search: Any, best: Any) -> list[np.ndarray]:
+        kept.append((best.atoms.positions, ts_lower.lower_starts(search, best)))
+        return []
+
+    monkeypatch.setattr(ts_lower, "half_made", lambda potential, positions, *arguments: positions + np.nan)
+    monkeypatch.setattr(ts_search, "lower_starts", starts)
+    result = find_ts(smiles="OCCC=O>>OCC=CO")
+    ((saddle, turned),) = kept
+    changes = bonding_changes(result.reaction.numbers, result.reaction.reactant, result.reaction.product)
+    pairs = np.array([*changes.broken, *changes.formed])
+    assert len(pairs) == 2 and 1 <= len(turned) <= ts_lower.REFINED
+    for x in turned:
+        lengths = [np.linalg.norm(y[pairs[:, 0]] - y[pairs[:, 1]], axis=1) for y in (saddle, x)]
+        assert lengths[1] == pytest.approx(lengths[0], abs=0.12)  # the surface pulls at them
+        assert rmsds_of(x, saddle) > ts_lower.ALIKE
 
 
 def test_higher_saddles_are_passed_over() -> None:
