@@ -28,6 +28,7 @@ import numpy as np
 
 from molgen.errors import InputError
 from molgen.geometry.bonds import bonding_differences
+from molgen.geometry.chirality import NONE_OPEN, OpenStereo
 from molgen.npz import read_npz, write_npz
 from molgen.structures import possible_spin
 
@@ -53,6 +54,8 @@ class Reaction:
         level: electronic-structure method of the geometries, such as "GFN2-xTB"; "" if unknown.
         conformers: further conformers of both sides, pairs like (reactant, product), of the same bonds, where these are
             not given but chosen, as those of a SMILES are.
+        open_stereo: stereocentres ("C3") and double bonds ("C1=C2") of reactant and product that nobody asked to be as
+            they are: their SMILES leave them open.
     """
 
     numbers: np.ndarray
@@ -66,6 +69,7 @@ class Reaction:
     ts: np.ndarray | None = None
     level: str = ""
     conformers: tuple[Pair, ...] = ()
+    open_stereo: OpenStereo = NONE_OPEN
 
     def __len__(self) -> int:
         """Number of atoms."""
@@ -96,6 +100,7 @@ class Reaction:
             ts=self.ts,
             level=self.level,
             conformers=tuple((p, r) for r, p in self.conformers),
+            open_stereo=self.open_stereo[::-1],
         )
 
 

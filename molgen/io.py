@@ -18,7 +18,7 @@ from molgen.errors import InputError
 from molgen.files import write_atomic
 from molgen.geometry.align import rmsds_of
 from molgen.geometry.bonds import atom_classes, bond_graph, bond_names, compare_bonds, distance_matrix, fragments
-from molgen.geometry.chirality import signed_volumes, stereo_differences, tetrahedral_quadruples
+from molgen.geometry.chirality import NONE_OPEN, OpenStereo, signed_volumes, stereo_differences, tetrahedral_quadruples
 from molgen.geometry.mapping import Mapping, given_mapping
 from molgen.geometry.mapping import map_atoms as find_mapping
 from molgen.smiles import SmilesSide, embed_reaction, reaching, same_handed, shaped_like
@@ -70,7 +70,7 @@ def load_reaction(
                 "SMILES have no order of atoms to keep", where="--no-map", expected="structure files",
                 remedy="number the atoms in the SMILES, or leave it out",
             )  # fmt: skip
-        r, p, mapping, charge, conformers, unpaired = _from_smiles(smiles, charge)
+        r, p, mapping, charge, conformers, unpaired, open_stereo = _from_smiles(smiles, charge)
         name, told = smiles, []
     else:
         if reactant is None or product is None:
@@ -79,7 +79,7 @@ def load_reaction(
         r, p = read_side(reactant, "reactant"), read_side(product, "product")
         _check_pair(r, p)
         charge, told = total_charge(charge, (r, p))
-        conformers, unpaired = [], {}
+        conformers, unpaired, open_stereo = [], {}, NONE_OPEN
         mapping = _choose_mapping(r, p, map_atoms)
         name = f"{_label(reactant, 'reactant')} -> {_label(product, 'product')}"
     notes = [*r.notes, *p.notes, *told]
@@ -119,6 +119,7 @@ def load_reaction(
         spin=spin,
         name=name,
         conformers=tuple(conformers),
+        open_stereo=open_stereo,
     )
     return reaction, notes
 
@@ -206,7 +207,7 @@ def _degenerate(r: Structure, p: Structure, best: Mapping) -> bool:
 
 class _Written(NamedTuple):
     """What a reaction SMILES says: both sides, their mapping, the charge, further conformers of both in the reactant's
-    order of atoms, and the unpaired electrons on each side."""
+    order of atoms, the unpaired electrons on each side, and the stereo it leaves open, likewise in that order."""
 
     reactant: Structure
     product: Structure
@@ -214,6 +215,7 @@ class _Written(NamedTuple):
     charge: int
     conformers: list[Pair]
     unpaired: dict[str, int]
+    open_stereo: OpenStereo
 
 
 def _from_smiles(smiles: str, charge: int | None) -> _Written:
@@ -253,7 +255,8 @@ def _from_smiles(smiles: str, charge: int | None) -> _Written:
     )
     further = _further(reactant, product, mapping, others, pinned)
     unpaired = {"reactant": r.unpaired, "product": p.unpaired}
-    return _Written(reactant, product, mapping, r.charge, further, unpaired)
+    left_open = r.left_open(np.arange(len(r.numbers))), p.left_open(np.argsort(mapping.permutation))
+    return _Written(reactant, product, mapping, r.charge, further, unpaired, left_open)
 
 
 def _further(r: Structure, p: Structure, mapping: Mapping, pairs: list[Pair], pinned: np.ndarray) -> list[Pair]:

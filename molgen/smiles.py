@@ -9,7 +9,7 @@ import numpy as np
 
 from molgen.errors import InputError
 from molgen.geometry.bonds import bond_graph
-from molgen.geometry.chirality import signed_volumes
+from molgen.geometry.chirality import signed_volumes, stereo_name
 
 _CONFORMERS = 12
 _SHAPED = 4  # conformers that follow the other side of the reaction
@@ -33,6 +33,7 @@ class SmilesSide:
         bonds: (N, N) boolean, those that are written.
         fragments: RDKit molecule of each fragment, and the indices of its atoms.
         unpaired: electrons that are written so, on its radicals.
+        open_stereo: atoms of the stereocentres, one each, and of the double bonds, two, that the SMILES leaves open.
     """
 
     numbers: np.ndarray
@@ -44,6 +45,11 @@ class SmilesSide:
     bonds: np.ndarray
     fragments: tuple[tuple[Any, tuple[int, ...]], ...] = ()
     unpaired: int = 0
+    open_stereo: tuple[tuple[int, ...], ...] = ()
+
+    def left_open(self, order: np.ndarray) -> frozenset[str]:
+        """Names of `open_stereo` where atom k is called `order[k]` (N,)."""
+        return frozenset(stereo_name(self.numbers[np.argsort(order)], order[list(unit)]) for unit in self.open_stereo)
 
 
 def embed_reaction(smiles: str, seed: int = 0) -> tuple[SmilesSide, SmilesSide]:
@@ -101,7 +107,8 @@ def embed_molecule(smiles: str, where: str, seed: int = 0) -> SmilesSide:
     numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], dtype=np.int64)
     if (numbers == 0).any():
         raise InputError("a dummy atom (*) has no element", where=where, expected="a complete molecule")
-    notes, edge = _unwritten(molecule, where), 0.0
+    open_stereo = _left_open(molecule)
+    notes, edge = _unwritten(molecule, open_stereo, where), 0.0
     indices: list[tuple[int, ...]] = []
     parts = list(zip(Chem.GetMolFrags(molecule, asMols=True, fragsMolAtomMapping=indices), indices, strict=True))
     conformers = np.zeros((_CONFORMERS, len(numbers), 3))
@@ -117,7 +124,10 @@ def embed_molecule(smiles: str, where: str, seed: int = 0) -> SmilesSide:
     bonds = Chem.GetAdjacencyMatrix(molecule).astype(bool)
     charge = int(Chem.GetFormalCharge(molecule))
     unpaired, told = sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()), tuple(notes)
-    return SmilesSide(numbers, conformers, labels, charge, told, _canonical(molecule), bonds, tuple(parts), unpaired)
+    canonical = _canonical(molecule)
+    return SmilesSide(
+        numbers, conformers, labels, charge, told, canonical, bonds, tuple(parts), unpaired, tuple(open_stereo)
+    )
 
 
 def shaped_like(side: SmilesSide, positions: np.ndarray, parts: np.ndarray, seed: int = 0) -> SmilesSide:
@@ -259,16 +269,11 @@ def _canonical(molecule) -> str:
     return Chem.MolToSmiles(_quietly(Chem.RemoveHs, bare))
 
 
-def _unwritten(molecule, where: str) -> list[str]:
+def _unwritten(molecule, open_stereo: list[tuple[int, ...]], where: str) -> list[str]:
     """Notes on what a SMILES leaves open, where one of several molecules is taken, and on what it says in vain."""
-    from rdkit import Chem
-
     notes = []
-    for kind, what, how in (
-        (Chem.StereoType.Bond_Double, "double bond", "/ and \\"),
-        (Chem.StereoType.Atom_Tetrahedral, "stereocentre", "@ and @@"),
-    ):
-        if left := _left_open(molecule, kind):
+    for atoms, what, how in ((2, "double bond", "/ and \\"), (1, "stereocentre", "@ and @@")):
+        if left := sum(len(unit) == atoms for unit in open_stereo):
             plural = "s" if left > 1 else ""
             notes.append(f"warning: {where}: {left} {what}{plural} left open: one isomer is taken; say which by {how}")
     if any(atom.GetIsotope() for atom in molecule.GetAtoms()):
@@ -276,19 +281,24 @@ def _unwritten(molecule, where: str) -> list[str]:
     return notes
 
 
-def _left_open(molecule, kind) -> int:
-    """How much RDKit finds to be stereo of a kind that the SMILES does not say."""
+def _left_open(molecule) -> list[tuple[int, ...]]:
+    """Atoms of the stereocentres and double bonds that RDKit finds and the SMILES does not say."""
     from rdkit import Chem
 
     def linear(atom) -> bool:  # as in an azide or an isocyanate, where nothing is cis or trans
         return sum(bond.GetBondTypeAsDouble() >= 2 for bond in atom.GetBonds()) > 1
 
-    found = _quietly(Chem.FindPotentialStereo, molecule)
-    left = [s.centeredOn for s in found if s.type == kind and s.specified == Chem.StereoSpecified.Unspecified]
-    if kind == Chem.StereoType.Bond_Double:
-        bonds = (molecule.GetBondWithIdx(k) for k in left)
-        left = [b for b in bonds if not (linear(b.GetBeginAtom()) or linear(b.GetEndAtom()))]
-    return len(left)
+    found, left = _quietly(Chem.FindPotentialStereo, molecule), []
+    for stereo in found:
+        if stereo.specified != Chem.StereoSpecified.Unspecified:
+            continue
+        if stereo.type == Chem.StereoType.Atom_Tetrahedral:
+            left.append((stereo.centeredOn,))
+        elif stereo.type == Chem.StereoType.Bond_Double:
+            bond = molecule.GetBondWithIdx(stereo.centeredOn)
+            if not (linear(bond.GetBeginAtom()) or linear(bond.GetEndAtom())):
+                left.append((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()))
+    return left
 
 
 def _conformers(molecule, where: str, seed: int) -> tuple[np.ndarray, bool]:

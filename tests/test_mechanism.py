@@ -61,7 +61,7 @@ def mechanism(first: TSResult, *further: TSResult | None, most: int = 3) -> tupl
         assert number == len(gaps)
         return further[number - 1]
 
-    first.reaction = reaction("|.|", ".|.")
+    first.reaction = replace(reaction("|.|", ".|."), open_stereo=(frozenset({"H0"}), frozenset({"H3"})))
     return followed(first, search, most), gaps
 
 
@@ -80,6 +80,7 @@ def test_steps_from_both_sides_meet() -> None:
     np.testing.assert_array_equal(gaps[0].reactant, line("||."))
     np.testing.assert_array_equal(gaps[1].product, line(".||"))
     assert gaps[0].reactant_fragments.tolist() == [0, 0, 0, 1], "those of the intermediate"
+    assert [gap.open_stereo for gap in gaps] == [(set(), {"H3"}), (set(), set())], "the intermediate is what it is"
     assert mechanism_profile(way).startswith(b"\x89PNG")
 
 

@@ -13,6 +13,7 @@ from molgen.geometry.bonds import bonding_differences
 from molgen.geometry.chirality import stereo_differences
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import verify
+from molgen.saddle.judge import judge_wells
 from molgen.saddle.modes import Modes
 from molgen.workflows.ts_result import Candidate, ranked
 
@@ -111,6 +112,20 @@ def test_the_stereoisomers_given_come_first():
     given = Candidate(atoms, "TS-GEN", 1, verdict="intended", confidence=0.2)
     half = Candidate(atoms, "TS-GEN", 2, verdict="half", confidence=0.99)
     assert ranked([half, other, given]) == [given, other, half]
+
+
+def test_a_saddle_may_join_any_isomer_that_a_smiles_leaves_open():
+    """Fluoroethenol is built *cis*; the saddle of the *trans* isomer lies lower, and nobody asked for either."""
+    result = find_ts(smiles="FC=CO>>FCC=O")
+    reaction, best = result.reaction, result.best
+    assert reaction.open_stereo == ({"C1=C2"}, set()) and reaction.reversed.open_stereo == (set(), {"C1=C2"})
+    assert result.verified and not best.stereo
+    assert "the reactant is another isomer than was built, as its SMILES leaves C1=C2 open" in best.reason
+    assert best.barrier_forward_kcal == pytest.approx(63.8, abs=0.5)
+    wells = [best.path_positions[0], best.path_positions[-1]]
+    assert stereo_differences(reaction.numbers, reaction.reactant, wells[0]) == ["C1=C2"]
+    judged = judge_wells(XtbPotential(reaction.numbers), wells, [1.0, 1.0], reaction.reactant, reaction.product)
+    assert judged.stereo == "another stereoisomer of the reactant than was given (C1=C2)"
 
 
 def test_barriers_of_all_intended_candidates_are_from_relaxed_wells():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -22,6 +22,9 @@ _DOUBLE = 0.92
 _STRAIGHT = 0.25  # sine of the angle at a double bond below which there is no cis and trans
 _TURNED = 0.5  # cosine of a torsion; cis above it, trans below its negative
 _PYRAMIDS = (15, 16, 33, 34, 52)  # elements that keep their hand with three neighbours
+
+OpenStereo = tuple[frozenset[str], frozenset[str]]  # of reactant and product, named as by `stereo_name`
+NONE_OPEN: OpenStereo = (frozenset(), frozenset())
 
 
 def tetrahedral_quadruples(bonds: np.ndarray) -> np.ndarray:
@@ -105,7 +108,12 @@ def stereo_differences(numbers, positions_a, positions_b) -> list[str]:
         found = min(found, other, key=len)
         if not found:
             break
-    return ["=".join(f"{chemical_symbols[int(numbers[k])]}{k}" for k in unit.atoms) for unit in found]
+    return [stereo_name(numbers, unit.atoms) for unit in found]
+
+
+def stereo_name(numbers, atoms: Iterable[int]) -> str:
+    """A stereocentre, "C3", or a double bond, "C1=C2", by its atoms."""
+    return "=".join(f"{chemical_symbols[int(numbers[k])]}{k}" for k in sorted(atoms))
 
 
 class _Unit(NamedTuple):

@@ -19,7 +19,7 @@ from molgen.geometry.bonds import (
     distance_matrix,
     molecule_key,
 )
-from molgen.geometry.chirality import stereo_differences
+from molgen.geometry.chirality import NONE_OPEN, OpenStereo, stereo_differences
 from molgen.geometry.shape import shape_distance, shape_rmsd
 from molgen.potentials.base import Potential
 from molgen.saddle.descent import DESCENT_CALLS, relax
@@ -61,6 +61,7 @@ def judge_wells(
     reactant: np.ndarray,
     product: np.ndarray,
     *,
+    open_stereo: OpenStereo = NONE_OPEN,
     fmax: float = 0.1,
     max_calls: int = DESCENT_CALLS,
 ) -> Judgement:
@@ -81,11 +82,18 @@ def judge_wells(
     found = _judge(fits, names)
     if conformers:
         return _between(found, potential.numbers, wells, fits, names, (reactant, product))
-    stereo, unstable = _other_than_given(potential.numbers, wells, fits, {"reactant": reactant, "product": product})
-    but = [f"{what} than was given ({where})" for what, where in stereo.items()]
+    ends = {"reactant": reactant, "product": product}
+    stereo, unstable = _other_than_given(potential.numbers, wells, fits, ends)
+    but, taken = [], []
+    for (end, units), free in zip(stereo.items(), open_stereo, strict=True):
+        if other := [unit for unit in units if unit not in free]:
+            but.append(f"another stereoisomer of the {end} than was given ({', '.join(other)})")
+        elif units:
+            taken.append(f"; the {end} is another isomer than was built, as its SMILES leaves {', '.join(units)} open")
+    differs = " and ".join(but)
     but += [f"the {end} relaxes to {what}" for end, what in unstable.items()]
     reason = f"{found.reason}, but {' and '.join(but)}" if but else found.reason
-    return found._replace(reason=reason, stereo=" and ".join(but[: len(stereo)]), unstable=unstable)
+    return found._replace(reason=reason + "".join(taken), stereo=differs, unstable=unstable)
 
 
 def _between(found: Judgement, numbers, wells, fits, names, ends: tuple[np.ndarray, np.ndarray]) -> Judgement:
@@ -99,17 +107,17 @@ def _between(found: Judgement, numbers, wells, fits, names, ends: tuple[np.ndarr
     return found._replace(known=("reactant", "product")[at]) if nearer else found
 
 
-def _other_than_given(numbers, wells, fits, ends: dict[str, np.ndarray]) -> tuple[dict[str, str], dict[str, str]]:
-    """Of wells that are an end, those that are another stereoisomer of it, and where, and those that are what it
-    relaxes to: {"another stereoisomer of the reactant": "C3"} and {"reactant": "another molecule"}."""
-    stereo: dict[str, str] = {}
+def _other_than_given(numbers, wells, fits, ends: dict[str, np.ndarray]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Where wells that are an end are another stereoisomer of it, and which are what it relaxes to: {"reactant":
+    ["C3"], "product": []} and {"reactant": "another molecule"}."""
+    stereo: dict[str, list[str]] = {name: [] for name in ends}
     unstable: dict[str, str] = {}
     for well, fit in zip(wells, fits, strict=True):
         for (name, end), fits_it in zip(ends.items(), fit, strict=True):
             if fits_it and bonding_differences(numbers, end, well):
                 unstable.setdefault(name, _name(numbers, well, ends))
-            elif fits_it and (where := stereo_differences(numbers, end, well)):
-                stereo.setdefault(f"another stereoisomer of the {name}", ", ".join(where))
+            elif fits_it and not stereo[name]:
+                stereo[name] = stereo_differences(numbers, end, well)
     return stereo, unstable
 
 

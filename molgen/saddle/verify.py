@@ -10,6 +10,7 @@ import numpy as np
 
 from molgen.errors import InputError
 from molgen.geometry.bonds import bonding_differences
+from molgen.geometry.chirality import NONE_OPEN, OpenStereo
 from molgen.potentials.base import Potential
 from molgen.saddle.descent import DESCENT_CALLS, Flat, falling, irc, off_saddle, relax
 from molgen.saddle.judge import LEAST_BARRIER, SHAPE_FMAX, SaddleVerdict, judge_wells
@@ -79,6 +80,7 @@ def verify(
     reactant: np.ndarray,
     product: np.ndarray,
     *,
+    open_stereo: OpenStereo = NONE_OPEN,
     method: Literal["quick", "irc"] = "quick",
     fmax: float = 0.1,
     max_calls: int = DESCENT_CALLS,
@@ -96,6 +98,7 @@ def verify(
         potential: energies and forces.
         positions: (N, 3) Angstrom, a stationary point.
         reactant, product: (N, 3) Angstrom, same atom order, any frame.
+        open_stereo: what may be another stereoisomer on either, see :class:`~molgen.data.reactions.Reaction`.
         method: how to go down: "quick" (displacement and minimisation) or "irc" (mass-weighted steepest descent, then
             minimisation).
         fmax: eV/Angstrom, force at which a well counts as reached.
@@ -121,6 +124,7 @@ def verify(
         found += " the calculator's units are wrong"
         return Verification("not_a_saddle", found, modes, gradient_calls=potential.calls - before)
     reacts = bonding_differences(potential.numbers, reactant, product) > 0
+    limits: dict[str, Any] = {"open_stereo": open_stereo, "fmax": fmax, "max_calls": max_calls}
     least = fmax if reacts else min(fmax, SHAPE_FMAX)
     for scale in (1.0, NUDGE):
         try:
@@ -128,7 +132,7 @@ def verify(
         except Flat as flat:
             return Verification("not_a_saddle", flat.what, modes, gradient_calls=potential.calls - before)
         wells, drops = [side[-1][1] for side in sides], [modes.energy - side[-1][0] for side in sides]
-        judged = judge_wells(potential, wells, drops, reactant, product, fmax=fmax, max_calls=max_calls)
+        judged = judge_wells(potential, wells, drops, reactant, product, **limits)
         both = judged.verdict == "half" and not bonding_differences(potential.numbers, *wells)
         if not (both and reacts and method == "quick"):
             break  # else one end lies on both sides: the displacement may have leapt over a low barrier
@@ -139,7 +143,7 @@ def verify(
         x, modes = x[order], modes.relabelled(order)
         sides = [[(energy, y[order]) for energy, y in side] for side in sides]
         wells = [side[-1][1] for side in sides]
-        judged = judge_wells(potential, wells, drops, reactant, product, fmax=fmax, max_calls=max_calls)
+        judged = judge_wells(potential, wells, drops, reactant, product, **limits)
     down, up = (sides[1], sides[0]) if judged.swapped else (sides[0], sides[1])
     frames = [*reversed(down), (modes.energy, x), *up]
     return Verification(
@@ -163,13 +167,14 @@ def settle(
     reactant: np.ndarray,
     product: np.ndarray,
     *,
+    open_stereo: OpenStereo = NONE_OPEN,
     method: Literal["quick", "irc"] = "quick",
     max_calls: int = 100,
 ) -> tuple[Refinement, Verification]:
     """Verify a refined geometry; one of higher order, where symmetric guesses end, slides off along its second mode.
 
     Args:
-        saddle: converged. reactant, product, method: see :func:`verify`.
+        saddle: converged. reactant, product, open_stereo, method: see :func:`verify`.
         max_calls: gradient calls for the search after the slide, and at least `DESCENT_CALLS` for a descent, at most.
 
     Returns:
@@ -179,7 +184,7 @@ def settle(
     Raises:
         CalculatorError: the calculator failed.
     """
-    options: dict[str, Any] = {"method": method, "max_calls": max(DESCENT_CALLS, max_calls)}
+    options: dict[str, Any] = {"open_stereo": open_stereo, "method": method, "max_calls": max(DESCENT_CALLS, max_calls)}
     checked = verify(potential, saddle.positions, reactant, product, **options)
     if checked.verdict != "not_a_saddle" or (checked.modes.frequencies_cm[1:2] > IMAGINARY).all():
         return saddle.relabelled(checked.order), checked

@@ -105,7 +105,10 @@ def _judge_again(
     assert candidate.ts_index is not None
     drops = [energy[candidate.ts_index] - energy[end] for end in (0, -1)]
     failed = candidate.reason.partition("; relaxing an end failed")
-    judged = judge_wells(search.potential, [x[0], x[-1]], drops, search.reaction.reactant, search.reaction.product)
+    reaction = search.reaction
+    judged = judge_wells(
+        search.potential, [x[0], x[-1]], drops, reaction.reactant, reaction.product, open_stereo=reaction.open_stereo
+    )
     candidate.verdict, candidate.stereo, candidate.known = judged.verdict, judged.stereo, judged.known
     candidate.unstable = dict(judged.unstable)
     candidate.reason = judged.reason + failed[1] + failed[2]

@@ -174,10 +174,16 @@ class _Way:
             part = fragments(bond_graph(gap.numbers, new))
             if best.known == "reactant":
                 self.before.append(_step(result, search))
-                self.gap = replace(gap, reactant=new, reactant_fragments=part, name="", conformers=())
+                self.gap = replace(
+                    gap, reactant=new, reactant_fragments=part, name="", conformers=(),
+                    open_stereo=(frozenset(), gap.open_stereo[1]),
+                )  # fmt: skip
             else:
                 self.after.insert(0, _step(result, search))
-                self.gap = replace(gap, product=new, product_fragments=part, name="", conformers=())
+                self.gap = replace(
+                    gap, product=new, product_fragments=part, name="", conformers=(),
+                    open_stereo=(gap.open_stereo[0], frozenset()),
+                )  # fmt: skip
         else:
             return False
         return True

@@ -242,7 +242,10 @@ class TSSearch:
         if self.method == "none":
             candidate.reason = "refined, not verified (--verify none)"
             return True
-        settled, checked = settle(self.potential, saddle, *ends, method=self.method, max_calls=self.max_calls)
+        settled, checked = settle(
+            self.potential, saddle, *ends, open_stereo=self.reaction.open_stereo, method=self.method,
+            max_calls=self.max_calls,
+        )  # fmt: skip
         candidate.refine_calls = earlier + settled.gradient_calls
         candidate.atoms.positions, candidate.energy = settled.positions, settled.energy
         self._judge(candidate, checked)
