@@ -100,7 +100,7 @@ class Reaction:
             ts=self.ts,
             level=self.level,
             conformers=tuple((p, r) for r, p in self.conformers),
-            open_stereo=self.open_stereo[::-1],
+            open_stereo=(self.open_stereo[1], self.open_stereo[0]),
         )
 
 
