@@ -182,7 +182,7 @@ def reaching(side: SmilesSide, pairs: np.ndarray, seed: int = 0) -> SmilesSide:
         inside = [(at[int(i)], at[int(j)]) for i, j in pairs if int(i) in at and int(j) in at]
         if not inside:
             continue
-        bounds = AllChem.GetMoleculeBoundsMatrix(fragment)
+        bounds = _quietly(AllChem.GetMoleculeBoundsMatrix, fragment)
         for low, high in map(sorted, inside):  # RDKit: upper bounds above the diagonal, lower ones below it
             bounds[low, high] = min(bounds[low, high], max(_NEAR, bounds[high, low]))
         if not DistanceGeometry.DoTriangleSmoothing(bounds):
@@ -275,7 +275,7 @@ def _unwritten(molecule, open_stereo: list[tuple[int, ...]], where: str) -> list
     for atoms, what, how in ((2, "double bond", "/ and \\"), (1, "stereocentre", "@ and @@")):
         if left := sum(len(unit) == atoms for unit in open_stereo):
             plural = "s" if left > 1 else ""
-            notes.append(f"warning: {where}: {left} {what}{plural} left open: one isomer is taken; say which by {how}")
+            notes.append(f"warning: {where}: {left} {what}{plural} left open: one isomer is built; say which by {how}")
     if any(atom.GetIsotope() for atom in molecule.GetAtoms()):
         notes.append(f"warning: {where}: isotopes weigh as much as the common ones here, so frequencies are not theirs")
     return notes
