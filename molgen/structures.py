@@ -315,6 +315,23 @@ def check_positions(positions: np.ndarray, where: str) -> None:
         )
 
 
+def check_pair(r: Structure, p: Structure) -> None:
+    """Refuse sides that are not of the same atoms, or of one atom.
+
+    Raises:
+        InputError: names the formulae.
+    """
+    if not np.array_equal(np.sort(r.numbers), np.sort(p.numbers)):
+        raise InputError(
+            f"reactant is {formula(r.numbers)}, product is {formula(p.numbers)}",
+            where=f"{r.where} and {p.where}",
+            expected="the same atoms on both sides",
+            remedy="add the missing fragment (a side may be several files), or the missing hydrogens",
+        )
+    if len(r.numbers) < 2:
+        raise InputError("one atom cannot react", where=r.where, expected=f"2 to {MAX_ATOMS} atoms")
+
+
 def _check(part: Structure) -> None:
     _check_size(len(part.numbers), part.where)
     for k, number in enumerate(part.numbers):

@@ -14,7 +14,7 @@ ROWS = (
     {"structures", "xyz"},
     {"potentials"},
     {"data"},
-    {"io"},
+    {"io", "smiles_reaction"},
     {"flow", "train", "variables"},
     {"tsgen", "prose", "cvdiffusion"},
     {"saddle", "reweight"},

@@ -11,6 +11,7 @@ r12^2 r23^2 sin(theta) (Parsons et al., J. Comput. Chem. 2005, 26, 1063, for the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -109,21 +110,21 @@ def closing_angle(r: Tensor, r2: Tensor, distance: Tensor) -> Tensor:
     return torch.arccos(((r.square() + distance.square() - r2.square()) / (2 * r * distance)).clamp(-1, 1))
 
 
+def place_rank(z: ZMatrix, i: int, references: Sequence[Tensor], q: Tensor) -> Tensor:
+    """Position (B, 3) of the atom of rank i >= 2, from those of its A, B, C and its coordinates q (B, 3)."""
+    (a, b, c), (r, second, phi) = references, q.unbind(-1)
+    if i == 2:  # it has no A: the first three atoms lie in the plane of z and x
+        a, phi = b + b.new_tensor([1.0, 0.0, 0.0]), torch.zeros_like(phi)
+    theta = closing_angle(r, second, (b - c).norm(dim=-1)) if z.closes[i] else second
+    return place(a, b, c, r, theta, phi + float(z.centre[i]))
+
+
 def to_cartesian(z: ZMatrix, q: Tensor) -> Tensor:
     """Inverse of :func:`to_internal`: positions (B, N, 3) by rank; the first atom at the origin, the second on z."""
     zero = q.new_zeros(len(q))
-    xs = [torch.stack([zero, zero, zero], -1)]
-    xs.append(torch.stack([zero, zero, q[:, 1, 0]], -1))
+    xs = [torch.stack([zero, zero, zero], -1), torch.stack([zero, zero, q[:, 1, 0]], -1)]
     for i in range(2, len(z)):
-        r, theta, phi = q[:, i].unbind(-1)
-        if i == 2:
-            c, b = (xs[k] for k in z.references[2, [2, 1]])
-            xs.append(place(b + q.new_tensor([1.0, 0.0, 0.0]), b, c, r, theta, zero))
-            continue
-        a, b, c = (xs[k] for k in z.references[i])
-        if z.closes[i]:
-            theta = closing_angle(r, theta, (b - c).norm(dim=-1))
-        xs.append(place(a, b, c, r, theta, phi + float(z.centre[i])))
+        xs.append(place_rank(z, i, [xs[k] for k in z.references[i]], q[:, i]))
     return torch.stack(xs, 1)
 
 

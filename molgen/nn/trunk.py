@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from molgen.nn.radial import FourierTime, GaussianRadial
 
+Odd = tuple[Tensor, Tensor]  # pseudoscalars (B, N, odd) and axial vectors (B, N, 3, odd)
+Outputs = tuple[Tensor, Tensor, Odd | None]  # scalars (B, N, scalars), vectors (B, N, 3, vectors), and odd ones if any
+
 
 @dataclass(frozen=True)
 class TrunkConfig:
@@ -80,7 +83,23 @@ class TrunkCache:
     """
 
     sent: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    outputs: tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None] | None = None
+    outputs: Outputs | None = None
+
+    @property
+    def seen(self) -> int:
+        """How many atoms it holds."""
+        return 0 if self.outputs is None else self.outputs[0].shape[1]
+
+    def extended(self, new: Outputs) -> Outputs:
+        """Keep the outputs of further atoms; returns those of all."""
+        s, v, odd = new
+        if self.outputs is not None:
+            old_s, old_v, old_odd = self.outputs
+            s, v = torch.cat([old_s, s], 1), torch.cat([old_v, v], 1)
+            if odd is not None and old_odd is not None:
+                odd = torch.cat([old_odd[0], odd[0]], 1), torch.cat([old_odd[1], odd[1]], 1)
+        self.outputs = (s, v, odd)
+        return self.outputs
 
 
 class VectorNorm(nn.Module):
@@ -127,11 +146,11 @@ class TrunkLayer(nn.Module):
         self,
         s: Tensor,
         v: Tensor,
-        odd: tuple[Tensor, Tensor] | None,
+        odd: Odd | None,
         e: Tensor,
         pairs: Pairs,
         before: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None, Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, Tensor, Odd | None, Tensor, tuple[Tensor, Tensor]]:
         """Update R atoms (s, v, odd) and their pairs e from themselves and those that sent `before`.
 
         Returns:
@@ -231,7 +250,7 @@ class Trunk(nn.Module):
         condition: Tensor | None = None,
         time: Tensor | None = None,
         cache: TrunkCache | None = None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    ) -> Outputs:
         """Run the network.
 
         Args:
@@ -250,13 +269,40 @@ class Trunk(nn.Module):
             scalars (B, N, scalars), vectors (B, N, 3, vectors) and, if `odd`, pseudoscalars (B, N, odd) with axial
             vectors (B, N, 3, odd), else None.
         """
-        c = self.config
-        b, n = nodes.shape[:2]
-        before = None if cache is None else cache.outputs
-        seen = 0 if before is None else before[0].shape[1]
-        rows = slice(seen, n)
-        real = mask[:, :, None] & mask[:, None, :] & ~torch.eye(n, dtype=torch.bool, device=nodes.device)
-        allowed = (real if pair_mask is None else real & pair_mask)[:, rows]
+        seen = 0 if cache is None else cache.seen
+        real = mask[:, :, None] & mask[:, None, :]
+        real = real & ~torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)
+        allowed = (real if pair_mask is None else real & pair_mask)[:, seen:]
+        pairs, features = self._pairs(geometries, geometry_masks, real, allowed)
+        if pair_features is not None:
+            features = [*features, pair_features[:, seen:]]
+        e = self.embed_pair(torch.cat(features, dim=-1))
+        arrows = None if vector_features is None else vector_features[:, seen:]
+        s, v, odd = self._nodes(nodes[:, seen:], arrows, condition, time)
+        for k, layer in enumerate(self.layers):
+            s, v, odd, e, sent = layer(s, v, odd, e, pairs, cache.sent[k] if cache is not None and seen else None)
+            if cache is not None:
+                cache.sent[k : k + 1] = [sent]
+        m = mask[:, seen:, None]
+        if odd is not None:
+            odd = (odd[0] * m, odd[1] * m[..., None])
+        new = self.final_s(s) * m, v * m[..., None], odd
+        return new if cache is None else cache.extended(new)
+
+    def _pairs(
+        self,
+        geometries: Sequence[Tensor],
+        geometry_masks: Sequence[Tensor | None] | None,
+        real: Tensor,
+        allowed: Tensor,
+    ) -> tuple[Pairs, list[Tensor]]:
+        """The pairs of the last R atoms with all N, and radial features (B, R, N, radial) of each geometry.
+
+        Args:
+            real: (B, N, N) true for pairs of two real atoms. allowed: (B, R, N) true where j may send to i.
+        """
+        b, r, n = allowed.shape
+        rows = slice(n - r, n)
         radial, there, back = [], [], []
         for k, x in enumerate(geometries):
             keep = None if geometry_masks is None else geometry_masks[k]
@@ -266,24 +312,18 @@ class Trunk(nn.Module):
             unit = difference / distance
             radial.append(self.radial(distance[..., 0]) * keep[:, rows])
             there.append(unit * keep[:, rows])
-            back.append(there[-1] if seen == 0 else -unit.transpose(1, 2) * keep[:, :, rows])
-        features = radial if pair_features is None else [*radial, pair_features[:, rows]]
-        e = self.embed_pair(torch.cat(features, dim=-1))
-        unit = torch.stack(there, dim=-1)  # (B, R, N, 3, G)
-        frames = torch.cat([unit.flatten(3), unit.new_ones(*unit.shape[:3], 1)], dim=-1)
-        if seen:
-            other = torch.stack(back, dim=-1)
-            back_frames = torch.cat([other.flatten(3), other.new_ones(*other.shape[:3], 1)], dim=-1)
-        pairs = Pairs(
-            mask=allowed,
-            directions=(unit * allowed[..., None, None])
-            .permute(0, 1, 3, 2, 4)
-            .reshape(b, n - seen, 3, n * c.geometries),
-            frames=frames,
-            back=back_frames if seen else frames,
-        )
+            back.append(there[-1] if r == n else -unit.transpose(1, 2) * keep[:, :, rows])
+        units = torch.stack(there, dim=-1)  # (B, R, N, 3, G)
+        directions = (units * allowed[..., None, None]).permute(0, 1, 3, 2, 4).reshape(b, r, 3, n * len(geometries))
+        frames = _frames(units)
+        return Pairs(allowed, directions, frames, frames if r == n else _frames(torch.stack(back, dim=-1))), radial
 
-        s = self.embed_node(nodes[:, rows])
+    def _nodes(
+        self, nodes: Tensor, vector_features: Tensor | None, condition: Tensor | None, time: Tensor | None
+    ) -> Outputs:
+        """What the first layer is given of R atoms: nodes (B, R, node_inputs), vectors (B, R, 3, vector_inputs)."""
+        c, (b, r) = self.config, nodes.shape[:2]
+        s = self.embed_node(nodes)
         if self.embed_condition is not None:
             parts = [] if condition is None else [condition]
             if self.time is not None:
@@ -292,22 +332,13 @@ class Trunk(nn.Module):
             s = s + self.embed_condition(torch.cat(parts, dim=-1))[:, None]
         if self.embed_vector is not None:
             assert vector_features is not None, "this trunk was built with vector inputs"
-            v = self.embed_vector(vector_features[:, rows])
+            v = self.embed_vector(vector_features)
         else:
-            v = s.new_zeros(b, n - seen, 3, c.vectors)
-        odd = (s.new_zeros(b, n - seen, c.odd), s.new_zeros(b, n - seen, 3, c.odd)) if c.odd else None
-        for k, layer in enumerate(self.layers):
-            s, v, odd, e, sent = layer(s, v, odd, e, pairs, cache.sent[k] if cache is not None and seen else None)
-            if cache is not None:
-                cache.sent[k : k + 1] = [sent]
-        m = mask[:, rows, None]
-        if odd is not None:
-            odd = (odd[0] * m, odd[1] * m[..., None])
-        s, v = self.final_s(s) * m, v * m[..., None]
-        if cache is not None:
-            if before is not None:
-                s, v = torch.cat([before[0], s], 1), torch.cat([before[1], v], 1)
-                if odd is not None and before[2] is not None:
-                    odd = torch.cat([before[2][0], odd[0]], 1), torch.cat([before[2][1], odd[1]], 1)
-            cache.outputs = (s, v, odd)
+            v = s.new_zeros(b, r, 3, c.vectors)
+        odd = (s.new_zeros(b, r, c.odd), s.new_zeros(b, r, 3, c.odd)) if c.odd else None
         return s, v, odd
+
+
+def _frames(units: Tensor) -> Tensor:
+    """The frames of `Pairs`, from unit vectors (B, R, N, 3, G)."""
+    return torch.cat([units.flatten(3), units.new_ones(*units.shape[:3], 1)], dim=-1)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from molgen.errors import InputError
-from molgen.geometry.internal import closing_angle, log_volume, place
+from molgen.geometry.internal import log_volume, place_rank
 from molgen.nn.trunk import TrunkCache
 from molgen.prose.layout import Layout
 from molgen.prose.limits import within
@@ -169,21 +169,11 @@ def _hints(layout: Layout, state: State, rows: Rows) -> tuple[Local, Tensor]:
 
 def _move(layout: Layout, x: Tensor, q: Tensor, ranks: Tensor, steps: Tensor) -> None:
     """Write the coordinates that `steps` (B, K, 3) mean into x and q."""
-    z = layout.z
     for k, i in enumerate(ranks.tolist()):
-        r, second = layout.r0[i] + steps[:, k, 0], layout.theta0[i] + steps[:, k, 1]
-        phi = steps[:, k, 2]
+        r, second, phi = layout.r0[i] + steps[:, k, 0], layout.theta0[i] + steps[:, k, 1], steps[:, k, 2]
         q[:, i] = torch.stack([r, second, phi], -1)
-        if i == 0:
-            q[:, 0] = 0
-        elif i == 1:
-            x[:, 1, 2], q[:, 1, 1:] = r, 0
-        else:
-            a, b, c = (x[:, int(index[i])] for index in z.index)
-            theta = second
-            if i == 2:
-                a, phi = b + b.new_tensor([1.0, 0.0, 0.0]), torch.zeros_like(phi)
-                q[:, 2, 2] = 0
-            elif z.closes[i]:
-                theta = closing_angle(r, second, (b - c).norm(dim=-1))
-            x[:, i] = place(a, b, c, r, theta, phi + float(z.centre[i]))
+        q[:, i, i:] = 0  # what the first three atoms lack
+        if i == 1:
+            x[:, 1, 2] = q[:, 1, 0]
+        elif i > 1:
+            x[:, i] = place_rank(layout.z, i, [x[:, int(index[i])] for index in layout.z.index], q[:, i])

@@ -12,8 +12,8 @@ from molgen.errors import InputError
 from molgen.geometry.bonds import bonding_differences
 from molgen.geometry.chirality import NONE_OPEN, OpenStereo
 from molgen.potentials.base import Potential
-from molgen.saddle.descent import DESCENT_CALLS, Flat, falling, irc, off_saddle, relax
-from molgen.saddle.judge import LEAST_BARRIER, SHAPE_FMAX, SaddleVerdict, judge_wells
+from molgen.saddle.descent import DESCENT_CALLS, Flat, Path, falling, irc, off_saddle, relax
+from molgen.saddle.judge import LEAST_BARRIER, SHAPE_FMAX, Judgement, SaddleVerdict, judge_wells
 from molgen.saddle.modes import IMAGINARY, Modes, normal_modes
 from molgen.saddle.refine import Refinement, refine
 from molgen.saddle.relabel import relabelling
@@ -112,53 +112,74 @@ def verify(
     if method not in ("quick", "irc"):
         raise InputError(f"unknown method {method!r}", where="verify", expected='"quick" or "irc"')
     before = potential.calls
-    x, reactant, product = (np.asarray(a, dtype=float) for a in (positions, reactant, product))
+    x, *ends = (np.asarray(a, dtype=float) for a in (positions, reactant, product))
     modes = normal_modes(potential, x) if modes is None else modes
-    if modes.imaginary != 1:
-        found = f"{modes.imaginary} imaginary modes" if modes.imaginary else "no imaginary mode"
-        return Verification("not_a_saddle", found, modes, gradient_calls=potential.calls - before)
-    if modes.frequencies_cm[0] < -STIFFEST:
-        found = (
-            f"a mode of {-modes.frequencies_cm[0]:.0f}i cm-1 is no motion of nuclei: two electronic states cross, or"
-        )
-        found += " the calculator's units are wrong"
-        return Verification("not_a_saddle", found, modes, gradient_calls=potential.calls - before)
-    reacts = bonding_differences(potential.numbers, reactant, product) > 0
-    limits: dict[str, Any] = {"open_stereo": open_stereo, "fmax": fmax, "max_calls": max_calls}
+    if fault := _fault_of(modes):
+        return Verification("not_a_saddle", fault, modes, gradient_calls=potential.calls - before)
+    top = modes.energy
+
+    def judge(sides: list[Path]) -> Judgement:
+        wells, drops = [side[-1][1] for side in sides], [top - side[-1][0] for side in sides]
+        return judge_wells(potential, wells, drops, *ends, open_stereo=open_stereo, fmax=fmax, max_calls=max_calls)
+
+    reacts = bonding_differences(potential.numbers, *ends) > 0
     least = fmax if reacts else min(fmax, SHAPE_FMAX)
-    for scale in (1.0, NUDGE):
-        try:
-            sides = [_descend(potential, x, modes, sign, method, least, max_calls, scale) for sign in (1, -1)]
-        except Flat as flat:
-            return Verification("not_a_saddle", flat.what, modes, gradient_calls=potential.calls - before)
-        wells, drops = [side[-1][1] for side in sides], [modes.energy - side[-1][0] for side in sides]
-        judged = judge_wells(potential, wells, drops, reactant, product, **limits)
-        both = judged.verdict == "half" and not bonding_differences(potential.numbers, *wells)
-        if not (both and reacts and method == "quick"):
-            break  # else one end lies on both sides: the displacement may have leapt over a low barrier
+    try:
+        sides, judged = _both_sides(potential, x, modes, judge, reacts and method == "quick", method, least, max_calls)
+    except Flat as flat:
+        return Verification("not_a_saddle", flat.what, modes, gradient_calls=potential.calls - before)
     order = None
     if reacts and judged.verdict in ("half", "unintended"):
-        order = relabelling(potential.numbers, wells, reactant, product)
+        order = relabelling(potential.numbers, [side[-1][1] for side in sides], *ends)
     if order is not None:
         x, modes = x[order], modes.relabelled(order)
         sides = [[(energy, y[order]) for energy, y in side] for side in sides]
-        wells = [side[-1][1] for side in sides]
-        judged = judge_wells(potential, wells, drops, reactant, product, **limits)
+        judged = judge(sides)
     down, up = (sides[1], sides[0]) if judged.swapped else (sides[0], sides[1])
     frames = [*reversed(down), (modes.energy, x), *up]
     return Verification(
-        judged.verdict,
-        judged.reason,
-        modes,
-        np.array([f[1] for f in frames]),
-        np.array([f[0] for f in frames]),
-        len(down),
-        potential.calls - before,
-        judged.stereo,
-        judged.known,
-        judged.unstable,
-        order,
+        verdict=judged.verdict,
+        reason=judged.reason,
+        modes=modes,
+        path_positions=np.array([y for _, y in frames]),
+        path_energies=np.array([energy for energy, _ in frames]),
+        ts_index=len(down),
+        gradient_calls=potential.calls - before,
+        stereo=judged.stereo,
+        known=judged.known,
+        unstable=judged.unstable,
+        order=order,
     )
+
+
+def _fault_of(modes: Modes) -> str:
+    """Why modes are not those of a transition state, in words; empty where they are."""
+    if modes.imaginary != 1:
+        return f"{modes.imaginary} imaginary modes" if modes.imaginary else "no imaginary mode"
+    if modes.frequencies_cm[0] < -STIFFEST:
+        mode = f"a mode of {-modes.frequencies_cm[0]:.0f}i cm-1"
+        return f"{mode} is no motion of nuclei: two electronic states cross, or the calculator's units are wrong"
+    return ""
+
+
+def _both_sides(potential, x, modes, judge, again, method, fmax, max_calls) -> tuple[list[Path], Judgement]:
+    """Paths from beside a saddle to the wells on its two sides, and what these are by `judge`.
+
+    Where one end lies on both sides, the displacement may have leapt over a low barrier: `again`, a smaller one is
+    tried.
+
+    Raises:
+        Flat: the energy does not fall. CalculatorError: the calculator failed.
+    """
+    for scale in (1.0, NUDGE):
+        sides = [_descend(potential, x, modes, sign, method, fmax, max_calls, scale) for sign in (1, -1)]
+        judged = judge(sides)
+        one_end = judged.verdict == "half" and not bonding_differences(
+            potential.numbers, *(side[-1][1] for side in sides)
+        )
+        if not (one_end and again):
+            break
+    return sides, judged
 
 
 def settle(
@@ -197,8 +218,8 @@ def settle(
     return replace(slid, gradient_calls=calls).relabelled(checked.order), checked
 
 
-def _descend(potential, x, modes, sign, method, fmax, max_calls, scale) -> list[tuple[float, np.ndarray]]:
-    """(energy, positions) from beside the saddle, `scale` times as far off as usual, to the well on side `sign`, there
+def _descend(potential, x, modes, sign, method, fmax, max_calls, scale) -> Path:
+    """The path from beside the saddle, `scale` times as far off as usual, to the well on side `sign`, there
     with forces below `fmax`."""
     if method == "quick":
         return _fallen(potential, off_saddle(potential, x, modes, sign, scale), modes, fmax, max_calls, modes.hessian)
@@ -206,7 +227,7 @@ def _descend(potential, x, modes, sign, method, fmax, max_calls, scale) -> list[
     return path + _fallen(potential, path[-1][1], modes, fmax, max_calls, hessian)[1:]
 
 
-def _fallen(potential, start, modes, fmax, max_calls, hessian) -> list[tuple[float, np.ndarray]]:
+def _fallen(potential, start, modes, fmax, max_calls, hessian) -> Path:
     """The path of a minimisation. Beside a soft saddle forces are small before anything has fallen: one that ends less
     than `LEAST_BARRIER` below it goes on to smaller forces."""
     before, path = potential.calls, [(np.nan, start)]

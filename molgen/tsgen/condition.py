@@ -49,6 +49,12 @@ class ReactionBatch:
         """(B, N) true for real atoms."""
         return self.numbers > 0
 
+    @property
+    def same_fragment(self) -> tuple[Tensor, Tensor]:
+        """(B, N, N) true for pairs of atoms within one fragment of the reactant, and of the product."""
+        same_r, same_p = (frag[:, :, None] == frag[:, None, :] for frag in (self.r_frag, self.p_frag))
+        return same_r, same_p
+
     def __len__(self) -> int:
         return len(self.numbers)
 

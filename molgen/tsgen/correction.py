@@ -28,6 +28,7 @@ from molgen.rng import sample_seed
 from molgen.train.loop import Trainer, TrainSettings
 from molgen.tsgen.condition import ReactionBatch, prepare, refuse_unknown_elements
 from molgen.tsgen.correction_model import KIND, SIZES, CorrectionModel, load_correction
+from molgen.tsgen.network import both_directions, predicted_deviation
 from molgen.tsgen.training import geometry_losses, rows_by_size, seen_sizes
 from molgen.tsgen.weights import load_model
 
@@ -51,10 +52,11 @@ def correct(
     """
     given = torch.full((len(x),), guess is not None, device=x.device)
     start = x if guess is None else guess
-    (there, log_there), (back, log_back) = (model(x, gradient, start, given, s) for s in (batch, batch.swapped()))
-    log_variance = torch.logaddexp(log_there, log_back) - torch.log(torch.tensor(2.0))
-    placed = superpose((there + back) / 2, x, batch.mask.to(x.dtype)) * batch.mask[..., None]
-    return placed, (3 * log_variance.exp()).sqrt() * batch.mask
+    end, log_variance = both_directions(
+        lambda direction: model(x, gradient, start, given, direction), (batch, batch.swapped())
+    )
+    placed = superpose(end, x, batch.mask.to(x.dtype)) * batch.mask[..., None]
+    return placed, predicted_deviation(log_variance, batch.mask)
 
 
 def corrected(

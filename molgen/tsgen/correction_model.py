@@ -64,14 +64,13 @@ class CorrectionModel(EndPointNetwork):
         real = mask[:, :, None] & mask[:, None, :]
         apart = (superpose(guess, x, mask.to(x.dtype)) - x) * (mask & has_guess[:, None])[..., None]
         felt, strength = gradient_features(batch.numbers, x, gradient)
-        same = [f[:, :, None] == f[:, None, :] for f in (batch.r_frag, batch.p_frag)]
         hops = F.one_hot(batch.hops.long(), MAX_HOPS + 1).flatten(-2)
         scalars, vectors, _ = self.trunk(
             torch.cat([self.node_features(batch, x.dtype), strength], dim=-1),
             [x, x + apart],
             mask,
             geometry_masks=[None, real & has_guess[:, None, None]],
-            pair_features=torch.cat([hops, torch.stack(same, dim=-1)], dim=-1).to(x.dtype),
+            pair_features=torch.cat([hops, torch.stack(batch.same_fragment, dim=-1)], dim=-1).to(x.dtype),
             vector_features=torch.cat([felt, apart[..., None]], dim=-1),
         )
         return self.end_point(x, scalars, vectors, mask)

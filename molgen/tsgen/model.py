@@ -44,14 +44,12 @@ class TSModel(EndPointNetwork):
         """End point (B, N, 3), Angstrom, and log-variance (B, N) of each atom, from x_t (B, N, 3) and t (B,)."""
         mask = batch.mask
         r, p = batch.reactant, batch.product
-        same_r = batch.r_frag[:, :, None] == batch.r_frag[:, None, :]
-        same_p = batch.p_frag[:, :, None] == batch.p_frag[:, None, :]
         scalars, vectors, _ = self.trunk(
             self.node_features(batch, x_t.dtype),
             [x_t, r, p],
             mask,
-            geometry_masks=[None, same_r, same_p],
-            pair_features=self.pair_features(r, p, same_r, same_p, batch),
+            geometry_masks=[None, *batch.same_fragment],
+            pair_features=self.pair_features(batch),
             vector_features=torch.stack([r - x_t, p - x_t], dim=-1),
             condition=self._condition(batch).to(x_t.dtype) if self.levels else None,
             time=t,
@@ -62,9 +60,10 @@ class TSModel(EndPointNetwork):
         level = batch.numbers.new_zeros(len(batch)) if batch.level is None else batch.level
         return F.one_hot(level, len(self.levels))
 
-    def pair_features(self, r: Tensor, p: Tensor, same_r: Tensor, same_p: Tensor, batch: ReactionBatch) -> Tensor:
+    def pair_features(self, batch: ReactionBatch) -> Tensor:
         """(B, N, N, PAIR_FEATURES): hops, soft bond orders, one fragment or two, log(d_R / d_P)."""
-        d_r, d_p = pair_distances(r), pair_distances(p)
+        (same_r, same_p), dtype = batch.same_fragment, batch.reactant.dtype
+        d_r, d_p = pair_distances(batch.reactant), pair_distances(batch.product)
         radii = self.radii[batch.numbers]
         contact = radii[:, :, None] + radii[:, None, :]
         bond_r = torch.sigmoid(12 * (1.3 - d_r / contact)) * same_r
@@ -74,6 +73,6 @@ class TSModel(EndPointNetwork):
             torch.exp((-8 * (ratio[..., None] - self.log_centres).square()).clamp(min=-30.0))
             * (same_r & same_p)[..., None]
         )
-        hops = F.one_hot(batch.hops.long(), MAX_HOPS + 1).flatten(-2).to(r.dtype)
-        flags = torch.stack([bond_r, bond_p, same_r.to(r.dtype), same_p.to(r.dtype)], dim=-1)
+        hops = F.one_hot(batch.hops.long(), MAX_HOPS + 1).flatten(-2).to(dtype)
+        flags = torch.stack([bond_r, bond_p, same_r.to(dtype), same_p.to(dtype)], dim=-1)
         return torch.cat([hops, flags, bumps], dim=-1)

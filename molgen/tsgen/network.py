@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,19 @@ from molgen.tsgen.condition import ReactionBatch
 
 BOND_FEATURES = 3  # of an atom: bonds in reactant and product, and by how many these differ
 LOG_VARIANCE = (-8.0, 4.0)
+
+
+def both_directions(
+    predict: Callable[[ReactionBatch], tuple[Tensor, Tensor]], directions: tuple[ReactionBatch, ReactionBatch]
+) -> tuple[Tensor, Tensor]:
+    """The mean of two predictions, for reactions and for their reverse: end points (B, N, 3), log-variances (B, N)."""
+    (there, log_there), (back, log_back) = map(predict, directions)
+    return (there + back) / 2, torch.logaddexp(log_there, log_back) - torch.log(torch.tensor(2.0))
+
+
+def predicted_deviation(log_variance: Tensor, mask: Tensor) -> Tensor:
+    """Predicted root mean square error (B, N) of each atom's position, Angstrom; the variance is per component."""
+    return (3 * log_variance.exp()).sqrt() * mask
 
 
 class EndPointNetwork(nn.Module):

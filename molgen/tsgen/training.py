@@ -131,11 +131,9 @@ def geometry_losses(predicted: Tensor, log_variance: Tensor, batch: ReactionBatc
 def pair_weights(batch: ReactionBatch) -> Tensor:
     """(B, N, N) weights 1 + 2 |d_R - d_P| of the real pairs, doubled below 2 A in the transition state."""
     n = batch.numbers.shape[1]
-    same = (batch.r_frag[:, :, None] == batch.r_frag[:, None, :]) & (
-        batch.p_frag[:, :, None] == batch.p_frag[:, None, :]
-    )
+    same_r, same_p = batch.same_fragment
     change = (torch.cdist(batch.reactant, batch.reactant) - torch.cdist(batch.product, batch.product)).abs()
-    weight = 1 + 2 * torch.where(same, change, 0.5).clamp(max=2.0)
+    weight = 1 + 2 * torch.where(same_r & same_p, change, 0.5).clamp(max=2.0)
     weight = weight * torch.where(torch.cdist(batch.true_ts, batch.true_ts) < 2.0, 2.0, 1.0)
     pair = batch.mask[:, :, None] & batch.mask[:, None, :]
     return weight * (pair & ~torch.eye(n, dtype=torch.bool, device=weight.device))
