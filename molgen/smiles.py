@@ -32,7 +32,7 @@ class SmilesSide:
         canonical: RDKit's canonical SMILES, stereo labels and all but without atom-map numbers.
         bonds: (N, N) boolean, those that are written.
         fragments: RDKit molecule of each fragment, and the indices of its atoms.
-        unpaired: electrons that are written so, on its radicals.
+        unpaired: number of unpaired electrons that the SMILES writes, on radicals.
     """
 
     numbers: np.ndarray
@@ -277,7 +277,11 @@ def _unwritten(molecule, where: str) -> list[str]:
 
 
 def _left_open(molecule, kind) -> int:
-    """How much RDKit finds to be stereo of a kind that the SMILES does not say."""
+    """How many stereocentres, or double bonds, of a molecule have no stereo in its SMILES.
+
+    Args:
+        kind: of stereo to count, an RDKit `StereoType`.
+    """
     from rdkit import Chem
 
     def linear(atom) -> bool:  # as in an azide or an isocyanate, where nothing is cis or trans
