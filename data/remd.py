@@ -35,7 +35,11 @@ SAVE_SECONDS = 10.0
 
 
 class Moves(Protocol):
-    """Moves that leave the ensembles alone: of what they come from, how they name atoms, and how they move."""
+    """Moves between conformations that leave the distribution at every temperature as it is.
+
+    Attributes:
+        hash: of the weights that make the moves, for the manifest.
+    """
 
     hash: str
 
@@ -286,14 +290,14 @@ def generate_md(
     }
 
 
-def _forms(peptide: Peptide, replicas: int, seed: int, others: bool) -> np.ndarray:
-    """(replicas, K) which peptide bonds start cis: before proline in every second replica; on request one of the
-    `others` in the third of four, drawn anew for each."""
+def _forms(peptide: Peptide, replicas: int, seed: int, cis: bool) -> np.ndarray:
+    """(replicas, K) which peptide bonds start cis: those before proline in every second replica; with `cis`, also one
+    of the others in replicas 2, 6, 10, ..., drawn for each."""
     proline = before_proline(peptide)
-    cis = np.outer(np.arange(replicas) % 2 == 1, proline)
-    for k in range(2, replicas if others and not proline.all() else 0, 4):
-        cis[k, generator(seed, 4, k).choice(np.flatnonzero(~proline))] = True
-    return cis
+    turned = np.outer(np.arange(replicas) % 2 == 1, proline)
+    for k in range(2, replicas if cis and not proline.all() else 0, 4):
+        turned[k, generator(seed, 4, k).choice(np.flatnonzero(~proline))] = True
+    return turned
 
 
 def heavy_hydrogens(peptide: Peptide) -> Any:

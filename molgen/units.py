@@ -19,7 +19,7 @@ ONE_4PI_EPS0 = 138.93545764438198  # kJ/mol nm / e^2, as in OpenMM
 COULOMB = ONE_4PI_EPS0 * KJ_MOL * NM  # eV Angstrom / e^2
 PLANCK = _u._hplanck * _u.J * _u.s  # eV times the unit of time in which eV, Angstrom and amu cohere
 # sqrt(eV / (amu Angstrom^2)) as a wavenumber in cm^-1: nu = WAVENUMBER * sqrt(eigenvalue of the mass-weighted Hessian)
-WAVENUMBER = (_u._e / (_u._amu * 1e-20)) ** 0.5 / (2 * 3.141592653589793 * _u._c * 100)
+WAVENUMBER = (_u._e / (_u._amu * 1e-20)) ** 0.5 / (2 * math.pi * _u._c * 100)
 ENERGY_UNITS = {"kJ/mol": KJ_MOL, "kcal/mol": KCAL_MOL}  # eV a unit, of energies for people
 
 

@@ -84,7 +84,7 @@ def parse_wall(text: str, molecule: Molecule, labelled: Mapping[str, CV] | None 
 
 
 def wall_energy(walls: Sequence[Wall], positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Energy (B,) eV and gradient (B, N, 3) eV/A of all walls; nan where a CV has none (see `evaluate`)."""
+    """Energy (B,) eV and gradient (B, N, 3) eV/A of all walls; nan as :func:`values_and_gradients` has it."""
     values, slopes = values_and_gradients([wall.cv for wall in walls], positions)
     signs = np.array([1.0 if wall.above else -1.0 for wall in walls])
     limits, k = np.array([wall.limit for wall in walls]), np.array([wall.stiffness for wall in walls])

@@ -84,12 +84,12 @@ class Frames:
             for part, value in zip(parts, (x, q.float(), gradient, hessian, scans, volume, usable), strict=True):
                 part.append(value.to(device))
         *joined, usable = (torch.cat(part) for part in parts)
-        energies_ = torch.from_numpy(np.asarray(energies)).float().to(device)
-        keep = torch.nonzero(usable & energies_.isfinite())[:, 0]
-        own_ = torch.zeros(len(usable), dtype=torch.bool) if own is None else torch.from_numpy(np.asarray(own))
-        share_ = torch.ones(len(usable)) if share is None else torch.from_numpy(np.asarray(share)).float()
-        values = (torch.as_tensor(np.asarray(temperature)).float(), energies_, own_, share_)
-        return cls(there, keep, *(t.to(device)[keep] for t in (*values, *joined)))
+        own = np.zeros(len(usable), dtype=bool) if own is None else own
+        share = np.ones(len(usable)) if share is None else share
+        given = [torch.from_numpy(np.asarray(a)) for a in (temperature, energies, own, share)]
+        columns = [(a.float() if a.dtype != torch.bool else a).to(device) for a in given]
+        keep = torch.nonzero(usable & columns[1].isfinite())[:, 0]
+        return cls(there, keep, *(column[keep] for column in (*columns, *joined)))
 
     @classmethod
     def of_md(cls, item: MDSet) -> Frames:

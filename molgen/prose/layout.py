@@ -28,6 +28,7 @@ ELEMENTS = (1, 6, 7, 8, 16)
 TYPES = tuple(
     "H H1 H4 H5 HA HC HO HP HS C C* C8 CA CB CC CN CO CR CT CV CW CX 2C 3C N N2 N3 NA NB O O2 OH S SH".split()
 )
+# of `_nodes`, after element and type: force field and ring closure, fold, degree and ring, the rest
 NODE_FEATURES = len(ELEMENTS) + len(TYPES) + 4 + 4 + 5 + 6
 NEIGHBOURS = 10
 PHI_SCALE = 0.6  # radians per sqrt(eV): the unit of narrow dihedrals
@@ -230,6 +231,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def _nearest(hops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`near` and `near_bonds` of :class:`Layout` from the bonds between all atoms, `hops` (N, N)."""
     n = len(hops)
     near = np.repeat(np.arange(n)[:, None], NEIGHBOURS, 1)
     bonds = np.zeros((n, NEIGHBOURS), dtype=np.int64)
@@ -269,6 +271,7 @@ def _ideal(
 
 
 def _nodes(z: ZMatrix, peptide: Peptide, graph: nx.Graph) -> np.ndarray:
+    """(N, NODE_FEATURES) atom features; `graph` has the ranks of bonded atoms."""
     p, order = peptide.parameters, z.order
     numbers = peptide.numbers[order]
     types = [p.types[i] for i in order]

@@ -109,7 +109,8 @@ def scan(layout: Layout, rotor: Rotor, x: Tensor) -> Tensor:
     # in pieces that fit the cache: written out and read back, the distances (B, Y, J, G) took most of the time
     piece = max(1, _PIECE // (len(y) * i * KNOTS))
     parts = zip(placed.split(piece), height.split(piece), radius.split(piece), strict=True)
-    lj, coulomb, beyond = (torch.cat(c) for c in zip(*(_around(*part, turn, *tables) for part in parts), strict=True))
+    found = zip(*(_around(*part, turn, *tables) for part in parts), strict=True)
+    lj, coulomb, beyond = (torch.cat(term) for term in found)
 
     torsion = x.new_zeros(len(x), KNOTS)
     if len(rotor.ends):

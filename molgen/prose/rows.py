@@ -12,7 +12,7 @@ from molgen.prose.layout import Layout
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """K ranks, ascending. Places in (K,) of those that have something: `*_at`.
+    """K ranks, ascending. Names in `_at` are indices into these K, of the rows that have something.
 
     Attributes:
         ranks: (K,). a, b, c: (K,) ranks of the reference atoms, 0 for none. centre: (K,) of phi, radians.

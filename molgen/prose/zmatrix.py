@@ -183,6 +183,7 @@ class _Builder:
         return second if len(siblings) == 1 else -second
 
     def _swaps(self) -> tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]:
+        """`swaps` of :class:`ZMatrix`."""
         swaps = []
         for c in (c for c in self.placed if len(self.graph[c]) == 4):
             children = [n for n in self.graph[c] if self.axis.get(n) == c and self.placed[n] > 2]

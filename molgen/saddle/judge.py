@@ -35,7 +35,7 @@ LEAST_BARRIER = 0.02  # eV; below it the saddle is a ripple
 
 
 class Judgement(NamedTuple):
-    """What the two wells of a saddle make of it.
+    """What a saddle is, by the two wells that lie beside it.
 
     Attributes:
         verdict: see :class:`Verification`. swapped: whether the first well is on P's side. reason: in words.
@@ -65,7 +65,7 @@ def judge_wells(
     fmax: float = 0.1,
     max_calls: int = DESCENT_CALLS,
 ) -> Judgement:
-    """What the two wells of a saddle make of it.
+    """Which of reactant and product the two wells of a saddle are.
 
     Args:
         wells: (N, 3) Angstrom each. drops: eV, how far each lies below the saddle. Others: see :func:`verify`.

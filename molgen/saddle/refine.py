@@ -126,23 +126,35 @@ def reaction_direction(
         (conformers); None when reactant and product are the same.
     """
     x = np.asarray(positions, dtype=float)
-    model = lindh_hessian(numbers, x) if model is None else model
-    if np.abs(_orders(numbers, product) - _orders(numbers, reactant)).max() < BONDING:
-        motion, part = np.zeros_like(x), fragments(bond_graph(numbers, reactant))
-        for atoms in (part == k for k in np.unique(part)):  # where they lie to each other means nothing
-            ends = [torch.tensor(np.asarray(end, dtype=float)[atoms]) for end in (reactant, product)]
-            before, after = (superpose(end, torch.tensor(x[atoms])) for end in ends)
-            motion[atoms] = (after - before).numpy()
-        norm = np.linalg.norm(motion)
-        return motion / norm if norm > 1e-6 else None
-    push = np.clip(_orders(numbers, product) - _orders(numbers, reactant), -1, 1)
+    change = _orders(numbers, product) - _orders(numbers, reactant)
+    if np.abs(change).max() < BONDING:
+        motion = _superposed_difference(x, reactant, product, fragments(bond_graph(numbers, reactant)))
+    else:
+        model = lindh_hessian(numbers, x) if model is None else model
+        motion = _yielding_motion(x, np.clip(change, -1, 1), model)
+    norm = np.linalg.norm(motion)
+    return motion / norm if norm > 1e-6 else None
+
+
+def _superposed_difference(x: np.ndarray, reactant: np.ndarray, product: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Product minus reactant (N, 3), each fragment (`part`, (N,)) superposed on `x` by itself: where fragments lie to
+    each other means nothing."""
+    motion = np.zeros_like(x)
+    for atoms in (part == k for k in np.unique(part)):
+        ends = [torch.tensor(np.asarray(end, dtype=float)[atoms]) for end in (reactant, product)]
+        before, after = (superpose(end, torch.tensor(x[atoms])) for end in ends)
+        motion[atoms] = (after - before).numpy()
+    return motion
+
+
+def _yielding_motion(x: np.ndarray, push: np.ndarray, model: np.ndarray) -> np.ndarray:
+    """Motion (N, 3) in which atoms at `x`, held by the Hessian `model`, follow a push (N, N) together of each pair."""
     away = (x[:, None] - x[None]) / np.maximum(distance_matrix(x), 1e-6)[..., None]
     force = -(push[..., None] * away).sum(1).ravel()
     basis = internal_basis(x)
     inner = basis.T @ model @ basis
     motion = basis @ np.linalg.solve(inner + SOFTEN * np.eye(len(inner)), basis.T @ force)
-    norm = np.linalg.norm(motion)
-    return (motion / norm).reshape(x.shape) if norm > 1e-6 else None
+    return motion.reshape(x.shape)
 
 
 def mode_overlap(refinement: Refinement, numbers, reactant: np.ndarray, product: np.ndarray) -> float:

@@ -28,7 +28,7 @@ from molgen.tsgen.losses import aligned_rmsd_loss, log_variance_loss, pair_dista
 from molgen.tsgen.model import CONFIGS, TSModel
 from molgen.tsgen.weights import load_model
 
-SHARE = "--val-share 0.1 (a tenth of the training reactions, drawn at random)"  # what a message offers
+VAL_SHARE_OPTION = "--val-share 0.1 (a tenth of the training reactions, drawn at random)"  # what a message offers
 # a TSModel, or what stands in for it
 Network = Callable[[Tensor, Tensor, ReactionBatch], tuple[Tensor, Tensor]]
 
@@ -202,7 +202,7 @@ def load_training_data(
     if not kept:
         raise InputError(
             "all training reactions are validation reactions too", where=str(path), expected="others to validate by",
-            remedy=f"give another --val-split, or {SHARE} in place of it",
+            remedy=f"give another --val-split, or {VAL_SHARE_OPTION} in place of it",
         )  # fmt: skip
     if len(kept) < len(train):
         warn(f"{len(train) - len(kept)} training reactions are validation reactions too and are left out of training")
@@ -222,8 +222,8 @@ def _validation_reactions(path: Path, split: str, training: int) -> list[Reactio
     try:
         return load_npz(path, split, verified=True)
     except InputError as error:
-        ways = [f"add {SHARE}"] if training > 1 else ["make more reactions (molgen data reactions ... --resume)"]
-        remedy = f"{ways[0]}, or a set that has both splits first: --data OTHER.npz --data {shlex.quote(str(path))}"
+        more = f"add {VAL_SHARE_OPTION}" if training > 1 else "make more reactions (molgen data reactions ... --resume)"
+        remedy = f"{more}, or a set that has both splits first: --data OTHER.npz --data {shlex.quote(str(path))}"
         raise InputError(
             error.what, where=error.where, expected=f"{error.expected} (--val-split)", remedy=remedy
         ) from error

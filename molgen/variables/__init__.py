@@ -16,7 +16,6 @@ __all__ = [
     "coordination",
     "custom",
     "distance",
-    "values_and_gradients",
     "linear",
     "parse_cv",
     "path_s",
@@ -24,6 +23,7 @@ __all__ = [
     "rmsd",
     "torsion",
     "values",
+    "values_and_gradients",
     "volume",
     "wrapped",
 ]

@@ -162,12 +162,11 @@ def run_fes(
         )  # fmt: skip
         seconds["samples"] = time.monotonic() - begin
         more, unknown = ({}, []) if prior is None else prior.report(found.ensemble, run, units)
-        if run is not None:
-            run.path(CONTROLLER)
-            save_pretrained(folder / CONTROLLER, problem, sampler, found.kernels)
         if run is None:
             tell(found, log, more, unknown)
             return found.ensemble, more
+        run.path(CONTROLLER)
+        save_pretrained(folder / CONTROLLER, problem, sampler, found.kernels)
         more = {**more, "wall_seconds": wall_seconds()}
         summary = write_results(run, found, sampler, units, seconds, problem.notes, more, unknown)
         shutil.rmtree(folder / STATE, ignore_errors=True)  # tens of megabytes that only a run to be resumed needs

@@ -56,7 +56,7 @@ class FinetuneSettings:
         tilt: exponent of the weights with which draws are picked: 0 would spend the training on proposals that weigh
             nothing, 1 on the few that weigh most.
         tempered: k-hat above which the weights are tempered to `tame`; 1 is where their mean ceases to exist.
-        patience: rounds without progress that are borne.
+        patience: rounds in a row without progress before the one that ends it.
     """
 
     samples: int = 10_000
@@ -241,6 +241,7 @@ class _Part:
     @classmethod
     @torch.no_grad()
     def of(cls, model: ProseFlow, layout: Layout, fresh: Draws, device: torch.device | str) -> _Part:
+        """The draws that have a weight, and what `model` sees in them, which training never changes."""
         usable = np.flatnonzero(np.isfinite(fresh.log_weights))
         temperature = np.full(len(usable), fresh.temperature)
         frames = Frames.of(layout, fresh.positions[usable], fresh.energies[usable], temperature, device=device)
