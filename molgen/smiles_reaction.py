@@ -92,25 +92,22 @@ def read_reaction_smiles(smiles: str, charge: int | None = None) -> Sides:
         replace(built, notes=built.notes + _misread(side, built))
         for side, built in zip((r, p), structures, strict=True)
     )
-    left_open = r.left_open(np.arange(len(r.numbers))), p.left_open(np.argsort(mapping.permutation))
-    further = _further(reactant, product, mapping, others, pinned, left_open)
+    further = _further(reactant, product, mapping, others, pinned)
     unpaired = {"reactant": r.unpaired, "product": p.unpaired}
+    left_open = r.left_open(np.arange(len(r.numbers))), p.left_open(np.argsort(mapping.permutation))
     return Sides(reactant, product, mapping, r.charge, [], further, unpaired, left_open)
 
 
-def _further(
-    r: Structure, p: Structure, mapping: Mapping, pairs: list[Pair], pinned: np.ndarray, left_open: OpenStereo
-) -> list[Pair]:
-    """Those of the pairs that are the same reaction, of the same stereoisomers but for what is left open, products in
-    the reactant's order."""
-    found, ends = [], (r.positions, p.positions[mapping.permutation])
+def _further(r: Structure, p: Structure, mapping: Mapping, pairs: list[Pair], pinned: np.ndarray) -> list[Pair]:
+    """Those of the pairs that are the same reaction of the same stereoisomers, products in the reactant's order."""
+    found = []
     for x, y in pairs:
         other = map_atoms(r.numbers, x, p.numbers, y, pinned=pinned)
-        pair = x, y[other.permutation]
         same = (other.bond_changes, other.inverted) == (mapping.bond_changes, mapping.inverted)
-        differ = [set(stereo_differences(r.numbers, a, b)) for a, b in zip(ends, pair, strict=True)]
-        if same and all(units <= free for units, free in zip(differ, left_open, strict=True)):
-            found.append(pair)
+        if same and not (
+            stereo_differences(r.numbers, r.positions, x) or stereo_differences(p.numbers, p.positions, y)
+        ):
+            found.append((x, y[other.permutation]))
     return found
 
 
