@@ -166,6 +166,11 @@ def elements(report: dict) -> str:
     return said(report["elements"])
 
 
+def larger(report: dict) -> str:
+    """Named reactions of 21 to 33 atoms."""
+    return said(report["larger"])
+
+
 def water(report: dict) -> str:
     """The ions in implicit water, beside what they do in the gas phase."""
     gas, rows = {row["name"]: row for row in report["ions"]}, []
@@ -204,7 +209,7 @@ def _cells(row: dict) -> list[str]:
 
 
 MAKERS = {
-    "textbook.json": {"textbook": textbook, "ions": ions, "elements": elements, "water": water},
+    "textbook.json": {"textbook": textbook, "ions": ions, "elements": elements, "larger": larger, "water": water},
     "ts.json": {"geometry": geometry, "invariance": invariance, "saddles": saddles, "confidence": confidence},
     "correction.json": {"gradients": gradients},
     "barriers.json": {"barriers": barriers},
