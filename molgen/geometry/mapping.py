@@ -133,16 +133,21 @@ def _score(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> tuple[int
 
 
 def _substituted(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> int:
-    """Tetrahedral centres at which one neighbour leaves and another enters.
+    """Tetrahedral centres, and trigonal carbons that are no acyl group's, at which one neighbour leaves and another
+    enters.
 
-    Without a base or a nucleophile that is hard: an ester is hydrolysed at its acyl carbon, not at the alkyl; an ene
-    reaction makes its new bond at the end of the double bond, not where the hydrogen leaves.
+    Without a base or a nucleophile that is hard: an ester is hydrolysed at its acyl carbon, not at the alkyl or the
+    aryl; an ene reaction makes its new bond at the end of the double bond, not where the hydrogen leaves.
     """
     full_r, full_p = r.bonds[atoms], p.bonds[images]
-    kept = (full_r[:, atoms] & full_p[:, images]).sum(1)
+    stay = full_r[:, atoms] & full_p[:, images]
+    kept, elements = stay.sum(1), r.numbers[atoms]
     if len(atoms) < len(r.numbers):  # the skeleton alone: as many hydrogens as can stay do
         kept = kept + np.minimum(full_r[:, r.light].sum(1), full_p[:, p.light].sum(1))
-    return int(((full_r.sum(1) == 4) & (full_p.sum(1) == 4) & (kept == 3)).sum())
+    degree = np.where(full_r.sum(1) == full_p.sum(1), full_r.sum(1), 0)
+    acyl = stay[:, ~np.isin(elements, (1, 6))].any(1)
+    trigonal = (degree == 3) & (elements == 6) & ~acyl
+    return int((((degree == 4) | trigonal) & (kept == degree - 1)).sum())
 
 
 def _frontside(r: Side, p: Side, atoms: np.ndarray, images: np.ndarray) -> int:
