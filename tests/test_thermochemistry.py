@@ -121,7 +121,7 @@ def test_radicals_apart_are_no_ions_and_oxygen_is_a_triplet() -> None:
     smiles = "[O:1][O:2][H:7].[O:3][O:4][H:8]>>[O:1]=[O:2].[H:7][O:3][O:4][H:8]"
     found = find_ts(smiles=smiles, temperature=298.15, correction="none").thermochemistry
     assert found is not None and found.pieces["reactant"].names == ["HO2(doublet)", "HO2(doublet)"]
-    assert -12 < found.pieces["reactant"].barrier_kcal < -4  # by ions, -227
+    assert -27 < found.pieces["reactant"].barrier_kcal < -22  # by ions some 200 lower
     smiles = "[N:1]=[O:2].[O:3]=[O+:4][O-:5]>>[O:2]=[N:1][O:5].[O:3]=[O:4]"
     found = find_ts(smiles=smiles, temperature=298.15, correction="none").thermochemistry
     assert found is not None and set(found.pieces["product"].names) == {"NO2(doublet)", "O2(triplet)"}
