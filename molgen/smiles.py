@@ -270,7 +270,7 @@ def _canonical(molecule) -> str:
 
 
 def _unwritten(molecule, open_stereo: list[tuple[int, ...]], where: str) -> list[str]:
-    """Notes on what a SMILES leaves open, where one of several molecules is taken, and on what it says in vain."""
+    """Notes on what a SMILES leaves open, where one of several molecules is built, and on what it says in vain."""
     notes = []
     for atoms, what, how in ((2, "double bond", "/ and \\"), (1, "stereocentre", "@ and @@")):
         if left := sum(len(unit) == atoms for unit in open_stereo):

@@ -75,6 +75,11 @@ def test_what_a_smiles_leaves_open_is_said(smiles, text):
     assert notes == () if text is None else text in notes[0] and notes[0].startswith("warning: ")
 
 
+def test_what_is_open_is_named_in_the_order_of_the_reactant():
+    reaction, _ = load_reaction(smiles="NCCC=O>>OC=CCN")  # C1=C2 as the product is written
+    assert reaction.open_stereo == (set(), {"C2=C3"})
+
+
 def test_rdkit_writes_nothing_of_its_own(capfd):
     """Its force fields know no selenoxide."""
     load_reaction(smiles="C[Se](=O)CC>>C=C.C[Se]O")

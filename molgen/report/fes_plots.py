@@ -49,10 +49,9 @@ def surface(
 
 def _profile(axes: Any, fes: FES, others: Mapping[str, np.ndarray], basins: Basins, unit: str) -> None:
     """The surface of one variable as a curve with its error."""
-    energy, scale, closed = energy_unit(unit), _axis_scale(axes.xaxis, fes, 0), _closed(fes)
-    centres, period = fes.centres[0], fes.periods[0] or 0.0
-    x = scale * (np.r_[centres[-1] - period, centres, centres[0] + period] if len(closed) > len(centres) else centres)
-    free_energy, errors = fes.free_energy[closed], fes.error[closed]
+    energy, scale = energy_unit(unit), _axis_scale(axes.xaxis, fes, 0)
+    bins, centres = _drawn(fes)
+    x, free_energy, errors = scale * centres, fes.free_energy[bins], fes.error[bins]
     known = np.isfinite(free_energy)
     values = np.where(known, free_energy / energy, np.nan)
     error = np.where(known & np.isfinite(errors), errors / energy, np.nan)  # no band where it is unknown
@@ -61,11 +60,11 @@ def _profile(axes: Any, fes: FES, others: Mapping[str, np.ndarray], basins: Basi
     lonely = known & ~np.r_[False, known[:-1]] & ~np.r_[known[1:], False]  # the band has no width there
     axes.errorbar(x[lonely], values[lonely], error[lonely], fmt="none", ecolor=CURVE, alpha=0.4, lw=1.2)
     for (name, other), style in zip(others.items(), ("--", ":"), strict=False):
-        alike = np.where(known & np.isfinite(other[closed]), other[closed] / energy, np.nan)
+        alike = np.where(known & np.isfinite(other[bins]), other[bins] / energy, np.nan)
         axes.plot(x, alike - np.nanmin(alike), style, color=INK, lw=1.2, label=name)
     high = max(np.nanmax(values, initial=0.0), 1e-3)
     axes.set_ylim(-0.18 * high, 1.05 * high)
-    if len(closed) > len(centres):
+    if len(bins) > len(fes.free_energy):
         axes.set_xlim(*(fes.edges[0][[0, -1]] * scale))
     axes.set_ylabel(f"free energy, {unit}")
     axes.legend(frameon=False, fontsize=8)
@@ -75,11 +74,13 @@ def _profile(axes: Any, fes: FES, others: Mapping[str, np.ndarray], basins: Basi
             color=ACCENT)  # fmt: skip
 
 
-def _closed(fes: FES) -> np.ndarray:
-    """The bins of one variable in the order of drawing: where they go once round, the last and first again beyond the
-    ends, so that the curve does not stop short of them."""
-    bins, period = np.arange(len(fes.free_energy)), fes.periods[0]
-    return np.r_[bins[-1], bins, bins[0]] if period and np.isclose(np.ptp(fes.edges[0]), period) else bins
+def _drawn(fes: FES) -> tuple[np.ndarray, np.ndarray]:
+    """The bins of one variable in the order of drawing, and where: those that go once round have the last and the first
+    again beyond the ends, so that the curve does not stop short of them."""
+    bins, x, period = np.arange(len(fes.free_energy)), fes.centres[0], fes.periods[0]
+    if not period or not np.isclose(np.ptp(fes.edges[0]), period):
+        return bins, x
+    return np.r_[bins[-1], bins, bins[0]], np.r_[x[-1] - period, x, x[0] + period]
 
 
 def _map(figure: Any, axes: Any, fes: FES, basins: Basins, samples: np.ndarray, unit: str) -> None:

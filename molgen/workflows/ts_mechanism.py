@@ -174,16 +174,12 @@ class _Way:
             part = fragments(bond_graph(gap.numbers, new))
             if best.known == "reactant":
                 self.before.append(_step(result, search))
-                self.gap = replace(
-                    gap, reactant=new, reactant_fragments=part, name="", conformers=(),
-                    open_stereo=(frozenset(), gap.open_stereo[1]),
-                )  # fmt: skip
+                left_open = frozenset(), gap.open_stereo[1]
             else:
                 self.after.insert(0, _step(result, search))
-                self.gap = replace(
-                    gap, product=new, product_fragments=part, name="", conformers=(),
-                    open_stereo=(gap.open_stereo[0], frozenset()),
-                )  # fmt: skip
+                left_open = gap.open_stereo[0], frozenset()
+            end = {best.known: new, f"{best.known}_fragments": part}
+            self.gap = replace(gap, **end, name="", conformers=(), open_stereo=left_open)
         else:
             return False
         return True
