@@ -121,13 +121,10 @@ def embed_molecule(smiles: str, where: str, seed: int = 0) -> SmilesSide:
         edge += 2 * radius + _GAP
         for k in range(_CONFORMERS):
             conformers[k, list(members)] = positions[k % len(positions)]
-    bonds = Chem.GetAdjacencyMatrix(molecule).astype(bool)
     charge = int(Chem.GetFormalCharge(molecule))
     unpaired, told = sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()), tuple(notes)
-    canonical = _canonical(molecule)
-    return SmilesSide(
-        numbers, conformers, labels, charge, told, canonical, bonds, tuple(parts), unpaired, tuple(open_stereo)
-    )
+    about = _canonical(molecule), _bonds(molecule), tuple(parts), unpaired, tuple(open_stereo)
+    return SmilesSide(numbers, conformers, labels, charge, told, *about)
 
 
 def shaped_like(side: SmilesSide, positions: np.ndarray, parts: np.ndarray, seed: int = 0) -> SmilesSide:
@@ -260,6 +257,13 @@ def _as_written(molecule, positions: np.ndarray) -> bool:
     return all(a in open_bonds or a == b for a, b in bonds) and all(a in (None, b) for a, b in hands)
 
 
+def _bonds(molecule) -> np.ndarray:
+    """(N, N) boolean, those that are written."""
+    from rdkit import Chem
+
+    return Chem.GetAdjacencyMatrix(molecule).astype(bool)
+
+
 def _canonical(molecule) -> str:
     from rdkit import Chem
 
@@ -302,7 +306,8 @@ def _left_open(molecule) -> list[tuple[int, ...]]:
 
 
 def _conformers(molecule, where: str, seed: int) -> tuple[np.ndarray, bool]:
-    """(K, n, 3) centred conformers of one fragment, lowest energy first, and whether a force field relaxed them.
+    """(K, n, 3) centred conformers of one fragment, lowest energy first, and whether a force field relaxed them. Those
+    without the bonds that are written, which UFF makes of a phosphorane, are left out where others have them.
 
     Source: ETKDGv3 (Wang et al., J. Chem. Inf. Model. 60, 2044 (2020)); MMFF94 (Halgren, J. Comput. Chem. 17, 490
         (1996)).
@@ -319,7 +324,10 @@ def _conformers(molecule, where: str, seed: int) -> tuple[np.ndarray, bool]:
         made = list(_quietly(AllChem.EmbedMultipleConfs, molecule, _CONFORMERS, options))
     if not made:
         raise InputError("no geometry could be built", where=where, remedy="give the two sides as xyz files")
-    return _relaxed(molecule, made)
+    positions, relaxed = _relaxed(molecule, made)
+    numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])
+    sound = [x for x in positions if np.array_equal(bond_graph(numbers, x), _bonds(molecule))]
+    return (np.array(sound) if sound else positions), relaxed
 
 
 def _relaxed(molecule, made: list[int]) -> tuple[np.ndarray, bool]:

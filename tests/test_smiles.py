@@ -120,6 +120,12 @@ def test_other_bonds_than_written_are_named():
     assert any("its geometry has Si1-Si4 as close as bonded atoms" in note for note in notes)
 
 
+def test_conformers_have_the_bonds_that_are_written_where_some_do():
+    """UFF folds a methyl group of an oxaphosphetane onto its oxygen in every other conformer."""
+    side = embed_molecule("C1COP1(C)(C)C", "here")
+    assert all(np.array_equal(bond_graph(side.numbers, x), side.bonds) for x in side.conformers)
+
+
 def mirrored(atoms: Atoms) -> Atoms:
     return Atoms(atoms.numbers, atoms.positions * [1, 1, -1])
 
