@@ -171,6 +171,11 @@ def larger(report: dict) -> str:
     return said(report["larger"])
 
 
+def baker(report: dict) -> str:
+    """The reactions of Baker and Chan."""
+    return said(report["baker"])
+
+
 def water(report: dict) -> str:
     """The ions in implicit water, beside what they do in the gas phase."""
     gas, rows = {row["name"]: row for row in report["ions"]}, []
@@ -209,7 +214,14 @@ def _cells(row: dict) -> list[str]:
 
 
 MAKERS = {
-    "textbook.json": {"textbook": textbook, "ions": ions, "elements": elements, "larger": larger, "water": water},
+    "textbook.json": {
+        "textbook": textbook,
+        "ions": ions,
+        "elements": elements,
+        "larger": larger,
+        "baker": baker,
+        "water": water,
+    },
     "ts.json": {"geometry": geometry, "invariance": invariance, "saddles": saddles, "confidence": confidence},
     "correction.json": {"gradients": gradients},
     "barriers.json": {"barriers": barriers},

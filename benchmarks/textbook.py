@@ -3,8 +3,9 @@
     python benchmarks/textbook.py --out runs/textbook [--sets ions water] [--only Claisen Cope]
 
 Those of neutral molecules without numbers once more as structures: each side in the best of its own conformers by
-RDKit, the product's atoms shuffled. `elements`: beyond H, C, N and O. `larger`: 21 to 33 atoms. `water`: the ions
-again, in implicit water, with Gibbs energies at 298.15 K. What is in OUT/textbook.jsonl already is not run again; the
+RDKit, the product's atoms shuffled. `elements`: beyond H, C, N and O. `larger`: 21 to 33 atoms. `baker`: the set of
+Baker and Chan, of bicyclobutane one reaction; two of its rows turn a bond, from structures. `water`: the ions again, in
+implicit water, with Gibbs energies at 298.15 K. What is in OUT/textbook.jsonl already is not run again; the
 committed file gets the sets of which all rows are there. Then `benchmarks/tables.py`.
 """
 
@@ -25,6 +26,7 @@ from ase import Atoms
 from molgen import find_ts
 from molgen.errors import CalculatorError
 from molgen.files import write_atomic
+from molgen.geometry.rotamers import rotors
 from molgen.smiles import embed_molecule
 from molgen.tsgen import load_model
 
@@ -165,15 +167,44 @@ LARGER = {
     "SNAr, methoxide and fluorodinitrobenzene":
         "C[O-].Fc1ccc(cc1[N+](=O)[O-])[N+](=O)[O-]>>COc1ccc(cc1[N+](=O)[O-])[N+](=O)[O-].[F-]",
 }  # fmt: skip
+BAKER = {  # those that the sets above have not are as in J. Baker and F. Chan, J. Comput. Chem. 17, 888 (1996)
+    **{name: REACTIONS[name] for name in ("HCN to HNC", "formaldehyde to H2 and CO", "keto-enol", "Claisen")},
+    "Diels-Alder, butadiene and ethene": REACTIONS["Diels-Alder, butadiene and ethene"],
+    "HF from fluoroethane": ELEMENTS["HF from fluoroethane"],
+    "acetylene to vinylidene": "C#C>>C=[C]",
+    "methoxyl to hydroxymethyl": "C[O]>>[CH2]O",
+    "cyclopropyl radical opens": "[CH]1CC1>>[CH2]C=C",
+    "bicyclobutane to butadiene": "C1C2CC12>>C=CC=C",
+    "shift in the formyloxyethyl radical": "[CH2:1][CH2:2][O:3][CH:4]=[O:5]>>[CH2:2][CH2:1][O:5][CH:4]=[O:3]",
+    "s-tetrazine to HCN and N2": "c1nncnn1>>C#N.C#N.N#N",
+    "butadiene turns": "C=CC=C",
+    "H2 from ethane": "CC>>C=C.[H][H]",
+    "HCl from formyl chloride": "O=CCl>>Cl.[C-]#[O+]",
+    "metaphosphate and water": "O.O=P(=O)[O-]>>OP(=O)(O)[O-]",
+    "silylene and ethane": "[SiH2].CC>>CC[SiH3]",
+    "HNCCS to HNC and CS": "N=C=C=S>>[C-]#[NH+].[C-]#[S+]",
+    "CO from protonated formamide": "[NH3+]C=O>>[NH4+].[C-]#[O+]",
+    "acrolein turns": "C=CC=O",
+    "formohydroxamic acid, H shift": "O=CNO>>OC=[NH+][O-]",
+    "HNC and H2": "[C-]#[NH+].[H][H]>>C=N",
+    "methanimine to aminocarbene": "C=N>>[CH]N",
+    "aminocarbene to HCN and H2": "[CH]N>>C#N.[H][H]",
+}
 IN_WATER = ", in water"
 WATER = {name + IN_WATER: smiles for name, smiles in IONS.items() if "+" in smiles or "-" in smiles}
-SETS = {"textbook": REACTIONS, "ions": IONS, "elements": ELEMENTS, "larger": LARGER, "water": WATER}
-ALL = REACTIONS | IONS | ELEMENTS | LARGER | WATER
+SETS = {"textbook": REACTIONS, "ions": IONS, "elements": ELEMENTS, "larger": LARGER, "baker": BAKER, "water": WATER}
+ALL = REACTIONS | IONS | ELEMENTS | LARGER | BAKER | WATER
 
 
 def examine(name: str, weights: str) -> dict:
     """One row: what came of the SMILES and, under "structures", of its two sides."""
     smiles = ALL[name]
+    if ">>" not in smiles:
+        molecule = embed_molecule(smiles, name)
+        x = molecule.conformers[0]
+        (rotor,) = rotors(molecule.numbers, x, molecule.bonds)
+        sides = (Atoms(molecule.numbers, at) for at in (x, rotor.turned(x, 180.0)))
+        return {"name": name, "smiles": smiles, **outcome(*sides, weights=weights)}
     options = {"solvent": "water", "temperature": 298.15} if name in WATER else {}
     row = {"name": name, "smiles": smiles, **outcome(smiles=smiles, weights=weights, **options)}
     if ":1]" in smiles or name not in REACTIONS:  # a reaction into itself: only the numbers tell what reacts
