@@ -56,6 +56,7 @@ class Reaction:
             not given but chosen, as those of a SMILES are.
         open_stereo: stereocentres ("C3") and double bonds ("C1=C2") of reactant and product that nobody asked to be as
             they are: their SMILES leave them open.
+        isomers: pairs likewise, of other stereoisomers of the product that are left open.
     """
 
     numbers: np.ndarray
@@ -70,6 +71,7 @@ class Reaction:
     level: str = ""
     conformers: tuple[Pair, ...] = ()
     open_stereo: OpenStereo = NONE_OPEN
+    isomers: tuple[Pair, ...] = ()
 
     def __len__(self) -> int:
         """Number of atoms."""

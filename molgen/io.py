@@ -79,6 +79,7 @@ def load_reaction(
         name=name,
         conformers=tuple(sides.conformers),
         open_stereo=sides.open_stereo,
+        isomers=tuple(sides.isomers),
     )
     return reaction, notes
 
@@ -104,7 +105,7 @@ def _from_files(reactant: Any, product: Any, charge: int | None, map_atoms: bool
     r, p = read_side(reactant, "reactant"), read_side(product, "product")
     check_pair(r, p)
     charge, notes = total_charge(charge, (r, p))
-    return Sides(r, p, _choose_mapping(r, p, map_atoms), charge, notes, conformers=[], unpaired={})
+    return Sides(r, p, _choose_mapping(r, p, map_atoms), charge, notes, conformers=[], isomers=[], unpaired={})
 
 
 def _electrons(sides: Sides, asked: int | None, written: bool) -> tuple[int, list[str]]:

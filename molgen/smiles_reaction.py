@@ -22,6 +22,7 @@ from molgen.structures import Structure, check_pair, read_side
 SAY_WHICH = "where atoms of a kind change places, say which: atom-mapped SMILES, or files in one atom order"
 _SAY_TURN = "a turn or a flip without bonds needs files of both sides, in one atom order; else number what reacts"
 _PAIRS = 3  # pairs of conformers that guesses begin from
+_ISOMERS = 3  # of the product, beside the one that it is, where that is left open
 _AGAIN = 1e6  # added to the unlikeness of a conformer that was taken before
 _SAME_SHAPE = 0.1  # largest difference of the logarithm of a distance between conformers of one shape
 
@@ -33,6 +34,7 @@ class Sides(NamedTuple):
         reactant, product: each in its own order of atoms. mapping: of the reactant's atoms onto the product's.
         charge: e. notes: on what was decided of the two together, for the user.
         conformers: further ones of both, the product's in the reactant's order of atoms.
+        isomers: likewise, with other isomers of the product.
         unpaired: electrons that a SMILES says are unpaired, of "reactant" and "product".
         open_stereo: what SMILES leave open, see :class:`~molgen.data.reactions.Reaction`.
     """
@@ -43,6 +45,7 @@ class Sides(NamedTuple):
     charge: int
     notes: list[str]
     conformers: list[Pair]
+    isomers: list[Pair]
     unpaired: dict[str, int]
     open_stereo: OpenStereo = NONE_OPEN
 
@@ -93,9 +96,10 @@ def read_reaction_smiles(smiles: str, charge: int | None = None) -> Sides:
         for side, built in zip((r, p), structures, strict=True)
     )
     further = _further(reactant, product, mapping, others, pinned)
+    isomers = _isomers(reactant, product, mapping, p, pinned)
     unpaired = {"reactant": r.unpaired, "product": p.unpaired}
     left_open = r.left_open(np.arange(len(r.numbers))), p.left_open(np.argsort(mapping.permutation))
-    return Sides(reactant, product, mapping, r.charge, [], further, unpaired, left_open)
+    return Sides(reactant, product, mapping, r.charge, [], further, isomers, unpaired, left_open)
 
 
 def _further(r: Structure, p: Structure, mapping: Mapping, pairs: list[Pair], pinned: np.ndarray) -> list[Pair]:
@@ -108,6 +112,21 @@ def _further(r: Structure, p: Structure, mapping: Mapping, pairs: list[Pair], pi
             stereo_differences(r.numbers, r.positions, x) or stereo_differences(p.numbers, p.positions, y)
         ):
             found.append((x, y[other.permutation]))
+    return found
+
+
+def _isomers(r: Structure, p: Structure, mapping: Mapping, side: SmilesSide, pinned: np.ndarray) -> list[Pair]:
+    """The reactant, and other isomers of the product that its SMILES leaves open, in the reactant's order: those of the
+    lowest force-field energy, no mirror images."""
+    free, known, found = side.left_open(np.arange(len(side.numbers))), [p.positions], []
+    for x in side.conformers if free else ():
+        differ = [stereo_differences(p.numbers, old, new) for old in known for new in (x, -x)]
+        if len(found) == _ISOMERS or not all(differ) or not free.issuperset(differ[0]):
+            continue
+        known.append(x)
+        other = map_atoms(r.numbers, r.positions, p.numbers, x, pinned=pinned)
+        if (other.bond_changes, other.inverted) == (mapping.bond_changes, mapping.inverted):
+            found.append((r.positions, x[other.permutation]))
     return found
 
 

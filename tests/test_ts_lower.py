@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from molgen import find_ts
+from molgen.cli.ts_report import report
 from molgen.errors import CalculatorError
 from molgen.geometry.align import rmsds_of
 from molgen.geometry.bonds import bond_graph, bonding_changes
@@ -55,6 +57,27 @@ def test_rotamers_differ_in_their_torsions_alone() -> None:
             )
 
 
+@pytest.mark.parametrize(
+    ("smiles", "torsion", "turned"),
+    [
+        ("C=CC=C", (0, 1, 2, 3), 1),
+        ("CC(=O)OC", (0, 1, 3, 4), 1),
+        ("OO", (2, 0, 1, 3), 2),
+        ("CC(C=O)C", (0, 1, 2, 3), 2),
+    ],
+)
+def test_what_is_conjugated_turns_by_half(smiles: str, torsion: tuple[int, ...], turned: int) -> None:
+    molecule = embed_molecule(smiles, "test")
+    x = molecule.conformers[0]
+    angles = [
+        float(torch.rad2deg(dihedral(*torch.from_numpy(y[list(torsion)]))))
+        for y in (x, *rotamers(molecule.numbers, x, molecule.bonds, most=8))
+    ]
+    assert len(angles) == 1 + turned
+    steps = sorted((angle - angles[0]) % 360 for angle in angles[1:])
+    assert steps == pytest.approx([180] if turned == 1 else [120, 240], abs=1e-6)
+
+
 def test_rotors_beside_the_reaction_come_first_and_clashes_are_left_out() -> None:
     molecule = embed_molecule("CCCCCCO", "test")
     x, few = molecule.conformers[0], 4
@@ -69,20 +92,42 @@ def test_rotors_beside_the_reaction_come_first_and_clashes_are_left_out() -> Non
     assert few < len(everything) < 3**5 - 1
 
 
-def test_a_lower_saddle_is_found_behind_the_first() -> None:
+def test_a_lower_saddle_is_found_behind_the_first_and_turned_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chloroacetate closes to its lactone from the front, 48 kcal/mol, and from behind, 24."""
+    turned: list[tuple[float, int]] = []
+
+    def starts(search: Any, best: Any, tried: Any) -> list[ts_lower.Start]:
+        turned.append((best.energy, len(tried)))
+        return ts_lower.lower_starts(search, best, tried)
+
+    monkeypatch.setattr(ts_search, "lower_starts", starts)
     first, lowest = find_ts(smiles=LACTONE, lower=False), find_ts(smiles=LACTONE)
     assert first.verified and lowest.verified
     assert first.best.barrier_forward_kcal == pytest.approx(48.0, abs=0.5)
     assert lowest.best.barrier_forward_kcal == pytest.approx(24.3, abs=0.5)
     assert first.gradient_calls < lowest.gradient_calls
+    assert [energy for energy, _ in turned] == [first.best.energy, lowest.best.energy]
+    assert turned[0][1] == 0 < turned[1][1]
+
+
+def test_a_product_left_open_is_also_looked_for_as_its_other_isomers(tmp_path: Path) -> None:
+    """Cyclopentadiene and maleic anhydride meet *exo* as the product happens to be built; *endo* lies lower."""
+    result = find_ts(smiles="C1C=CC=C1.C1(=O)OC(=O)C=C1>>C1C2C=CC1C1C2C(=O)OC1=O")
+    reaction, numbers = result.reaction, result.reaction.numbers
+    ((reactant, other),) = reaction.isomers
+    assert np.array_equal(reactant, reaction.reactant)
+    changes = [bonding_changes(numbers, reaction.reactant, x) for x in (reaction.product, other)]
+    assert [len(c.formed) for c in changes] == [2, 2] and not changes[1].broken
+    barriers = [c.barrier_forward_kcal for c in result.candidates if c.verdict == "intended"]
+    assert barriers[0] == pytest.approx(1.3, abs=0.3) and max(barriers) == pytest.approx(3.5, abs=0.3)
+    assert f"intended ({barriers[-1]:.1f} kcal/mol forward)" in report(result, tmp_path)
 
 
 def test_rotamers_of_the_saddle_keep_the_distances_of_what_reacts(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[tuple[Any, list[np.ndarray]]] = []
+    kept: list[tuple[Any, list[ts_lower.Start]]] = []
 
-    def starts(search: Any, best: Any) -> list[np.ndarray]:
-        kept.append((best.atoms.positions, ts_lower.lower_starts(search, best)))
+    def starts(search: Any, best: Any, tried: Any) -> list[ts_lower.Start]:
+        kept.append((best.atoms.positions, ts_lower.lower_starts(search, best, tried)))
         return []
 
     monkeypatch.setattr(ts_lower, "half_made", lambda potential, positions, *arguments: positions + np.nan)
@@ -92,7 +137,7 @@ def test_rotamers_of_the_saddle_keep_the_distances_of_what_reacts(monkeypatch: p
     changes = bonding_changes(result.reaction.numbers, result.reaction.reactant, result.reaction.product)
     pairs = np.array([*changes.broken, *changes.formed])
     assert len(pairs) == 2 and 1 <= len(turned) <= ts_lower.REFINED
-    for x in turned:
+    for x, _ in turned:
         lengths = [np.linalg.norm(y[pairs[:, 0]] - y[pairs[:, 1]], axis=1) for y in (saddle, x)]
         assert lengths[1] == pytest.approx(lengths[0], abs=0.12)  # the surface pulls at them
         assert rmsds_of(x, saddle) > ts_lower.ALIKE

@@ -96,16 +96,22 @@ def report(result: TSResult, out: Path) -> str:
         lines.append(f"guess                {best.source}, sample {best.sample}")
     lines.append(f"cost                 {result.gradient_calls} gradient calls, {result.seconds:.1f} s")
     lines += _corrected_lines(result)
-    others = len(result.candidates) - 1
-    if others:
-        counts = Counter(c.verdict.replace("_", " ") for c in result.candidates[1:])
+    if others := result.candidates[1:]:
+        counts = Counter(c.verdict.replace("_", " ") for c in others)
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        lines.append(f"other candidates     {others}: {verdicts}")
+        lines.append(f"other candidates     {len(others)}: {verdicts}{_other_barriers(others)}")
     for reason, count in sorted(result.rejections.items()):
         lines.append(f"set aside            {count} x {reason}")
     further = sorted(file.parent.name for file in out.glob(f"search-*/{SUMMARY}")) if steps is not None else []
     lines.append(f"files                {', '.join([common.written(out), *(f'{name}/' for name in further)])}")
     return "\n".join(lines)
+
+
+def _other_barriers(others: list[Candidate]) -> str:
+    """Those of the other saddles that are intended, in brackets."""
+    barriers = [c.barrier_forward_kcal for c in others if c.verdict == "intended"]
+    different = dict.fromkeys(f"{barrier:.1f}" for barrier in sorted(b for b in barriers if b is not None))
+    return f" ({', '.join(different)} kcal/mol forward)" if different else ""
 
 
 def _corrected_lines(result: TSResult) -> list[str]:

@@ -232,10 +232,10 @@ def stages(
             search.best_with_relaxed_ends()
     if lower and search.succeeded() and search.reaction.bonds_change and not search.out_of_time():
         log("a saddle is proven: looking for lower ones (--no-lower: do not)")
-        search.propose_lower()
-        yield
-        while search.advance():
+        while search.propose_lower():
             yield
+            while search.advance():
+                yield
     if search.verifies:
         best = search.best_with_relaxed_ends()
         search.relax_other_ends()

@@ -30,6 +30,7 @@ from molgen.workflows.ts_result import OUT_OF_TIME, TIE, VERDICTS, Candidate, TS
 
 SAME_GUESS = 0.05  # Angstrom RMSD: guesses closer than this are refined once
 NEARLY = 0.2  # eV/Angstrom, largest force left of a refinement cut short that is worth going on with
+ROUNDS = 3  # of rotamers, at most: of the first saddle proven, then of lower ones
 FURTHER = 4  # how many of the model's guesses go on, and of the others
 Method = Literal["quick", "irc", "none"]
 
@@ -68,6 +69,7 @@ class TSSearch:
         self.candidates: list[Candidate] = []
         self.saddles: list[Candidate] = []  # those that a refinement converged to
         self.relaxed: list[Candidate] = []  # the ends of their paths
+        self.turned: list[Candidate] = []  # those whose rotamers were proposed
         self.unfinished: list[tuple[float, Candidate, Guess]] = []  # force left, where a refinement was cut short
         self.further = 0  # refinements that went on
         self.ceiling = math.inf  # eV; saddles above it are of no interest any more
@@ -123,13 +125,19 @@ class TSSearch:
             return True
         return False
 
-    def propose_lower(self) -> None:
-        """Guesses of saddles that lie lower than the best; from here on others are passed over."""
+    def propose_lower(self) -> bool:
+        """Guesses of saddles that lie lower than the best; from here on others are passed over. False when this was
+        done for the best before, often enough, or there is no time."""
         best = self.best_with_relaxed_ends()
+        if best in self.turned or len(self.turned) == ROUNDS or self.out_of_time():
+            return False
         assert best.energy is not None
         self.ceiling = best.energy - TIE
-        for x in lower_starts(self, best):
-            self.guesses.append(Guess(x, "rotamer", len(self.guesses), self.reaction.pairs[0]))
+        self.turned.append(best)
+        tried = [guess.positions for guess in self.guesses if guess.source == "rotamer"]
+        for x, ends in lower_starts(self, best, tried):
+            self.guesses.append(Guess(x, "rotamer", len(self.guesses), ends))
+        return True
 
     def go_on(self) -> bool:
         """Refine the one further that was cut short nearest to a saddle; False when none is left, or no time."""
