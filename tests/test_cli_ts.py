@@ -23,8 +23,8 @@ from typer.testing import CliRunner, Result
 
 from molgen.checkpoint import TENSORS_FILE
 from molgen.cli import main
-from molgen.cli.ts import _side
 from molgen.cli.ts_report import beside
+from molgen.workflows.ts_many import side_of
 
 RESULT_KEYS = {
     "verdict", "confidence", "barrier_forward_kcal", "barrier_reverse_kcal", "imaginary_frequency_cm", "gradient_calls",
@@ -371,8 +371,8 @@ def refused(result: Result, tmp_path: Path, texts: Sequence[str]) -> None:
 def test_a_comma_may_be_part_of_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p,1.xyz").touch()
-    assert _side("p,1.xyz") == "p,1.xyz" and _side("p, 1.xyz") == ["p", "1.xyz"]
-    assert _side(",".join(["a.xyz"] * 99)) == ["a.xyz"] * 99, "longer than any file name"
+    assert side_of("p,1.xyz") == "p,1.xyz" and side_of("p, 1.xyz") == ["p", "1.xyz"]
+    assert side_of(",".join(["a.xyz"] * 99)) == ["a.xyz"] * 99, "longer than any file name"
 
 
 def test_where_the_search_goes_on_from_one_step(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from molgen.cli import common
 from molgen.cli.ts_report import beside, more_effort, report, saddles_of
+from molgen.errors import InputError
 from molgen.files import read_summary
+
+_CODES = {"ok": common.ExitCode.OK, "partial": common.ExitCode.PARTIAL, "gate_failed": common.ExitCode.GATE_FAILED}
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +28,10 @@ def ts(
     product: Annotated[str | None, typer.Argument(help="Product, likewise, in any atom order and orientation.")] = None,
     smiles: Annotated[
         str | None, typer.Option("--smiles", help='Reaction SMILES in place of files: "reactant>>product".')
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="Many reactions, one a line: a SMILES or two files, then a name (see below)."),
     ] = None,
     charge: Annotated[
         int | None, typer.Option("--charge", help="Total charge; default: what the input says, else 0.")
@@ -69,6 +76,10 @@ def ts(
     ] = None,
     out: common.Out = Path("molgen-ts"),
     overwrite: common.Overwrite = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="With --file: processes; default: one a core.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="With --file: continue an earlier run in OUT.")] = False,
     seed: common.Seed = 0,
     device: common.Device = "auto",
     dtype: common.Dtype = "float32",
@@ -82,21 +93,33 @@ def ts(
 
     Exit code 0: verified. 3: no saddle, and no series of steps, was proven to join the two (with --verify none: no
     saddle was found). 4: verified, but the calculator failed on some guesses.
+
+    --file: each line is a reaction SMILES, or the files of reactant and product, and a name if you like. Each reaction
+    has a folder of its own within OUT, and a line in OUT/reactions.csv; --workers are at work at once. Exit code 4: one
+    was refused or failed.
     """
     from molgen.saddle import calls_allowed
     from molgen.workflows.ts import find_ts
+    from molgen.workflows.ts_many import side_of
 
     kwargs = common.calculator_kwargs(calculator_kwargs)
     seconds = common.seconds_of(time_budget) if time_budget else None
-    torch_device = common.resolve_device(device)
+    options = {
+        "charge": charge, "spin": spin, "samples": samples, "refine": refine, "calculator": calculator,
+        "calculator_kwargs": kwargs, "solvent": solvent, "temperature": temperature, "verify": verify,
+        "max_calls": max_calls, "time_budget": seconds, "follow": follow, "lower": lower, "weights": weights,
+        "correction": correction, "steps": steps, "map_atoms": map_atoms, "seed": seed,
+        "device": str(common.resolve_device(device)), "dtype": common.resolve_dtype(dtype),
+    }  # fmt: skip
+    if file is not None:
+        _refuse(given_beside={"REACTANT": reactant, "--smiles": smiles})
+        raise typer.Exit(_CODES[_many(file, out, options, workers, overwrite, resume, as_json)])
+    _refuse(without_file={"--workers": workers, "--resume": resume or None})
     with common.stages("guessing") as progress:
+        sides = (None if side is None else side_of(side) for side in (reactant, product))
         result = find_ts(
-            _side(reactant), _side(product), smiles=smiles, charge=charge, spin=spin, samples=samples, refine=refine,
-            calculator=calculator, calculator_kwargs=kwargs, solvent=solvent, temperature=temperature, verify=verify,
-            max_calls=max_calls, time_budget=seconds, follow=follow, lower=lower, out=out, overwrite=overwrite,
-            weights=weights, correction=correction, steps=steps, map_atoms=map_atoms, seed=seed,
-            device=str(torch_device), dtype=common.resolve_dtype(dtype), log=common.log, progress=progress,
-        )  # fmt: skip
+            *sides, smiles=smiles, out=out, overwrite=overwrite, log=common.log, progress=progress, **options
+        )
     if as_json:
         common.print_json(read_summary(out))
     else:
@@ -124,13 +147,44 @@ def ts(
             f"{none}. The reaction may take several steps{on}, or this calculator "
             f"has no such saddle: try more --samples or another --calculator{more_effort(result, limit)}"
         )
-    codes = {"ok": common.ExitCode.OK, "partial": common.ExitCode.PARTIAL, "gate_failed": common.ExitCode.GATE_FAILED}
-    raise typer.Exit(codes[result.status])
+    raise typer.Exit(_CODES[result.status])
 
 
-def _side(text: str | None) -> str | list[str] | None:
-    """One path, or several joined by commas."""
-    if text is None or os.path.isfile(text):  # a comma may be part of a name
-        return text
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    return parts if len(parts) > 1 else text
+def _many(
+    file: Path, out: Path, options: dict[str, Any], workers: int | None, overwrite: bool, resume: bool, as_json: bool
+) -> str:
+    """Search all reactions of a list; the status."""
+    from molgen.run import Run
+    from molgen.workflows.ts_many import TABLE, read_entries, search_all
+
+    entries = read_entries(file)
+    settings = {**options, "dtype": str(options["dtype"]), "folder": str(Path.cwd())}
+    asked = {"seed": options["seed"], "device": options["device"], "reads": [str(file)]}
+    with Run(out, "ts --file", settings, overwrite=overwrite, resume=resume, **asked) as run:
+        with common.live_line() as say:
+            status = search_all(entries, run, options=options, workers=workers, log=common.log, progress=say)
+        summary = run.finish(status)
+    if as_json:
+        common.print_json(summary)
+        return status
+    typer.echo(
+        f"{summary['proven']} of {summary['reactions']} reactions proven, {summary['energy_calls']} gradient calls"
+    )
+    for outcome, count in sorted(summary["validity"].items()):
+        typer.echo(f"{count:6}  {outcome.replace('_', ' ')}")
+    typer.echo(f"all of them: {out / TABLE}")
+    return status
+
+
+def _refuse(given_beside: Mapping[str, Any] | None = None, without_file: Mapping[str, Any] | None = None) -> None:
+    """Refuse options that go with --file alone, or not with it.
+
+    Raises:
+        InputError: names the first that is given.
+    """
+    for name, value in (given_beside or without_file or {}).items():
+        if value is not None:
+            raise InputError(
+                "given beside --file, which names the reactions" if given_beside else "has no meaning without --file",
+                where=name, remedy="leave it out",
+            )  # fmt: skip
