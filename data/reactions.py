@@ -56,6 +56,8 @@ class Reaction:
             not given but chosen, as those of a SMILES are.
         open_stereo: stereocentres ("C3") and double bonds ("C1=C2") of reactant and product that nobody asked to be as
             they are: their SMILES leave them open.
+        lowest: (N, 3) Angstrom each, of reactant and product, conformers of the lowest force-field energy, where these
+            are not given.
         isomers: pairs likewise, of other stereoisomers of the product that are left open.
     """
 
@@ -72,6 +74,7 @@ class Reaction:
     conformers: tuple[Pair, ...] = ()
     open_stereo: OpenStereo = NONE_OPEN
     isomers: tuple[Pair, ...] = ()
+    lowest: tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]] = ((), ())
 
     def __len__(self) -> int:
         """Number of atoms."""
@@ -103,6 +106,7 @@ class Reaction:
             level=self.level,
             conformers=tuple((p, r) for r, p in self.conformers),
             open_stereo=(self.open_stereo[1], self.open_stereo[0]),
+            lowest=(self.lowest[1], self.lowest[0]),
         )
 
 

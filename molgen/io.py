@@ -80,6 +80,7 @@ def load_reaction(
         conformers=tuple(sides.conformers),
         open_stereo=sides.open_stereo,
         isomers=tuple(sides.isomers),
+        lowest=sides.lowest,
     )
     return reaction, notes
 

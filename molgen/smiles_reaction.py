@@ -5,6 +5,7 @@ is often that of the other.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from molgen.structures import Structure, check_pair, read_side
 SAY_WHICH = "where atoms of a kind change places, say which: atom-mapped SMILES, or files in one atom order"
 _SAY_TURN = "a turn or a flip without bonds needs files of both sides, in one atom order; else number what reacts"
 _PAIRS = 3  # pairs of conformers that guesses begin from
+_LOWEST = 3  # conformers of either side that may lie lower than these
 _ISOMERS = 3  # of the product, beside the one that it is, where that is left open
 _AGAIN = 1e6  # added to the unlikeness of a conformer that was taken before
 _SAME_SHAPE = 0.1  # largest difference of the logarithm of a distance between conformers of one shape
@@ -35,6 +37,7 @@ class Sides(NamedTuple):
         charge: e. notes: on what was decided of the two together, for the user.
         conformers: further ones of both, the product's in the reactant's order of atoms.
         isomers: likewise, with other isomers of the product.
+        lowest: see :class:`~molgen.data.reactions.Reaction`.
         unpaired: electrons that a SMILES says are unpaired, of "reactant" and "product".
         open_stereo: what SMILES leave open, see :class:`~molgen.data.reactions.Reaction`.
     """
@@ -48,6 +51,7 @@ class Sides(NamedTuple):
     isomers: list[Pair]
     unpaired: dict[str, int]
     open_stereo: OpenStereo = NONE_OPEN
+    lowest: tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]] = ((), ())
 
 
 def read_reaction_smiles(smiles: str, charge: int | None = None) -> Sides:
@@ -99,7 +103,8 @@ def read_reaction_smiles(smiles: str, charge: int | None = None) -> Sides:
     isomers = _isomers(reactant, product, mapping, p, pinned)
     unpaired = {"reactant": r.unpaired, "product": p.unpaired}
     left_open = r.left_open(np.arange(len(r.numbers))), p.left_open(np.argsort(mapping.permutation))
-    return Sides(reactant, product, mapping, r.charge, [], further, isomers, unpaired, left_open)
+    lowest = _lowest(r, reactant), tuple(x[mapping.permutation] for x in _lowest(p, product))
+    return Sides(reactant, product, mapping, r.charge, [], further, isomers, unpaired, left_open, lowest)
 
 
 def _further(r: Structure, p: Structure, mapping: Mapping, pairs: list[Pair], pinned: np.ndarray) -> list[Pair]:
@@ -128,6 +133,12 @@ def _isomers(r: Structure, p: Structure, mapping: Mapping, side: SmilesSide, pin
         if (other.bond_changes, other.inverted) == (mapping.bond_changes, mapping.inverted):
             found.append((r.positions, x[other.permutation]))
     return found
+
+
+def _lowest(side: SmilesSide, built: Structure) -> tuple[np.ndarray, ...]:
+    """Conformers (N, 3) of the isomer that was built, of the lowest force-field energy."""
+    same = (x for x in side.conformers if not stereo_differences(built.numbers, built.positions, x))
+    return tuple(islice(same, _LOWEST))
 
 
 def _likened(r: SmilesSide, p: SmilesSide, first: np.ndarray, back: np.ndarray) -> tuple[SmilesSide, SmilesSide]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from ase.io import read
 
 from molgen import find_ts
 from molgen.cli.ts_report import report
@@ -17,6 +20,7 @@ from molgen.geometry.bonds import bond_graph, bonding_changes
 from molgen.geometry.internal import dihedral
 from molgen.geometry.rotamers import rotamers, rotors
 from molgen.smiles import embed_molecule
+from molgen.units import kcal
 from molgen.workflows import ts_guesses, ts_lower, ts_search
 
 LACTONE = "ClCC(=O)[O-]>>O=C1CO1.[Cl-]"
@@ -121,6 +125,28 @@ def test_a_product_left_open_is_also_looked_for_as_its_other_isomers(tmp_path: P
     barriers = [c.barrier_forward_kcal for c in result.candidates if c.verdict == "intended"]
     assert barriers[0] == pytest.approx(1.3, abs=0.3) and max(barriers) == pytest.approx(3.5, abs=0.3)
     assert f"intended ({barriers[-1]:.1f} kcal/mol forward)" in report(result, tmp_path)
+
+
+def test_barriers_are_also_told_from_lower_conformers(tmp_path: Path) -> None:
+    """Hexatriene closes from the conformer whose ends are near; *s-trans* ones are lower."""
+    smiles = r"C=C/C=C\C=C>>C1=CCCC=C1"
+    result = find_ts(smiles=smiles, out=tmp_path / "out")
+    assert set(result.conformers) == {"reactant"} and result.best.path_energies is not None
+    lowest, reaction = result.conformers["reactant"], result.reaction
+    assert np.array_equal(
+        bond_graph(reaction.numbers, lowest.positions), bond_graph(reaction.numbers, reaction.reactant)
+    )
+    barriers = result.barriers_from_lowest_kcal
+    assert barriers == pytest.approx((21.9, 50.8), abs=0.3)
+    assert kcal(result.best.energy - lowest.energy) == pytest.approx(barriers[0])
+    assert read(tmp_path / "out" / "reactant_lowest.xyz").get_potential_energy() == pytest.approx(lowest.energy)
+    assert f"from the lowest      {barriers[0]:.1f} kcal/mol forward, 50.8 back" in report(result, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert found["barriers_from_lowest_kcal"] == pytest.approx(barriers)
+    given = find_ts(Atoms(reaction.numbers, lowest.positions), Atoms(reaction.numbers, reaction.product), lower=False)
+    assert not given.conformers and given.barriers_from_lowest_kcal == pytest.approx((19.4, 50.8), abs=0.3)
+    given = find_ts(Atoms(reaction.numbers, lowest.positions), Atoms(reaction.numbers, reaction.product))
+    assert given.barriers_from_lowest_kcal == pytest.approx(barriers, abs=0.1), "from the structure that was given"
 
 
 def test_rotamers_of_the_saddle_keep_the_distances_of_what_reacts(monkeypatch: pytest.MonkeyPatch) -> None:

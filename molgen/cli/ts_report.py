@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,7 @@ def report(result: TSResult, out: Path) -> str:
         forward, back = best.barrier_forward_kcal, best.barrier_reverse_kcal
         if best.verdict == "intended":
             lines.append(f"barrier              {forward:.1f} kcal/mol forward, {back:.1f} back")
+            lines += _from_lowest(result)
         else:
             above = [f"{round(value, 1) + 0.0:.1f}" for value in (forward, back)]  # no -0.0
             lines.append(f"above its wells      {above[0]} and {above[1]} kcal/mol")
@@ -97,9 +98,12 @@ def report(result: TSResult, out: Path) -> str:
     lines.append(f"cost                 {result.gradient_calls} gradient calls, {result.seconds:.1f} s")
     lines += _corrected_lines(result)
     if others := result.candidates[1:]:
-        counts = Counter(c.verdict.replace("_", " ") for c in others)
-        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        lines.append(f"other candidates     {len(others)}: {verdicts}{_other_barriers(others)}")
+        counts = Counter(c.verdict for c in others)
+        barriers = {"intended": _different_barriers(c for c in others if c.verdict == "intended")}
+        verdicts = (
+            f"{count} {verdict.replace('_', ' ')}{barriers.get(verdict, '')}" for verdict, count in counts.items()
+        )
+        lines.append(f"other candidates     {len(others)}: {', '.join(verdicts)}")
     for reason, count in sorted(result.rejections.items()):
         lines.append(f"set aside            {count} x {reason}")
     further = sorted(file.parent.name for file in out.glob(f"search-*/{SUMMARY}")) if steps is not None else []
@@ -107,10 +111,19 @@ def report(result: TSResult, out: Path) -> str:
     return "\n".join(lines)
 
 
-def _other_barriers(others: list[Candidate]) -> str:
-    """Those of the other saddles that are intended, in brackets."""
-    barriers = [c.barrier_forward_kcal for c in others if c.verdict == "intended"]
-    different = dict.fromkeys(f"{barrier:.1f}" for barrier in sorted(b for b in barriers if b is not None))
+def _from_lowest(result: TSResult) -> list[str]:
+    """The barriers from conformers that are lower than the wells beside the saddle, where there are such."""
+    barriers = result.barriers_from_lowest_kcal
+    if barriers is None or not result.conformers:
+        return []
+    told = f"{barriers[0]:.1f} kcal/mol forward, {barriers[1]:.1f} back"
+    return [f"from the lowest      {told}: the {' and the '.join(result.conformers)} has lower conformers"]
+
+
+def _different_barriers(candidates: Iterable[Candidate]) -> str:
+    """In brackets; mirror images have the same."""
+    barriers = sorted(c.barrier_forward_kcal for c in candidates if c.barrier_forward_kcal is not None)
+    different = dict.fromkeys(f"{barrier:.1f}" for barrier in barriers)
     return f" ({', '.join(different)} kcal/mol forward)" if different else ""
 
 

@@ -20,6 +20,7 @@ from molgen.run import Run
 from molgen.saddle.thermochemistry import ReactionThermochemistry
 from molgen.tsgen import Generator
 from molgen.tsgen.correction_model import Correction
+from molgen.workflows.ts_conformers import lower_conformers
 from molgen.workflows.ts_correction import CorrectedTS, correct_guess, correct_saddle
 from molgen.workflows.ts_mechanism import corrected_steps, followed
 from molgen.workflows.ts_output import write_result
@@ -205,7 +206,8 @@ def stages(
     """The guesses of the model one by one, physics where these do not do, the correction; yields after each.
 
     Args:
-        result: gets the correction. thermo: of the best candidate. lower: look for lower saddles than the first proven.
+        result: gets the correction. thermo: of the best candidate. lower: look for lower saddles than the first
+            proven, and for lower conformers of both sides.
     """
 
     def wanting() -> bool:
@@ -240,6 +242,8 @@ def stages(
         best = search.best_with_relaxed_ends()
         search.relax_other_ends()
         result.unstable = best.unstable
+        if lower and search.reaction.bonds_change and best.verdict == "intended":
+            result.conformers = lower_conformers(search, best)
         if best.verdict != "intended" and not search.out_of_time():
             search.progress("looking for a reason", 0, 1)
             result.unstable, fall = unstable_sides(search), barrierless(search)

@@ -58,7 +58,7 @@ def lower_starts(search: TSSearch, best: Candidate, tried: list[np.ndarray]) -> 
     chosen: list[Start] = []
     for above, start in sorted(relaxed, key=lambda entry: entry[0]):
         places = [*tried, *(x for x, _ in chosen)]
-        if above < MARGIN and len(chosen) < REFINED and not _among(places, start[0]):
+        if above < MARGIN and len(chosen) < REFINED and not among(places, start[0]):
             chosen.append(start)
     return chosen
 
@@ -83,11 +83,11 @@ def _relaxed(
             continue
         if k == 0:
             least, there = energy, [x]
-        elif not _among(there, x):
+        elif not among(there, x):
             found.append((energy - least, (x, ends)))
     return found
 
 
-def _among(places: list[np.ndarray], x: np.ndarray) -> bool:
+def among(places: list[np.ndarray], x: np.ndarray) -> bool:
     """Whether `x` (N, 3) or its mirror image is one of `places`."""
     return bool(places) and bool((rmsds_of(np.array([x, -x])[:, None], np.array(places)) < ALIKE).any())

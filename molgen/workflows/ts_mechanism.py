@@ -179,7 +179,7 @@ class _Way:
                 self.after.insert(0, _step(result, search))
                 left_open = gap.open_stereo[0], frozenset()
             end = {best.known: new, f"{best.known}_fragments": part}
-            self.gap = replace(gap, **end, name="", conformers=(), isomers=(), open_stereo=left_open)
+            self.gap = replace(gap, **end, name="", conformers=(), isomers=(), lowest=((), ()), open_stereo=left_open)
         else:
             return False
         return True

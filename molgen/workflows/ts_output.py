@@ -51,7 +51,10 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
     if not result.candidates:
         return
     write_extxyz(run.path("ts.xyz"), [candidate.atoms for candidate in result.candidates])
-    run.record(corrected=result.corrected.summary() if result.corrected else None)
+    run.record(
+        corrected=result.corrected.summary() if result.corrected else None,
+        barriers_from_lowest_kcal=result.barriers_from_lowest_kcal,
+    )
     if frames := corrected_frames(result):
         write_extxyz(run.path("ts_corrected.xyz"), frames)
     best = result.best
@@ -64,6 +67,10 @@ def write_result(run: Run, result: TSResult, final: bool) -> None:
     if final:
         for name, x in (("reactant", result.reaction.reactant), ("product", result.reaction.product)):
             write_extxyz(run.path(f"{name}.xyz"), [atoms_of(result.reaction, x)])
+        for side, conformer in result.conformers.items():
+            lowest = atoms_of(result.reaction, conformer.positions)
+            lowest.info["energy"] = conformer.energy
+            write_extxyz(run.path(f"{side}_lowest.xyz"), [lowest])
         if (intermediate := best.intermediate) is not None:
             write_extxyz(run.path(INTERMEDIATE), [intermediate])
         if result.mechanism is not None:

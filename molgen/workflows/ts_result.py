@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -114,6 +114,13 @@ def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=rank)
 
 
+class Conformer(NamedTuple):
+    """A relaxed conformer: (N, 3) Angstrom, and eV."""
+
+    positions: np.ndarray
+    energy: float
+
+
 @dataclass(eq=False, repr=False)
 class TSResult:
     """What :func:`find_ts` found.
@@ -133,6 +140,8 @@ class TSResult:
             {"reactant": "the product"} or "another molecule".
         level: of the calculator, such as "GFN2-xTB". thermochemistry: Gibbs energies of the best candidate, where a
             temperature was given and it is intended, or one step of several (`known`).
+        conformers: by side, "reactant" or "product", the lowest that was found, where it is lower than the well of the
+            best candidate.
         mechanism: where the best candidate is one step of several, and the search was told to go on.
     """
 
@@ -150,6 +159,7 @@ class TSResult:
     unstable: dict[str, str] = field(default_factory=dict)
     level: str = ""
     thermochemistry: ReactionThermochemistry | None = None
+    conformers: dict[str, Conformer] = field(default_factory=dict)
     mechanism: Mechanism | None = None
 
     @property
@@ -162,6 +172,17 @@ class TSResult:
         """Whether the best candidate is a saddle proven to join this reactant and product; of several steps see
         `mechanism`."""
         return self.best.verdict == "intended"
+
+    @property
+    def barriers_from_lowest_kcal(self) -> tuple[float, float] | None:
+        """There and back, kcal/mol, from the lowest conformers that were found; None where no saddle is proven."""
+        best = self.best
+        if not self.verified or best.barrier_forward_kcal is None or best.barrier_reverse_kcal is None:
+            return None
+        assert best.path_energies is not None
+        wells = {"reactant": float(best.path_energies[0]), "product": float(best.path_energies[-1])}
+        below = [kcal(wells[side] - self.conformers[side].energy) if side in self.conformers else 0.0 for side in wells]
+        return best.barrier_forward_kcal + below[0], best.barrier_reverse_kcal + below[1]
 
     @property
     def barrierless_kcal(self) -> float | None:
