@@ -131,12 +131,21 @@ def _outcome(row: dict) -> tuple[str, str, str]:
     verdict = row["verdict"].replace("_", " ")
     if verdict == "intended":
         verdict += ", another stereoisomer" if row["stereo"] else ""
-        return verdict, f"{row['barrier_forward_kcal']:.1f}", f"{row['barrier_reverse_kcal']:.1f}"
+        lowest = row.get("barriers_from_lowest_kcal") or (None, None)
+        beside = (row["barrier_forward_kcal"], row["barrier_reverse_kcal"])
+        there, back = (_from_wells(*both) for both in zip(beside, lowest, strict=True))
+        return verdict, there, back
     if (row.get("mechanism") or {}).get("complete"):
         steps = row["mechanism"]["steps"]
         return f"intended, in {len(steps)} steps", "; ".join(_barriers(step) for step in steps), ""
     lost, side = row.get("barrierless_kcal"), row.get("barrierless_side")
     return verdict + ("" if lost is None else f"; no barrier: the {side}'s pieces lose {lost:.0f} kcal/mol"), "", ""
+
+
+def _from_wells(beside: float, lowest: float | None) -> str:
+    """A barrier from the well beside the saddle and, in brackets where it is another, from the lowest conformer."""
+    more = f" ({lowest:.1f})" if lowest is not None and f"{lowest:.1f}" != f"{beside:.1f}" else ""
+    return f"{beside:.1f}{more}"
 
 
 def _barriers(step: dict) -> str:
