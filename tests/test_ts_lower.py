@@ -145,8 +145,15 @@ def test_barriers_are_also_told_from_lower_conformers(tmp_path: Path) -> None:
     assert found["barriers_from_lowest_kcal"] == pytest.approx(barriers)
     given = find_ts(Atoms(reaction.numbers, lowest.positions), Atoms(reaction.numbers, reaction.product), lower=False)
     assert not given.conformers and given.barriers_from_lowest_kcal == pytest.approx((19.4, 50.8), abs=0.3)
-    given = find_ts(Atoms(reaction.numbers, lowest.positions), Atoms(reaction.numbers, reaction.product))
+    sides = Atoms(reaction.numbers, lowest.positions), Atoms(reaction.numbers, reaction.product)
+    given = find_ts(*sides, temperature=298.15)
     assert given.barriers_from_lowest_kcal == pytest.approx(barriers, abs=0.1), "from the structure that was given"
+    thermo = given.thermochemistry
+    assert thermo is not None and set(thermo.lowest) == {"reactant"} and not thermo.pieces
+    gibbs = thermo.lowest["reactant"]
+    assert gibbs.barrier_kcal - thermo.gibbs_forward_kcal == pytest.approx(barriers[0] - 19.4, abs=1.0)
+    assert gibbs.rate_unit == "1/s" and gibbs.rate is not None and gibbs.rate < thermo.rates[0]
+    assert f"reactant, lowest     Gibbs barrier {gibbs.barrier_kcal:.1f} kcal/mol" in report(given, tmp_path / "out")
 
 
 def test_rotamers_of_the_saddle_keep_the_distances_of_what_reacts(monkeypatch: pytest.MonkeyPatch) -> None:

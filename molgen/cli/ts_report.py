@@ -183,6 +183,9 @@ def thermochemistry_lines(found: ReactionThermochemistry, title: str = "barrier"
         lines[0] += f" (imaginary modes taken as real: {odd})"
     if found.tunnelling > LARGE_TUNNELLING:
         lines[1] += ", beyond what Wigner's formula is for"
+    for side, lowest in found.lowest.items():
+        rate = f"{lowest.rate:.1e} {lowest.rate_unit}"
+        lines.append(f"{f'{side}, lowest':21}Gibbs barrier {lowest.barrier_kcal:.1f} kcal/mol, {rate}")
     for side, pieces in found.pieces.items():
         rate = "as fast as they meet" if pieces.rate is None else f"{pieces.rate:.1e} {pieces.rate_unit}"
         barrier = f"Gibbs barrier {pieces.barrier_kcal:.1f} kcal/mol ({found.standard_state})"

@@ -105,12 +105,12 @@ def eyring(gibbs_barrier: float, temperature: float, frequency_cm: float = 0.0) 
 
 @dataclass(frozen=True)
 class Pieces:
-    """A side of several molecules, each relaxed alone.
+    """A side of several molecules, each relaxed alone; or of one, in a lower conformer than the well.
 
     Attributes:
         names: such as ["CH3Cl", "F(-1)"]. points: of each.
         barrier_kcal: Gibbs energy of the saddle above them, kcal/mol.
-        rate: constant, in `rate_unit`; None where they do not meet as often, so that the saddle decides nothing.
+        rate: constant, in `rate_unit`; None where several do not meet as often, so that the saddle decides nothing.
     """
 
     names: list[str]
@@ -129,6 +129,7 @@ class ReactionThermochemistry:
         reactant, saddle, product: the wells beside the saddle, and it; eV.
         imaginary_frequency_cm: of the saddle, negative.
         pieces: sides of several molecules, each alone: {"reactant": Pieces}; the wells are complexes of them.
+        lowest: sides of one, in a conformer that is lower than the well, likewise.
     """
 
     temperature: float
@@ -139,6 +140,7 @@ class ReactionThermochemistry:
     product: Thermochemistry
     imaginary_frequency_cm: float
     pieces: dict[str, Pieces] = field(default_factory=dict)
+    lowest: dict[str, Pieces] = field(default_factory=dict)
 
     @property
     def gibbs_forward_kcal(self) -> float:
@@ -164,8 +166,8 @@ class ReactionThermochemistry:
         barrier, order = self.saddle.gibbs - sum(point.gibbs for point in points), len(points) - 1
         rate = eyring(barrier, self.temperature, self.imaginary_frequency_cm)
         rate *= (molar_pressure(self.temperature) / self.pressure) ** order  # of 1 mol/L, not of the standard state
-        unit = "L/mol/s" if order == 1 else f"(L/mol)^{order}/s"
-        return Pieces(names, points, kcal(barrier), rate if rate < COLLISIONS else None, unit)
+        unit = ("1/s", "L/mol/s")[order] if order < 2 else f"(L/mol)^{order}/s"
+        return Pieces(names, points, kcal(barrier), rate if rate < COLLISIONS or not order else None, unit)
 
     @property
     def tunnelling(self) -> float:
@@ -183,4 +185,5 @@ class ReactionThermochemistry:
             "rate_forward_per_s": rates[0], "rate_reverse_per_s": rates[1], "tunnelling": self.tunnelling,
             "points_ev": {name: asdict(getattr(self, name)) for name in ("reactant", "saddle", "product")},
             "pieces": {side: asdict(pieces) for side, pieces in self.pieces.items()},
+            "lowest": {side: asdict(lowest) for side, lowest in self.lowest.items()},
         }  # fmt: skip

@@ -24,7 +24,7 @@ from molgen.workflows.ts_conformers import lower_conformers
 from molgen.workflows.ts_correction import CorrectedTS, correct_guess, correct_saddle
 from molgen.workflows.ts_mechanism import corrected_steps, followed
 from molgen.workflows.ts_output import write_result
-from molgen.workflows.ts_result import Candidate, TSResult
+from molgen.workflows.ts_result import Candidate, Conformer, TSResult
 from molgen.workflows.ts_search import Method, TSSearch
 from molgen.workflows.ts_thermo import Maker, reaction_thermochemistry
 from molgen.workflows.ts_without import barrierless, unstable_sides
@@ -34,7 +34,7 @@ from molgen.workflows.ts_without import barrierless, unstable_sides
 SOFTEST = 1200.0
 NONMETALS = (5, 6, 7, 8, 9, 14, 15, 16, 17, 32, 33, 34, 35, 52, 53)
 PHYSICS_TRIES = 4  # sqrt-distance guesses, at least, until one leads to the intended saddle
-Thermo = Callable[[TSSearch, Candidate], ReactionThermochemistry | None]
+Thermo = Callable[[TSSearch, Candidate, Mapping[str, Conformer]], ReactionThermochemistry | None]
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def stages(
         if corrector is not None:
             result.corrected = _corrected(corrector, search, best)
         if thermo is not None:
-            result.thermochemistry = thermo(search, best)
+            result.thermochemistry = thermo(search, best, result.conformers)
         yield
 
 

@@ -27,7 +27,7 @@ TABLE = "reactions.csv"
 REFUSED, FAILED = "refused", "failed"  # outcomes: bad input; no result
 _FIGURES = (
     "steps", "barrier_forward_kcal", "barrier_reverse_kcal", "gibbs_forward_kcal", "gibbs_reverse_kcal",
-    "imaginary_frequency_cm", "barrierless_kcal",
+    "forward_from_lowest_kcal", "reverse_from_lowest_kcal", "imaginary_frequency_cm", "barrierless_kcal",
 )  # fmt: skip
 _COLUMNS = [
     "number",
@@ -296,6 +296,8 @@ def _found(result: TSResult) -> dict[str, Any]:
             key: getattr(best, key)
             for key in ("barrier_forward_kcal", "barrier_reverse_kcal", "imaginary_frequency_cm")
         }
+        if result.conformers and (lowest := result.barriers_from_lowest_kcal) is not None:
+            found |= {"forward_from_lowest_kcal": lowest[0], "reverse_from_lowest_kcal": lowest[1]}
         if gibbs is not None:
             found |= {key: getattr(gibbs, key) for key in ("gibbs_forward_kcal", "gibbs_reverse_kcal")}
     return found

@@ -15,7 +15,7 @@ from molgen.saddle.thermochemistry import BAR, ReactionThermochemistry, Thermoch
 from molgen.structures import formula, possible_spin
 from molgen.workflows.reaction_tools import FAILURES, cause, failure
 from molgen.workflows.ts_ends import minimum
-from molgen.workflows.ts_result import Candidate
+from molgen.workflows.ts_result import Candidate, Conformer
 from molgen.workflows.ts_search import TSSearch
 
 MOST_PIECES = 4  # of a side that is looked at molecule by molecule
@@ -29,16 +29,21 @@ Share = tuple[int, int]  # charge and unpaired electrons of a molecule
 
 
 def reaction_thermochemistry(
-    search: TSSearch, best: Candidate, temperature: float, make: Maker, in_solution: bool
+    search: TSSearch,
+    best: Candidate,
+    conformers: Mapping[str, Conformer],
+    temperature: float,
+    make: Maker,
+    in_solution: bool,
 ) -> ReactionThermochemistry | None:
-    """Gibbs energies of a saddle beside the reactant or the product, of the wells there, and of the molecules of these
-    sides each alone.
+    """Gibbs energies of a saddle beside the reactant or the product, of the wells there, of lower conformers, and of the
+    molecules of these sides each alone.
 
     Failures of the calculator are counted in the rejections of the search, its calls for single molecules in
     `other_calls`.
 
     Args:
-        best: a candidate with relaxed ends.
+        best: a candidate with relaxed ends. conformers: by side, lower ones than its wells.
         temperature: K.
         make: a potential of some of the atoms, or None where there is none; counted as a rejection.
         in_solution: of 1 mol/L; else a gas at 1 bar.
@@ -66,6 +71,16 @@ def reaction_thermochemistry(
         return None
     state = "1 mol/L" if in_solution else "1 bar"
     found = ReactionThermochemistry(temperature, pressure, state, **points, imaginary_frequency_cm=frequency)
+    for side, conformer in conformers.items():
+        try:
+            positions, modes = minimum(search.potential, conformer.positions)
+        except FAILURES as error:
+            search.rejections[failure(error)] += 1
+            continue
+        name = formula(reaction.numbers)
+        found.lowest[side] = found.above(
+            [name], [thermochemistry(positions, reaction.numbers, modes, spin=reaction.spin, **at)]
+        )
     for side in ("reactant", "product"):
         given = best.known in ("", side) and side not in best.unstable
         alone = _alone(search, side, x[side], make, at) if given else None
