@@ -36,8 +36,8 @@ def reaction_thermochemistry(
     make: Maker,
     in_solution: bool,
 ) -> ReactionThermochemistry | None:
-    """Gibbs energies of a saddle beside the reactant or the product, of the wells there, of lower conformers, and of the
-    molecules of these sides each alone.
+    """Gibbs energies of a saddle beside the reactant or the product, of the wells there, of conformers lower than these,
+    and of the molecules of these sides each alone.
 
     Failures of the calculator are counted in the rejections of the search, its calls for single molecules in
     `other_calls`.
@@ -77,10 +77,8 @@ def reaction_thermochemistry(
         except FAILURES as error:
             search.rejections[failure(error)] += 1
             continue
-        name = formula(reaction.numbers)
-        found.lowest[side] = found.above(
-            [name], [thermochemistry(positions, reaction.numbers, modes, spin=reaction.spin, **at)]
-        )
+        point = thermochemistry(positions, reaction.numbers, modes, spin=reaction.spin, **at)
+        found.lowest[side] = found.above([formula(reaction.numbers)], [point])
     for side in ("reactant", "product"):
         given = best.known in ("", side) and side not in best.unstable
         alone = _alone(search, side, x[side], make, at) if given else None
