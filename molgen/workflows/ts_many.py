@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import shlex
 import time
@@ -66,7 +67,7 @@ class Entry:
 
 def side_of(text: str) -> str | list[str]:
     """One path, or several joined by commas."""
-    if Path(text).is_file():  # a comma may be part of a name
+    if os.path.isfile(text):  # a comma may be part of a name; with many files it is too long for one
         return text
     parts = [part.strip() for part in text.split(",") if part.strip()]
     return parts if len(parts) > 1 else text
@@ -254,11 +255,11 @@ def _entry(text: str, folder: Path, where: str) -> Entry:
         )
     sides: list[str | list[str]] = []
     for word in words[:2]:
-        paths = side_of(str(folder / word)) if (folder / word).is_file() else side_of(word)
+        paths = side_of(str(folder / word)) if os.path.isfile(folder / word) else side_of(word)
         sides.append(str(folder / paths) if isinstance(paths, str) else [str(folder / path) for path in paths])
     held = sha256(text.encode())
     for path in (Path(path) for side in sides for path in ([side] if isinstance(side, str) else side)):
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(f"no such file: {path}", where=where, expected="files of structures, relative to the list")
         held += sha256(path.read_bytes())
     reaction = {"reactant": sides[0], "product": sides[1]}

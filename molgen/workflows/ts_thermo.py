@@ -36,7 +36,7 @@ def reaction_thermochemistry(
     make: Maker,
     in_solution: bool,
 ) -> ReactionThermochemistry | None:
-    """Gibbs energies of a saddle beside the reactant or the product, of the wells there, of conformers lower than these,
+    """Gibbs energies of a saddle beside the reactant or the product, of the wells there, of lower conformers,
     and of the molecules of these sides each alone.
 
     Failures of the calculator are counted in the rejections of the search, its calls for single molecules in
