@@ -63,7 +63,10 @@ def ts(
         typer.Option("--follow", min=0, help="Where one step of several is found: how often to search on."),
     ] = 2,
     lower: Annotated[
-        bool, typer.Option("--lower/--no-lower", help="Once a saddle is proven, look for lower ones.")
+        bool,
+        typer.Option(
+            "--lower/--no-lower", help="Once a saddle is proven, look for lower ones, and for lower conformers."
+        ),
     ] = True,
     map_atoms: Annotated[bool, typer.Option("--map/--no-map", help="Map the atoms when the two orders differ.")] = True,
     weights: Annotated[str, typer.Option("--weights", help="Shipped weights or checkpoint folder.")] = "tsgen",

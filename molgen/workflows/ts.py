@@ -80,7 +80,8 @@ def find_ts(
         follow: where one step of several is found, search on from the intermediate, so many times at most
             (`result.mechanism`), each with the options of the first search.
         lower: once a saddle is proven, look for lower ones: what guesses are left, rotamers of the saddle and of sides
-            in one piece, and isomers of the product that its SMILES leaves open.
+            in one piece, and isomers of the product that its SMILES leaves open; and for lower conformers of both sides
+            than the wells beside it (`result.conformers`).
         out: folder for ts.xyz, guesses.xyz, path.xyz, ts_corrected.xyz, barrier.png, summary.json, manifest.json, and
             mechanism.xyz, mechanism.png and a folder a search where the search went on. overwrite: replace a run there.
         weights: name or folder. steps: flow steps; default the weights' own. device, dtype: of the model.
