@@ -42,7 +42,7 @@ def test_lines_are_smiles_or_files_with_names(tmp_path):
     smiles, bare, files, pieces = read_entries(path)
     assert (smiles.sides, smiles.name, smiles.folder(0)) == ({"smiles": HCN}, "HCN to HNC", "0001-HCN-to-HNC")
     assert (bare.name, bare.folder(11)) == ("", "0012") and bare.digest == smiles.digest
-    assert files.sides == {"reactant": str(tmp_path / "r 1.xyz"), "product": str(tmp_path / "p.xyz")}
+    assert files.sides == {"reactant": [str(tmp_path / "r 1.xyz")], "product": [str(tmp_path / "p.xyz")]}
     assert (
         pieces.sides["reactant"] == [str(tmp_path / "a.xyz"), str(tmp_path / "b.xyz")] and pieces.name == "two pieces"
     )
@@ -98,6 +98,10 @@ def test_a_list_is_searched_resumed_and_made_a_table(tmp_path):
     path = listed(tmp_path, "C=CO>>CC=O", *path.read_text().splitlines()[1:])
     done = CliRunner().invoke(app, [*asked, "--file", str(path), "--resume"])
     assert done.exit_code == 2 and len(table(out)) == 3 and read_summary(out) == summary
+    path = listed(tmp_path, "C#N>>N")
+    done = CliRunner().invoke(app, [*asked, "--file", str(path), "--overwrite"])
+    assert done.exit_code == 4 and [row["outcome"] for row in table(out)] == ["refused"]
+    assert not (out / "0003").exists()
 
 
 def test_what_fails_costs_itself_alone(tmp_path, monkeypatch):

@@ -30,18 +30,9 @@ _FIGURES = (
     "steps", "barrier_forward_kcal", "barrier_reverse_kcal", "gibbs_forward_kcal", "gibbs_reverse_kcal",
     "forward_from_lowest_kcal", "reverse_from_lowest_kcal", "imaginary_frequency_cm", "barrierless_kcal",
 )  # fmt: skip
-_COLUMNS = [
-    "number",
-    "name",
-    "reaction",
-    "outcome",
-    *_FIGURES,
-    "gradient_calls",
-    "seconds",
-    "reason",
-    "notes",
-    "folder",
-]
+_COLUMNS = (
+    "number", "name", "reaction", "outcome", *_FIGURES, "gradient_calls", "seconds", "reason", "notes", "folder"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,7 +114,7 @@ def search_all(
     """
     folders = [entry.folder(k) for k, entry in enumerate(entries)]
     pool = WorkerPool(partial(Searches, run.directory, entries, folders, dict(options)), workers, "--workers")
-    again = _to_do_again(run.directory, entries)
+    again = _to_do_again(run.directory, entries) if run.resumed else []
     journal = Journal(run.path(JOURNAL), key="index")
     journal.open()
     for index in again:
@@ -188,12 +179,8 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
     for row in rows:
-        shown = {
-            **row,
-            "number": row["index"] + 1,
-            "reason": _one_line(row["reason"]),
-            "notes": "; ".join(row["notes"]),
-        }
+        shown = {**row, "number": row["index"] + 1, "notes": "; ".join(row["notes"])}
+        shown["reason"] = _one_line(row["reason"])
         writer.writerow([round(value, 3) if isinstance(value := shown[key], float) else value for key in _COLUMNS])
     return text.getvalue()
 
@@ -220,7 +207,8 @@ def _to_do_again(directory: Path, entries: Sequence[Entry]) -> list[int]:
         InputError: another reaction in place of one that was finished.
     """
     path, again = directory / JOURNAL, []
-    for index, record in read_journal(path, "index").items() if path.exists() else ():
+    earlier = read_journal(path, "index") if path.exists() else {}
+    for index, record in earlier.items():
         if record["outcome"] in (REFUSED, FAILED):
             again.append(index)
         elif index >= len(entries) or record["digest"] != entries[index].digest:
@@ -248,22 +236,18 @@ def _entry(text: str, folder: Path, where: str) -> Entry:
     except ValueError:  # a quotation mark alone
         words = []
     if len(words) < 2:
-        raise InputError(
-            "not a reaction",
-            where=where,
-            expected="a reaction SMILES, or the files of reactant and product, then a name",
-        )
-    sides: list[str | list[str]] = []
-    for word in words[:2]:
-        paths = side_of(str(folder / word)) if os.path.isfile(folder / word) else side_of(word)
-        sides.append(str(folder / paths) if isinstance(paths, str) else [str(folder / path) for path in paths])
+        expected = "a reaction SMILES, or the files of reactant and product, then a name"
+        raise InputError("not a reaction", where=where, expected=expected)
+    sides: dict[str, list[str]] = {}
+    for side, word in zip(("reactant", "product"), words, strict=False):
+        names = side_of(word) if not os.path.isfile(folder / word) else word
+        sides[side] = [str(folder / name) for name in ([names] if isinstance(names, str) else names)]
     held = sha256(text.encode())
-    for path in (Path(path) for side in sides for path in ([side] if isinstance(side, str) else side)):
+    for path in (path for paths in sides.values() for path in paths):
         if not os.path.isfile(path):
             raise InputError(f"no such file: {path}", where=where, expected="files of structures, relative to the list")
-        held += sha256(path.read_bytes())
-    reaction = {"reactant": sides[0], "product": sides[1]}
-    return Entry(shlex.join(words[:2]), " ".join(words[2:]), reaction, sha256(held.encode()))
+        held += sha256(Path(path).read_bytes())
+    return Entry(shlex.join(words[:2]), " ".join(words[2:]), sides, sha256(held.encode()))
 
 
 def _about(index: int, entry: Entry, folder: str) -> dict[str, Any]:
