@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -109,6 +109,8 @@ class Problem:
         if len({cv.name for cv in variables}) < len(variables):
             raise InputError("a collective variable is given twice", where="--cv", expected="different ones")
         named = {cv.name: cv for cv in variables}
+        if not isinstance(walls, Iterable):
+            raise InputError(f"{walls!r} given", where="--wall", expected="texts or Walls; () for none")
         for wall in walls:
             if not isinstance(wall, (str, Wall)):
                 raise InputError(f"{wall!r} is no wall", where="--wall", expected="a text, or a Wall")
@@ -305,6 +307,8 @@ def _built(cvs: Sequence[CV | str], molecule: Molecule) -> list[CV]:
     Raises:
         InputError: one is neither.
     """
+    if not isinstance(cvs, Iterable):
+        raise InputError(f"{cvs!r} given", where="--cv", expected="one to three, as texts or CVs")
     for cv in cvs:
         if not isinstance(cv, (str, CV)):
             raise InputError(f"{cv!r} is no collective variable", where="--cv", expected="a text, or a CV")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from molgen.errors import InputError
+from molgen.errors import InputError, check_counts
 from molgen.geometry.bonds import atom_classes, bond_graph
 from molgen.geometry.chirality import signed_volumes, tetrahedral_quadruples
 from molgen.potentials.ase import calculator_from_spec, with_solvent
@@ -140,6 +140,7 @@ def system_from_files(
     Raises:
         InputError: no file, unreadable ones, or of different molecules; no such calculator.
     """
+    check_counts(charge=(charge, None), spin=(spin, 0))
     read = [read_side(path, "--xyz") for path in _listed(paths, "--xyz")]
     for other in read[1:]:
         if not np.array_equal(other.numbers, read[0].numbers):
