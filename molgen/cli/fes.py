@@ -237,7 +237,10 @@ def run(o: Options) -> tuple[dict[str, Any], Path]:
     if o["forecast"]:
         energy_unit(o["units"])
         common.log("measuring a few energies, learning steps and trajectories (a minute or two from 50 atoms)")
-        told = forecast(Problem.of(system, temperature=o["temperature"], **given))
+        problem = Problem.of(system, temperature=o["temperature"], **given)
+        for note in problem.notes:
+            common.log(note)
+        told = forecast(problem)
         if o["as_json"]:
             common.print_json({"forecast": told.splitlines()})
         else:

@@ -155,7 +155,9 @@ class Problem:
     def sampler(self, seed: int, log: Callable[[str], None], judge: Judge) -> Sampler:
         """The sampler after its starting frames, which cost energies; `judge` gives the figures of a round."""
         system, s, spent, begin = self.system, self.settings, self.system.potential.calls, time.monotonic()
-        odd = self._odd()
+        odd, known = self._odd(), len(self.notes)
+        for note in self.notes:
+            log(note)
         log("a short simulation of each starting structure")
         potential, starts = system.potential, system.starts
         if self.prior is not None:
@@ -181,7 +183,7 @@ class Problem:
                 f"internal coordinates keep atom {kept[0]} on the side of its neighbours where it starts; with "
                 "--coordinates cartesian it turns inside out"
             )
-        for note in self.notes:
+        for note in self.notes[known:]:
             log(note)
         return Sampler(
             target, controller, schedule, s.sampler, frames, seed=seed, fixed_kernels=s.fixed_kernels, judge=judge,

@@ -16,7 +16,7 @@ from molgen.geometry.bonds import atom_classes, bond_graph
 from molgen.geometry.chirality import signed_volumes, tetrahedral_quadruples
 from molgen.potentials.ase import calculator_from_spec, with_solvent
 from molgen.potentials.base import Potential
-from molgen.structures import check_positions, checked_spin, read_side, total_charge
+from molgen.structures import check_positions, checked_spin, doubt_of_charge, read_side, total_charge
 from molgen.units import NM
 from molgen.variables import Molecule
 
@@ -150,11 +150,11 @@ def system_from_files(
                 expected=f"the atoms of {read[0].where} in the same order",
             )
     charge, told = total_charge(charge, read)
-    spin = checked_spin(read[0].numbers, charge, spin)
+    asked, spin = spin, checked_spin(read[0].numbers, charge, spin)
     kwargs = with_solvent(calculator, kwargs, solvent)
     potential = calculator_from_spec(calculator, kwargs, read[0].numbers, charge, spin)
     source = {"calculator": calculator, "kwargs": kwargs, "charge": charge, "spin": spin}
-    notes = (*(note for part in read for note in part.notes), *told)
+    notes = (*(note for part in read for note in part.notes), *told, *doubt_of_charge(charge, spin, asked))
     return System(potential, np.stack([part.positions for part in read]), source=source, notes=notes)
 
 
