@@ -236,10 +236,10 @@ def run(o: Options) -> tuple[dict[str, Any], Path]:
         )  # fmt: skip
     if o["forecast"]:
         energy_unit(o["units"])
-        common.log("measuring a few energies, learning steps and trajectories (a minute or two from 50 atoms)")
         problem = Problem.of(system, temperature=o["temperature"], **given)
         for note in problem.notes:
             common.log(note)
+        common.log("measuring a few energies, learning steps and trajectories (a minute or two from 50 atoms)")
         told = forecast(problem)
         if o["as_json"]:
             common.print_json({"forecast": told.splitlines()})
