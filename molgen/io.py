@@ -20,7 +20,7 @@ from molgen.geometry.chirality import stereo_differences
 from molgen.geometry.mapping import Mapping, given_mapping
 from molgen.geometry.mapping import map_atoms as find_mapping
 from molgen.smiles_reaction import SAY_WHICH, Sides, read_reaction_smiles
-from molgen.structures import Structure, check_pair, checked_spin, read_side, total_charge
+from molgen.structures import Structure, check_pair, checked_spin, doubt_of_charge, read_side, total_charge
 
 _DEGENERATE = 0.2  # Angstrom; sides closer than this after re-ordering are one molecule: the order tells what reacts
 _MOST_CHANGES = 6  # bonds that one step changes; an order that changes more is not meant, but scrambled
@@ -118,9 +118,8 @@ def _electrons(sides: Sides, asked: int | None, written: bool) -> tuple[int, lis
     spin, notes = checked_spin(sides.reactant.numbers, sides.charge, asked), []
     if asked is not None:
         return spin, notes
-    if spin:
-        doubt = f"warning: an odd number of electrons at charge {sides.charge}: a radical, unless --charge is another"
-        notes.append("a radical, of one unpaired electron" if written else doubt)
+    if doubt := doubt_of_charge(sides.charge, spin, asked):
+        notes += ["a radical, of one unpaired electron"] if written else doubt
     notes += [
         f"the {side} is written with {count} unpaired electrons, but {spin} are assumed: --spin {count} keeps them"
         for side, count in sides.unpaired.items() if count > spin

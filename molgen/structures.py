@@ -78,6 +78,12 @@ def checked_spin(numbers: np.ndarray, charge: int, spin: int | None) -> int:
     return int(asked)
 
 
+def doubt_of_charge(charge: int, spin: int, asked: int | None) -> list[str]:
+    """A note for users where an electron is unpaired that nobody asked for: most often a charge was left out."""
+    doubt = f"warning: an odd number of electrons at charge {charge}: a radical, unless --charge is another"
+    return [doubt] if spin and asked is None else []
+
+
 @dataclass(frozen=True, eq=False)
 class Structure:
     """`numbers` (N,) and `positions` (N, 3), Angstrom, of one side; `where` names its source; `notes` are for users;

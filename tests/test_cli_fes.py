@@ -139,8 +139,10 @@ def test_files_in_variables_count_from_the_folder_of_the_toml(hcn: Path, tmp_pat
 
 def test_a_radical_needs_no_spin(molgen: Callable[..., Result], hcn: Path, tmp_path: Path) -> None:
     """The fewest unpaired electrons are the default, as in `molgen ts`."""
-    result = molgen("--xyz", hcn, *DISTANCE, "--charge", 1, "--forecast")
-    assert result.exit_code == 0, result.stderr
+    for options, warned in (([], True), (["--spin", 1], False)):  # most often a charge was left out
+        result = molgen("--xyz", hcn, *DISTANCE, "--charge", 1, "--forecast", *options)
+        assert result.exit_code == 0, result.stderr
+        assert ("a radical, unless --charge is another" in " ".join(result.stderr.split())) is warned
     (tmp_path / "run.toml").write_text(
         'xyz = "hcn.xyz"\ncharge = 1\nspin = 2\ncv = "distance 0 1"\nrange = "0.7 1.8"\n'
     )

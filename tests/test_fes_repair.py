@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from molgen.cli.fes_report import report
 from molgen.cvdiffusion.sampler import Sampler
+from molgen.report import fes_plots
 from molgen.reweight.ensemble import Ensemble
 from molgen.units import KB
 from molgen.workflows import fes_outcome, fes_repair, fes_surfaces
@@ -177,3 +178,10 @@ def test_what_k_hat_refuses_is_mended_unasked(converged: tuple[Ensemble, Sampler
         good = replace(repair, ancestors=repair.particles, shift=0.1, halves=0.1, memory=0.1)
         sure = replace(found.surfaces, biased=replace(found.surfaces.biased, khat=0.8), repair=good)
         assert sure.passed and not replace(sure, repair=replace(good, **worse)).passed
+
+
+def test_the_picture_names_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    told: list[str] = []
+    monkeypatch.setattr(fes_plots, "surface", lambda *_, subtitle, **__: told.append(subtitle) or b"")
+    summary = run_wells(out=tmp_path / "out")[1]
+    assert [text.split(" ")[:2] for text in told] == [[f"{summary['verdict']}:", "k-hat"]]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+from ase.calculators.emt import EMT
 from ase.io import read
 from fes_cases import TINY
 from test_cli_fes import FEW, hcn, molgen, quick  # noqa: F401  fixtures
@@ -67,6 +68,8 @@ def test_options_of_a_folder_need_one(options: dict[str, bool]) -> None:
 def test_what_is_no_potential_or_has_starts_already_is_refused() -> None:
     with pytest.raises(InputError, match="'gfn2' is no potential.*(?s:.*)system_from_files"):
         sampled("gfn2", starts=np.zeros((2, 3)))
+    with pytest.raises(InputError, match=r"is no potential(?s:.*)AsePotential\(calculator, numbers\)"):
+        sampled(EMT(), starts=np.zeros((2, 3)))
     with pytest.raises(InputError, match="starts: given beside a System"):
         sampled(System(hydrogen(), np.eye(2, 3)[None]), starts=np.eye(2, 3))
     with pytest.raises(InputError, match="--temperature: temperature '300'"):
@@ -79,9 +82,21 @@ def test_numbers_and_settings_of_another_kind_are_named() -> None:
         ({"starts": np.full((2, 3), np.nan)}, "starts, structure 0, atom 0: a coordinate is nan"),
         ({"settings": "quick"}, "settings: 'quick' given"),
         ({"ranges": ["0.5 1.2"]}, "range of distance 0 1: '0.5 1.2' given"),
+        ({"walls": None}, "--wall: None given"),
+        ({"cvs": None}, "--cv: None given"),
     ):
         with pytest.raises(InputError, match=match):
-            sample_cv(hydrogen(), ["distance 0 1"], **(asked | change))
+            sample_cv(hydrogen(), **({"cvs": ["distance 0 1"]} | asked | change))
+    apart = Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])
+    for name, value in (("charge", "-1"), ("spin", 0.5)):
+        with pytest.raises(InputError, match=f"--{name}: {value!r} given"):
+            system_from_files(apart, **{name: value})
+
+
+def test_a_range_in_degrees_from_python_is_told_apart() -> None:
+    bent = molecule("H2O")
+    with pytest.raises(InputError, match=r"4584 to 8021 degrees: the starting(?s:.*)from Python: in rad"):
+        sample_cv(XtbPotential(bent.numbers), "angle 1 0 2", starts=bent, ranges=[(80, 140)])
 
 
 @pytest.mark.parametrize("coordinates", ["cartesian", "internal"])

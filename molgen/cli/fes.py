@@ -236,8 +236,11 @@ def run(o: Options) -> tuple[dict[str, Any], Path]:
         )  # fmt: skip
     if o["forecast"]:
         energy_unit(o["units"])
+        problem = Problem.of(system, temperature=o["temperature"], **given)
+        for note in problem.notes:
+            common.log(note)
         common.log("measuring a few energies, learning steps and trajectories (a minute or two from 50 atoms)")
-        told = forecast(Problem.of(system, temperature=o["temperature"], **given))
+        told = forecast(problem)
         if o["as_json"]:
             common.print_json({"forecast": told.splitlines()})
         else:

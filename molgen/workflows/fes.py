@@ -186,9 +186,12 @@ def _system(potential: Potential | System, starts: Any) -> System:
             raise InputError("given beside a System, which has its own", where="starts", remedy="leave it out")
         return potential
     if not isinstance(potential, Potential):
+        remedy = 'molgen.system_from_files("start.xyz") makes a System'
+        if hasattr(potential, "get_property"):
+            remedy = "molgen.potentials.ase.AsePotential(calculator, numbers) makes a Potential of an ASE calculator"
         raise InputError(
             f"{potential!r} is no potential", where="sample_cv", expected="a molgen Potential, or a System",
-            remedy='molgen.system_from_files("start.xyz") makes a System',
+            remedy=remedy,
         )  # fmt: skip
     return System(potential, _structures(starts, potential))
 

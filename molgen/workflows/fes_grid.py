@@ -57,9 +57,9 @@ def axis_of(
     if cv.period is None and not ((starts >= low) & (starts <= high)).all():
         raise InputError(
             f"the starting structures are at {', '.join(f'{s * scale:.4g}' for s in starts)}",
-            where=f"grid of {cv.name!r}, {low * scale:.4g} to {high * scale:.4g}",
+            where=f"grid of {cv.name!r}, {low * scale:.4g} to {high * scale:.4g} {unit}".rstrip(),
             expected="starting structures inside the grid",
-            remedy="widen --range, or move the start",
+            remedy=f"widen --range{' (from Python: in rad)' if cv.unit == 'rad' else ''}, or move the start",
         )
     width = WIDTHS.get(cv.unit, (high - low) * WIDTH_SHARE) if width is None else width
     if not 0 < width < math.inf:

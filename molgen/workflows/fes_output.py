@@ -174,7 +174,9 @@ def _write_pictures(
 ) -> None:
     fes, energy, good = found.path, energy_unit(units), found.passed and found.enough
     labels = [(basin.minimum, _label(basin, energy)) for basin in found.basins[:LABELLED] if basin.share > 1e-12]
-    judged = f"k-hat {found.biased.khat:.2f} biased, {ensemble.diagnostics.khat:.2f} without bias"
+    khats = (found.biased.khat, ensemble.diagnostics.khat)
+    biased, unbiased = (f"{khat:.2f}" if np.isfinite(khat) else "none" for khat in khats)
+    judged = f"{found.verdict}: k-hat {biased} under the bias, {unbiased} without it"
     judged += "" if found.repair is None else "; repaired by sequential Monte Carlo"
     told = [f"{name} {value:.2f}" for name, value in found.disagreement.items() if np.isfinite(value)]
     apart = ", ".join(told) or "not comparable (too few bins)"

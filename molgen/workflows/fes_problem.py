@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -109,6 +109,8 @@ class Problem:
         if len({cv.name for cv in variables}) < len(variables):
             raise InputError("a collective variable is given twice", where="--cv", expected="different ones")
         named = {cv.name: cv for cv in variables}
+        if not isinstance(walls, Iterable):
+            raise InputError(f"{walls!r} given", where="--wall", expected="texts or Walls; () for none")
         for wall in walls:
             if not isinstance(wall, (str, Wall)):
                 raise InputError(f"{wall!r} is no wall", where="--wall", expected="a text, or a Wall")
@@ -153,7 +155,9 @@ class Problem:
     def sampler(self, seed: int, log: Callable[[str], None], judge: Judge) -> Sampler:
         """The sampler after its starting frames, which cost energies; `judge` gives the figures of a round."""
         system, s, spent, begin = self.system, self.settings, self.system.potential.calls, time.monotonic()
-        odd = self._odd()
+        odd, known = self._odd(), len(self.notes)
+        for note in self.notes:
+            log(note)
         log("a short simulation of each starting structure")
         potential, starts = system.potential, system.starts
         if self.prior is not None:
@@ -179,7 +183,7 @@ class Problem:
                 f"internal coordinates keep atom {kept[0]} on the side of its neighbours where it starts; with "
                 "--coordinates cartesian it turns inside out"
             )
-        for note in self.notes:
+        for note in self.notes[known:]:
             log(note)
         return Sampler(
             target, controller, schedule, s.sampler, frames, seed=seed, fixed_kernels=s.fixed_kernels, judge=judge,
@@ -305,6 +309,8 @@ def _built(cvs: Sequence[CV | str], molecule: Molecule) -> list[CV]:
     Raises:
         InputError: one is neither.
     """
+    if not isinstance(cvs, Iterable):
+        raise InputError(f"{cvs!r} given", where="--cv", expected="one to three, as texts or CVs")
     for cv in cvs:
         if not isinstance(cv, (str, CV)):
             raise InputError(f"{cv!r} is no collective variable", where="--cv", expected="a text, or a CV")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from molgen.errors import InputError
+from molgen.errors import InputError, check_counts
 from molgen.geometry.bonds import atom_classes, bond_graph
 from molgen.geometry.chirality import signed_volumes, tetrahedral_quadruples
 from molgen.potentials.ase import calculator_from_spec, with_solvent
 from molgen.potentials.base import Potential
-from molgen.structures import check_positions, checked_spin, read_side, total_charge
+from molgen.structures import check_positions, checked_spin, doubt_of_charge, read_side, total_charge
 from molgen.units import NM
 from molgen.variables import Molecule
 
@@ -140,6 +140,7 @@ def system_from_files(
     Raises:
         InputError: no file, unreadable ones, or of different molecules; no such calculator.
     """
+    check_counts(charge=(charge, None), spin=(spin, 0))
     read = [read_side(path, "--xyz") for path in _listed(paths, "--xyz")]
     for other in read[1:]:
         if not np.array_equal(other.numbers, read[0].numbers):
@@ -149,11 +150,11 @@ def system_from_files(
                 expected=f"the atoms of {read[0].where} in the same order",
             )
     charge, told = total_charge(charge, read)
-    spin = checked_spin(read[0].numbers, charge, spin)
+    asked, spin = spin, checked_spin(read[0].numbers, charge, spin)
     kwargs = with_solvent(calculator, kwargs, solvent)
     potential = calculator_from_spec(calculator, kwargs, read[0].numbers, charge, spin)
     source = {"calculator": calculator, "kwargs": kwargs, "charge": charge, "spin": spin}
-    notes = (*(note for part in read for note in part.notes), *told)
+    notes = (*(note for part in read for note in part.notes), *told, *doubt_of_charge(charge, spin, asked))
     return System(potential, np.stack([part.positions for part in read]), source=source, notes=notes)
 
 
