@@ -159,7 +159,7 @@ def finetune_flow(
         if last:
             break
     record[best] = replace(record[best], kept=True)
-    said = {"finetuned": _describe(layout, temperature, proposal, best, record, s)}
+    said: dict[str, object] = {"finetuned": _describe(layout, temperature, proposal, best, record, s)}
     if best and layout.peptide.forms:
         said["forms"] = sorted({*proposal.config.get("forms", ()), *layout.peptide.forms})
     save_checkpoint(folder, flows[best].model.state_dict(), {**proposal.config, **said})
