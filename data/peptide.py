@@ -94,6 +94,11 @@ class Peptide:
         return len(self.numbers)
 
     @property
+    def forms(self) -> tuple[str, ...]:
+        """What sets it apart from an uncapped peptide of the 20 residues with HIE: "[HID]", "[HIP]", its caps."""
+        return (*sorted({"[HID]", "[HIP]"} & {*tokens(self.sequence)}), *([self.cap] if self.cap else []))
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """N times "residue index:residue name:atom name:element", as MD files name the atoms."""
         elements = (atom.element.symbol for atom in self.topology.atoms())

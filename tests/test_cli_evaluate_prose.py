@@ -281,7 +281,7 @@ def test_without_dynamics(evaluate) -> None:
     assert second["metrics"] is not None and second["notes"] == []
     (alone,) = rows(evaluate("--json", "--sequences", "A", "--cap", "ace-nme", out="alone", data=None))
     assert alone["sequence"] == "A_ace-nme" and alone["residues"] == 1
-    assert alone["notes"][0] == "the weights were trained on 2 to 4 residues"
+    assert [n[17:] for n in alone["notes"][:2]] == ["trained on 2 to 4 residues", "not trained on ace-nme caps"]
     (hot,) = rows(evaluate("--json", "--sequences", "GG", "-T", 700, out="hot"))
     assert hot["metrics"] is None
     assert hot["notes"] == [

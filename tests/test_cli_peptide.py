@@ -153,6 +153,9 @@ def test_an_error_that_is_a_lower_bound_is_reported_as_one(tmp_path: Path) -> No
     for khat, said in ((0.58, "4.5 +- 0.01 A   (error a lower bound: k-hat 0.58)"), (0.4, "4.5 +- 0.01 A")):
         report = command.report({**summary, "results": [{**row, "khat": khat}]}, tmp_path)
         assert report.splitlines()[5].endswith(said)
+    long = {**row, "name": "distance resid 0 ; resid 1", "khat": 0.4}  # 26 characters
+    lines = command.report({**summary, "results": [long]}, tmp_path).splitlines()
+    assert [line[28:][:3] for line in lines[:8]] == ["AG,", "rel", "900", "50.", "0.4", "4.5", "non", "77 "]
     surface = {"value": 4.5, "error": 0.01, "unit": "kJ/mol", "khat": 0.58, "reliable": True}
     assert fes_report._estimated(surface) == "4.5 +- 0.01 kJ/mol (error a lower bound: k-hat 0.58)"
     assert fes_report._estimated({**surface, "khat": 0.3}) == "4.5 +- 0.01 kJ/mol"

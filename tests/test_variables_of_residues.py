@@ -154,6 +154,7 @@ def test_without_a_topology():
         ("torsion 1 2 3", ["3 atoms instead of 4"]),
         ("distance resid 77 ; resid 1", ["'resid 77' is empty", "counts from 0"]),
         ("distance resid foo( ; resid 1", ["cannot be read", "mdtraj selection"]),
+        ("rg < 4 or rg", ["selection '< 4 or rg' cannot be read (unexpected '<' at character 0)\n"]),
         ("phi 0", ["no residue '0' with phi", "1 (ALA), 2 (GLY), 3 (PRO)", "counted from 0"]),
         ("psi x", ["no residue 'x' with psi"]),
         ("phi", ["no residue '' with phi"]),

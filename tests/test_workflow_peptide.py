@@ -322,9 +322,11 @@ def test_resume_refuses_a_run_of_another_method(tmp_path, exact):
 @pytest.mark.parametrize(("sequence", "cap", "text"), [
     ("G", "ace-nme", "trained on 2 to 4 residues, this peptide has 1: k-hat decides"),
     ("GGGGGGGGGGGGG", None, "trained on 2 to 4 residues, this peptide has 13: k-hat decides"),
-    ("GGG", None, None),
+    ("GG[HID]", None, "not trained on [HID]: k-hat decides"),
+    ("[HID]GG[HIP]", "ace-nme", "not trained on [HID] and [HIP] and ace-nme caps: k-hat decides"),
+    ("GG[HIE]", None, None),
 ])  # fmt: skip
-def test_lengths_beyond_training_are_warned_of(sequence, cap, text):
+def test_what_the_flow_was_not_trained_on_is_warned_of(sequence, cap, text):
     said = []
     ensemble = sample_peptide(sequence, 2, 400.0, cap=cap, weights=tiny_flow(), log=said.append)
     assert len(ensemble) == 2 and ensemble.verdict == "failed"

@@ -127,7 +127,8 @@ def report(summary: dict[str, Any], out: Path) -> str:
     if summary["finetuning"]:
         rows.append(("finetuned flow", f"{out / 'adapter'}, for --weights on the same peptide"))
     rows.append(("files", common.written(out)))
-    return "\n".join(f"{name:<20} {text}" for name, text in rows)
+    width = max(20, *(len(name) + 1 for name, _ in rows))
+    return "\n".join(f"{name:<{width}} {text}" for name, text in rows)
 
 
 def _judged(weights: dict[str, Any]) -> str:

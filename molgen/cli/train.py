@@ -249,7 +249,8 @@ def train_prose(
     own_samples = own_samples or 256
     torch_device = common.resolve_device(device)
     torch.manual_seed(sample_seed(seed))
-    model = make_flow(config or "small") if init is None else load_flow(init).model
+    begun = None if init is None else load_flow(init)
+    model = make_flow(config or "small") if begun is None else begun.model
     if layers is not None:
         model = deepened(model, layers)
     chosen = common.sequences_of(val)
@@ -284,6 +285,7 @@ def train_prose(
         return run_training(
             model, train, found.val, run.directory, budget_seconds=budget, steps=steps, seed=seed,
             learning_rate=learning_rate, loss=loss, device=torch_device, resume=run.resumed, log=common.log,
+            known=() if begun is None else begun.config.get("forms", ()),
         )  # fmt: skip
 
     with Run(

@@ -6,7 +6,7 @@ for the exact density whatever the populations in the frames are; it repairs bas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -167,10 +167,14 @@ def train_prose(
     seed: int = 0,
     device: torch.device | str = "cpu",
     resume: bool = False,
+    known: Collection[str] = (),
     extra: dict[str, Any] | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train Prose; the best weights by validation go to `directory/best`, the figures of every step to `log.jsonl`.
+
+    Args:
+        known: forms (of `Peptide`) that the flow was trained on before.
 
     Returns:
         the last validation figures, `best_score` and `best_step`, `step` and `elapsed` seconds.
@@ -192,12 +196,14 @@ def train_prose(
     )
     temperatures = [float(t) for item in train for t in item.temperatures()]
     lengths = [len([r for r in item.layout.peptide.residue_names if r not in ("ACE", "NME")]) for item in train]
+    forms = sorted({*known, *(form for item in train for form in item.layout.peptide.forms)})
     config = {
         "model": "prose",
         "config": model.describe(),
         "loss": asdict(loss),
         "temperatures": [min(temperatures), max(temperatures)],
         "lengths": [min(lengths), max(lengths)],
+        **({"forms": forms} if forms else {}),
         **(extra or {}),
     }
     trainer = Trainer(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from molgen.checkpoint import load_weights
+from molgen.data.peptide import CAPS, Peptide
 from molgen.errors import InputError
 from molgen.prose.model import CONFIGS, ProseFlow
 
@@ -22,13 +23,18 @@ class Proposal:
     Attributes:
         model: the flow, in eval mode.
         hash: SHA-256 of the weights.
-        config: what the checkpoint says of itself: training recipe, `temperatures` [lowest, highest] in K and `lengths`
-            [shortest, longest] in residues that it was trained on.
+        config: what the checkpoint says of itself: training recipe, `temperatures` [lowest, highest] in K, `lengths`
+            [shortest, longest] in residues and `forms` (of `Peptide`, by default none) that it was trained on.
     """
 
     model: ProseFlow
     hash: str
     config: dict
+
+    def unknown_forms(self, peptide: Peptide) -> str:
+        """The forms of a peptide that the weights were not trained on, in words; "" without any."""
+        known = self.config.get("forms", ())
+        return " and ".join(f"{form} caps" if form in CAPS else form for form in peptide.forms if form not in known)
 
 
 def load_flow(weights: str | Path = DEFAULT, dtype: torch.dtype = torch.float32) -> Proposal:

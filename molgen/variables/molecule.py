@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class Molecule:
             atoms = topology.select(selection)
         except Exception as error:  # mdtraj's parser raises whatever its grammar runs into
             raise InputError(
-                f"selection {selection!r} cannot be read ({(str(error).strip() or repr(error)).splitlines()[0]})",
+                f"selection {selection!r} cannot be read ({_stopped(error)})",
                 expected="an mdtraj selection, e.g. 'resid 0 and name CA' (resid counts from 0)",
             ) from error
         if not len(atoms):
@@ -116,3 +117,10 @@ class Molecule:
                     remedy="write the file in the order of the starting structure",
                 )
         return np.array([frame.positions for frame in frames]).reshape(-1, len(self), 3)
+
+
+def _stopped(error: Exception) -> str:
+    """Where a parser stopped, in words: by itself it lists its whole grammar, two thousand characters of it."""
+    line = (str(error).strip() or repr(error)).splitlines()[0]
+    found = re.search(r", found (.+?) +\(at char (\d+)\)", line)
+    return f"unexpected {found[1]} at character {found[2]}" if found else line

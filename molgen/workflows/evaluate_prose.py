@@ -327,6 +327,8 @@ def _notes(case: Case, proposal: Proposal, temperature: float, frames: Sequence[
     shortest, longest = proposal.config.get("lengths", (0, np.inf))
     if not shortest <= len(residues_of(case.peptide.sequence)) <= longest:
         notes.append(f"the weights were trained on {shortest} to {longest} residues")
+    if unknown := proposal.unknown_forms(case.peptide):
+        notes.append(f"the weights were not trained on {unknown}")
     if not case.sets and not given:
         notes.append("no molecular dynamics: no distances, forward ESS or likelihood")
     for flow in sorted({md.flow for md in case.sets if md.flow}):

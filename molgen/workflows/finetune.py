@@ -159,8 +159,10 @@ def finetune_flow(
         if last:
             break
     record[best] = replace(record[best], kept=True)
-    config = {**proposal.config, "finetuned": _describe(layout, temperature, proposal, best, record, s)}
-    save_checkpoint(folder, flows[best].model.state_dict(), config)
+    said: dict[str, object] = {"finetuned": _describe(layout, temperature, proposal, best, record, s)}
+    if best and layout.peptide.forms:
+        said["forms"] = sorted({*proposal.config.get("forms", ()), *layout.peptide.forms})
+    save_checkpoint(folder, flows[best].model.state_dict(), {**proposal.config, **said})
     return load_flow(folder), record
 
 

@@ -302,6 +302,8 @@ def _notes(peptide: Peptide, proposal: Proposal, temperature: float) -> list[str
     if not shortest <= length <= longest:
         trained = f"{shortest} to {longest} residues" if shortest < longest else f"{shortest} residues"
         notes.append(f"warning: the weights were trained on {trained}, this peptide has {length}: k-hat decides")
+    if unknown := proposal.unknown_forms(peptide):
+        notes.append(f"warning: the weights were not trained on {unknown}: k-hat decides")
     if tuned := proposal.config.get("finetuned"):
         given = (peptide.sequence, peptide.cap, temperature)
         theirs = (tuned["sequence"], tuned["cap"], tuned["temperature"])
