@@ -134,8 +134,9 @@ def test_the_tail_is_the_fitted_pareto(drawn):
 
 
 def test_a_verdict_of_the_caller_is_printed(drawn):
-    ensemble_plots.weights(WEIGHTS["ordinary"], judged="biased")
-    assert drawn[0].get_suptitle().endswith("biased")
+    ensemble_plots.weights(WEIGHTS["ordinary"], judged="biased", ancestors=0.1234)
+    assert drawn[0].get_suptitle().endswith("biased") and "ESS 12.3 % by ancestor of " in drawn[0].get_suptitle()
+    assert nothing_sticks_out(drawn[0])
 
 
 def surface(dimensions: int, n: int = 3000) -> FES:

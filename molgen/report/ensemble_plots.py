@@ -31,7 +31,7 @@ LEAST_SPAN = 0.1  # of an axis of log-weights
 FAR = 25.0  # a weight of e^-25 of the mean adds nothing: how far below it a histogram of log-weights goes
 
 
-def ramachandran(ensemble: Ensemble, *, unit: str = "kJ/mol", title: str = "") -> bytes:
+def ramachandran(ensemble: Ensemble, *, unit: str = "kJ/mol", title: str = "", ancestors: float | None = None) -> bytes:
     """Free energy over (phi, psi) as sampled and as reweighted; one row a residue.
 
     The residue that lacks phi (the first) and the one that lacks psi (the last) share a panel: psi of one over phi of
@@ -40,6 +40,7 @@ def ramachandran(ensemble: Ensemble, *, unit: str = "kJ/mol", title: str = "") -
     Args:
         ensemble: with a topology that has at least one phi and one psi.
         unit: "kJ/mol" or "kcal/mol".
+        ancestors: effective ones of the samples, a share, where several descend from one.
 
     Raises:
         InputError: no topology, or no pair of torsions.
@@ -70,18 +71,20 @@ def ramachandran(ensemble: Ensemble, *, unit: str = "kJ/mol", title: str = "") -
         tall = min(depth * (PANEL + GAP) - GAP, 2 * PANEL)
         place = figure.add_axes(_box(blocks * across + 0.05, HEAD, 0.14, tall, width, height), label="<colorbar>")
         figure.colorbar(picture, cax=place, extend="max").set_label(f"free energy, {unit}")
-        head = _weights_heading(figure, title, ensemble.diagnostics, ensemble.verdict)
+        head = _weights_heading(figure, title, ensemble.diagnostics, ensemble.verdict, ancestors)
         head.set_y(1 - 0.08 / height)
 
     return figure_png(draw, (width, height), None)
 
 
-def weights(log_weights: ArrayLike, *, title: str = "", judged: str | None = None) -> bytes:
+def weights(
+    log_weights: ArrayLike, *, title: str = "", judged: str | None = None, ancestors: float | None = None
+) -> bytes:
     """Histogram of the log-weights, and their tail with the generalised Pareto distribution fitted to it.
 
     Args:
         log_weights: (n,) raw.
-        judged: the verdict to print, where it is not that of the weights alone.
+        judged: the verdict to print, where it is not that of the weights alone. ancestors: as of :func:`ramachandran`.
     """
     log_w = cleaned(log_weights)
     found = diagnose(log_w)
@@ -98,7 +101,7 @@ def weights(log_weights: ArrayLike, *, title: str = "", judged: str | None = Non
                 axes.set(xticks=[], yticks=[])
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
-        _weights_heading(figure, title, found, judged or verdict(found))
+        _weights_heading(figure, title, found, judged or verdict(found), ancestors)
 
     return figure_png(draw, (8.4, 3.8))
 
@@ -185,7 +188,10 @@ def _weight_tail(axes: Axes, log_w: np.ndarray, finite: np.ndarray, found: Weigh
     axes.legend(fontsize=8, loc="lower left", edgecolor="none", framealpha=1, borderaxespad=0.2)
 
 
-def _weights_heading(figure: Figure, title: str, found: WeightDiagnostics, judged: str) -> Text:
+def _weights_heading(
+    figure: Figure, title: str, found: WeightDiagnostics, judged: str, ancestors: float | None
+) -> Text:
     shape = f"k-hat {found.khat:.2f}" if np.isfinite(found.khat) else "too few weights for a k-hat"
-    line = f"ESS {100 * found.ess:.3g} % of {found.n:,} samples, {shape}: {judged}"
+    share = f"{100 * found.ess:.3g} %" if ancestors is None else f"{100 * ancestors:.3g} % by ancestor"
+    line = f"ESS {share} of {found.n:,} samples, {shape}: {judged}"
     return heading(figure, title, line, INK if judged == "reliable" else ACCENT)

@@ -98,10 +98,13 @@ def reasons(sampled: Sampled) -> list[str]:
         if verdict(hot) != "reliable":
             texts.append(f"{_refused(hot)}, at {sampled.draws.temperature:g} K")
         ensemble = sampled.ensemble
-        if ensemble.groups is not None and (
-            verdict_by_groups(normalised(ensemble.log_weights), ensemble.groups) != "reliable"
+        share, groups = ess_of_ancestors(ensemble), ensemble.groups
+        if (
+            share is not None
+            and groups is not None
+            and verdict_by_groups(normalised(ensemble.log_weights), groups) != "reliable"
         ):
-            n, effective = len(ensemble), ess_of_ancestors(ensemble) * len(ensemble)
+            n, effective = len(ensemble), share * len(ensemble)
             texts.append(f"descends from {effective:.0f} effective ancestors of {n}, fine from {FEW_GROUPS}")
     return texts
 
@@ -142,8 +145,10 @@ def write_ensemble(
     """Write the ensemble, the pictures and the summary; then drop the work they were made of."""
     title = _title(peptide.sequence, peptide.cap, ensemble.temperature)
     ensemble.save(run, positions=save_float64)
-    run.write_bytes("weights.png", ensemble_plots.weights(ensemble.log_weights, title=title, judged=ensemble.verdict))
-    run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, title=title))
+    heading = {"title": title, "ancestors": ess_of_ancestors(ensemble)}
+    weights = ensemble_plots.weights(ensemble.log_weights, judged=ensemble.verdict, **heading)
+    run.write_bytes("weights.png", weights)
+    run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, **heading))
     run.finish(status(ensemble), results=results, **figures)
     shutil.rmtree(run.directory / STATE, ignore_errors=True)
 
@@ -161,11 +166,14 @@ def update_summary(
     if json.loads(json_text(rows)) != summary["results"]:
         figures = {key: value for key, value in summary.items() if key not in RUN_KEYS}
         title = _title(summary["sequence"], summary["cap"], ensemble.temperature)
-        run.write_bytes("ramachandran.png", ensemble_plots.ramachandran(ensemble, unit=units, title=title))
+        picture = ensemble_plots.ramachandran(ensemble, unit=units, title=title, ancestors=ess_of_ancestors(ensemble))
+        run.write_bytes("ramachandran.png", picture)
         run.finish(summary["status"], results=rows, **figures)
 
 
-def ess_of_ancestors(ensemble: Ensemble) -> float:
-    """Kish's effective sample size of the ancestors, each with the weight of all its descendants; a share of n."""
-    assert ensemble.groups is not None
+def ess_of_ancestors(ensemble: Ensemble) -> float | None:
+    """Kish's effective sample size of the ancestors, each with the weight of all its descendants; a share of n. None
+    where no samples descend from one."""
+    if ensemble.groups is None:
+        return None
     return effective_groups(normalised(ensemble.log_weights), ensemble.groups) / len(ensemble)
