@@ -228,7 +228,7 @@ def outcome(*sides: Atoms, **options: Any) -> dict:
     return {
         **{key: getattr(best, key) for key in keys},
         "barrierless_side": result.barrierless_side, "barrierless_kcal": result.barrierless_kcal,
-        "barriers_from_lowest_kcal": result.barriers_from_lowest_kcal if result.conformers else None,
+        "barriers_from_lowest_kcal": result.barriers_from_lowest_kcal,
         "unstable": result.unstable, "gradient_calls": result.gradient_calls,
         "seconds": round(result.seconds, 1),
         "thermochemistry": result.thermochemistry.summary() if result.thermochemistry else None,

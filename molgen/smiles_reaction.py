@@ -5,7 +5,6 @@ is often that of the other.
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ SAY_WHICH = "where atoms of a kind change places, say which: atom-mapped SMILES,
 _SAY_TURN = "a turn or a flip without bonds needs files of both sides, in one atom order; else number what reacts"
 _PAIRS = 3  # pairs of conformers that guesses begin from
 _LOWEST = 3  # conformers of either side that may lie lower than these
+_ALIKE = 0.1  # Angstrom RMSD, likewise of mirror images
 _ISOMERS = 3  # of the product, beside the one that it is, where that is left open
 _AGAIN = 1e6  # added to the unlikeness of a conformer that was taken before
 _SAME_SHAPE = 0.1  # largest difference of the logarithm of a distance between conformers of one shape
@@ -136,9 +136,13 @@ def _isomers(r: Structure, p: Structure, mapping: Mapping, side: SmilesSide, pin
 
 
 def _lowest(side: SmilesSide, built: Structure) -> tuple[np.ndarray, ...]:
-    """Conformers (N, 3) of the isomer that was built, of the lowest force-field energy."""
-    same = (x for x in side.conformers if not stereo_differences(built.numbers, built.positions, x))
-    return tuple(islice(same, _LOWEST))
+    """Conformers (N, 3) of the isomer that was built, of the lowest force-field energy, no two alike."""
+    found: list[np.ndarray] = []
+    for x in side.conformers:
+        alike = found and rmsds_of(np.array([x, -x])[:, None], np.array(found)).min() < _ALIKE
+        if len(found) < _LOWEST and not alike and not stereo_differences(built.numbers, built.positions, x):
+            found.append(x)
+    return tuple(found)
 
 
 def _likened(r: SmilesSide, p: SmilesSide, first: np.ndarray, back: np.ndarray) -> tuple[SmilesSide, SmilesSide]:

@@ -126,6 +126,14 @@ def test_conformers_have_the_bonds_that_are_written_where_some_do():
     assert all(np.array_equal(bond_graph(side.numbers, x), side.bonds) for x in side.conformers)
 
 
+def test_the_lowest_conformers_differ():
+    """Of allyl vinyl ether the first of RDKit's are one and the same."""
+    reaction, _ = load_reaction(smiles="C=COCC=C>>O=CCCC=C")
+    for found in reaction.lowest:
+        assert len(found) == 3
+        assert min(rmsd_of(sign * a, b) for k, a in enumerate(found) for b in found[:k] for sign in (1, -1)) > 0.1
+
+
 def mirrored(atoms: Atoms) -> Atoms:
     return Atoms(atoms.numbers, atoms.positions * [1, 1, -1])
 

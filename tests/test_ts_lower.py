@@ -144,7 +144,7 @@ def test_barriers_are_also_told_from_lower_conformers(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert found["barriers_from_lowest_kcal"] == pytest.approx(barriers)
     given = find_ts(Atoms(reaction.numbers, lowest.positions), Atoms(reaction.numbers, reaction.product), lower=False)
-    assert not given.conformers and given.barriers_from_lowest_kcal == pytest.approx((19.4, 50.8), abs=0.3)
+    assert not given.conformers and given.barriers_from_lowest_kcal is None
     sides = Atoms(reaction.numbers, lowest.positions), Atoms(reaction.numbers, reaction.product)
     given = find_ts(*sides, temperature=298.15)
     assert given.barriers_from_lowest_kcal == pytest.approx(barriers, abs=0.1), "from the structure that was given"

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ase import Atoms
 from typer.testing import CliRunner
 
 from molgen.cli.main import app
 from molgen.errors import CalculatorError, InputError
 from molgen.files import read_summary
+from molgen.io import write_extxyz
 from molgen.run import Run
 from molgen.workflows import ts_many
 from molgen.workflows.ts_many import Searches, read_entries, search_all, table_of
@@ -37,17 +39,26 @@ def test_lines_are_smiles_or_files_with_names(tmp_path):
     for name in ("r 1.xyz", "a.xyz", "b.xyz", "p.xyz"):
         (tmp_path / name).write_text(f"1\n\nH 0 0 {len(name)}\n")
     path = listed(
-        tmp_path, "# C>>C", "", f"{HCN}\tHCN to HNC", HCN, "'r 1.xyz' p.xyz", f"a.xyz,b.xyz {tmp_path}/p.xyz two pieces"
+        tmp_path,
+        "# C>>C",
+        "",
+        f"{HCN}\tHCN to HNC",
+        HCN,
+        "'r 1.xyz' p.xyz",
+        f"a.xyz,b.xyz {tmp_path}/p.xyz Cope's two pieces",
     )
     smiles, bare, files, pieces = read_entries(path)
     assert (smiles.sides, smiles.name, smiles.folder(0)) == ({"smiles": HCN}, "HCN to HNC", "0001-HCN-to-HNC")
     assert (bare.name, bare.folder(11)) == ("", "0012") and bare.digest == smiles.digest
     assert files.sides == {"reactant": [str(tmp_path / "r 1.xyz")], "product": [str(tmp_path / "p.xyz")]}
     assert (
-        pieces.sides["reactant"] == [str(tmp_path / "a.xyz"), str(tmp_path / "b.xyz")] and pieces.name == "two pieces"
+        pieces.sides["reactant"] == [str(tmp_path / "a.xyz"), str(tmp_path / "b.xyz")]
+        and pieces.name == "Cope's two pieces"
     )
     (tmp_path / "b.xyz").write_text("1\n\nH 0 0 9\n")
     assert read_entries(path)[3].digest != pieces.digest
+    path = listed(tmp_path, "'r 1.xyz' p.xyz with a name")
+    assert (read_entries(path)[0].digest, read_entries(path)[0].name) == (files.digest, "with a name")
 
 
 @pytest.mark.parametrize(
@@ -56,6 +67,7 @@ def test_lines_are_smiles_or_files_with_names(tmp_path):
         ([], "reactions.smi", "holds no reaction"),
         ([HCN, "C#N>[C-]#[NH+] one arrow"], "line 2", "not a reaction SMILES"),
         (["only.xyz"], "line 1", "not a reaction"),
+        (["C#N >> [C-]#[NH+]"], "line 1", "not a reaction SMILES"),
         (["# fine", HCN, "r.xyz p.xyz"], "line 3", "no such file: .*r.xyz"),
     ],
 )
@@ -67,13 +79,22 @@ def test_lines_that_are_no_reaction_are_refused_before_any_search(tmp_path, line
 
 def test_options_of_one_reaction_and_of_many_exclude_each_other(tmp_path):
     path = listed(tmp_path, HCN)
-    for arguments in (
-        ["--file", str(path), "--smiles", HCN],
-        ["--smiles", HCN, "--workers", "2"],
-        ["--smiles", HCN, "--resume"],
+    for arguments, said in (
+        (["--file", str(path), "--smiles", HCN], "--smiles: given beside --file"),
+        (["--smiles", HCN, "--workers", "2"], "--workers: has no meaning without --file"),
+        (["--smiles", HCN, "--resume"], "--resume: has no meaning without --file"),
     ):
         done = CliRunner().invoke(app, ["ts", *arguments, "--out", str(tmp_path / "out")])
-        assert done.exit_code == 2 and not (tmp_path / "out").exists()
+        assert done.exit_code == 2 and not (tmp_path / "out").exists() and said in done.stderr
+
+
+def test_structures_that_the_list_names_are_not_overwritten(tmp_path):
+    out = tmp_path / "out"
+    with Run(out, "ts --file", {}) as run, Run(run.path("0001"), "ts", {}) as inner:
+        write_extxyz(inner.path("ts.xyz"), [Atoms("HCN", [[0, 0, 0], [1.1, 0, 0], [2.3, 0, 0]])])
+    path = listed(tmp_path, f"{out}/0001/ts.xyz {out}/0001/ts.xyz")
+    done = CliRunner().invoke(app, ["ts", "--file", str(path), "--out", str(out), "--overwrite", *QUICK])
+    assert done.exit_code == 2 and (out / "0001" / "ts.xyz").exists() and "would be removed" in done.stderr
 
 
 def test_a_list_is_searched_resumed_and_made_a_table(tmp_path):

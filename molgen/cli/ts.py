@@ -99,7 +99,7 @@ def ts(
 
     --file: each line is a reaction SMILES, or the files of reactant and product, and a name if you like. Each reaction
     has a folder of its own within OUT, and a line in OUT/reactions.csv; --workers are at work at once. Exit code 4: one
-    was refused or failed.
+    was refused or failed, or lost guesses to the calculator.
     """
     from molgen.saddle import calls_allowed
     from molgen.workflows.ts import find_ts
@@ -161,8 +161,9 @@ def _many(
     from molgen.workflows.ts_many import TABLE, read_entries, search_all
 
     entries = read_entries(file)
-    settings = {**options, "dtype": str(options["dtype"]), "folder": str(Path.cwd())}
-    asked = {"seed": options["seed"], "device": options["device"], "reads": [str(file)]}
+    settings = {name: str(value) if name == "dtype" else value for name, value in options.items() if name != "device"}
+    read = [str(file), *(path for entry in entries for path in entry.files)]
+    asked = {"seed": options["seed"], "device": options["device"], "reads": read}
     with Run(out, "ts --file", settings, overwrite=overwrite, resume=resume, **asked) as run:
         with common.live_line() as say:
             status = search_all(entries, run, options=options, workers=workers, log=common.log, progress=say)

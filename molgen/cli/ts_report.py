@@ -114,10 +114,11 @@ def report(result: TSResult, out: Path) -> str:
 def _from_lowest(result: TSResult) -> list[str]:
     """The barriers from conformers that are lower than the wells beside the saddle, where there are such."""
     barriers = result.barriers_from_lowest_kcal
-    if barriers is None or not result.conformers:
+    if barriers is None:
         return []
     told = f"{barriers[0]:.1f} kcal/mol forward, {barriers[1]:.1f} back"
-    return [f"from the lowest      {told}: the {' and the '.join(result.conformers)} has lower conformers"]
+    have = "has" if len(result.conformers) == 1 else "have"
+    return [f"from the lowest      {told}: the {' and the '.join(result.conformers)} {have} lower conformers"]
 
 
 def _different_barriers(candidates: Iterable[Candidate]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import re
 import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from molgen.workflows.ts import find_ts
 from molgen.workflows.ts_result import TSResult
 
 TABLE = "reactions.csv"
+_QUOTES = "\"'"
+_TWO_FILES = re.compile(r"""("[^"]+"|'[^']+'|\S+)\s+("[^"]+"|'[^']+'|\S+)(?:\s+(.+))?""")
 REFUSED, FAILED = "refused", "failed"  # outcomes: bad input; no result
 _FIGURES = (
     "steps", "barrier_forward_kcal", "barrier_reverse_kcal", "gibbs_forward_kcal", "gibbs_reverse_kcal",
@@ -49,6 +52,11 @@ class Entry:
     name: str
     sides: Mapping[str, Any]
     digest: str
+
+    @property
+    def files(self) -> list[str]:
+        """Those that it names."""
+        return [path for paths in self.sides.values() if not isinstance(paths, str) for path in paths]
 
     def folder(self, index: int) -> str:
         """Of its run: its number, from 1, and its name as far as a file may be called so."""
@@ -105,22 +113,23 @@ def search_all(
             with how many have.
 
     Returns:
-        The status of the run, whose figures are recorded: "partial" where a reaction was refused or failed, else
-        "gate_failed" where one is not proven, else "ok".
+        The status of the run, whose figures are recorded: "partial" where a reaction was refused, failed or lost
+        guesses to the calculator, else "gate_failed" where one is not proven, else "ok".
 
     Raises:
         InputError: no worker, a damaged journal, or another reaction in place of one that is finished.
         CalculatorError: it failed on every reaction.
     """
     folders = [entry.folder(k) for k, entry in enumerate(entries)]
-    pool = WorkerPool(partial(Searches, run.directory, entries, folders, dict(options)), workers, "--workers")
+    factory = partial(Searches, run.directory, entries, folders, dict(options))
+    pool = WorkerPool(factory, workers, "--workers", on_progress=lambda job, content: None)
     again = _to_do_again(run.directory, entries) if run.resumed else []
     journal = Journal(run.path(JOURNAL), key="index")
     journal.open()
     for index in again:
         del journal.finished[index]
-    for folder in folders:
-        run.path(folder)
+    for index, folder in enumerate(folders):
+        run.path(journal.finished[index]["folder"] if index in journal.finished else folder)
     begin, told = time.monotonic(), set(journal.finished)
 
     def say() -> None:
@@ -157,12 +166,16 @@ class Searches:
     folders: Sequence[str]
     options: Mapping[str, Any]
 
-    def __call__(self, index: int) -> dict[str, Any]:
-        """Search reaction `index`; what goes wrong is in the record."""
+    def __call__(self, index: int, progress: Callable[[Any], None] = lambda content: None) -> dict[str, Any]:
+        """Search reaction `index`; what goes wrong is in the record. `progress` ends a worker whose parent is gone: it
+        would keep others from the folder that it writes to."""
         entry, folder = self.entries[index], self.folders[index]
         record, begin = _about(index, entry, folder), time.monotonic()
         try:
-            found = find_ts(**entry.sides, **self.options, out=self.directory / folder, overwrite=True)
+            found = find_ts(
+                **entry.sides, **self.options, out=self.directory / folder, overwrite=True,
+                progress=lambda stage, done, total: progress(stage),
+            )  # fmt: skip
         except InputError as error:
             record |= {"outcome": REFUSED, "reason": str(error)}
         except Exception as error:  # of a calculator: the others go on
@@ -227,27 +240,25 @@ def _entry(text: str, folder: Path, where: str) -> Entry:
         InputError: see :func:`read_entries`.
     """
     first, *rest = text.split(maxsplit=1)
-    if ">" in first:
-        if first.count(">") != 2:
-            raise InputError("not a reaction SMILES", where=where, expected="reactant>>product, then a name")
+    if first.count(">") == 2:
         return Entry(first, "".join(rest), {"smiles": first}, sha256(first.encode()))
-    try:
-        words = shlex.split(text)
-    except ValueError:  # a quotation mark alone
-        words = []
-    if len(words) < 2:
+    if ">" in text:
+        raise InputError("not a reaction SMILES", where=where, expected="reactant>>product without spaces, then a name")
+    if (found := _TWO_FILES.fullmatch(text)) is None:
         expected = "a reaction SMILES, or the files of reactant and product, then a name"
         raise InputError("not a reaction", where=where, expected=expected)
     sides: dict[str, list[str]] = {}
-    for side, word in zip(("reactant", "product"), words, strict=False):
+    words = [word.strip(word[0]) if word[0] in _QUOTES else word for word in found.group(1, 2)]
+    for side, word in zip(("reactant", "product"), words, strict=True):
         names = side_of(word) if not os.path.isfile(folder / word) else word
         sides[side] = [str(folder / name) for name in ([names] if isinstance(names, str) else names)]
-    held = sha256(text.encode())
-    for path in (path for paths in sides.values() for path in paths):
+    entry = Entry(shlex.join(words), found[3] or "", sides, "")
+    held = sha256(entry.text.encode())
+    for path in entry.files:
         if not os.path.isfile(path):
             raise InputError(f"no such file: {path}", where=where, expected="files of structures, relative to the list")
         held += sha256(Path(path).read_bytes())
-    return Entry(shlex.join(words[:2]), " ".join(words[2:]), sides, sha256(held.encode()))
+    return replace(entry, digest=sha256(held.encode()))
 
 
 def _about(index: int, entry: Entry, folder: str) -> dict[str, Any]:
@@ -264,7 +275,7 @@ def _one_line(text: str) -> str:
 
 
 def _found(result: TSResult) -> dict[str, Any]:
-    """What a search found; of several steps the highest point, above both ends."""
+    """What a search found; of several steps the highest point above the reactant."""
     best, gibbs = result.best, result.thermochemistry
     found: dict[str, Any] = {
         "outcome": best.verdict, "reason": best.reason, "gradient_calls": result.gradient_calls,
@@ -274,14 +285,16 @@ def _found(result: TSResult) -> dict[str, Any]:
     if (mechanism := result.mechanism) is not None and mechanism.complete:
         return found | {
             "outcome": "intended", "proven": True, "steps": len(mechanism.steps), "barrierless_kcal": None,
-            "barrier_forward_kcal": mechanism.highest_kcal, "reason": "",
+            "barrier_forward_kcal": mechanism.highest_kcal,
+            "gibbs_forward_kcal": None if math.isnan(highest := mechanism.highest_gibbs_kcal) else highest,
+            "reason": "",
         }  # fmt: skip
     if result.verified:
         found |= {
             key: getattr(best, key)
             for key in ("barrier_forward_kcal", "barrier_reverse_kcal", "imaginary_frequency_cm")
         }
-        if result.conformers and (lowest := result.barriers_from_lowest_kcal) is not None:
+        if (lowest := result.barriers_from_lowest_kcal) is not None:
             found |= {"forward_from_lowest_kcal": lowest[0], "reverse_from_lowest_kcal": lowest[1]}
         if gibbs is not None:
             found |= {key: getattr(gibbs, key) for key in ("gibbs_forward_kcal", "gibbs_reverse_kcal")}

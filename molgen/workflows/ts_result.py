@@ -175,9 +175,10 @@ class TSResult:
 
     @property
     def barriers_from_lowest_kcal(self) -> tuple[float, float] | None:
-        """There and back, kcal/mol, from the lowest conformers that were found; None where no saddle is proven."""
+        """There and back, kcal/mol, from the lowest conformers that were found (`conformers`); None where none is lower
+        than the well beside the saddle."""
         best = self.best
-        if not self.verified or best.barrier_forward_kcal is None or best.barrier_reverse_kcal is None:
+        if not self.conformers or best.barrier_forward_kcal is None or best.barrier_reverse_kcal is None:
             return None
         assert best.path_energies is not None
         wells = {"reactant": float(best.path_energies[0]), "product": float(best.path_energies[-1])}

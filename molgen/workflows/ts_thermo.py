@@ -15,12 +15,14 @@ from molgen.saddle.thermochemistry import BAR, ReactionThermochemistry, Thermoch
 from molgen.structures import formula, possible_spin
 from molgen.workflows.reaction_tools import FAILURES, cause, failure
 from molgen.workflows.ts_ends import minimum
+from molgen.workflows.ts_lower import FAILED_LATER
 from molgen.workflows.ts_result import Candidate, Conformer
 from molgen.workflows.ts_search import TSSearch
 
 MOST_PIECES = 4  # of a side that is looked at molecule by molecule
 CHARGES = range(-2, 3)  # e, that one of them may have
 NOT_APART = "Gibbs energies of molecules apart, which need xTB by its name, or neutral ones without unpaired electrons"
+NO_CONFORMER = "Gibbs energies of a lower conformer, which becomes another molecule"
 NOT_KEPT = "Gibbs energies of molecules apart, one of which becomes another"
 HUND = 0.1  # eV; of states that lie closer the one with the most unpaired electrons, as of O2, where xTB has them alike
 MULTIPLETS = ("singlet", "doublet", "triplet", "quartet")
@@ -74,8 +76,11 @@ def reaction_thermochemistry(
     for side, conformer in conformers.items():
         try:
             positions, modes = minimum(search.potential, conformer.positions)
-        except FAILURES as error:
-            search.rejections[failure(error)] += 1
+        except FAILURES:
+            search.rejections[FAILED_LATER] += 1
+            continue
+        if bonding_differences(reaction.numbers, conformer.positions, positions):
+            search.rejections[NO_CONFORMER] += 1
             continue
         point = thermochemistry(positions, reaction.numbers, modes, spin=reaction.spin, **at)
         found.lowest[side] = found.above([formula(reaction.numbers)], [point])
