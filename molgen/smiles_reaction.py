@@ -12,7 +12,7 @@ from ase import Atoms
 
 from molgen.data.reactions import Pair
 from molgen.errors import InputError
-from molgen.geometry.align import rmsds_of
+from molgen.geometry.align import among, rmsds_of
 from molgen.geometry.bonds import atom_classes, bond_graph, bond_names, compare_bonds, distance_matrix, fragments
 from molgen.geometry.chirality import NONE_OPEN, OpenStereo, signed_volumes, stereo_differences, tetrahedral_quadruples
 from molgen.geometry.mapping import Mapping, map_atoms
@@ -23,7 +23,6 @@ SAY_WHICH = "where atoms of a kind change places, say which: atom-mapped SMILES,
 _SAY_TURN = "a turn or a flip without bonds needs files of both sides, in one atom order; else number what reacts"
 _PAIRS = 3  # pairs of conformers that guesses begin from
 _LOWEST = 3  # conformers of either side that may lie lower than these
-_ALIKE = 0.1  # Angstrom RMSD, likewise of mirror images
 _ISOMERS = 3  # of the product, beside the one that it is, where that is left open
 _AGAIN = 1e6  # added to the unlikeness of a conformer that was taken before
 _SAME_SHAPE = 0.1  # largest difference of the logarithm of a distance between conformers of one shape
@@ -139,8 +138,9 @@ def _lowest(side: SmilesSide, built: Structure) -> tuple[np.ndarray, ...]:
     """Conformers (N, 3) of the isomer that was built, of the lowest force-field energy, no two alike."""
     found: list[np.ndarray] = []
     for x in side.conformers:
-        alike = found and rmsds_of(np.array([x, -x])[:, None], np.array(found)).min() < _ALIKE
-        if len(found) < _LOWEST and not alike and not stereo_differences(built.numbers, built.positions, x):
+        if len(found) == _LOWEST:
+            break
+        if not (among(found, x) or stereo_differences(built.numbers, built.positions, x)):
             found.append(x)
     return tuple(found)
 

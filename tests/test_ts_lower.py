@@ -15,13 +15,13 @@ from ase.io import read
 from molgen import find_ts
 from molgen.cli.ts_report import report
 from molgen.errors import CalculatorError
-from molgen.geometry.align import rmsds_of
+from molgen.geometry.align import among
 from molgen.geometry.bonds import bond_graph, bonding_changes
 from molgen.geometry.internal import dihedral
 from molgen.geometry.rotamers import rotamers, rotors
 from molgen.smiles import embed_molecule
 from molgen.units import kcal
-from molgen.workflows import ts_guesses, ts_lower, ts_search
+from molgen.workflows import ts_conformers, ts_guesses, ts_lower, ts_search, ts_thermo
 
 LACTONE = "ClCC(=O)[O-]>>O=C1CO1.[Cl-]"
 
@@ -173,7 +173,28 @@ def test_rotamers_of_the_saddle_keep_the_distances_of_what_reacts(monkeypatch: p
     for x, _ in turned:
         lengths = [np.linalg.norm(y[pairs[:, 0]] - y[pairs[:, 1]], axis=1) for y in (saddle, x)]
         assert lengths[1] == pytest.approx(lengths[0], abs=0.12)  # the surface pulls at them
-        assert rmsds_of(x, saddle) > ts_lower.ALIKE
+        assert not among([saddle], x)
+
+
+def test_conformers_that_fail_or_become_another_molecule_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of carbonic acid one is lower than the well beside the saddle."""
+    smiles, minimum = "O.O=C=O>>OC(=O)O", ts_thermo.minimum
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        raise CalculatorError("no SCF", where="test")
+
+    def torn(potential: Any, x: np.ndarray) -> Any:
+        found, modes = minimum(potential, x)
+        return (2 * found if len(x) == 6 else found), modes
+
+    monkeypatch.setattr(ts_thermo, "minimum", torn)
+    result = find_ts(smiles=smiles, temperature=298.15)
+    assert set(result.conformers) == {"product"} and result.thermochemistry is not None
+    assert not result.thermochemistry.lowest and result.rejections[ts_thermo.NO_CONFORMER] == 1
+    monkeypatch.setattr(ts_conformers, "relax", failing)
+    result = find_ts(smiles=smiles)
+    assert result.verified and result.status == "ok" and not result.conformers
+    assert result.rejections[ts_lower.FAILED_LATER] > 0
 
 
 def test_higher_saddles_are_passed_over() -> None:

@@ -90,9 +90,10 @@ def ts(
 ) -> None:
     """Transition state between REACTANT and PRODUCT: guessed, refined, verified.
 
-    Writes to OUT: ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png, modes.molden, reactant.xyz, product.xyz and
-    summary.json. Where --correction applies, also ts_corrected.xyz: where the saddle (or the guess, if none was proven)
-    is expected at the level of the training set. For several steps, also mechanism.xyz and mechanism.png.
+    Writes to OUT: ts.xyz (ranked), guesses.xyz, path.xyz, barrier.png, modes.molden, reactant.xyz, product.xyz (and
+    *_lowest.xyz, conformers lower than the wells) and summary.json. Where --correction applies, also ts_corrected.xyz:
+    where the saddle (or the guess, if none was proven) is expected at the level of the training set. For several steps,
+    also mechanism.xyz and mechanism.png.
 
     Exit code 0: verified. 3: no saddle, and no series of steps, was proven to join the two (with --verify none: no
     saddle was found). 4: verified, but the calculator failed on some guesses.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -75,6 +77,11 @@ def rmsds_of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """:func:`rmsd_of` (...,) of pairs of geometries (..., N, 3), whose leading axes are broadcast."""
     first, second = (torch.from_numpy(np.array(x, dtype=float)) for x in np.broadcast_arrays(a, b))
     return rmsd(first, second).numpy()
+
+
+def among(places: Sequence[np.ndarray], x: np.ndarray, within: float = 0.1) -> bool:
+    """Whether `x` (N, 3), Angstrom, or its mirror image is one of `places`, by RMSD."""
+    return bool(len(places)) and bool((rmsds_of(np.array([x, -x])[:, None], np.array(places)) < within).any())
 
 
 def rmsd(a: Tensor, b: Tensor, mask: Tensor | None = None, reflect: bool = False) -> Tensor:

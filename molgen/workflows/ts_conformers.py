@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from molgen.geometry.align import among
 from molgen.geometry.bonds import bonding_differences
 from molgen.geometry.chirality import stereo_differences
 from molgen.saddle.descent import relax
 from molgen.workflows.reaction_tools import FAILURES
-from molgen.workflows.ts_lower import FAILED_LATER, among
+from molgen.workflows.ts_lower import FAILED_LATER
 from molgen.workflows.ts_result import Candidate, Conformer
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from molgen.data.reactions import Pair
-from molgen.geometry.align import rmsds_of
+from molgen.geometry.align import among
 from molgen.geometry.bonds import bond_graph, bonding_changes
 from molgen.geometry.rotamers import rotamers
 from molgen.saddle.modes import gradient
@@ -27,7 +27,6 @@ MARGIN = 0.2  # eV; what lies further above the saddle, relaxed likewise, leads 
 SPENT = 3  # times the calls of one refinement, after which no further one is relaxed; rotamers of the saddle: half
 REFINED = 5  # of all of these, the lowest
 FAILED_LATER = "calculator failed after a saddle was proven"  # among the rejections: nothing asked for is lost
-ALIKE = 0.1  # Angstrom RMSD: relaxed to the same place, or to its mirror image
 
 
 def lower_starts(search: TSSearch, best: Candidate, tried: list[np.ndarray]) -> list[Start]:
@@ -86,8 +85,3 @@ def _relaxed(
         elif not among(there, x):
             found.append((energy - least, (x, ends)))
     return found
-
-
-def among(places: list[np.ndarray], x: np.ndarray) -> bool:
-    """Whether `x` (N, 3) or its mirror image is one of `places`."""
-    return bool(places) and bool((rmsds_of(np.array([x, -x])[:, None], np.array(places)) < ALIKE).any())
