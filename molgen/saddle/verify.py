@@ -123,9 +123,13 @@ def verify(
         return judge_wells(potential, wells, drops, *ends, open_stereo=open_stereo, fmax=fmax, max_calls=max_calls)
 
     reacts = bonding_differences(potential.numbers, *ends) > 0
-    least = fmax if reacts else min(fmax, SHAPE_FMAX)
+    descents = _Descents(potential, x, modes, method, fmax if reacts else min(fmax, SHAPE_FMAX), max_calls)
     try:
-        sides, judged = _both_sides(potential, x, modes, judge, reacts and method == "quick", method, least, max_calls)
+        sides = descents.both()
+        judged = judge(sides)
+        if reacts and method == "quick" and judged.verdict == "half" and descents.meet(sides):
+            sides = descents.both(NUDGE)  # the displacement may have leapt over a low barrier
+            judged = judge(sides)
     except Flat as flat:
         return Verification("not_a_saddle", flat.what, modes, gradient_calls=potential.calls - before)
     order = None
@@ -162,24 +166,48 @@ def _fault_of(modes: Modes) -> str:
     return ""
 
 
-def _both_sides(potential, x, modes, judge, again, method, fmax, max_calls) -> tuple[list[Path], Judgement]:
-    """Paths from beside a saddle to the wells on its two sides, and what these are by `judge`.
+@dataclass(frozen=True, eq=False)
+class _Descents:
+    """The ways down from a saddle `x` to the wells on its two sides, where forces are below `fmax`."""
 
-    Where one end lies on both sides, the displacement may have leapt over a low barrier: `again`, a smaller one is
-    tried.
+    potential: Potential
+    x: np.ndarray
+    modes: Modes
+    method: Literal["quick", "irc"]
+    fmax: float
+    max_calls: int
 
-    Raises:
-        Flat: the energy does not fall. CalculatorError: the calculator failed.
-    """
-    for scale in (1.0, NUDGE):
-        sides = [_descend(potential, x, modes, sign, method, fmax, max_calls, scale) for sign in (1, -1)]
-        judged = judge(sides)
-        one_end = judged.verdict == "half" and not bonding_differences(
-            potential.numbers, *(side[-1][1] for side in sides)
-        )
-        if not (one_end and again):
-            break
-    return sides, judged
+    def both(self, scale: float = 1.0) -> list[Path]:
+        """Both sides, from `scale` times as far beside the saddle as usual.
+
+        Raises:
+            Flat: the energy does not fall. CalculatorError: the calculator failed.
+        """
+        return [self._down(sign, scale) for sign in (1, -1)]
+
+    def meet(self, sides: list[Path]) -> bool:
+        """Whether both sides end in the same bonds."""
+        return not bonding_differences(self.potential.numbers, *(side[-1][1] for side in sides))
+
+    def _down(self, sign: int, scale: float) -> Path:
+        if self.method == "quick":
+            start = off_saddle(self.potential, self.x, self.modes, sign, scale)
+            return self._fallen(start, self.modes.hessian)
+        least = max(self.fmax, IRC_FMAX)
+        path, hessian = irc(self.potential, self.x, self.modes, sign, max_steps=IRC_STEPS, least_force=least)
+        return path + self._fallen(path[-1][1], hessian)[1:]
+
+    def _fallen(self, start: np.ndarray, hessian: np.ndarray) -> Path:
+        """The path of a minimisation. Beside a soft saddle forces are small before anything has fallen: one that ends
+        less than `LEAST_BARRIER` below it goes on to smaller forces."""
+        before, fmax, path = self.potential.calls, self.fmax, [(np.nan, start)]
+        while True:
+            left = self.max_calls - (self.potential.calls - before)
+            found = relax(self.potential, path[-1][1], fmax=fmax, max_calls=left, hessian=hessian)
+            path = path[:-1] + falling(found.path)
+            fmax /= 5
+            if not found.converged or self.modes.energy - path[-1][0] >= LEAST_BARRIER or fmax < FINEST or left < 2:
+                return path
 
 
 def settle(
@@ -216,25 +244,3 @@ def settle(
         return replace(saddle, gradient_calls=calls), checked
     checked = verify(potential, slid.positions, reactant, product, **options)
     return replace(slid, gradient_calls=calls).relabelled(checked.order), checked
-
-
-def _descend(potential, x, modes, sign, method, fmax, max_calls, scale) -> Path:
-    """The path from beside the saddle, `scale` times as far off as usual, to the well on side `sign`, there
-    with forces below `fmax`."""
-    if method == "quick":
-        return _fallen(potential, off_saddle(potential, x, modes, sign, scale), modes, fmax, max_calls, modes.hessian)
-    path, hessian = irc(potential, x, modes, sign, max_steps=IRC_STEPS, least_force=max(fmax, IRC_FMAX))
-    return path + _fallen(potential, path[-1][1], modes, fmax, max_calls, hessian)[1:]
-
-
-def _fallen(potential, start, modes, fmax, max_calls, hessian) -> Path:
-    """The path of a minimisation. Beside a soft saddle forces are small before anything has fallen: one that ends less
-    than `LEAST_BARRIER` below it goes on to smaller forces."""
-    before, path = potential.calls, [(np.nan, start)]
-    while True:
-        left = max_calls - (potential.calls - before)
-        found = relax(potential, path[-1][1], fmax=fmax, max_calls=left, hessian=hessian)
-        path = path[:-1] + falling(found.path)
-        fmax /= 5
-        if not found.converged or modes.energy - path[-1][0] >= LEAST_BARRIER or fmax < FINEST or left < 2:
-            return path
