@@ -185,6 +185,11 @@ def baker(report: dict) -> str:
     return said(report["baker"])
 
 
+def unseen(report: dict) -> str:
+    """Reactions written down before any was tried."""
+    return said(report["unseen"])
+
+
 def water(report: dict) -> str:
     """The ions in implicit water, beside what they do in the gas phase."""
     gas, rows = {row["name"]: row for row in report["ions"]}, []
@@ -229,6 +234,7 @@ MAKERS = {
         "elements": elements,
         "larger": larger,
         "baker": baker,
+        "unseen": unseen,
         "water": water,
     },
     "ts.json": {"geometry": geometry, "invariance": invariance, "saddles": saddles, "confidence": confidence},

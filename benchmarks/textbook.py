@@ -4,9 +4,10 @@
 
 Those of neutral molecules without numbers once more as structures: each side in the best of its own conformers by
 RDKit, the product's atoms shuffled. `elements`: beyond H, C, N and O. `larger`: 21 to 33 atoms. `baker`: the set of
-Baker and Chan, of bicyclobutane one reaction; two of its rows turn a bond, from structures. `water`: the ions again, in
-implicit water, with Gibbs energies at 298.15 K. What is in OUT/textbook.jsonl already is not run again; the
-committed file gets the sets of which all rows are there. Then `benchmarks/tables.py`.
+Baker and Chan, of bicyclobutane one reaction; two of its rows turn a bond, from structures. `unseen`: of all kinds, written down
+before any was tried. `water`: the ions again, in implicit water, with Gibbs energies at 298.15 K. What is in
+OUT/textbook.jsonl already is not run again; the committed file gets the sets of which all rows are there. Then
+`benchmarks/tables.py`.
 """
 
 from __future__ import annotations
@@ -190,10 +191,55 @@ BAKER = {  # those that the sets above have not are as in J. Baker and F. Chan, 
     "methanimine to aminocarbene": "C=N>>[CH]N",
     "aminocarbene to HCN and H2": "[CH]N>>C#N.[H][H]",
 }
+UNSEEN = {  # written down on 28 November 2026 before any of them was tried
+    "formamide tautomer": "NC=O>>N=CO",
+    "formic acid, dehydration": "OC=O>>[C-]#[O+].O",
+    "formic acid, decarboxylation": "OC=O>>O=C=O.[H][H]",
+    "HONO from nitroethane": "CC[N+](=O)[O-]>>C=C.ON=O",
+    "beta-lactone": "O=C1CCO1>>C=C.O=C=O",
+    "methyl nitrite": "CON=O>>C=O.N=O",
+    "methyl isocyanide": "C[N+]#[C-]>>CC#N",
+    "retro-aldol": "OCCC=O>>C=O.C=CO",
+    "Payne": "CC1OC1C[O-]>>CC([O-])C1CO1",
+    "Ireland-Claisen": "C=C(O)OCC=C>>OC(=O)CCC=C",
+    "Hofmann rearrangement": "CC(=O)[N-]Br>>CN=C=O.[Br-]",
+    "Baeyer-Villiger": "CC(C)(O)OOC=O>>CC(=O)OC.OC=O",
+    "nitrone": "C=[N+](C)[O-].C=C>>CN1CCCO1",
+    "ketene and water": "C=C=O.O>>CC(=O)O",
+    "diazomethane": "C=[N+]=[N-].C=C>>C1CCN=N1",
+    "urethane": "CN=C=O.CO>>CNC(=O)OC",
+    "Strecker": "C=N.C#N>>NCC#N",
+    "hemiaminal": "NCO>>C=N.O",
+    "thiol-ene": "C[S].C=C>>CSC[CH2]",
+    "epichlorohydrin": "[Cl-].ClCC1CO1>>ClCC([O-])CCl",
+    "amide hydrolysis": "CC(=O)N.O>>CC(=O)O.N",
+    "anhydride": "CC(=O)OC(C)=O.CO>>CC(=O)OC.CC(=O)O",
+    "methoxyl and methane": "C[O].C>>CO.[CH3]",
+    "peroxyl H shift": "CCCO[O]>>[CH2]CCOO",
+    "cyclooctatetraene": "C1=CC=CC=CC=C1>>C1=CC=CC2C1C=C2",
+    "norcaradiene": "C1=CC=CC=CC1>>C1=CC2CC2C=C1",
+    "Dewar benzene": "C1=CC2C1C=C2>>c1ccccc1",
+    "Stevens": "C[N+](C)(C)[CH2-]>>CCN(C)C",
+    "Meisenheimer": "C[N+](C)([O-])CC=C>>CN(C)OCC=C",
+    "aza-Wittig": "CN=P(C)(C)C.C=O>>CN=C.O=P(C)(C)C",
+    "Peterson": "[O-]CC[Si](C)(C)C>>C=C.C[Si](C)(C)[O-]",
+    "ene, glyoxylate": "CC(=C)C.O=CC(=O)OC>>CC(=C)CC(O)C(=O)OC",
+    "tetrazine and ethene": "c1nncnn1.C=C>>C1CC2N=NC1N=N2",
+    "SO3 and water": "O=S(=O)=O.O>>OS(=O)(=O)O",
+    "glycine to its zwitterion": "NCC(=O)O>>[NH3+]CC(=O)[O-]",
+    "formic acid twice": "[H:1][O:2][CH:3]=[O:4].[H:5][O:6][CH:7]=[O:8]>>[O:2]=[CH:3][O:4][H:5].[O:6]=[CH:7][O:8][H:1]",
+    "allyl chloride and OH-": "[OH-].C=CCCl>>OCC=C.[Cl-]",
+    "Favorskii, ring closure": "[CH2-]C(=O)CCl>>O=C1CC1.[Cl-]",
+    "Simmons-Smith": "[Zn](I)CI.C=C>>C1CC1.I[Zn]I",
+    "Grignard and formaldehyde": "C[Mg]Cl.C=O>>CCO[Mg]Cl",
+}  # fmt: skip
 IN_WATER = ", in water"
 WATER = {name + IN_WATER: smiles for name, smiles in IONS.items() if "+" in smiles or "-" in smiles}
-SETS = {"textbook": REACTIONS, "ions": IONS, "elements": ELEMENTS, "larger": LARGER, "baker": BAKER, "water": WATER}
-ALL = REACTIONS | IONS | ELEMENTS | LARGER | BAKER | WATER
+SETS = {
+    "textbook": REACTIONS, "ions": IONS, "elements": ELEMENTS, "larger": LARGER, "baker": BAKER, "unseen": UNSEEN,
+    "water": WATER,
+}  # fmt: skip
+ALL = REACTIONS | IONS | ELEMENTS | LARGER | BAKER | UNSEEN | WATER
 
 
 def examine(name: str, weights: str) -> dict:
