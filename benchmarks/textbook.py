@@ -4,9 +4,9 @@
 
 Those of neutral molecules without numbers once more as structures: each side in the best of its own conformers by
 RDKit, the product's atoms shuffled. `elements`: beyond H, C, N and O. `larger`: 21 to 33 atoms. `baker`: the set of
-Baker and Chan, of bicyclobutane one reaction; two of its rows turn a bond, from structures. `unseen`: of all kinds, written down
-before any was tried. `water`: the ions again, in implicit water, with Gibbs energies at 298.15 K. What is in
-OUT/textbook.jsonl already is not run again; the committed file gets the sets of which all rows are there. Then
+Baker and Chan, of bicyclobutane one reaction; two of its rows turn a bond, from structures. `unseen`: of all kinds,
+written down before any was tried. `water`: the ions again, in implicit water, with Gibbs energies at 298.15 K. What is
+in OUT/textbook.jsonl already is not run again; the committed file gets the sets of which all rows are there. Then
 `benchmarks/tables.py`.
 """
 
