@@ -210,6 +210,12 @@ def test_an_end_that_relaxes_to_another_molecule_is_said_to(tmp_path: Path) -> N
     assert list(summary["unstable"]) == list(summary["results"][0]["unstable"]) == ["reactant"]
 
 
+def test_an_end_that_relaxes_to_a_side_is_it() -> None:
+    """SO3 and water on GFN2-xTB: their complex counts as bonded at 1.96, and no longer at 2.10 Angstrom."""
+    result = find_ts(smiles="O=S(=O)=O.O>>OS(=O)(=O)O", samples=1, correction="none", lower=False)
+    assert result.verified and result.best.barrier_forward_kcal == pytest.approx(4.6, abs=0.3)
+
+
 def test_pieces_that_fall_together_are_said_to(tmp_path: Path) -> None:
     """NH3 and BH3 on GFN2-xTB; a Diels-Alder reaction has a barrier, and one piece nothing to fall together."""
     out = tmp_path / "out"

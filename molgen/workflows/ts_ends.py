@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from molgen.data.reactions import Reaction
 from molgen.geometry.bonds import bonding_differences
 from molgen.geometry.symmetry import is_symmetric
 from molgen.potentials.base import Potential
@@ -40,7 +41,7 @@ def relax_ends(search: TSSearch, candidate: Candidate) -> None:
         downhill = _downhill(search, candidate, x[end], energy[end])
         if not downhill:
             continue
-        changed |= bonding_differences(search.reaction.numbers, x[end], downhill[-1][1]) > 0
+        changed |= _is_other(search.reaction, x[end], downhill[-1][1])
         if end == 0:
             x, energy = [p for _, p in downhill[::-1]] + x, [e for e, _ in downhill[::-1]] + energy
             candidate.ts_index += len(downhill)
@@ -53,6 +54,14 @@ def relax_ends(search: TSSearch, candidate: Candidate) -> None:
     if top - max(energy[0], energy[-1]) < LEAST_BARRIER:
         candidate.reason += f"; less than {LEAST_BARRIER} eV above one of its wells, it is hardly a barrier"
     search.finish(candidate, before - candidate.gradient_calls)
+
+
+def _is_other(reaction: Reaction, before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether an end (N, 3) has other bonds than before, or has become a side or ceased to be one: a bond may pass the
+    length up to which it counts by too little to have changed by itself."""
+    numbers, sides = reaction.numbers, (reaction.reactant, reaction.product)
+    fits = [[not bonding_differences(numbers, side, x) for side in sides] for x in (before, after)]
+    return fits[0] != fits[1] or bonding_differences(numbers, before, after) > 0
 
 
 def _downhill(search: TSSearch, candidate: Candidate, x: np.ndarray, energy: float) -> Path:

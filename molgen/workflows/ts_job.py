@@ -230,8 +230,8 @@ def stages(
         yield
         while not search.succeeded() and (search.advance() or search.go_on()):
             yield
-        if search.verifies and search.best_verdict() == "intended":
-            search.best_with_relaxed_ends()
+        if search.verifies:
+            search.best_with_relaxed_ends()  # may show that one is
     if lower and search.succeeded() and search.reaction.bonds_change and not search.out_of_time():
         log("a saddle is proven: looking for lower ones (--no-lower: do not)")
         while search.propose_lower():
