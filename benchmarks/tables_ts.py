@@ -223,8 +223,9 @@ def said(found: list[dict]) -> str:
 def _cells(row: dict) -> list[str]:
     verdict, there, back = _outcome(row)
     cells = [row["name"], verdict, ", ".join(filter(None, (there, back))), row.get("source", "")]
-    found = row["verdict"] != "failed"
-    return [*cells, *((f"{row['gradient_calls']}", f"{row.get('cpu_seconds', row.get('seconds')):.0f}") if found else ("", ""))]
+    if row["verdict"] == "failed":
+        return [*cells, "", ""]
+    return [*cells, f"{row['gradient_calls']}", f"{row.get('cpu_seconds', row.get('seconds')):.0f}"]
 
 
 MAKERS = {
