@@ -133,6 +133,8 @@ def test_fes_of_a_bias_and_of_part_of_a_period():
 def test_names():
     assert field_name(" distance 0 4 ") == "distance_0_4" and field_name("d(1,2)#") == "d_1_2_"
     assert field_name("end-to-end.z") == "end-to-end.z"
+    # to PLUMED the "8" of "r0_1.8" is a component
+    assert field_name("coordination 0,1 2 r0=1.8") == "coordination_0_1_2_r0_1_8"
     with pytest.raises(InputError, match="named '  '"):
         field_name("  ")
 

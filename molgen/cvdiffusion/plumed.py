@@ -26,8 +26,11 @@ _UNIT_LINE = re.compile(r"#\s+(units?_\S+)\s+(\S+)\s*")
 
 
 def field_name(name: str) -> str:
-    """`name` as a PLUMED field: letters, digits, "_", "." and "-", anything else a "_"."""
-    field = re.sub(r"[^A-Za-z0-9_.-]+", "_", name.strip())
+    """`name` as a PLUMED field: letters, digits, "_", "." and "-", anything else a "_".
+
+    So is the "." of a number: ARG=c_1.8 is to PLUMED a component "8" of "c_1", and METAD cannot have it.
+    """
+    field = re.sub(r"[^A-Za-z0-9_.-]+|\.(?=\d)", "_", name.strip())
     if not re.search("[A-Za-z0-9]", field):
         raise InputError(f"collective variable named {name!r}", where="PLUMED file", expected="letters or digits")
     return field
