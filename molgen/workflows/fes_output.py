@@ -97,7 +97,7 @@ def write_results(
         "notes": notes,
         "missing": _missing(found, more, unknown),
         "unknown": list(unknown),
-        "barriers": [_barrier_row(*row, energy, units) for row in found.barriers if _known(row[2])],
+        "barriers": [_barrier_row(*row, energy, units) for row in _profiled(found, more) if _known(row[2])],
         "ensemble_hash": ensemble_hash(ensemble),
         "units": units,
         **(more or {}),
@@ -126,8 +126,12 @@ def _few(found: Surfaces) -> list[str]:
 
 def _missing(found: Surfaces, more: Mapping[str, Any] | None, unknown: Sequence[str]) -> list[str]:
     """What the surface may lack, in words."""
-    # a path's progress piles up at its ends, where a profile has no depth: `more` has its own barrier
-    return [*found.missing, *([] if "barrier" in (more or {}) else _dropped(found.barriers)), *unknown]
+    return [*found.missing, *_dropped(_profiled(found, more)), *unknown]
+
+
+def _profiled(found: Surfaces, more: Mapping[str, Any] | None) -> list[tuple[int, int, Barrier]]:
+    """Barriers of the profile; none beside that of a path: its progress piles up at the ends, where no depth is."""
+    return [] if "barrier" in (more or {}) else found.barriers
 
 
 def _cap_reached(bias: WellTemperedBias) -> float | None:
