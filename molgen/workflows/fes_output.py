@@ -114,7 +114,10 @@ def tell(
     outcome: Outcome, log: Callable[[str], None], more: Mapping[str, Any] | None = None, unknown: Sequence[str] = ()
 ) -> None:
     """Log what the summary of a run without a folder would say that the ensemble does not; see `write_results`."""
-    for text in _missing(outcome.surfaces, more, [*unknown, *_few(outcome.surfaces)]):
+    found = outcome.surfaces
+    apart = "" if found.agree else f", the histogram {found.disagreement['histogram']:.2f} kT off"
+    log(f"the surface is {found.verdict}: k-hat {found.biased.khat:.2f} under the bias{apart}")
+    for text in _missing(found, more, [*unknown, *_few(found)]):
         log(f"missing? {text}")
 
 
