@@ -16,6 +16,7 @@ from molgen.io import write_extxyz
 from molgen.report import ensemble_plots, fes_plots
 from molgen.reweight.barrier import Barrier
 from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.estimate import doubt
 from molgen.reweight.importance import LEAST_DRAWS, RELIABLE_KHAT
 from molgen.run import Run
 from molgen.units import KJ_MOL, energy_unit
@@ -212,4 +213,6 @@ def _label(basin: Basin, energy: float) -> str:
     if found.value == 0 and found.error == 0:
         return "0"
     error = f" ± {found.error / energy:.2f}" if np.isfinite(found.error) else ""
-    return f"{found.value / energy:.2f}{error}"
+    doubtful = doubt(found.khat, found.reliable)
+    said = "" if not doubtful else " or more" if found.reliable else ", not reliable"
+    return f"{found.value / energy:.2f}{error}{said}"
