@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import math
@@ -61,6 +62,12 @@ def write_atomic(path: str | Path, data: str | bytes) -> Path:
                 os.unlink(temporary)
             raise
     return path
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What `write_atomic` of `path`, or of the files in it, left beside it where the process was killed meanwhile."""
+    inside = path.rglob(".*.????????.tmp") if path.is_dir() and not path.is_symlink() else ()
+    return [*path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"), *inside]
 
 
 def lock_folder(folder: Path) -> int | None:

@@ -22,7 +22,17 @@ from typing import Any, Self
 
 from molgen import __version__
 from molgen.errors import InputError, MolgenError, check_seed
-from molgen.files import MANIFEST, SUMMARY, explained, json_text, lock_folder, read_manifest, read_summary, write_atomic
+from molgen.files import (
+    MANIFEST,
+    SUMMARY,
+    explained,
+    json_text,
+    leftovers,
+    lock_folder,
+    read_manifest,
+    read_summary,
+    write_atomic,
+)
 
 Progress = Callable[[str, int, int], None]  # told of a stage, how much of it is done, and of how much
 METHOD = "method"  # setting of a run, see `Run`
@@ -113,6 +123,8 @@ class Run:
         if self._replaces:
             self._replaces = False
             _clear(self.directory)
+        elif changed:
+            _tidy(self.directory)
         if name not in self._files:
             self._files.append(name)
             changed = True
@@ -346,8 +358,16 @@ def _own(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def _tidy(folder: Path) -> None:
+    """Remove what the run in `folder` left half-written where it was killed."""
+    with explained(folder):
+        for path in [left for own in [folder / MANIFEST, folder / SUMMARY, *_own(folder)] for left in leftovers(own)]:
+            path.unlink(missing_ok=True)
+
+
 def _clear(folder: Path) -> None:
     """Remove what the run in `folder`, and the runs within it, listed as their own."""
+    _tidy(folder)
     own = list(_own(folder))
     with explained(folder):
         for path in own:

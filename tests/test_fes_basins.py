@@ -18,7 +18,7 @@ from molgen.reweight.profile import SmoothDensity
 from molgen.units import KB
 from molgen.variables import path_s
 from molgen.workflows import fes_output
-from molgen.workflows.fes_basins import barriers, basins, untold, unvisited, walled
+from molgen.workflows.fes_basins import Basin, barriers, basins, untold, unvisited, walled
 from molgen.workflows.fes_surfaces import apart
 
 T = 300.0
@@ -163,6 +163,15 @@ def test_ripples_are_no_barriers(forward: tuple, reverse: tuple, known: bool) ->
     lost = replace(barrier.forward, error=np.nan, why="no standard error")
     barrier.forward = lost
     assert fes_output._dropped([(0, 2, barrier)])[0].endswith("2: no standard error")  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("khat", "reliable", "label"),
+    [(0.3, True, "0.29 ± 0.11"), (0.61, True, "0.29 ± 0.11 or more"), (0.8, False, "0.29 ± 0.11, not reliable")],
+)
+def test_the_picture_marks_errors_as_the_report_does(khat: float, reliable: bool, label: str) -> None:
+    basin = Basin((0.0,), Estimate(0.29, 0.11, khat, reliable, "eV"), 0.4, 900)
+    assert fes_output._label(basin, 1.0) == label
 
 
 def test_a_replica_that_leaves_no_sample_within_the_limits():

@@ -113,7 +113,7 @@ def test_fes_round_trip():
     assert [not line for line in data] == [False] * 4 + [True] + [False] * 4 + [True] + [False] * 4
     assert (sets["nbins_phi_1"], sets["periodic_phi_1"]) == ("4", "true")
     assert float(sets["max_phi_1"]) - float(sets["min_phi_1"]) == pytest.approx(2 * np.pi)
-    assert (sets["min_d"], sets["max_d"], sets["nbins_d"], sets["periodic_d"]) == ("2", "4", "2", "false")
+    assert (sets["min_d"], sets["max_d"], sets["nbins_d"], sets["periodic_d"]) == ("2", "4", "3", "false")
 
 
 def test_fes_of_a_bias_and_of_part_of_a_period():
@@ -123,9 +123,9 @@ def test_fes_of_a_bias_and_of_part_of_a_period():
         fes_text(names, ["rad", "A"], periods, [PHI.nodes, DISTANCE.nodes], b.free_energy())
     )
     assert (sets["min_phi_1"], sets["max_phi_1"], sets["nbins_phi_1"]) == ("-pi", "pi", "40") and "error" not in fields
-    assert sets["nbins_distance_0_4"] == "30" and len(rows) == 40 * 31
+    assert sets["nbins_distance_0_4"] == "31" and len(rows) == 40 * 31  # EXTERNAL counts points, as sum_hills does
     part = read_table(fes_text(["phi"], ["rad"], [2 * np.pi], [np.linspace(-1, 1, 5)], np.zeros(5)))[1]
-    assert (part["periodic_phi"], part["min_phi"], part["max_phi"], part["nbins_phi"]) == ("false", "-1", "1", "4")
+    assert (part["periodic_phi"], part["min_phi"], part["max_phi"], part["nbins_phi"]) == ("false", "-1", "1", "5")
     cube = fes_text(["a", "b", "c"], [""] * 3, [None] * 3, [np.arange(n) for n in (2, 3, 4)], np.zeros((2, 3, 4)))
     assert read_table(cube)[2].shape == (24, 4)
 
@@ -133,6 +133,8 @@ def test_fes_of_a_bias_and_of_part_of_a_period():
 def test_names():
     assert field_name(" distance 0 4 ") == "distance_0_4" and field_name("d(1,2)#") == "d_1_2_"
     assert field_name("end-to-end.z") == "end-to-end.z"
+    # to PLUMED the "8" of "r0_1.8" is a component
+    assert field_name("coordination 0,1 2 r0=1.8") == "coordination_0_1_2_r0_1_8"
     with pytest.raises(InputError, match="named '  '"):
         field_name("  ")
 

@@ -158,6 +158,19 @@ def test_overwrite_never_reaches_outside(tmp_path):
             Run(out, "ts", {}, overwrite=True).path(name)
 
 
+@pytest.mark.parametrize("way", ["overwrite", "resume"])
+def test_what_a_killed_run_left_half_written_goes(tmp_path, way):
+    """SIGKILL in the middle of `write_atomic` leaves its temporary file."""
+    Run(tmp_path, "train", SETTINGS).path("best")
+    Run(tmp_path, "train", SETTINGS, resume=True).path("log[1].csv")
+    (tmp_path / "best").mkdir()
+    kept = [".notes.abcdefgh.tmp", ".log1.csv.abcdefgh.tmp", ".log[1].csv.tmp"]
+    for name in [*kept, ".log[1].csv.abcdefg_.tmp", ".manifest.json.abcdefgh.tmp", "best/.model.12345678.tmp"]:
+        (tmp_path / name).write_text("half")
+    Run(tmp_path, "train", SETTINGS, **{way: True}).path("new.csv")
+    assert {path.name for path in tmp_path.rglob("*.tmp")} == set(kept)
+
+
 def test_resume_continues_and_adds_up(tmp_path):
     with Run(tmp_path, "train", SETTINGS, seed=1) as run:
         run.write_text("log.csv", "1\n")

@@ -175,6 +175,13 @@ def test_coordinates_of_another_world_are_refused() -> None:
         find_ts(Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), far)
 
 
+def test_internal_coordinates_of_a_reaction_name_the_bonds_that_change() -> None:
+    """A hydrogen between two oxygens shares no bond with either, and is no fragment."""
+    system = system_from_files([EXAMPLES / f"malonaldehyde/{side}.xyz" for side in ("reactant", "product")])
+    with pytest.raises(InputError, match="O0-H8, O4-H8: bonded in some starting structures and not in others"):
+        coordinates_of(system, "internal", "distance 0 8")
+
+
 def test_the_range_of_a_path_is_not_that_of_a_sum_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "path.xyz").write_text("2\n\nH 0 0 0\nH 0 0 0.8\n2\n\nH 0 0 0\nH 0 0 1.4\n")
     monkeypatch.chdir(tmp_path)

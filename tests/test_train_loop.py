@@ -139,7 +139,12 @@ def test_a_finished_run_resumed_does_nothing_more(tmp_path: Path) -> None:
         assert torch.equal(value, weights(again)[name])
 
 
-def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path, uninterrupted: Path) -> None:
+@pytest.mark.parametrize("left", ["", "state/config.json.pending", "state/.model.safetensors.aaaaaaaa.tmp"])
+def test_resume_without_a_checkpoint_starts_anew(left: str, tmp_path: Path, uninterrupted: Path) -> None:
+    """One that was killed in its first save, too."""
+    if left:
+        (tmp_path / "state").mkdir()
+        (tmp_path / left).write_text("{}")
     trainer(tmp_path).run(resume=True)
     assert state(tmp_path)[0] == state(uninterrupted)[0]
 

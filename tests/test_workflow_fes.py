@@ -232,6 +232,7 @@ def test_without_a_folder_it_is_the_same_ensemble_and_a_potential_may_be_used_tw
     )  # fmt: skip
     assert np.array_equal(first.log_weights, second.log_weights)
     assert sum(line.startswith("missing? the surface without the bias rests on") for line in said) == 2
+    assert sum(line.startswith(f"the surface is {first.at_best}: k-hat ") for line in said) == 2
     assert seen[0] == seen[1] and [row["round"] for row in seen[0]][-1] >= 5
     other = sample_cv(potential, [X], T, starts=START, ranges=[RANGE], settings=TINY, seed=1)
     assert not np.array_equal(first.log_weights, other.log_weights)

@@ -44,8 +44,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
             rows.append((row["name"], f"0, the deepest, at ({place}){said}"))
             continue
         rows.append((row["name"], f"{_estimated(row)} at ({place})"))
-    # a path's progress piles up at its ends, where a profile has no depth: of --from-ts its own barrier says more
-    for row in [] if "barrier" in summary else summary.get("barriers", []):
+    for row in summary.get("barriers", []):
         one, other = row["basins"]
         where = f", top of the profile, at {shown_value(row['place'], summary['axes'][0])}, above its minimum"
         rows += [(f"barrier {a} to {b}", _estimated(row[side]) + where)

@@ -26,8 +26,11 @@ _UNIT_LINE = re.compile(r"#\s+(units?_\S+)\s+(\S+)\s*")
 
 
 def field_name(name: str) -> str:
-    """`name` as a PLUMED field: letters, digits, "_", "." and "-", anything else a "_"."""
-    field = re.sub(r"[^A-Za-z0-9_.-]+", "_", name.strip())
+    """`name` as a PLUMED field: letters, digits, "_", "." and "-", anything else a "_".
+
+    So is the "." of a number: ARG=c_1.8 is to PLUMED a component "8" of "c_1", and METAD cannot have it.
+    """
+    field = re.sub(r"[^A-Za-z0-9_.-]+|\.(?=\d)", "_", name.strip())
     if not re.search("[A-Za-z0-9]", field):
         raise InputError(f"collective variable named {name!r}", where="PLUMED file", expected="letters or digits")
     return field
@@ -218,7 +221,10 @@ def _check_count(fields: Sequence[str], *others: Sequence) -> None:
 
 
 def _grid_sets(name: str, period: float | None, points: np.ndarray) -> list[tuple[str, str]]:
-    """Header of one axis as PLUMED's grids have it; `points` that make up a whole period are periodic."""
+    """Header of one axis as PLUMED's grids have it; `points` that make up a whole period are periodic.
+
+    Its nbins is the number of points, also where both ends are points (GridBase::create: "one more bin").
+    """
     if not len(points) or not np.isfinite(points).all():
         raise InputError(f"grid points {points}", where=name, expected="one or more, finite")
     step = (points[-1] - points[0]) / max(len(points) - 1, 1)
@@ -229,7 +235,7 @@ def _grid_sets(name: str, period: float | None, points: np.ndarray) -> list[tupl
     return [
         (f"min_{name}", _end(points[0])),
         (f"max_{name}", _end(high)),
-        (f"nbins_{name}", str(len(points) if around else len(points) - 1)),
+        (f"nbins_{name}", str(len(points))),
         (f"periodic_{name}", "true" if around else "false"),
     ]
 

@@ -78,7 +78,7 @@ class Ensemble:
             Their number limits the verdict (`molgen.reweight.estimate.verdict_by_groups`).
         validity: reason -> number of samples, e.g. {"non-finite energy": 3}.
         at_best: the verdict is never better: of what k-hat of these weights cannot see, such as weights dropped or
-            proposals refused on the way. Of a "biased" or "failed" ensemble no estimate is reliable.
+            proposals refused on the way. Where it is "biased" or "failed", no estimate is reliable.
         smoothed: whether estimates use Pareto-smoothed weights.
         resampled_by: diagnostics of the weights by which samples were resampled, None if they were not: no estimate is
             better than these allow, although the samples themselves weigh alike.

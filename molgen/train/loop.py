@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from molgen.checkpoint import BEST, CONFIG_FILE, STATE, load_checkpoint, save_checkpoint
+from molgen.checkpoint import BEST, CONFIG_FILE, STATE, TENSORS_FILE, load_checkpoint, save_checkpoint
 from molgen.errors import InputError, MolgenError, TrainingError
 from molgen.files import explained, json_text
 from molgen.rng import sample_seed, torch_generator
@@ -146,8 +146,9 @@ class Trainer:
             InputError: no data, or a saved run of other settings (its time budget and intervals may differ).
             CheckpointError: the saved run is damaged.
         """
-        if resume and (self.directory / STATE).is_dir():
-            self._restore()
+        state = self.directory / STATE
+        if resume and any((state / name).exists() for name in (TENSORS_FILE, CONFIG_FILE)):
+            self._restore()  # a run killed in its first save has neither, and begins anew
         elif resume:
             self._recall_best()
         with _deferred_interrupt() as interrupted:

@@ -59,7 +59,7 @@ def sample_cv(
 
     A diffusion learns from energies alone to end in exp(-(E + V)/kT), V a well-tempered bias (WT-ASBS, arXiv
     2510.11923); every sample carries the exact weight of its whole trajectory, so averages hold however good the
-    diffusion became. Look at `ensemble.verdict`.
+    diffusion became. Look at `ensemble.verdict`, of averages over all samples, and at what an estimate says of itself.
 
     Args:
         potential: energies of the molecule, or a `System`.
@@ -74,8 +74,8 @@ def sample_cv(
         out: folder for fes.dat, COLVAR, HILLS, weights.npz, samples, pictures and summary.json.
         overwrite: replace an earlier run in `out`. resume: continue one, with the result of an uninterrupted run.
         units: of energies in files and pictures for people, "kcal/mol" or "kJ/mol".
-        log: called with lines for people; without `out`, also with what the surface may lack. progress: called with the
-            figures of each round.
+        log: called with lines for people; without `out`, also with the verdict on the surface and what it may lack.
+            progress: called with the figures of each round.
 
     Returns:
         Samples with their weights; `.free_energy(a, b)`, `.fes(names)`, `.expectation(f)` take collective variables by

@@ -16,6 +16,7 @@ from molgen.io import write_extxyz
 from molgen.report import ensemble_plots, fes_plots
 from molgen.reweight.barrier import Barrier
 from molgen.reweight.ensemble import Ensemble
+from molgen.reweight.estimate import doubt
 from molgen.reweight.importance import LEAST_DRAWS, RELIABLE_KHAT
 from molgen.run import Run
 from molgen.units import KJ_MOL, energy_unit
@@ -97,7 +98,7 @@ def write_results(
         "notes": notes,
         "missing": _missing(found, more, unknown),
         "unknown": list(unknown),
-        "barriers": [_barrier_row(*row, energy, units) for row in found.barriers if _known(row[2])],
+        "barriers": [_barrier_row(*row, energy, units) for row in _profiled(found, more) if _known(row[2])],
         "ensemble_hash": ensemble_hash(ensemble),
         "units": units,
         **(more or {}),
@@ -114,7 +115,10 @@ def tell(
     outcome: Outcome, log: Callable[[str], None], more: Mapping[str, Any] | None = None, unknown: Sequence[str] = ()
 ) -> None:
     """Log what the summary of a run without a folder would say that the ensemble does not; see `write_results`."""
-    for text in _missing(outcome.surfaces, more, [*unknown, *_few(outcome.surfaces)]):
+    found = outcome.surfaces
+    apart = "" if found.agree else f", the histogram {found.disagreement['histogram']:.2f} kT off"
+    log(f"the surface is {found.verdict}: k-hat {found.biased.khat:.2f} under the bias{apart}")
+    for text in _missing(found, more, [*unknown, *_few(found)]):
         log(f"missing? {text}")
 
 
@@ -126,8 +130,12 @@ def _few(found: Surfaces) -> list[str]:
 
 def _missing(found: Surfaces, more: Mapping[str, Any] | None, unknown: Sequence[str]) -> list[str]:
     """What the surface may lack, in words."""
-    # a path's progress piles up at its ends, where a profile has no depth: `more` has its own barrier
-    return [*found.missing, *([] if "barrier" in (more or {}) else _dropped(found.barriers)), *unknown]
+    return [*found.missing, *_dropped(_profiled(found, more)), *unknown]
+
+
+def _profiled(found: Surfaces, more: Mapping[str, Any] | None) -> list[tuple[int, int, Barrier]]:
+    """Barriers of the profile; none beside that of a path: its progress piles up at the ends, where no depth is."""
+    return [] if "barrier" in (more or {}) else found.barriers
 
 
 def _cap_reached(bias: WellTemperedBias) -> float | None:
@@ -205,4 +213,6 @@ def _label(basin: Basin, energy: float) -> str:
     if found.value == 0 and found.error == 0:
         return "0"
     error = f" ± {found.error / energy:.2f}" if np.isfinite(found.error) else ""
-    return f"{found.value / energy:.2f}{error}"
+    doubtful = doubt(found.khat, found.reliable)
+    said = "" if not doubtful else " or more" if found.reliable else ", not reliable"
+    return f"{found.value / energy:.2f}{error}{said}"

@@ -24,6 +24,7 @@ from molgen.cvdiffusion.start import starting_frames
 from molgen.cvdiffusion.target import Target, closest_allowed
 from molgen.cvdiffusion.walls import Wall, check_walls, parse_wall
 from molgen.errors import InputError, check_temperature
+from molgen.geometry.bonds import bond_graph, bond_names, fragments
 from molgen.geometry.internal import ZMatrix
 from molgen.potentials.composite import BiasPotential, SumPotential
 from molgen.reweight.ensemble import Ensemble
@@ -327,6 +328,7 @@ def coordinates_of(system: System, wanted: str, cvs: CV | str | Sequence[CV | st
         InputError: internal coordinates are wanted, and the molecule has none; no such variable.
     """
     if wanted == "internal":
+        _refuse_cut(system)
         tree_zmatrix(system.numbers, system.bonds, system.starts[0])
     if wanted != "auto":
         return wanted
@@ -343,6 +345,18 @@ def coordinates_of(system: System, wanted: str, cvs: CV | str | Sequence[CV | st
         return coordinates_of(system, "internal", cvs)
     except InputError:
         return "cartesian"
+
+
+def _refuse_cut(system: System) -> None:
+    """Refuse starts that are each in one piece, while the bonds that they share are not: of a transferred hydrogen."""
+    each = bond_graph(system.numbers, system.starts)
+    pieces = [fragments(bonds).max() for bonds in (system.bonds, *each)]
+    if pieces[0] > max(pieces[1:]):
+        changed = np.argwhere(np.triu(each.any(0) & ~each.all(0)))
+        raise InputError(
+            f"{bond_names(system.numbers, changed)}: bonded in some starting structures and not in others",
+            where="internal coordinates", expected="bonds that do not change", remedy="use --coordinates cartesian",
+        )  # fmt: skip
 
 
 def _turns(cv: CV, bonds: np.ndarray) -> bool:
