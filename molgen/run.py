@@ -22,7 +22,17 @@ from typing import Any, Self
 
 from molgen import __version__
 from molgen.errors import InputError, MolgenError, check_seed
-from molgen.files import MANIFEST, SUMMARY, explained, json_text, lock_folder, read_manifest, read_summary, write_atomic
+from molgen.files import (
+    MANIFEST,
+    SUMMARY,
+    explained,
+    json_text,
+    lock_folder,
+    read_manifest,
+    read_summary,
+    remove_unfinished,
+    write_atomic,
+)
 
 Progress = Callable[[str, int, int], None]  # told of a stage, how much of it is done, and of how much
 METHOD = "method"  # setting of a run, see `Run`
@@ -216,6 +226,8 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
             if not within and (handle := lock_folder(self.directory)) is not None:
                 self._unlock = weakref.finalize(self, os.close, handle)
+                for path in [*_own(self.directory), *(self.directory / name for name in (MANIFEST, SUMMARY))]:
+                    remove_unfinished(path)
             self._fresh = not any(self.directory.iterdir())
         if self._fresh or within:
             return
