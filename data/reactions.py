@@ -31,9 +31,11 @@ from molgen.geometry.bonds import bonding_differences
 from molgen.geometry.chirality import NONE_OPEN, OpenStereo
 from molgen.npz import read_npz, write_npz
 from molgen.structures import possible_spin
+from molgen.words import counted
 
 _REQUIRED = ("id", "split", "ptr", "z", "r", "ts", "p", "p_frag")
 HEAVIEST = 118
+EMPTY = "make some (molgen data reactions ... --resume), or give another set"  # remedy for a set without any
 HDF5 = {".h5", ".hdf5"}
 Pair = tuple[np.ndarray, np.ndarray]  # conformers of reactant and product, (N, 3) Angstrom
 
@@ -130,9 +132,11 @@ def load_npz(path: str | os.PathLike, split: str | None = None, *, verified: boo
     chosen = np.arange(len(splits))
     if split is not None:
         chosen = np.flatnonzero(splits == split)
+        if not len(splits):
+            raise InputError("holds no reactions", where=where, expected="one at least", remedy=EMPTY)
         if not len(chosen):
             names = ", ".join(f"'{s}' ({n})" for s, n in zip(*np.unique(splits, return_counts=True), strict=True))
-            raise InputError(f"no reaction of split '{split}'", where=where, expected=f"one of {names or 'none'}")
+            raise InputError(f"no reaction of split '{split}'", where=where, expected=f"one of {names}")
     if verified and "verified" in arrays:
         kept = chosen[arrays["verified"].astype(bool)[chosen]]
         if len(chosen) and not len(kept):
@@ -140,7 +144,7 @@ def load_npz(path: str | os.PathLike, split: str | None = None, *, verified: boo
             there = zip(*np.unique(splits[arrays["verified"].astype(bool)], return_counts=True), strict=True)
             names = ", ".join(f"'{s}' ({n})" for s, n in there)
             raise InputError(
-                f"none of {len(chosen)} reactions{of} is verified", where=where,
+                f"none of {counted(len(chosen), 'reaction')}{of} is verified", where=where,
                 expected=f"rows with `verified` true, as in {names}" if names else "rows with `verified` true",
                 remedy=f"choose another split: {names}" if names else
                 "train and judge by the set it was made from, or make it with another --calculator",

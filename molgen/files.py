@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -64,10 +65,18 @@ def write_atomic(path: str | Path, data: str | bytes) -> Path:
     return path
 
 
-def leftovers(path: Path) -> list[Path]:
-    """What `write_atomic` of `path`, or of the files in it, left beside it where the process was killed meanwhile."""
-    inside = path.rglob(".*.????????.tmp") if path.is_dir() and not path.is_symlink() else ()
-    return [*path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"), *inside]
+def remove_unfinished(path: Path) -> None:
+    """Remove what writers of `path` (`write_atomic`) left beside it when they were killed; of a folder, those of all
+    files in it. Only for who knows that nobody is writing there.
+
+    Raises:
+        InputError: one cannot be removed.
+    """
+    folder = path.is_dir() and not path.is_symlink()
+    found = path.rglob(".*.tmp") if folder else path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+    with explained(path):
+        for file in [file for file in found if re.fullmatch(r"\..+\.\w{8}\.tmp", file.name)]:
+            file.unlink(missing_ok=True)
 
 
 def lock_folder(folder: Path) -> int | None:

@@ -27,10 +27,10 @@ from molgen.files import (
     SUMMARY,
     explained,
     json_text,
-    leftovers,
     lock_folder,
     read_manifest,
     read_summary,
+    remove_unfinished,
     write_atomic,
 )
 
@@ -123,8 +123,6 @@ class Run:
         if self._replaces:
             self._replaces = False
             _clear(self.directory)
-        elif changed:
-            _tidy(self.directory)
         if name not in self._files:
             self._files.append(name)
             changed = True
@@ -228,6 +226,8 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
             if not within and (handle := lock_folder(self.directory)) is not None:
                 self._unlock = weakref.finalize(self, os.close, handle)
+                for path in [*_own(self.directory), *(self.directory / name for name in (MANIFEST, SUMMARY))]:
+                    remove_unfinished(path)
             self._fresh = not any(self.directory.iterdir())
         if self._fresh or within:
             return
@@ -358,16 +358,8 @@ def _own(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what the run in `folder` left half-written where it was killed."""
-    with explained(folder):
-        for path in [left for own in [folder / MANIFEST, folder / SUMMARY, *_own(folder)] for left in leftovers(own)]:
-            path.unlink(missing_ok=True)
-
-
 def _clear(folder: Path) -> None:
     """Remove what the run in `folder`, and the runs within it, listed as their own."""
-    _tidy(folder)
     own = list(_own(folder))
     with explained(folder):
         for path in own:

@@ -16,6 +16,7 @@ import molgen
 from molgen.checkpoint import save_checkpoint
 from molgen.cli import common, doctor, main
 from molgen.errors import CalculatorError, CheckpointError, InputError, MolgenError
+from molgen.words import counted
 
 runner = CliRunner()
 
@@ -214,6 +215,11 @@ def test_a_log_gets_a_line_of_progress_now_and_then(monkeypatch: pytest.MonkeyPa
         for now[0] in (101.0, 161.0, 170.0, 230.0):
             progress("cooling: 450 K", int(now[0]), 1000)
     assert lines == ["cooling: 450 K (161 of 1000)", "cooling: 450 K (230 of 1000)"]
+
+
+def test_one_is_no_plural():
+    assert [counted(n, "reaction") for n in (0, 1, 2)] == ["0 reactions", "1 reaction", "2 reactions"]
+    assert [counted(1, "search"), counted(2, "search"), counted(2, "guess")] == ["1 search", "2 searches", "2 guesses"]
 
 
 def test_a_report_lists_what_the_run_wrote_and_nothing_else(tmp_path):

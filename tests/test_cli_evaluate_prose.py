@@ -393,7 +393,7 @@ def test_too_few_frames_and_a_third_file_are_said(evaluate, data: Path, weights:
         for k in range(number):
             save_md(tmp_path / folder / f"GG{k}.npz", dynamics(flow, "GG", seed=k, frames=frames))
     row = rows(evaluate("--json", data=tmp_path / "few", out="a"))[0]
-    assert "30 frames of the dynamics at 310 K are too few" in row["notes"][0] and "t_w2" not in row
+    assert "the dynamics have 30 frames at 310 K, too few" in row["notes"][0] and "t_w2" not in row
     third = evaluate(data=tmp_path / "three", out="b")
     assert third.exit_code == 2 and "a third file of GG" in third.stderr
     bad = evaluate("--platform", "FOO", out="c")

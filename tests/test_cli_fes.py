@@ -253,7 +253,7 @@ def test_estimate_writes_nothing(molgen: Callable[..., Result], hcn: Path, tmp_p
         and "; learning and drawing: " in result.stdout
     )
     assert "in all; up to as many energies again if the weights need repair" in result.stdout
-    assert "grid: distance 0 1 0.7 to 1.8 A; 2 walls; 1 starting structures" in result.stdout
+    assert "grid: distance 0 1 0.7 to 1.8 A; 2 walls; 1 starting structure" in result.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"hcn.xyz"}
     told = molgen("--xyz", hcn, *DISTANCE, "--forecast", "--rounds", 10, "--draws", 20, "-n", 100, "--json")
     assert [line[:5] for line in json.loads(told.stdout)["forecast"]] == ["380 e", "grid:"]

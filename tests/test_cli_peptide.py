@@ -136,7 +136,7 @@ def test_smc_is_reported(tmp_path: Path) -> None:
     assert lines[1].endswith("): k-hat 0.9, fine up to 0.7; descends from 3 effective ancestors of 9")
     assert "none, too few weights" in lines[4] and "600 K, k-hat 0.61 there" in lines[5]
     assert "30.00% by ancestor" in lines[3] and "7 of 9 proposals" in lines[6]
-    assert "after 1 rounds" in lines[8] and "20.00% raw, 21.00% with smoothed weights, k-hat 0.4, kept" in lines[8]
+    assert "after 1 round  " in lines[8] and "20.00% raw, 21.00% with smoothed weights, k-hat 0.4, kept" in lines[8]
     assert "3 x contact (25.00% of 12)" in lines[9] and "2 x non-finite energy" in lines[10]
     assert lines[11].endswith("77 energies")
 

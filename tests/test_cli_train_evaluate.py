@@ -161,13 +161,24 @@ def test_evaluate_refuses_reactions_it_cannot_judge(reactions: list[Reaction], w
     save_npz(tmp_path / "unknown.npz", [chlorinated(reactions[2])], "x")
     refused(
         evaluate("--data", tmp_path / "unknown.npz", "--weights", weights),
-        ["reaction with chlorine: atomic numbers [17] are not among those of the weights", "remove these reactions"],
+        [
+            "unknown.npz, reaction with chlorine: atomic numbers [17] are not among those of the weights",
+            "remove these reactions",
+        ],
     )
     save_npz(tmp_path / "open.npz", [replace(reactions[0], ts=None)], "x")
     refused(
         evaluate("--data", tmp_path / "open.npz", "--weights", weights),
-        ["reaction hcn: no transition state to compare with"],
+        ["open.npz, reaction hcn: no transition state to compare with", "expected: a known one", "remedy: remove it"],
     )
+    save_npz(tmp_path / "empty.npz", [], "x")
+    for option in ([], ["--split", "test"]):
+        refused(
+            evaluate("--data", tmp_path / "empty.npz", "--weights", weights, *option), ["empty.npz: ", "one at least"]
+        )
+    save_npz(tmp_path / "two.npz", [reactions[0]], "x")
+    one = evaluate("--data", tmp_path / "two.npz", "--weights", weights)
+    assert one.exit_code == 0 and one.stderr.startswith("1 reaction, ") and "\n1 reaction, " in one.stdout
 
 
 # train
@@ -311,7 +322,7 @@ def test_what_validates_is_not_learned_from(
     save_npz(path, [*reactions, *copies], ["learn"] * 9 + ["hold out"] * 3 + ["learn"] * 2)
     refused(train("--data", path, "--train-split", "hold out"), ["all training reactions are validation reactions too"])
     result = train("--data", path, "--steps", 1)
-    assert result.exit_code == 0 and "5 training reactions are validation reactions too" in result.stderr
+    assert result.exit_code == 0 and "5 training reactions left out" in result.stderr
     assert "6 training and 3 validation reactions" in result.stderr, "three of the nine are their reverses"
 
 

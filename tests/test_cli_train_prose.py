@@ -129,6 +129,18 @@ def test_training_makes_weights_that_can_be_used(train: Callable[..., Result], t
     assert f"use it: molgen peptide AAGY --weights {tmp_path / 'further' / 'best'}" in further.stdout
 
 
+def test_training_that_gains_nothing_is_not_recommended(
+    train: Callable[..., Result], small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"score": 0.4, "val_nll": 1.0, "val_spread": 2.0, "val_forward": 0.6}
+    monkeypatch.setattr("molgen.prose.training.validation_figures", lambda *_: found)
+    done = train("--steps", 1, "--val", "AG")
+    said = " ".join(done.stderr.split())
+    assert done.exit_code == 0 and f"{small}: validation NLL 1.0000" in said
+    assert f"warning: the training does not help (forward ESS 0.6000, 0.6000 by {small}" in said
+    assert "best validation forward ESS 0.600" in done.stdout and "use it" not in done.stdout
+
+
 def test_a_new_model_has_the_standard_size(data: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(data / "G.npz"), "--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "out")]
     for seed, out in ((0, "a"), (0, "b"), (1, "c")):
@@ -192,7 +204,7 @@ def test_held_out_sequences_are_left_out_and_counted(train: Callable[..., Result
     (tmp_path / "held.txt").write_text("# benchmark\nAG *\nYYY\n")
     done = train("--exclude", tmp_path / "held.txt", "--steps", 1, "--json")
     assert done.exit_code == 0, done.stderr
-    assert "1 sequences are excluded: AG" in done.stderr
+    assert "1 sequence excluded: AG" in done.stderr
     assert json.loads(done.stdout)["rejections"] == {"excluded": 1, "unusable": 0}
     train_set, val, excluded, _ = load([data], exclude=tmp_path / "held.txt")
     assert train_set | val == {"G", "GG"} and excluded == ["AG"]

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "molgen"
 ROWS = (
-    {"__init__", "units", "errors", "rng", "files", "npz", "pool", "device", "threads"},
+    {"__init__", "units", "errors", "rng", "files", "npz", "pool", "device", "threads", "words"},
     {"geometry", "nn", "smiles", "checkpoint", "batch"},
     {"structures", "xyz"},
     {"potentials"},

@@ -250,15 +250,22 @@ def test_training_lowers_the_loss_and_leaves_weights_that_load(tmp_path: Path) -
     before = validation_figures(small_flow(), [gly()])
     messages: list[str] = []
     loss = ProseLoss(frames=12, sequences=1, likelihood=0.1, spread=1.0)
-    after = run(tmp_path, 30, log=messages.append, loss=loss, known=("[HIP]",))
+    after = run(
+        tmp_path,
+        30,
+        log=messages.append,
+        loss=loss,
+        begun=("old", {"forms": ["[HIP]"], "lengths": [2, 4], "temperatures": [300.0, 350.0]}),
+    )
     assert after["step"] == 30 and after["val_spread"] < 0.93 * before["val_spread"]
     assert after["best_score"] <= after["score"] and after["val_nll"] < before["val_nll"] + 0.2
     assert "2 training and 1 validation sequences" in messages[0] and "validation NLL" in messages[-1]
+    assert messages[1].startswith("old: validation NLL") and after["without_gain"] is None
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 30 and lines[-1]["val_nll"] == pytest.approx(after["val_nll"])
 
     proposal = load_flow(tmp_path / "best")
-    assert proposal.config["temperatures"] == [310.0, 380.0] and proposal.config["lengths"] == [1, 2]
+    assert proposal.config["temperatures"] == [300.0, 380.0] and proposal.config["lengths"] == [1, 4]
     assert proposal.config["forms"] == ["[HIP]", "ace-nme"] and not proposal.unknown_forms(gly().layout.peptide)
     assert proposal.config["model"] == "prose" and proposal.config["loss"]["frames"] == 12
     assert not proposal.model.training and proposal.hash == load_checkpoint(tmp_path / "best").hash

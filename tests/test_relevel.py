@@ -240,7 +240,10 @@ def test_bad_sources(source, hcn, tmp_path):
     save_npz(unknown, [hcn[0], replace(hcn[0], ts=None)], "train")
     odd = tmp_path / "odd.npz"
     save_npz(odd, hcn, "mine")
+    empty = tmp_path / "empty.npz"
+    save_npz(empty, [], "train")
     for arguments, text in (
+        ([empty], "empty.npz: holds no reactions expected: one at least"),
         ([], "--relevel: nothing given expected: one set of reactions"),
         ([source, source], "expected: one set of reactions"),
         ([tmp_path / "none.npz"], "none.npz: no such file"),

@@ -327,3 +327,31 @@ def test_what_a_run_left_is_read_back(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(InputError, match=r"manifest\.json: not valid JSON"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("before", ["Run(out", "best.mkdir()", "run.write_text('b.txt'"])
+def test_what_a_killed_writer_left_is_gone_with_the_next_run(tmp_path, before):
+    """Killed in the middle of a write: of the manifest, of a file in a folder of the run, of an output."""
+    killed = f"""
+import os
+from pathlib import Path
+from molgen.files import write_atomic
+from molgen.run import Run
+out = Path({str(tmp_path / "out")!r})
+run = Run(out, "ts", {{}})
+run.write_text('a.txt', 'a')
+best = run.path('best')
+best.mkdir()
+write_atomic(best / 'model.safetensors', 'tensors')
+run.write_text('b.txt', 'b')
+"""
+    at = killed.index(next(line for line in killed.splitlines() if before in line))
+    killed = f"{killed[:at]}os.replace = lambda *_: os._exit(9)\n{killed[at:]}"
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == 9
+    out = tmp_path / "out"
+    assert len(list(out.rglob(".*.tmp"))) == 1
+    begun = (out / "manifest.json").exists()
+    (out / ".mine.txt.abcd1234.tmp" if begun else tmp_path / "beside").write_text("not of the run")
+    with Run(out, "ts", {}, resume=begun) as run:  # as new where nothing had begun
+        run.write_text("b.txt", "b")
+    assert [path.name for path in out.rglob(".*.tmp")] == [".mine.txt.abcd1234.tmp"] * begun

@@ -58,7 +58,7 @@ def test_one_reaction_cannot_teach_and_validate(reactions, tmp_path):
     path = tmp_path / "set.npz"
     save_npz(path, reactions[:1], "train")
     assert "make more reactions" in train("--data", path, "--out", tmp_path / "out").stderr
-    assert "1 reactions to learn from" in train("--data", path, "--val-share", 0.5, "--out", tmp_path / "out").stderr
+    assert "1 reaction to learn from" in train("--data", path, "--val-share", 0.5, "--out", tmp_path / "out").stderr
     both = tmp_path / "both.npz"
     save_npz(both, reactions[1:3], ["train", "val"])
     done = train("--data", both, "--data", path, "--steps", 1, "--out", tmp_path / "out")
@@ -72,8 +72,8 @@ def test_a_reaction_of_two_files_counts_once(reactions, tmp_path):
     done = train("--data", path, "--data", path, "--data", again, "--steps", 1, "--out", tmp_path / "out")
     assert done.exit_code == 0 and "4 training and 2 validation reactions" in done.stderr
     said = " ".join(done.stderr.split())
-    assert f"4 training reactions of {path} are in an earlier --data too and count once" in said
-    assert f"2 training reactions of {again} are in an earlier --data too" in said
+    assert f"4 training reactions of {path} also in an earlier --data, counted once" in said
+    assert f"2 training reactions of {again} also in an earlier --data" in said
 
 
 def test_weights_are_validated_before_they_are_trained(reactions, tmp_path):

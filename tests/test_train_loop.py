@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from molgen.checkpoint import load_checkpoint
-from molgen.errors import InputError, TrainingError
+from molgen.errors import CheckpointError, InputError, TrainingError
 from molgen.train.loop import Trainer, TrainSettings
 
 STEPS = 40
@@ -173,6 +174,22 @@ def test_resume_with_other_settings_is_refused(
         trainer(tmp_path, config=config, **settings).run(resume=True)
     assert "choose another --out" in str(refused.value)
     assert state(tmp_path) == before
+
+
+@pytest.mark.parametrize("damaged", ["state", "best"])
+def test_what_to_do_about_a_damaged_training_is_said_and_helps(
+    damaged: str, tmp_path: Path, uninterrupted: Path
+) -> None:
+    """Nobody has a copy of it to install again."""
+    trainer(tmp_path).run()
+    (tmp_path / damaged / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(CheckpointError, match="truncated(?s:.*)the training then starts from its beginning") as refused:
+        trainer(tmp_path).run(resume=True)
+    for name in ("state", "best"):
+        if f"{tmp_path / name}" in str(refused.value.remedy).split(":")[0]:
+            shutil.rmtree(tmp_path / name)
+    trainer(tmp_path).run(resume=True)
+    assert state(tmp_path) == state(uninterrupted) and load_checkpoint(tmp_path / "best")
 
 
 def test_longer_budget_may_be_given_on_resume(tmp_path: Path) -> None:

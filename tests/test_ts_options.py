@@ -62,7 +62,7 @@ def test_when_the_time_is_up_what_was_found_is_the_result(tmp_path: Path) -> Non
     options = ["--max-calls", "3", "--time-budget", "0.001s", "--out", str(tmp_path / "out")]
     said = CliRunner().invoke(main.app, ["ts", *files, "-n", "5", *options])
     assert said.exit_code == 3 and "10 x time budget reached" in said.stdout
-    assert "10 guesses were left when the time was up, so try a longer --time-budget" in " ".join(said.stderr.split())
+    assert "the time was up with 10 guesses left, so try a longer --time-budget" in " ".join(said.stderr.split())
 
 
 def test_large_reactions_may_take_more_calls() -> None:

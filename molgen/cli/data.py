@@ -13,7 +13,7 @@ import typer
 from molgen.cli import common
 from molgen.errors import InputError
 from molgen.pool import cores
-from molgen.workflows.journal import counted
+from molgen.words import counted
 
 app = typer.Typer(help="Make data sets.", no_args_is_help=True)
 Weights = Annotated[str, typer.Option("--weights", help="TS-GEN: shipped weights or checkpoint folder.")]
@@ -312,7 +312,9 @@ def searches(
         common.print_json(summary)
         return
     done = max(summary["searches"], 1)
-    typer.echo(f"{summary['searches']} of {summary['asked']} searches, {summary['seconds_per_search']:.2f} s each")
+    typer.echo(
+        f"{summary['searches']} of {counted(summary['asked'], 'search')}, {summary['seconds_per_search']:.2f} s each"
+    )
     typer.echo(f"{summary['converged'] / done:6.1%}  converged")
     for reason, number in summary["rejections"].items():
         typer.echo(f"{number / done:6.1%}  {reason}")
@@ -346,9 +348,10 @@ def _relevel(plan: Any, settings: dict[str, Any], out: Path, *, seconds, workers
 def _verdicts(summary: dict[str, Any], out: Path) -> str:
     """A run of --relevel in words."""
     done = max(summary["reactions"], 1)
+    asked = counted(summary["asked"], "reaction")
     lines = [
-        f"{summary['reactions']} of {summary['asked']} reactions, {summary['seconds_per_reaction']:.2f} s each",
-        f"{summary['verified'] / done:6.1%}  verified: {summary['verified']} rows to train and to judge by",
+        f"{summary['reactions']} of {asked}, {summary['seconds_per_reaction']:.2f} s each",
+        f"{summary['verified'] / done:6.1%}  verified: {counted(summary['verified'], 'row')} to train and to judge by",
     ]
     for verdict, number in summary["verdicts"].items():
         lines.append(f"{number / done:6.1%}  {verdict}")

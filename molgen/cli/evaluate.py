@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from molgen.cli import common
+from molgen.errors import InputError
 from molgen.files import digest
+from molgen.words import counted
 
 app = typer.Typer(help="Measure a model against known answers.", no_args_is_help=True)
 _COLUMNS = (
@@ -65,12 +67,19 @@ def evaluate_ts(
     from molgen.tsgen.evaluate import evaluate
 
     reactions = load_npz(data, split, verified=True)
-    if single_product:
+    if single_product and reactions:
         reactions = [r for r in reactions if r.product_fragments.max() == 0]
+        if not reactions:
+            raise InputError(
+                "no reaction has a single product", where=str(data), expected="one at least",
+                remedy="leave out --single-product, or choose another --split",
+            )  # fmt: skip
     check_geometries(reactions, data, common.warn)
     generator = load_model(weights, common.resolve_device(device), common.resolve_dtype(dtype))
-    common.log(f"{len(reactions)} reactions, weights {generator.hash[:12]}")
-    figures = evaluate(generator.model, reactions, steps=steps or generator.steps, batch_size=batch_size, seed=seed)
+    common.log(f"{counted(len(reactions), 'reaction')}, weights {generator.hash[:12]}")
+    figures = evaluate(
+        generator.model, reactions, steps=steps or generator.steps, batch_size=batch_size, seed=seed, source=data
+    )
     if as_json:
         common.print_json({**figures, "checkpoint_hash": generator.hash})
         return
@@ -81,7 +90,8 @@ def evaluate_ts(
     for key, title in _COLUMNS:
         shown = [f"{row[key]:.2%}" if key.startswith("wrong") else f"{row[key]:.3f}" for row in rows.values()]
         typer.echo(f"{title:{width}}" + "".join(f"{value:>15}" for value in shown))
-    typer.echo(f"{figures['n']} reactions, {figures['seconds_per_guess'] * 1000:.0f} ms a guess (batch {batch_size})")
+    cost = f"{figures['seconds_per_guess'] * 1000:.0f} ms a guess (batch {batch_size})"
+    typer.echo(f"{counted(figures['n'], 'reaction')}, {cost}")
 
 
 @app.command("prose")
@@ -132,7 +142,7 @@ def evaluate_prose(
         "sequences": [case.name for case in cases], "samples": samples, "temperature": temperature,
         "weights": proposal.hash, "points": points, "dtype": dtype, METHOD: DRAWN,
     }  # fmt: skip
-    common.log(f"{len(cases)} sequences, weights {proposal.hash[:12]}")
+    common.log(f"{counted(len(cases), 'sequence')}, weights {proposal.hash[:12]}")
     with (
         Run(out, "evaluate prose", settings, seed=seed, overwrite=overwrite, resume=resume) as run,
         common.stages("sampling") as progress,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from molgen.cli import common
+from molgen.words import counted
 
 
 def report(summary: dict[str, Any], out: Path) -> str:
@@ -60,7 +61,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
         rows.append(("weight zero", f"{lost} of {weights['n']} samples"))
     rows += [("rejected", f"{count} x {reason}, of all energies") for reason, count in
              sorted(summary["rejections"].items())]  # fmt: skip
-    cost = f"{summary['energy_calls']} energies, {summary['wall_seconds']:.0f} s, {summary['rounds']} rounds"
+    cost = f"{summary['energy_calls']} energies, {summary['wall_seconds']:.0f} s, {counted(summary['rounds'], 'round')}"
     rows.append(("cost", cost))
     rows.append(("files", common.written(out)))
     return "\n".join(f"{name:<16} {text}" for name, text in rows)

@@ -11,6 +11,7 @@ import typer
 
 from molgen.cli import common
 from molgen.files import read_summary
+from molgen.words import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -111,7 +112,7 @@ def report(summary: dict[str, Any], out: Path) -> str:
         said = (
             f"ESS {row['ess']:.2%} raw, {row['ess_psis']:.2%} with smoothed weights, k-hat {common.number(row['khat'])}"
         )
-        rows.append((f"after {number} rounds", f"{said}{', kept' if row['kept'] else ''}"))
+        rows.append((f"after {counted(number, 'round')}", f"{said}{', kept' if row['kept'] else ''}"))
     for row in summary["results"]:
         said = doubt(row["khat"], row["reliable"], row.get("why", ""))
         value = f"{common.number(row['value'], 5)} +- {common.number(row['error'])} {row['unit']}".rstrip()

@@ -114,10 +114,7 @@ def train_ts(
 
     with Run(out, "train ts", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume) as run:
         summary = _carry_out(run, learn)
-    without_gain = summary["results"][0].get("without_gain")
-    if without_gain:
-        common.warn(f"the training does not help ({without_gain}): train longer, or on more reactions")
-    _report(summary, run, as_json, _rmsd, None if without_gain else "ts R.xyz P.xyz")
+    _report(summary, run, as_json, _rmsd, None if _without_gain(summary, "reactions") else "ts R.xyz P.xyz")
 
 
 @app.command("correction")
@@ -285,14 +282,15 @@ def train_prose(
         return run_training(
             model, train, found.val, run.directory, budget_seconds=budget, steps=steps, seed=seed,
             learning_rate=learning_rate, loss=loss, device=torch_device, resume=run.resumed, log=common.log,
-            known=() if begun is None else begun.config.get("forms", ()),
+            begun=None if begun is None else (str(init), begun.config),
         )  # fmt: skip
 
     with Run(
         out, "train prose", settings, seed=seed, device=str(torch_device), overwrite=overwrite, resume=resume
     ) as run:
         summary = _carry_out(run, learn)
-    _report(summary, run, as_json, lambda score: f"forward ESS {1 - score:.3f}", "peptide AAGY")
+    use = None if _without_gain(summary, "frames") else "peptide AAGY"
+    _report(summary, run, as_json, lambda score: f"forward ESS {1 - score:.3f}", use)
 
 
 def _carry_out(run: Run, learn: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
@@ -301,6 +299,14 @@ def _carry_out(run: Run, learn: Callable[[Run], dict[str, Any]]) -> dict[str, An
     for name in (STATE, BEST, "log.jsonl"):
         run.path(name)
     return run.finish("ok", results=[learn(run)])
+
+
+def _without_gain(summary: dict[str, Any], what: str) -> bool:
+    """Whether the best weights are no better than those the training began with, which is warned of."""
+    told = summary["results"][0].get("without_gain")
+    if told:
+        common.warn(f"the training does not help ({told}): train longer, or on more {what}")
+    return bool(told)
 
 
 def _rmsd(score: float) -> str:

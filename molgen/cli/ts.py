@@ -12,6 +12,7 @@ from molgen.cli import common
 from molgen.cli.ts_report import beside, more_effort, report, saddles_of
 from molgen.errors import InputError
 from molgen.files import read_summary
+from molgen.words import counted
 
 _CODES = {"ok": common.ExitCode.OK, "partial": common.ExitCode.PARTIAL, "gate_failed": common.ExitCode.GATE_FAILED}
 
@@ -173,7 +174,8 @@ def _many(
         common.print_json(summary)
         return status
     typer.echo(
-        f"{summary['proven']} of {summary['reactions']} reactions proven, {summary['energy_calls']} gradient calls"
+        f"{summary['proven']} of {counted(summary['reactions'], 'reaction')} proven, "
+        f"{summary['energy_calls']} gradient calls"
     )
     for outcome, count in sorted(summary["validity"].items()):
         typer.echo(f"{count:6}  {outcome.replace('_', ' ')}")

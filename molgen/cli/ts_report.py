@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from molgen.cli import common
 from molgen.files import SUMMARY
+from molgen.words import counted
 
 if TYPE_CHECKING:
     from molgen.saddle.thermochemistry import ReactionThermochemistry
@@ -56,11 +57,12 @@ def more_effort(result: TSResult, limit: int) -> str:
 
     left, short = (result.rejections.get(reason, 0) for reason in (OUT_OF_TIME, "refinement did not converge"))
     tries = len(result.candidates)
-    advice = f"; {left} guesses were left when the time was up, so try a longer --time-budget" if left else ""
+    advice = f"; the time was up with {counted(left, 'guess')} left, so try a longer --time-budget" if left else ""
     failed = [c for c in result.candidates if c.verdict == "failed"]
-    advice += f"; it failed on {len(failed)} of {tries} guesses ({failed[0].reason})" if failed else ""
+    advice += f"; it failed on {len(failed)} of {counted(tries, 'guess')} ({failed[0].reason})" if failed else ""
     if 2 * short > tries:
-        advice += f"; {short} of {tries} refinements ran out of {limit} gradient calls, so try --max-calls {3 * limit}"
+        of = counted(tries, "refinement")
+        advice += f"; {short} of {of} ran out of {limit} gradient calls, so try --max-calls {3 * limit}"
     return advice
 
 

@@ -6,7 +6,8 @@ for the exact density whatever the populations in the frames are; it repairs bas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -167,17 +168,19 @@ def train_prose(
     seed: int = 0,
     device: torch.device | str = "cpu",
     resume: bool = False,
-    known: Collection[str] = (),
+    begun: tuple[str, Mapping[str, Any]] | None = None,
     extra: dict[str, Any] | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train Prose; the best weights by validation go to `directory/best`, the figures of every step to `log.jsonl`.
 
     Args:
-        known: forms (of `Peptide`) that the flow was trained on before.
+        begun: name of the weights that `model` begins from, and their `Proposal.config`: what they were trained on
+            counts as known, and their validation is told before training.
 
     Returns:
-        the last validation figures, `best_score` and `best_step`, `step` and `elapsed` seconds.
+        the last validation figures, `best_score` and `best_step`, `step` and `elapsed` seconds; `without_gain`, None or
+        a text: the best is no better than the weights it began with.
     """
     torch.set_flush_denormal(True)
     loss = loss or ProseLoss()
@@ -194,9 +197,11 @@ def train_prose(
         seed=seed,
         weight_decay=1e-3,
     )
-    temperatures = [float(t) for item in train for t in item.temperatures()]
+    before = begun[1] if begun else {}
+    temperatures = [*before.get("temperatures", ()), *(float(t) for item in train for t in item.temperatures())]
     lengths = [len([r for r in item.layout.peptide.residue_names if r not in ("ACE", "NME")]) for item in train]
-    forms = sorted({*known, *(form for item in train for form in item.layout.peptide.forms)})
+    lengths += before.get("lengths", ())
+    forms = sorted({*before.get("forms", ()), *(form for item in train for form in item.layout.peptide.forms)})
     config = {
         "model": "prose",
         "config": model.describe(),
@@ -216,11 +221,19 @@ def train_prose(
         config,
         gradients=_captured(model, loss) if torch.device(device).type == "cuda" else None,
     )
-    line = (
-        "step {step}, {seconds:.0f} s: validation NLL {val_nll:.4f} a degree of freedom, "
-        "spread {val_spread:.2f} kT, forward ESS {val_forward:.3f}"
+    shown = (
+        "validation NLL {val_nll:.4f} a degree of freedom, spread {val_spread:.2f} kT, forward ESS {val_forward:.3f}"
     )
-    return trainer.run_logged(line, log, resume)
+    score = math.inf
+    if begun is not None:  # before a resumed run puts its own weights in
+        at_first = validation_figures(model.eval(), val)
+        score = at_first["score"]
+        if not resume:
+            log(f"{begun[0]}: {shown.format(**at_first)}")
+    figures = trainer.run_logged("step {step}, {seconds:.0f} s: " + shown, log, resume)
+    best = figures["best_score"]
+    told = f"forward ESS {1 - best:.4f}, {1 - score:.4f} by {begun[0] if begun else 'none'}, on the validation frames"
+    return {**figures, "without_gain": told if best >= score else None}
 
 
 def _captured(model: ProseFlow, settings: ProseLoss) -> Callable[[Sequence[Batch]], dict[str, Tensor]]:

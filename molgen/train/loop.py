@@ -21,8 +21,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from molgen.checkpoint import BEST, CONFIG_FILE, STATE, TENSORS_FILE, load_checkpoint, save_checkpoint
-from molgen.errors import InputError, MolgenError, TrainingError
+from molgen.checkpoint import (
+    BEST,
+    CONFIG_FILE,
+    STATE,
+    TENSORS_FILE,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from molgen.errors import CheckpointError, InputError, MolgenError, TrainingError
 from molgen.files import explained, json_text
 from molgen.rng import sample_seed, torch_generator
 
@@ -299,7 +307,7 @@ class Trainer:
         save_checkpoint(self.directory / STATE, tensors, config)
 
     def _restore(self) -> None:
-        checkpoint = load_checkpoint(self.directory / STATE)
+        checkpoint = self._own(STATE)
         saved = {**checkpoint.config.pop("settings"), **checkpoint.config}
         for key, value in json.loads(json_text({**asdict(self.settings), **self.config})).items():
             if key not in _MAY_CHANGE and key in saved and saved[key] != value:
@@ -331,8 +339,19 @@ class Trainer:
     def _recall_best(self) -> None:
         """`best` may be younger than the state: what a validation wrote before the run was killed is not to be lost."""
         if (self.directory / BEST / CONFIG_FILE).exists():
-            score = (load_checkpoint(self.directory / BEST).config.get("validation") or {}).get("score")
+            score = (self._own(BEST).config.get("validation") or {}).get("score")
             self.best = self.best if score is None else min(self.best, score)
+
+    def _own(self, name: str) -> Checkpoint:
+        """What this training saved as `name`; no copy of it can be had again."""
+        state, best = self.directory / STATE, self.directory / BEST
+        try:
+            return load_checkpoint(self.directory / name)
+        except CheckpointError as error:
+            remove = state if name == STATE else f"{best} and {state}"
+            kept = f"; {best} holds the best weights so far" if name == STATE and best.is_dir() else ""
+            remedy = f"remove {remove}: the training then starts from its beginning{kept}"
+            raise CheckpointError(error.what, where=error.where, expected=error.expected, remedy=remedy) from error
 
 
 @contextlib.contextmanager

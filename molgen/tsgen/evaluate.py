@@ -5,6 +5,7 @@ RMSD: proper rotation, atoms in the given order, 1/N, no clipping, one sample.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -83,8 +84,12 @@ def evaluate(
     steps: int = STEPS,
     batch_size: int = 32,
     seed: int = 0,
+    source: str | os.PathLike = "",
 ) -> dict[str, Any]:
     """One sample a reaction against its true transition state.
+
+    Args:
+        source: where the reactions come from, for messages.
 
     Returns:
         `n, rmsd_median, rmsd_mean, rmsd_reflect_median, dmae_mean, wrong_handedness, wrong_determined,
@@ -95,12 +100,16 @@ def evaluate(
         InputError: no reaction, one without a true transition state, or an element the model does not know.
     """
     if not reactions:
-        raise InputError("no reactions to evaluate on")
+        raise InputError("no reactions to evaluate on", where=f"{source}" or None, expected="one at least")
     for reaction in reactions:
+        where = f"{source}{source and ', '}reaction {reaction.name}"
         if reaction.ts is None:
-            raise InputError("no transition state to compare with", where=f"reaction {reaction.name}")
+            raise InputError(
+                "no transition state to compare with", where=where, expected="a known one in every reaction",
+                remedy="remove it, or choose a --split without it",
+            )  # fmt: skip
         refuse_unknown_elements(
-            reaction.numbers.tolist(), model.elements, where=f"reaction {reaction.name}", known_to="the weights",
+            reaction.numbers.tolist(), model.elements, where=where, known_to="the weights",
             remedy="train on data that has them",
         )  # fmt: skip
     begin = time.perf_counter()

@@ -27,6 +27,7 @@ from molgen.tsgen.generate import SIGMA, flow_samples
 from molgen.tsgen.losses import aligned_rmsd_loss, log_variance_loss, pair_distance_loss
 from molgen.tsgen.model import CONFIGS, TSModel
 from molgen.tsgen.weights import load_model
+from molgen.words import counted
 
 VAL_SHARE_OPTION = "--val-share 0.1 (a tenth of the training reactions, drawn at random)"  # what a message offers
 # a TSModel, or what stands in for it
@@ -196,7 +197,8 @@ def load_training_data(
         found = _training_reactions(extra, train_split, warn)
         new = [reaction for reaction, old in zip(found, among(found, train), strict=True) if not old]
         if len(new) < len(found):
-            warn(f"{len(found) - len(new)} training reactions of {extra} are in an earlier --data too and count once")
+            again = counted(len(found) - len(new), "training reaction")
+            warn(f"{again} of {extra} also in an earlier --data, counted once")
         train += new
     kept = [reaction for reaction, held_out in zip(train, among(train, val), strict=True) if not held_out]
     if not kept:
@@ -205,7 +207,7 @@ def load_training_data(
             remedy=f"give another --val-split, or {VAL_SHARE_OPTION} in place of it",
         )  # fmt: skip
     if len(kept) < len(train):
-        warn(f"{len(train) - len(kept)} training reactions are validation reactions too and are left out of training")
+        warn(f"{counted(len(train) - len(kept), 'training reaction')} left out, as validation has the same")
     return kept, val
 
 
@@ -233,8 +235,8 @@ def _drawn(path: Path, reactions: Sequence[Reaction], share: float, seed: int) -
     """Training reactions and a random `share`, one at least, to validate by."""
     if len(reactions) < 2:
         raise InputError(
-            f"{len(reactions)} reactions to learn from and to validate by", where=str(path), expected="2 at least",
-            remedy="make more reactions (molgen data reactions ... --resume)",
+            f"{counted(len(reactions), 'reaction')} to learn from and to validate by", where=str(path),
+            expected="2 at least", remedy="make more reactions (molgen data reactions ... --resume)",
         )  # fmt: skip
     order = generator(seed, len(reactions)).permutation(len(reactions))
     held = min(max(1, int(share * len(reactions) + 1e-9)), len(reactions) - 1)

@@ -34,6 +34,7 @@ from molgen.reweight.estimate import autocorrelation_time, weighted_mean
 from molgen.reweight.importance import diagnose, drop_top, forward_ess, kish, normalised, psis, verdict
 from molgen.run import Progress, Run
 from molgen.units import KB
+from molgen.words import counted
 from molgen.workflows.draws import Draws, Energies, Store, draw
 
 LEAST_FRAMES = 40  # of the reference: two parts of 20
@@ -348,8 +349,8 @@ def _notes(case: Case, proposal: Proposal, temperature: float, frames: Sequence[
     if frames and _too_few(frames):
         count = sum(len(energies) for _, energies in frames)
         notes.append(
-            f"{count} frames of the dynamics at {temperature:g} K are too few for distances and likelihood, which need "
-            f"{LEAST_FRAMES} (molgen data md --time)"
+            f"the dynamics have {counted(count, 'frame')} at {temperature:g} K, too few for distances and likelihood, "
+            f"which need {LEAST_FRAMES} (molgen data md --time)"
         )
     if case.sets and not frames:
         known = sorted({float(t) for md in case.sets for t in md.temperatures})

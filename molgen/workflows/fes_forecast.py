@@ -14,6 +14,7 @@ from molgen.errors import CalculatorError
 from molgen.rng import generator
 from molgen.threads import one_thread
 from molgen.units import shown
+from molgen.words import counted
 from molgen.workflows.fes_problem import Problem
 from molgen.workflows.fes_settings import FesSettings
 
@@ -45,7 +46,7 @@ def forecast(problem: Problem) -> str:
     return (
         f"{count} energies at {1000 * each:.1f} ms: {_duration(count * each)}; learning and drawing: "
         f"{_duration(learning)}; {_duration(count * each + learning)} in all{more}\n"
-        f"grid: {axes}; {len(problem.walls)} walls; {len(system.starts)} starting structures"
+        f"grid: {axes}; {counted(len(problem.walls), 'wall')}; {counted(len(system.starts), 'starting structure')}"
     )
 
 

@@ -16,11 +16,6 @@ JOURNAL = "attempts.jsonl"  # its name in the folder of a run
 PUBLISH_EVERY = 600.0  # seconds between two writings of the results
 
 
-def counted(number: int, what: str) -> str:
-    """ "1 attempt", "2 attempts"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 class Journal:
     """The records of finished jobs, a JSON object a line, in the order of finishing.
 

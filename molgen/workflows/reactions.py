@@ -18,7 +18,8 @@ from molgen.pool import WorkerPool
 from molgen.potentials.ase import level_name
 from molgen.run import Run
 from molgen.tsgen import load_model
-from molgen.workflows.journal import JOURNAL, Journal, carry_out, counted
+from molgen.words import counted
+from molgen.workflows.journal import JOURNAL, Journal, carry_out
 from molgen.workflows.reaction_attempt import VERIFIED, Attempts, GuessKind, Plan
 from molgen.workflows.reaction_set import ReactionSet
 from molgen.workflows.reaction_tools import (

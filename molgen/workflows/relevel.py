@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from molgen.data.reactions import Reaction, load_npz, read_column, refuse_published, save_npz
+from molgen.data.reactions import EMPTY, Reaction, load_npz, read_column, refuse_published, save_npz
 from molgen.errors import InputError
 from molgen.files import sha256
 from molgen.geometry.bonds import bond_graph, bonding_differences, fragments
@@ -37,6 +37,7 @@ from molgen.pool import WorkerPool
 from molgen.potentials.ase import calculator_from_spec, level_name
 from molgen.run import Run
 from molgen.units import KCAL_MOL
+from molgen.words import counted
 from molgen.workflows.journal import JOURNAL, Journal, carry_out
 from molgen.workflows.reaction_tools import BROKEN, NO_ANSWER, WORKER_DIED, refuse_all_failed
 from molgen.workflows.reactions import REACTIONS
@@ -113,6 +114,8 @@ def rows_of(path: Path, splits: Sequence[str], split: str | None) -> list[int]:
     Raises:
         InputError: no such split in `path`.
     """
+    if not len(splits):
+        raise InputError("holds no reactions", where=str(path), expected="one at least", remedy=EMPTY)
     there = sorted(set(splits))
     if split == "all":
         wanted = there
@@ -230,7 +233,7 @@ class Twin:
         shares = ", ".join(f"{number / done:.0%} {name}" for name, number in verdicts.items())
         rate = 3600 * self.journal.fresh / max(time.monotonic() - self._begin, 1e-6)
         verified = sum(record["verified"] for record in self.journal.finished.values())
-        return f"{done} of {self.asked} reactions, {verified} verified ({shares}); {rate:.0f} an hour"
+        return f"{done} of {counted(self.asked, 'reaction')}, {verified} verified ({shares}); {rate:.0f} an hour"
 
     def _verdicts(self) -> dict[str, int]:
         found = Counter(record["outcome"] for record in self.journal.finished.values())

@@ -32,6 +32,7 @@ from molgen.potentials.ase import level_name
 from molgen.rng import generator
 from molgen.run import Run
 from molgen.tsgen import load_model
+from molgen.words import counted
 from molgen.workflows.journal import JOURNAL, Journal, carry_out
 from molgen.workflows.reaction_tools import BROKEN, WORKER_DIED, refuse_all_failed
 from molgen.workflows.relevel import require_transition_states, rows_of
@@ -122,7 +123,7 @@ def search_all(
     def say() -> None:
         done, rate = len(journal.finished), 3600 * journal.fresh / max(time.monotonic() - begin, 1e-6)
         refuse_broken(least=min(BROKEN, asked))
-        progress(f"{done} of {asked} searches; {rate:.0f} an hour")
+        progress(f"{done} of {counted(asked, 'search')}; {rate:.0f} an hour")
 
     def publish() -> None:
         save_points(run.path(SEARCHES), records(), level_name(plan.calculator, plan.calculator_kwargs), digest)

@@ -23,6 +23,7 @@ from molgen.prose.model import ProseFlow
 from molgen.reweight.importance import normalised, truncate
 from molgen.rng import generator, sample_seed
 from molgen.units import KB
+from molgen.words import counted
 from molgen.workflows.finetune import FinetuneSettings
 
 JOBS_A_PROCESS = 20  # below, starting the process takes longer than its work
@@ -70,7 +71,7 @@ def load_training_data(
     excluded = sorted({item.sequence for item in items if is_held_out(item.sequence, held)})
     items = [item for item in items if item.sequence not in excluded]
     if excluded:
-        log(f"{len(excluded)} sequences are excluded: {', '.join(excluded)}")
+        log(f"{counted(len(excluded), 'sequence')} excluded: {', '.join(excluded)}")
     train, chosen = _split(items, val, val_share, seed, excluded)
     parts: list[list[Frames]] = [[], []]
     unusable = []
@@ -123,7 +124,7 @@ def load_own_data(
     sequences = read_sequences(path)
     chosen = [sequence for sequence in sequences if not is_held_out(sequence, held)]
     if len(chosen) < len(sequences):
-        log(f"{len(sequences) - len(chosen)} of {len(sequences)} sequences of {path} are excluded")
+        log(f"{len(sequences) - len(chosen)} of {counted(len(sequences), 'sequence')} of {path} excluded")
     peptides = [build_peptide(sequence) for sequence in chosen]
     make = partial(own_frames, flow, n=samples, temperature=temperature, seed=seed)
     drawn = _made(make, peptides, peptides, progress)
@@ -132,7 +133,7 @@ def load_own_data(
         raise InputError(
             "no sequence to learn from by energies", where=str(path), expected="sequences that are not excluded"
         )
-    log(f"{sum(map(len, found))} samples of {len(found)} sequences")
+    log(f"{counted(sum(map(len, found)), 'sample')} of {counted(len(found), 'sequence')}")
     return found
 
 

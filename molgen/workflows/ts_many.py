@@ -20,7 +20,8 @@ from molgen.errors import CalculatorError, InputError, MolgenError
 from molgen.files import sha256
 from molgen.pool import WorkerPool
 from molgen.run import Run
-from molgen.workflows.journal import JOURNAL, Journal, carry_out, counted, read_journal
+from molgen.words import counted
+from molgen.workflows.journal import JOURNAL, Journal, carry_out, read_journal
 from molgen.workflows.reaction_tools import WORKER_DIED
 from molgen.workflows.ts import find_ts
 from molgen.workflows.ts_result import TSResult
