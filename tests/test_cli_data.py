@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from molgen.cli import main
-from molgen.cli.data import picoseconds_of, temperatures_of
+from molgen.cli.data_md import picoseconds_of, temperatures_of
 from molgen.data.md import load_md
 from molgen.data.stereochemistry import cis_bonds
 from molgen.errors import InputError
