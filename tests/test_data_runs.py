@@ -93,7 +93,7 @@ def test_a_twin_tells_how_many_rows_can_be_used(source, tmp_path):
     out = tmp_path / "twin"
     result = invoke("data", "reactions", tmp_path / "set.npz", "--relevel", "--workers", 1, "--out", out)
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    assert "50.0% verified: 1 rows to train and to judge by" in lines and "100.0% intended" in lines
+    assert "50.0% verified: 1 row to train and to judge by" in lines and "100.0% intended" in lines
     assert "of these 1 not verified: the product is another molecule than in the source" in lines
     refused = invoke("train", "ts", "--data", out / "reactions.npz", "--train-split", "val", "--out", tmp_path / "t")
     assert "none of 1 reaction of split 'val' is verified" in refused.stderr
