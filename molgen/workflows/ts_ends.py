@@ -57,11 +57,11 @@ def relax_ends(search: TSSearch, candidate: Candidate) -> None:
 
 
 def _is_other(reaction: Reaction, before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether an end (N, 3) has other bonds than before, or has become a side or ceased to be one: a bond may pass the
-    length up to which it counts by too little to have changed by itself."""
+    """Whether an end (N, 3) has other bonds than before, or has become a side: for that a bond may pass the length up
+    to which it counts by too little to have changed by itself. What was a side remains one then."""
     numbers, sides = reaction.numbers, (reaction.reactant, reaction.product)
-    fits = [[not bonding_differences(numbers, side, x) for side in sides] for x in (before, after)]
-    return fits[0] != fits[1] or bonding_differences(numbers, before, after) > 0
+    was, now = ([not bonding_differences(numbers, side, x) for side in sides] for x in (before, after))
+    return any(b and not a for a, b in zip(was, now, strict=True)) or bonding_differences(numbers, before, after) > 0
 
 
 def _downhill(search: TSSearch, candidate: Candidate, x: np.ndarray, energy: float) -> Path:
