@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import hashlib
 import json
 import math
@@ -18,6 +17,7 @@ from typing import Any
 from molgen.errors import InputError
 
 MANIFEST, SUMMARY = "manifest.json", "summary.json"  # of a run directory: what was asked, what was found
+_UNFINISHED = re.compile(r"\.(.+)\.\w{8}\.tmp")  # what `write_atomic` writes to before it renames
 _REMEDIES = {
     errno.ENOSPC: ("no space left on the device", "free some space, or write to another disk with --out"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, or write to another disk with --out"),
@@ -65,17 +65,25 @@ def write_atomic(path: str | Path, data: str | bytes) -> Path:
     return path
 
 
-def remove_unfinished(path: Path) -> None:
-    """Remove what writers of `path` (`write_atomic`) left beside it when they were killed; of a folder, those of all
+def remove_unfinished(paths: Iterable[Path]) -> None:
+    """Remove what writers of `paths` (`write_atomic`) left beside them when they were killed; of a folder, those of all
     files in it. Only for who knows that nobody is writing there.
 
     Raises:
         InputError: one cannot be removed.
     """
-    folder = path.is_dir() and not path.is_symlink()
-    found = path.rglob(".*.tmp") if folder else path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
-    with explained(path):
-        for file in [file for file in found if re.fullmatch(r"\..+\.\w{8}\.tmp", file.name)]:
+    beside: dict[Path, set[str]] = {}
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            found += [file for file in path.rglob(".*.tmp") if _UNFINISHED.fullmatch(file.name)]
+        else:
+            beside.setdefault(path.parent, set()).add(path.name)
+    for folder, names in beside.items():
+        tries = ((file, _UNFINISHED.fullmatch(file.name)) for file in folder.glob(".*.tmp"))
+        found += [file for file, match in tries if match and match[1] in names]
+    for file in found:
+        with explained(file):
             file.unlink(missing_ok=True)
 
 

@@ -226,14 +226,14 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
             if not within and (handle := lock_folder(self.directory)) is not None:
                 self._unlock = weakref.finalize(self, os.close, handle)
-                for path in [*_own(self.directory), *(self.directory / name for name in (MANIFEST, SUMMARY))]:
-                    remove_unfinished(path)
+                remove_unfinished(self.directory / name for name in (MANIFEST, SUMMARY))
             self._fresh = not any(self.directory.iterdir())
         if self._fresh or within:
             return
         self._untouched = True
         if resume:
             self._continue()
+            self._tidy()
             return
         held = (read_manifest(self.directory) or {}).get("command")
         if not overwrite:
@@ -252,7 +252,13 @@ class Run:
                 remedy="choose another --out, or remove the folder yourself",
             )  # fmt: skip
         self._keep_what_is_read()
+        self._tidy()
         self._replaces = True
+
+    def _tidy(self) -> None:
+        """Remove what writers of this run left when they were killed; runs within it do that when they go on."""
+        if self._unlock is not None:
+            remove_unfinished(path for path in _listed(self.directory) if not _is_run(path))
 
     def _continue(self) -> None:
         manifest = read_manifest(self.directory)
@@ -345,13 +351,18 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts(part)
 
 
+def _listed(folder: Path) -> Iterator[Path]:
+    """What the run in `folder` listed as its own."""
+    root = folder.resolve()
+    for name in (read_manifest(folder) or {}).get("files") or []:
+        path = folder / str(name)
+        if root in path.resolve().parents:  # a manifest edited by hand must not reach outside
+            yield path
+
+
 def _own(folder: Path) -> Iterator[Path]:
     """What the run in `folder` listed as its own; of a run within it, what that listed, and its manifest."""
-    root = folder.resolve()
-    for name in (read_manifest(folder) or {}).get("files", []):
-        path = folder / str(name)
-        if root not in path.resolve().parents:  # a manifest edited by hand must not reach outside
-            continue
+    for path in _listed(folder):
         if _is_run(path):
             yield from (*_own(path), path / MANIFEST)
         else:

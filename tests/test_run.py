@@ -167,8 +167,24 @@ def test_what_a_killed_run_left_half_written_goes(tmp_path, way):
     kept = [".notes.abcdefgh.tmp", ".log1.csv.abcdefgh.tmp", ".log[1].csv.tmp"]
     for name in [*kept, ".log[1].csv.abcdefg_.tmp", ".manifest.json.abcdefgh.tmp", "best/.model.12345678.tmp"]:
         (tmp_path / name).write_text("half")
+    before = listing(tmp_path)
+    with pytest.raises(InputError):
+        Run(tmp_path, "ts", SETTINGS, **{way: True})
+    assert listing(tmp_path) == [name for name in before if name != ".manifest.json.abcdefgh.tmp"]  # another's run
     Run(tmp_path, "train", SETTINGS, **{way: True}).path("new.csv")
     assert {path.name for path in tmp_path.rglob("*.tmp")} == set(kept)
+
+
+def test_what_a_run_within_has_half_written_is_left_to_it(tmp_path):
+    """It may be another process that writes there."""
+    Run(tmp_path, "ts", {}).path("0001")
+    Run(tmp_path / "0001", "ts", {}).path("ts.xyz")
+    half = tmp_path / "0001" / ".ts.xyz.abcdefgh.tmp"
+    half.write_text("half")
+    Run(tmp_path, "ts", {}, resume=True)
+    assert half.exists()
+    Run(tmp_path / "0001", "ts", {}, resume=True)
+    assert not half.exists()
 
 
 def test_resume_continues_and_adds_up(tmp_path):

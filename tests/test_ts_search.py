@@ -18,13 +18,14 @@ from ts_cases import NoSaddle, hcn_search, noise_weights, sides
 from typer.testing import CliRunner
 
 from molgen.cli.main import app
+from molgen.data.reactions import Reaction
 from molgen.errors import CalculatorError, InputError
 from molgen.geometry.align import rmsd_of
 from molgen.io import load_reaction
 from molgen.potentials.xtb import XtbPotential
 from molgen.saddle import refine
 from molgen.saddle.restrain import falls
-from molgen.workflows import ts_guesses, ts_search
+from molgen.workflows import ts_ends, ts_guesses, ts_search
 from molgen.workflows.ts import TSResult, find_ts
 from molgen.workflows.ts_result import Candidate, ranked
 from molgen.workflows.ts_search import TSSearch
@@ -214,6 +215,25 @@ def test_an_end_that_relaxes_to_a_side_is_it() -> None:
     """SO3 and water on GFN2-xTB: their complex counts as bonded at 1.96, and no longer at 2.10 Angstrom."""
     result = find_ts(smiles="O=S(=O)=O.O>>OS(=O)(=O)O", samples=1, correction="none", lower=False)
     assert result.verified and result.best.barrier_forward_kcal == pytest.approx(4.6, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "other"),
+    [
+        ((1.20, -3.0), (1.35, -3.0), False),  # was the product; its O-H passes the length of a bond by little
+        ((1.35, -3.0), (1.20, -3.0), True),  # becomes it
+        ((1.35, -3.0), (1.40, -3.0), False),
+        ((1.20, -3.0), (2.00, -3.0), True),  # breaks
+    ],
+)
+def test_an_end_is_judged_anew_where_it_became_a_side_or_another_molecule(before, after, other) -> None:
+    """OH and H on a line: of the product the first hydrogen is bonded, of the reactant the second."""
+
+    def line(*at: float) -> np.ndarray:
+        return np.array([[0.0, 0, 0], *([x, 0, 0] for x in at)])
+
+    given = Reaction(np.array([8, 1, 1]), line(3.0, -0.97), line(0.97, -3.0), *2 * [np.array([0, 0, 1])])
+    assert ts_ends._is_other(given, line(*before), line(*after)) is other
 
 
 def test_pieces_that_fall_together_are_said_to(tmp_path: Path) -> None:

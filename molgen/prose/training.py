@@ -232,8 +232,10 @@ def train_prose(
             log(f"{begun[0]}: {shown.format(**at_first)}")
     figures = trainer.run_logged("step {step}, {seconds:.0f} s: " + shown, log, resume)
     best = figures["best_score"]
-    told = f"forward ESS {1 - best:.4f}, {1 - score:.4f} by {begun[0] if begun else 'none'}, on the validation frames"
-    return {**figures, "without_gain": told if best >= score else None}
+    if begun is None or best < score:
+        return {**figures, "without_gain": None}
+    told = f"forward ESS {1 - best:.4f}, {1 - score:.4f} by {begun[0]}, on the validation frames"
+    return {**figures, "without_gain": told}
 
 
 def _captured(model: ProseFlow, settings: ProseLoss) -> Callable[[Sequence[Batch]], dict[str, Tensor]]:

@@ -116,7 +116,9 @@ def tell(
 ) -> None:
     """Log what the summary of a run without a folder would say that the ensemble does not; see `write_results`."""
     found = outcome.surfaces
-    apart = "" if found.agree else f", the histogram {found.disagreement['histogram']:.2f} kT off"
+    off = found.disagreement["histogram"]
+    apart = f"{off:.2f} kT off" if np.isfinite(off) else "not comparable"
+    apart = "" if found.agree else f", the histogram {apart}"
     log(f"the surface is {found.verdict}: k-hat {found.biased.khat:.2f} under the bias{apart}")
     for text in _missing(found, more, [*unknown, *_few(found)]):
         log(f"missing? {text}")

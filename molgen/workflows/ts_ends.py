@@ -33,22 +33,24 @@ def relax_ends(search: TSSearch, candidate: Candidate) -> None:
     """
     if candidate.path_positions is None or candidate.path_energies is None or candidate.ts_index is None:
         return
-    before, changed = search.potential.calls, not search.reaction.bonds_change  # conformers may become others
+    before, conformers = search.potential.calls, not search.reaction.bonds_change  # these may become others
+    changed = conformers
     x, energy = list(candidate.path_positions), list(candidate.path_energies)
-    top = energy[candidate.ts_index]
+    top, wells = energy[candidate.ts_index], [x[0], x[-1]]  # as they were judged
     for end in (0, -1):
         search.progress("relaxing the ends", -end, 2)
         downhill = _downhill(search, candidate, x[end], energy[end])
         if not downhill:
             continue
-        changed |= _is_other(search.reaction, x[end], downhill[-1][1])
+        if conformers or _is_other(search.reaction, x[end], downhill[-1][1]):
+            changed, wells[end] = True, downhill[-1][1]
         if end == 0:
             x, energy = [p for _, p in downhill[::-1]] + x, [e for e, _ in downhill[::-1]] + energy
             candidate.ts_index += len(downhill)
         else:
             x, energy = x + [p for _, p in downhill], energy + [e for e, _ in downhill]
     if changed:
-        x, energy = _judge_again(search, candidate, x, energy)
+        x, energy = _judge_again(search, candidate, x, energy, wells)
     candidate.barrier_forward_kcal, candidate.barrier_reverse_kcal = (kcal(top - energy[end]) for end in (0, -1))
     candidate.path_positions, candidate.path_energies = np.array(x), np.array(energy)
     if top - max(energy[0], energy[-1]) < LEAST_BARRIER:
@@ -108,15 +110,16 @@ def minimum(potential: Potential, x: np.ndarray) -> tuple[np.ndarray, Modes]:
 
 
 def _judge_again(
-    search: TSSearch, candidate: Candidate, x: list[np.ndarray], energy: list[float]
+    search: TSSearch, candidate: Candidate, x: list[np.ndarray], energy: list[float], wells: list[np.ndarray]
 ) -> tuple[list[np.ndarray], list[float]]:
-    """The path, from reactant to product, of a candidate whose ends have become other molecules on relaxing."""
+    """The path, from reactant to product, of a candidate of which one of the `wells` at its ends has become another
+    molecule on relaxing."""
     assert candidate.ts_index is not None
     drops = [energy[candidate.ts_index] - energy[end] for end in (0, -1)]
     failed = candidate.reason.partition("; relaxing an end failed")
     reaction = search.reaction
     judged = judge_wells(
-        search.potential, [x[0], x[-1]], drops, reaction.reactant, reaction.product, open_stereo=reaction.open_stereo
+        search.potential, wells, drops, reaction.reactant, reaction.product, open_stereo=reaction.open_stereo
     )
     candidate.verdict, candidate.stereo, candidate.known = judged.verdict, judged.stereo, judged.known
     candidate.unstable = dict(judged.unstable)
