@@ -56,7 +56,8 @@ def test_validation_reactions_do_not_leak_by_their_fragments(reactions: list[Rea
     save_npz(path, [*others, elsewhere, apart], ["train"] * (len(others) + 1) + ["val"])
     said: list[str] = []
     train, val = load_training_data(path, warn=said.append)
-    assert len(train) == len(others) and len(val) == 1 and "1 training reaction left out, as validation has the same" in said[0]
+    assert len(train) == len(others) and len(val) == 1
+    assert "1 training reaction left out, as validation has the same" in said[0]
 
 
 def test_a_run_does_not_remove_what_it_reads(tmp_path: Path) -> None:
